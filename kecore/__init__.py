@@ -1,0 +1,100 @@
+"""kecore edits facts inside large language models without retraining.
+
+    >>> from kecore import Editor, EditRequest                                  # doctest: +SKIP
+    >>> editor = Editor.from_pretrained("demo")                                 # doctest: +SKIP
+    >>> editor.edit(EditRequest("{} is the capital of", "Paris", "Italy"))      # doctest: +SKIP
+
+Importing this package imports neither transformers nor any method; each name below loads when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from kecore._version import __version__
+
+if TYPE_CHECKING:
+    from kecore.config import MethodConfig
+    from kecore.corpus import Corpus
+    from kecore.edit import Edit, LowRank, WeightEdit, attached, load_edit, merge
+    from kecore.editor import Editor
+    from kecore.errors import KecoreError, KecoreWarning
+    from kecore.evaluate import Protocol, evaluate, load_records
+    from kecore.method import METHOD_API, EditMethod, MethodContext
+    from kecore.model_view import ModelView
+    from kecore.models import load_model, save_model
+    from kecore.statistics import KeyStatistics
+    from kecore.text import Encoder
+    from kecore.types import Capabilities, EditRecord, EditRequest, Probe
+
+_HOME = {
+    "METHOD_API": "kecore.method",
+    "Capabilities": "kecore.types",
+    "Corpus": "kecore.corpus",
+    "Edit": "kecore.edit",
+    "EditMethod": "kecore.method",
+    "EditRecord": "kecore.types",
+    "EditRequest": "kecore.types",
+    "Editor": "kecore.editor",
+    "Encoder": "kecore.text",
+    "KecoreError": "kecore.errors",
+    "KecoreWarning": "kecore.errors",
+    "KeyStatistics": "kecore.statistics",
+    "LowRank": "kecore.edit",
+    "MethodConfig": "kecore.config",
+    "MethodContext": "kecore.method",
+    "ModelView": "kecore.model_view",
+    "Probe": "kecore.types",
+    "Protocol": "kecore.evaluate",
+    "WeightEdit": "kecore.edit",
+    "attached": "kecore.edit",
+    "evaluate": "kecore.evaluate",
+    "load_edit": "kecore.edit",
+    "load_model": "kecore.models",
+    "load_records": "kecore.evaluate",
+    "merge": "kecore.edit",
+    "save_model": "kecore.models",
+}
+
+__all__ = [
+    "METHOD_API",
+    "Capabilities",
+    "Corpus",
+    "Edit",
+    "EditMethod",
+    "EditRecord",
+    "EditRequest",
+    "Editor",
+    "Encoder",
+    "KecoreError",
+    "KecoreWarning",
+    "KeyStatistics",
+    "LowRank",
+    "MethodConfig",
+    "MethodContext",
+    "ModelView",
+    "Probe",
+    "Protocol",
+    "WeightEdit",
+    "__version__",
+    "attached",
+    "evaluate",
+    "load_edit",
+    "load_model",
+    "load_records",
+    "merge",
+    "save_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'kecore' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,76 @@
+"""Configuration of a method: a frozen pydantic model that knows its bounds and travels with the edit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kecore.errors import ConfigError
+
+__all__ = ["MethodConfig"]
+
+C = TypeVar("C", bound="MethodConfig")
+
+
+class MethodConfig(BaseModel):
+    """Base of every method's ``Config``: frozen, unknown keys refused, each field described and bounded.
+
+    ``version`` counts incompatible changes of the fields; a subclass that raises it overrides
+    :meth:`upgrade`, so that old edits keep loading.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    version: ClassVar[int] = 1
+
+    @classmethod
+    def make(cls: type[C], values: Mapping[str, Any]) -> C:
+        """Validate ``values``.
+
+        Raises:
+            ConfigError: names each bad key, what was expected and what came.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            lines: list[str] = []
+            for item in error.errors():
+                key = ".".join(str(part) for part in item["loc"]) or "(config)"
+                if item["type"] == "extra_forbidden":
+                    lines.append(f"unknown key '{key}'; known: {', '.join(sorted(cls.model_fields))}")
+                else:
+                    lines.append(f"'{key}': {item['msg']}, got {item['input']!r}")
+            raise ConfigError(f"bad configuration for {cls.__qualname__}: " + "; ".join(lines)) from None
+
+    @classmethod
+    def presets(cls) -> Mapping[str, Mapping[str, Any]]:
+        """Published set-ups by name, as values of fields; none unless a method brings some."""
+        return {}
+
+    @classmethod
+    def preset(cls, name: str) -> Mapping[str, Any]:
+        """The values of one preset.
+
+        Raises:
+            ConfigError: there is no such preset; names those there are.
+        """
+        known = cls.presets()
+        if name not in known:
+            raise ConfigError(f"unknown preset '{name}'; known: {', '.join(sorted(known)) or 'none'}")
+        return known[name]
+
+    @classmethod
+    def upgrade(cls, values: dict[str, Any], version: int) -> dict[str, Any]:
+        """Turn the fields of an older ``version`` into today's; the default knows no older version."""
+        if version != cls.version:
+            raise ConfigError(
+                f"{cls.__qualname__} is at version {cls.version} and cannot read version {version}; "
+                "install the kecore release that wrote the edit"
+            )
+        return values
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,35 @@
+"""Small data that ships with kecore, for demonstrations, tests and statistics without a download.
+
+``README.md`` beside this file names sources and licences.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from kecore.errors import DataFormatError
+
+__all__ = ["path"]
+
+_NAMES = ("counterfact_sample.jsonl", "wikipedia_sample.jsonl.gz")
+
+
+def path(name: str) -> Path:
+    """Where a bundled file lies.
+
+    Args:
+        name: ``counterfact_sample.jsonl`` (60 records) or ``wikipedia_sample.jsonl.gz`` (articles as
+            ``{"title", "text"}``).
+
+    Raises:
+        DataFormatError: no such file is bundled.
+
+    Examples:
+        >>> path("counterfact_sample.jsonl").name
+        'counterfact_sample.jsonl'
+    """
+    if name not in _NAMES:
+        raise DataFormatError(f"no bundled data set is called '{name}'; there are: {', '.join(_NAMES)}")
+    # kecore is always installed unpacked (it carries compiled code), so the resource is a plain file.
+    return Path(str(files(__name__) / name))

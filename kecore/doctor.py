@@ -1,0 +1,177 @@
+"""What this installation can do, as data: versions, devices, methods, cache, demo model, native ops.
+
+Nothing here raises for a broken part: finding those is what the report is for.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import tempfile
+import warnings
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from kecore import models, registry
+from kecore._version import __version__
+from kecore.errors import KecoreWarning
+
+__all__ = ["Backend", "Cache", "Device", "Report", "report"]
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """An accelerator that torch sees.
+
+    Args:
+        name: as the driver calls it.
+        memory: bytes in all.
+        capability: compute capability, such as ``"9.0"``.
+    """
+
+    name: str
+    memory: int
+    capability: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """The cache directory.
+
+    Args:
+        path: where it is, or will be.
+        writable: files can be made there.
+        free: bytes free on its disk.
+    """
+
+    path: str
+    writable: bool
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What runs one native operation, and why.
+
+    Args:
+        op: the operation.
+        backend: ``aot``, ``jit``, ``torch`` and so on, in the words of :mod:`kecore.ops`.
+        reason: why this one.
+    """
+
+    op: str
+    backend: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The state of an installation.
+
+    Args:
+        kecore: version of kecore.
+        python: version of Python.
+        platform: operating system and processor.
+        packages: version of each dependency by name; None where it is not installed.
+        cuda_build: CUDA version that torch was built for; None for a build without CUDA.
+        devices: accelerators that torch can use.
+        threads: threads that torch computes with on the CPU.
+        methods: every offered method, usable or not.
+        cache: the cache directory.
+        demo: path of the demo model's file; None where its wheel is not installed.
+        backends: what runs each native operation.
+        problems: what is wrong, and what to do about it; empty where all is well.
+    """
+
+    kecore: str
+    python: str
+    platform: str
+    packages: dict[str, str | None]
+    cuda_build: str | None
+    devices: tuple[Device, ...]
+    threads: int
+    methods: tuple[registry.MethodInfo, ...]
+    cache: Cache
+    demo: str | None
+    backends: tuple[Backend, ...]
+    problems: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {**asdict(self), "methods": [method.to_json() for method in self.methods]}
+
+
+PACKAGES = ("torch", "transformers", "numpy", "safetensors", "pydantic", "gguf", "accelerate", "ninja")
+"""Dependencies whose version matters when something goes wrong, optional ones included."""
+
+
+def report() -> Report:
+    """Look at this installation; imports every method, and builds native code where that is due."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", KecoreWarning)  # what they say stands in the report
+        methods = tuple(registry.default().describe())
+    cache = _cache()
+    demo = models.demo_file()
+    backends, backend_problem = _backends()
+    problems = [method.error for method in methods if method.error]
+    if not methods:
+        problems.append("no editing methods are installed; install kecore with pip, so that they register")
+    if not cache.writable:
+        problems.append(f"the cache {cache.path} cannot be written; set KECORE_CACHE to a directory that can")
+    if demo is None:
+        problems.append(models.DEMO_MISSING)
+    if backend_problem:
+        problems.append(backend_problem)
+    return Report(
+        kecore=__version__,
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.release()} {platform.machine()}",
+        packages={name: _version(name) for name in PACKAGES},
+        cuda_build=torch.version.cuda,
+        devices=_devices(),
+        threads=torch.get_num_threads(),
+        methods=methods,
+        cache=cache,
+        demo=str(demo) if demo else None,
+        backends=backends,
+        problems=tuple(problems),
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _devices() -> tuple[Device, ...]:
+    if not torch.cuda.is_available():
+        return ()
+    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return tuple(Device(d.name, d.total_memory, f"{d.major}.{d.minor}") for d in found)
+
+
+def _cache() -> Cache:
+    path = models.cache_dir()
+    # The cache is made at first use; until then its nearest existing parent decides.
+    parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            writable = True
+    except OSError:
+        writable = False
+    return Cache(str(path), writable, shutil.disk_usage(parent).free)
+
+
+def _backends() -> tuple[tuple[Backend, ...], str]:
+    """The native operations, and what went wrong in asking for them."""
+    from kecore import ops
+
+    try:
+        return tuple(Backend(*row) for row in ops.backend_report()), ""
+    except Exception as error:  # noqa: BLE001 - a report on broken compilers must survive them
+        return (), f"the native operations cannot be inspected: {type(error).__name__}: {error}"

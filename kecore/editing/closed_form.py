@@ -1,0 +1,171 @@
+"""The engine of locate-then-edit: six stages, of which a method chooses or replaces some.
+
+========== ============================================================ ==========================
+stage      question                                                     where
+========== ============================================================ ==========================
+key        what does the projection read for this subject?              :mod:`kecore.editing.keys`
+target     what should it write?                                        :mod:`kecore.editing.values`
+spread     which share of the residual does each layer take?            :class:`ClosedForm` ``spread``
+preserve   which update writes it and keeps everything else?            :class:`ClosedForm` ``solve``
+post       is the update changed before it is used?                     :class:`ClosedForm` ``post``
+accumulate what must the next edit know?                                ``context.state``
+========== ============================================================ ==========================
+
+ROME, MEMIT, EMMET and AlphaEdit are each a configuration and a choice of these.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kecore.edit import LowRank, WeightEdit, updated
+from kecore.editing import contexts as contexts_module
+from kecore.editing import values as values_module
+from kecore.editing.keys import KeyPass
+from kecore.editing.locate import group_by_subject
+from kecore.errors import KecoreWarning
+from kecore.method import MethodContext
+from kecore.model_view import ModelView
+from kecore.ops import Solution
+from kecore.types import EditRequest, check_conflicts, unique
+
+__all__ = ["ClosedForm", "Solve", "evenly"]
+
+Solve = Callable[[int, Tensor, Tensor], Solution]
+"""``solve(layer, keys [d_in, u], residuals [d_out, u])`` to the update of that layer."""
+
+
+def evenly(residual: Tensor, remaining: int) -> Tensor:
+    """MEMIT's spread (arXiv 2210.07229, eq. 20): an equal share for each layer still to come."""
+    return residual / remaining
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedForm:
+    """A choice of stages.
+
+    Args:
+        layers: edited layers, ascending; values are optimised for the last.
+        contexts: number of sampled context prefixes.
+        context_tokens: length of each.
+        values: numbers of the target stage.
+        solve: the preservation stage.
+        spread: residual ``[u, d_model]`` and number of layers still to come, to this layer's share.
+        post: changes an update before it is used.
+        merge_subjects: requests about one subject share key and value.
+    """
+
+    layers: tuple[int, ...]
+    contexts: int
+    context_tokens: int
+    values: values_module.ValueSettings
+    solve: Solve
+    spread: Callable[[Tensor, int], Tensor] = evenly
+    post: Callable[[int, LowRank], LowRank] = lambda _layer, update: update
+    merge_subjects: bool = True
+
+    def plan(
+        self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext, method: str
+    ) -> WeightEdit:
+        """Run the stages; the model is bitwise as before when this returns.
+
+        Raises:
+            RequestConflictError: two requests contradict each other.
+            NonFiniteError: something overflowed.
+            NumericalError: a system has no usable solution.
+        """
+        check_conflicts(requests)
+        asked = unique(requests)
+        layers = self._usable(view)
+        groups = group_by_subject(asked) if self.merge_subjects else list(range(len(asked)))
+        with view.frozen(), torch.no_grad():
+            with context.stages("contexts"):
+                prefixes = contexts_module.sample(
+                    view, context.encoder, self.contexts, self.context_tokens, context.seed
+                )
+            with context.stages("values"), torch.enable_grad():
+                found = values_module.optimise(
+                    view, context.encoder, asked, groups, layers[-1], prefixes, self.values,
+                    memory=context.memory, progress=context.progress,
+                )
+            updates, notes = self._insert(view, asked, groups, prefixes, layers, found.delta, context)
+        notes |= {
+            "layers": list(layers),
+            "contexts": list(prefixes),
+            "value_steps": found.steps.tolist(),
+            "value_loss": [round(x, 5) for x in found.loss.tolist()],
+            "replay": found.mode,
+        }
+        return WeightEdit(
+            updates={view.layers[i].value_projection.name: update for i, update in updates.items()},
+            base=context.fingerprint(view),
+            method=method,
+            transposed=frozenset(
+                view.layers[i].value_projection.name for i in updates if view.layers[i].value_projection.transposed
+            ),
+            config=context.config.to_json(),
+            requests=tuple(asked),
+            seed=context.seed,
+            notes=notes,
+            state=dict(context.state),
+        )
+
+    def _usable(self, view: ModelView) -> tuple[int, ...]:
+        layers = tuple(sorted({view.layer(i).index for i in self.layers}))
+        if len(layers) > 1 and any(view.layers[i].residual_scale is None for i in layers):
+            # Behind a norm, a share of the residual stream's change has no fixed counterpart in an earlier
+            # layer's projection, so the last layer writes all of it.
+            warnings.warn(
+                f"{type(view.model).__name__} puts a norm behind its feed-forward blocks; only layer {layers[-1]} of "
+                f"{list(layers)} is edited",
+                KecoreWarning,
+                stacklevel=5,
+            )
+            return layers[-1:]
+        return layers
+
+    def _insert(
+        self,
+        view: ModelView,
+        requests: list[EditRequest],
+        groups: list[int],
+        prefixes: tuple[str, ...],
+        layers: tuple[int, ...],
+        delta: Tensor,
+        context: MethodContext,
+    ) -> tuple[dict[int, LowRank], dict[str, Any]]:
+        updates: dict[int, LowRank] = {}
+        solved: dict[str, dict[str, float]] = {}
+        with context.stages("keys"):
+            keys = KeyPass(view, context.encoder, requests, groups, prefixes, layers, context.memory)
+        last = view.layers[layers[-1]].residual_scale
+        for place, layer in enumerate(layers):
+            context.progress("layers", place, len(layers))
+            with context.stages("keys"), view.overlay(self._overlay(view, updates)):
+                key, moved = keys.advance(layer)
+            share = self.spread(delta.to(moved) - moved, len(layers) - place)
+            own = view.layers[layer].residual_scale
+            share = share * (last / own) if last is not None and own is not None else share
+            with context.stages("solve"):
+                solution = self.solve(layer, key.t().cpu(), share.t().cpu())
+            updates[layer] = self.post(layer, LowRank(solution.U, solution.V))
+            solved[str(layer)] = {
+                "edit_residual": solution.edit_residual,
+                "condition": solution.condition,
+                "relative_norm": updates[layer].norm() / float(view.layers[layer].value_projection.weight.norm()),
+            }
+        context.progress("layers", len(layers), len(layers))
+        return updates, {"solve": solved}
+
+    @staticmethod
+    def _overlay(view: ModelView, updates: dict[int, LowRank]) -> dict[torch.nn.Parameter, Tensor]:
+        projections = {i: view.layers[i].value_projection for i in updates}
+        return {
+            p.parameter: updated(p.name, p.parameter.data, [updates[i]], p.transposed) for i, p in projections.items()
+        }

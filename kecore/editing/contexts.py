@@ -1,0 +1,55 @@
+"""Context prefixes: short texts put before a prompt, so that an edit does not hang on one wording.
+
+Sampled from the model itself, as ROME does (arXiv 2202.05262, section 3.1), but from a generator that
+belongs to the call: the same seed and model give the same contexts, and nothing is cached between models.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from kecore.model_view import ModelView
+from kecore.text import Encoder
+
+__all__ = ["joined", "sample"]
+
+_OPENINGS = ("The", "Therefore", "Because", "I", "You")
+_TOP_K = 5
+
+
+def joined(context: str, prompt: str) -> str:
+    """A prompt behind a context; the empty context leaves it as it is."""
+    return f"{context}. {prompt}" if context else prompt
+
+
+@torch.no_grad()
+def sample(view: ModelView, encoder: Encoder, count: int, tokens: int, seed: int) -> tuple[str, ...]:
+    """The empty context and ``count`` sampled ones.
+
+    Args:
+        view: the model that writes the contexts.
+        encoder: its tokenizer; contexts are always sampled as plain text.
+        count: number of sampled contexts.
+        tokens: length of each in tokens.
+        seed: seeds the top-5 sampling.
+    """
+    if count == 0:
+        return ("",)
+    plain = Encoder(encoder.tokenizer)
+    generator = torch.Generator().manual_seed(seed)
+    ids = [list(plain.encode(_OPENINGS[i % len(_OPENINGS)]).ids) for i in range(count)]
+    skip = [len(row) for row in ids]
+    for _ in range(tokens):
+        rows = plain.rows(ids)
+        ends = torch.tensor([len(row) - 1 for row in ids])
+        logits = view.logits_at(rows, torch.arange(count), ends).float().cpu()
+        best, index = logits.topk(min(_TOP_K, logits.shape[-1]))
+        choice = torch.multinomial(best.softmax(-1), 1, generator=generator)
+        for row, token in zip(ids, index.gather(1, choice).flatten().tolist(), strict=True):
+            row.append(int(token))
+    texts = [
+        _OPENINGS[i % len(_OPENINGS)] + plain.tokenizer.decode(row[skip[i] :], skip_special_tokens=True)
+        for i, row in enumerate(ids)
+    ]
+    # Braces would collide with the subject's slot, and line breaks end a prompt for some models.
+    return ("", *(" ".join(text.replace("{", " ").replace("}", " ").split()) for text in texts))

@@ -1,0 +1,122 @@
+"""Keys: what the value projections read at the subject's last token, averaged over contexts.
+
+Only the tokens up to the lookup are run (a causal model cannot see later ones), only the layers up to the
+last edited one, and each layer's keys continue from the kept hidden states below it instead of starting the
+model anew, exactly as a full pass under the update made so far would give them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kecore.editing.locate import locate
+from kecore.model_view import ModelView
+from kecore.text import Encoder, Rows
+from kecore.types import EditRequest
+
+__all__ = ["KeyPass"]
+
+
+class KeyPass:
+    """One incremental pass through the edited layers.
+
+    Call :meth:`advance` for each layer in ascending order, with the updates of the layers before it in
+    place (``view.overlay``).
+
+    Args:
+        view: the model, frozen by the caller.
+        encoder: text to tokens.
+        requests: the edits.
+        groups: group index of each request; keys and outputs are means over a group.
+        contexts: prefixes; keys are means over them.
+        layers: edited layers, ascending.
+        memory: bytes of activations per chunk of rows.
+    """
+
+    def __init__(
+        self,
+        view: ModelView,
+        encoder: Encoder,
+        requests: Sequence[EditRequest],
+        groups: Sequence[int],
+        contexts: Sequence[str],
+        layers: Sequence[int],
+        memory: int = 2 << 30,
+    ) -> None:
+        self.view, self.layers = view, list(layers)
+        located = locate(encoder, requests, contexts, target=False)
+        # Requests that share subject and text before it have the same keys: each distinct row runs once.
+        place: dict[tuple[int, ...], int] = {}
+        index = [place.setdefault(item.encoded.ids[: item.lookup + 1], len(place)) for item in located]
+        rows = list(place)
+        u = max(groups) + 1
+        weight = torch.zeros(u, len(rows))
+        for item, row in zip(located, index, strict=True):
+            weight[groups[item.request], row] += 1
+        self.weight = weight / weight.sum(1, keepdim=True)
+        self.chunks: list[tuple[Tensor, Rows, Tensor | None]] = []
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        per_token = 4 * (8 * view.width + 5 * view.layers[0].value_projection.d_in)
+        for chunk in _chunks(order, [len(row) for row in rows], max(1, memory // per_token)):
+            ids = [rows[i] for i in chunk]
+            padded = encoder.rows(ids, [len(row) - 1 for row in ids]).to(view.device)
+            self.chunks.append((torch.tensor(chunk), padded, None))
+        self.below: int | None = None
+        self.original = self._outputs(self.layers[-1])
+
+    @torch.no_grad()
+    def advance(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys of ``layer`` under the updates in place, and what the last edited layer gives.
+
+        Returns:
+            ``[u, d_in]`` keys, and ``[u, d_model]``: the change, since the unedited model, of the last edited
+            layer's output in units of its value projection.
+        """
+        last = self.layers[-1]
+        scale = self.view.layers[last].residual_scale
+        keys: list[Tensor] = []
+        outputs: list[Tensor] = []
+        for place, (index, rows, hidden) in enumerate(self.chunks):
+            resume = (self.below + 1, hidden) if self.below is not None and hidden is not None else None
+            keep = {layer - 1, last} if layer else {last}
+            keep = {i for i in keep if resume is None or i >= resume[0]}
+            out = self.view.forward(
+                rows, resume=resume, stop=last, keys=[layer], hidden=sorted(keep), values=[last]
+            )
+            self.chunks[place] = (index, rows, out.hidden.get(layer - 1, hidden))
+            keys.append(out.keys[layer][:, -1].float())
+            values = out.values[last][:, -1] if scale is None else out.hidden[last][:, -1] / scale
+            outputs.append(values.float())
+        if layer:
+            self.below = layer - 1
+        moved = self._mean(outputs) - self.original
+        return self._mean(keys), moved
+
+    def _outputs(self, last: int) -> Tensor:
+        scale = self.view.layers[last].residual_scale
+        found: list[Tensor] = []
+        with torch.no_grad():
+            for _, rows, _ in self.chunks:
+                out = self.view.forward(rows, stop=last, hidden=[last], values=[last])
+                values = out.values[last][:, -1] if scale is None else out.hidden[last][:, -1] / scale
+                found.append(values.float())
+        return self._mean(found)
+
+    def _mean(self, parts: list[Tensor]) -> Tensor:
+        index = torch.cat([index for index, _, _ in self.chunks])
+        weight = self.weight[:, index].to(parts[0].device)
+        return weight @ torch.cat(parts)
+
+
+def _chunks(order: list[int], length: list[int], tokens: int) -> list[list[int]]:
+    out: list[list[int]] = []
+    for i in order:
+        # Rows come by rising length, so the newest is the width of its chunk.
+        if out and (len(out[-1]) + 1) * length[i] <= tokens and length[i] <= 1.25 * length[out[-1][0]] + 2:
+            out[-1].append(i)
+        else:
+            out.append([i])
+    return out

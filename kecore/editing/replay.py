@@ -1,0 +1,196 @@
+"""Running a model over and over with another vector at one token: only what can change is computed.
+
+A vector added at layer ``L`` in column ``c`` cannot reach layers below ``L`` nor columns left of ``c``. So the
+layers up to ``L`` are skipped (their output is kept), and tokens left of ``c`` live on as a read-only
+key-value cache. Both are the architecture's own: the model's ``forward`` runs each time. A first run is
+compared with the full forward pass; a model that cannot be driven this way falls back, and says why.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kecore.errors import KecoreWarning
+from kecore.model_view import ModelView
+from kecore.text import Encoder, Rows
+
+__all__ = ["Replay"]
+
+
+class Replay:
+    """Token rows that are run again and again with a changing vector at their lookup token.
+
+    Args:
+        view: the model, frozen by the caller.
+        encoder: for padding.
+        ids: token rows.
+        lookups: index of the lookup token in each row.
+        layer: layer whose value projection's output is changed.
+        mode: how to drive the model, if an earlier batch has found out; None to find out.
+
+    Attributes:
+        mode: ``"cached"`` (upper layers, tokens from the lookup on), ``"upper"`` (upper layers, all
+            tokens) or ``"full"``.
+    """
+
+    def __init__(
+        self,
+        view: ModelView,
+        encoder: Encoder,
+        ids: Sequence[Sequence[int]],
+        lookups: Sequence[int],
+        layer: int,
+        mode: str | None = None,
+    ) -> None:
+        self.view, self.layer = view, layer
+        self.scale = view.layers[layer].residual_scale
+        # Where nothing stands between projection and residual stream, the edited layer itself is done too.
+        self.start = layer + 1 if self.scale is not None else layer
+        self.rows = encoder.rows(ids, lookups).to(view.device)
+        self.column = max(lookups)
+        self.past: tuple[Any, Tensor] | None = None
+        self.hidden: Tensor | None = None
+        self.mode = mode or "full"
+        if mode is None:
+            self._find_mode()
+        elif mode != "full":
+            with torch.no_grad():
+                self._set_up(self.rows, self.column if mode == "cached" else 0)
+
+    def _find_mode(self) -> None:
+        reasons: list[str] = []
+        for mode in ("cached", "upper"):
+            reason = self._try(mode)
+            if not reason:
+                self.mode = mode
+                break
+            reasons.append(f"{mode}: {reason}")
+        if reasons:
+            warnings.warn(
+                f"{type(self.view.model).__name__} is driven in mode '{self.mode}', slower than it could be ("
+                + "; ".join(reasons)
+                + ")",
+                KecoreWarning,
+                stacklevel=4,
+            )
+
+    @torch.no_grad()
+    def _try(self, mode: str) -> str:
+        """Set a mode up and compare a few places with the full forward pass; the reason if they differ."""
+        whole, column = self.rows, self.column
+        some = torch.arange(min(4, len(whole.input_ids)), device=whole.input_ids.device)
+        ends = whole.input_ids.shape[1] - 1 - whole.attention_mask[some].flip(1).argmax(1)
+        expected = self.view.forward(whole.select(some), at=(torch.arange(len(some)), ends)).logits
+        cut = column if mode == "cached" else 0
+        try:
+            self._set_up(whole, cut)
+            zero = torch.zeros(len(whole.input_ids), self.view.width, device=self.view.device)
+            got = self._run(zero, some, ends - cut)
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, NotImplementedError) as error:
+            self._reset(whole, column)
+            return f"{type(error).__name__}: {error}"
+        assert expected is not None  # noqa: S101 - a pass without a stop has logits
+        error = float((got - expected).float().norm() / expected.float().norm())
+        if error > min(0.1, 64 * torch.finfo(expected.dtype).eps * len(self.view.layers) ** 0.5):
+            self._reset(whole, column)
+            return f"logits differ by {error:.1e}"
+        return ""
+
+    def _reset(self, rows: Rows, column: int) -> None:
+        self.rows, self.column, self.past, self.hidden = rows, column, None, None
+
+    def _set_up(self, whole: Rows, cut: int) -> None:
+        ids, mask = whole.input_ids, whole.attention_mask
+        if cut:
+            before = Rows(ids[:, :cut], mask[:, :cut], whole.offset)
+            cache = self.view.forward(before, use_cache=True).cache
+            self.past = (_read_only(cache), mask)
+        self.rows = Rows(ids[:, cut:], mask[:, cut:], (whole.offset - cut).clamp(min=0))
+        self.column -= cut
+        if self.start > 0:
+            below = self.start - 1
+            self.hidden = self.view.forward(self.rows, past=self.past, stop=below, hidden=[below]).hidden[below]
+
+    def _run(self, delta: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        def add(output: Tensor) -> Tensor:
+            output = output.clone()
+            output[:, self.column] += delta.to(output)
+            return output
+
+        resume, change = None, {self.layer: add}
+        if self.hidden is not None:
+            if self.scale is not None:
+                scale, change = self.scale, {}
+                hidden = self.hidden.clone()
+                hidden[:, self.column] += scale * delta.to(hidden)
+            else:
+                hidden = self.hidden
+            resume = (self.start, hidden)
+        logits = self.view.forward(self.rows, resume=resume, change=change, at=(row, column), past=self.past).logits
+        assert logits is not None  # noqa: S101 - a pass without a stop has logits
+        return logits
+
+    def logits(self, delta: Tensor, row: Tensor, place: Tensor) -> Tensor:
+        """Logits with a vector added at each row's lookup token.
+
+        Args:
+            delta: ``[rows, d_model]``, added to the value projection's output.
+            row: ``[k]`` rows.
+            place: ``[k]`` token indices within the row's own tokens.
+
+        Returns:
+            ``[k, vocab]``, differentiable in ``delta``.
+        """
+        return self._run(delta, row, place + self._shift[row])
+
+    @property
+    def _shift(self) -> Tensor:
+        """Column of each row's token 0; negative where it lies in the cache."""
+        width = self.rows.input_ids.shape[1]
+        past = self.past[1].shape[1] - width if self.past is not None else 0
+        mask = self.past[1] if self.past is not None else self.rows.attention_mask
+        return mask.argmax(1) - past
+
+    @torch.no_grad()
+    def lookup_norm(self, rows: Tensor) -> Tensor:
+        """Norm that a value is relative to, ``[len(rows)]``: of the layer's output at the lookup token, in
+        units of the value projection; of the projection's own output where a norm follows it."""
+        if self.scale is not None and self.hidden is not None:
+            return self.hidden[rows, self.column].float().norm(dim=1) / abs(self.scale)
+        found = self.view.forward(self.rows, past=self.past, stop=self.layer, values=[self.layer]).values[self.layer]
+        return found[rows, self.column].float().norm(dim=1)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows."""
+        self.rows = self.rows.select(rows)
+        if self.hidden is not None:
+            self.hidden = self.hidden[rows]
+        if self.past is not None:
+            cache, mask = self.past
+            cache.batch_select_indices(rows)
+            self.past = (cache, mask[rows])
+
+
+def _read_only(cache: Any) -> Any:
+    """Let every layer of a cache return past and new states without keeping the new ones."""
+    for layer in cache.layers:
+        layer.update = _Unkept(layer)
+    return cache
+
+
+class _Unkept:
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        before = dict(self.layer.__dict__)
+        try:
+            return type(self.layer).update(self.layer, *args, **kwargs)
+        finally:
+            self.layer.__dict__.clear()
+            self.layer.__dict__.update(before)

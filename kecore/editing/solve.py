@@ -1,0 +1,81 @@
+"""The preservation stage: from keys and residuals to an update that leaves other keys alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kecore.ops import Solution, kv_solve
+from kecore.statistics import KeyStatistics
+
+__all__ = ["NullSpace", "least_squares", "one_by_one"]
+
+
+def least_squares(
+    keys: Tensor, residuals: Tensor, factor: Tensor | None, weight: float, *, absolute: bool = False
+) -> Solution:
+    """MEMIT's and EMMET's update: residuals against the preserved keys' second moment.
+
+    Args:
+        keys: ``[d_in, u]``.
+        residuals: ``[d_out, u]``.
+        factor: ``L⁻¹`` of the second moment; None for the identity.
+        weight: how strongly preserved keys count. Relative: in units of the mean ``kᵀC⁻¹k`` of the new keys,
+            so that a lone edit realises ``1 / (1 + weight)`` of its residual on any model. Absolute: MEMIT's λ.
+        absolute: ``weight`` is λ.
+    """
+    if absolute:
+        return kv_solve(keys, residuals, weight, factor)
+    white = keys if factor is None else factor @ keys.to(factor.dtype)
+    size = float(white.double().square().sum(0).mean())
+    return kv_solve(keys, residuals, weight * size, factor)
+
+
+def one_by_one(
+    keys: Tensor, residuals: Tensor, factor: Tensor | None, fitted: Tensor | None = None
+) -> Solution:
+    """ROME's rank-one updates, each written exactly on top of the ones before (arXiv 2202.05262, eq. 2).
+
+    Args:
+        keys: ``[d_in, u]``, the keys whose direction is written.
+        residuals: ``[d_out, u]``.
+        factor: ``L⁻¹`` of the second moment; None for the identity.
+        fitted: ``[d_in, u]``, the keys that must map to the values; by default ``keys``, as R-ROME
+            has it (arXiv 2403.07175). The original ROME fits the bare prompt's key.
+    """
+    fitted = keys if fitted is None else fitted
+    white = keys.double() if factor is None else (factor.t() @ (factor @ keys.to(factor.dtype))).double()
+    u = torch.zeros_like(residuals, dtype=torch.float64)
+    v = torch.zeros_like(keys, dtype=torch.float64)
+    for i in range(keys.shape[1]):
+        key = fitted[:, i].double()
+        v[:, i] = white[:, i] / (white[:, i] @ key)
+        u[:, i] = residuals[:, i].double() - u[:, :i] @ (v[:, :i].t() @ key)
+    written = u @ (v.t() @ fitted.double())
+    error = float((written - residuals.double()).norm() / residuals.double().norm().clamp(min=1e-300))
+    return Solution(u.float(), v.float(), error, 1.0)
+
+
+class NullSpace:
+    """Directions that preserved keys hardly use (AlphaEdit, arXiv 2410.02355, eq. 8).
+
+    Kept as the basis ``U_s`` of the directions they *do* use: ``P k = k - U_s (U_sᵀ k)`` costs less than a
+    ``d x d`` projector and leaks less.
+
+    Args:
+        statistics: second moments.
+        layer: which layer.
+        threshold: a direction is used if its eigenvalue exceeds this; relative: times the mean eigenvalue.
+        absolute: ``threshold`` is an eigenvalue.
+    """
+
+    def __init__(self, statistics: KeyStatistics, layer: int, threshold: float, *, absolute: bool = False) -> None:
+        values, vectors = statistics.spectrum(layer)
+        limit = threshold if absolute else threshold * float(values.mean())
+        self.rank = int((values > limit).sum())
+        self.used = vectors[:, : self.rank]
+
+    def project(self, keys: Tensor) -> Tensor:
+        """``P keys``, ``[d_in, u]`` float32."""
+        k = keys.double()
+        return (k - self.used @ (self.used.t() @ k)).float()

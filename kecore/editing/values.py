@@ -1,0 +1,263 @@
+"""Target values: what the value projection must add at the subject so that the model says the target.
+
+The objective is ROME's and MEMIT's (arXiv 2202.05262 eq. 4; 2210.07229 eq. 12-16): for each group of
+requests a vector ``delta`` minimises the mean negative log-likelihood of the target over contexts, plus a
+KL term that keeps what the model says the subject *is*, plus a penalty on its length, by Adam with a
+clamped norm. All groups are optimised at once: Adam is elementwise, and clamp, decay and stopping are per
+group, so the result is that of one group at a time.
+
+What never changes between steps is computed once: the layers up to the edited one, and keys and values of
+the attention for tokens before the subject's last (a causal model cannot see ``delta`` there). Rows are laid
+out so that this token stands in one common column. See :mod:`kecore.editing.replay`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kecore.editing.locate import Located, locate
+from kecore.editing.replay import Replay
+from kecore.errors import NonFiniteError
+from kecore.method import Progress, silent
+from kecore.model_view import ModelView
+from kecore.text import Encoder
+from kecore.types import EditRequest
+
+__all__ = ["ValueSettings", "Values", "optimise"]
+
+_BETAS = (0.9, 0.999)
+_EPS = 1e-8
+_COMPACT = 0.75  # rows are gathered anew once a quarter of the groups has finished
+_ENOUGH = 1024  # tokens that keep two CPU cores or a GPU's tiles busy
+_UNEVEN = 1.2
+_ESSENCE = "{} is a"  # the KL prompt of ROME, section 3.1
+
+
+@dataclass(frozen=True, slots=True)
+class ValueSettings:
+    """Numbers of the optimisation; defaults are MEMIT's for Llama-like models.
+
+    Args:
+        steps: evaluations of the loss (one fewer updates).
+        learning_rate: of Adam, in units of the hidden state.
+        weight_decay: factor of ``‖delta‖ / ‖h‖²``.
+        clamp: largest ``‖delta‖ / ‖h‖``.
+        kl_weight: factor of KL(edited ‖ original) on ``"<subject> is a"``.
+        stop_loss: a group whose whole loss is below this is finished.
+        precision: type of the frozen weights and activations; ``delta``, its gradient sums and the loss
+            are float32 in any case.
+    """
+
+    steps: int = 25
+    learning_rate: float = 0.5
+    weight_decay: float = 1e-3
+    clamp: float = 4.0
+    kl_weight: float = 0.0625
+    stop_loss: float = 5e-2
+    precision: torch.dtype | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """The optimised vectors of ``u`` groups.
+
+    Args:
+        delta: ``[u, d_model]`` float32, to be added to the value projection's output.
+        reference: ``[u]``, norm that clamp and decay are relative to.
+        loss: ``[u]``, last loss.
+        steps: ``[u]``, evaluations of the loss.
+        mode: how the model was driven; see :class:`Replay`.
+    """
+
+    delta: Tensor
+    reference: Tensor
+    loss: Tensor
+    steps: Tensor
+    mode: str
+
+
+def optimise(
+    view: ModelView,
+    encoder: Encoder,
+    requests: Sequence[EditRequest],
+    groups: Sequence[int],
+    layer: int,
+    contexts: Sequence[str],
+    settings: ValueSettings,
+    *,
+    memory: int = 2 << 30,
+    progress: Progress = silent,
+) -> Values:
+    """Optimise the values of all requests.
+
+    Args:
+        view: the model; unchanged on return.
+        encoder: text to tokens.
+        requests: the edits.
+        groups: group index of each request, 0 to u-1; a group shares one value.
+        layer: layer whose value projection is edited (the last one, if several are).
+        contexts: prefixes of every prompt.
+        settings: numbers of the optimisation.
+        memory: bytes of activations per micro-batch.
+        progress: called after each step of each micro-batch.
+
+    Raises:
+        NonFiniteError: a loss became NaN or infinite.
+    """
+    located = locate(encoder, requests, contexts, target=True)
+    essence = [EditRequest(_ESSENCE, r.subject, r.target, id=r.id) for r in requests] if settings.kl_weight else []
+    # One essence prompt per group: its requests share the subject.
+    first = {group: index for index, group in reversed(list(enumerate(groups)))}
+    kl = {
+        group: item
+        for group, item in zip(first, locate(encoder, [essence[i] for i in first.values()], [""], target=False), strict=True)
+    } if essence else {}
+    u = max(groups) + 1
+    jobs = [[item for item in located if groups[item.request] == g] for g in range(u)]
+    out = Values(*(torch.zeros(u, view.width), torch.zeros(u), torch.zeros(u), torch.zeros(u, dtype=torch.long)), "")
+    mode, done = None, 0
+    with view.frozen(), view.overlay(_cast(view, settings.precision)):
+        for batch in _micro_batches(view, jobs, layer, memory):
+            members = [(jobs[g], kl.get(g)) for g in batch]
+            part = _Batch(view, encoder, members, layer, settings, mode)
+            for step in range(settings.steps):
+                active = part.step(last=step == settings.steps - 1)
+                progress("values", done * settings.steps + (step + 1) * len(batch), u * settings.steps)
+                if not active:
+                    break
+            index = torch.tensor(batch)
+            out.delta[index], out.reference[index] = part.delta.cpu(), part.reference.cpu()
+            out.loss[index], out.steps[index] = part.loss.cpu(), part.steps.cpu()
+            mode, done = part.replay.mode, done + len(batch)
+    progress("values", u * settings.steps, u * settings.steps)
+    return Values(out.delta, out.reference, out.loss, out.steps, mode or "full")
+
+
+def _cast(view: ModelView, dtype: torch.dtype | None) -> dict[torch.nn.Parameter, Tensor]:
+    """Parameters in another type, for :meth:`ModelView.overlay`."""
+    if dtype is None:
+        return {}
+    return {p: p.data.to(dtype) for p in view.model.parameters() if p.is_floating_point() and p.dtype != dtype}
+
+
+def _micro_batches(view: ModelView, jobs: list[list[Located]], layer: int, memory: int) -> Iterator[list[int]]:
+    """Groups of similar length together, as many as the activations of a backward pass leave room for."""
+    heads = view.layers[layer].value_projection
+    # Kept for the backward pass, per token and layer: about 8 residual and 5 feed-forward widths in float32.
+    per_token = 4 * (8 * heads.d_out + 5 * heads.d_in) * max(1, len(view.layers) - layer)
+    length = [max(len(item.encoded.ids) - item.lookup for item in job) for job in jobs]
+    batch: list[int] = []
+    rows = 0
+    for g in sorted(range(len(jobs)), key=lambda g: length[g]):
+        size = len(jobs[g]) + 1
+        full = (rows + size) * length[g] * per_token > memory
+        # Padding is wasted work; a batch that already fills the machine need not take longer rows in.
+        uneven = rows * length[g] > _ENOUGH and length[g] > _UNEVEN * length[batch[0]]
+        if batch and (full or uneven):
+            yield batch
+            batch, rows = [], 0
+        batch.append(g)
+        rows += size
+    yield batch
+
+
+class _Batch:
+    """The optimisation of some groups, advanced step by step."""
+
+    def __init__(
+        self,
+        view: ModelView,
+        encoder: Encoder,
+        members: list[tuple[list[Located], Located | None]],
+        layer: int,
+        settings: ValueSettings,
+        mode: str | None,
+    ) -> None:
+        self.settings = settings
+        rows = [(g, item, False) for g, (items, _) in enumerate(members) for item in items]
+        rows += [(g, kl, True) for g, (_, kl) in enumerate(members) if kl is not None]
+        device = view.device
+        self.group = torch.tensor([g for g, _, _ in rows], device=device)
+        ids, lookups = [item.encoded.ids for _, item, _ in rows], [item.lookup for _, item, _ in rows]
+        self.replay = Replay(view, encoder, ids, lookups, layer, mode)
+        places = [
+            (row, place, item.encoded.ids[place + 1] if not kl else -1)
+            for row, (_, item, kl) in enumerate(rows)
+            for place in (range(item.encoded.start - 1, len(item.encoded.ids) - 1) if not kl else [len(item.encoded.ids) - 1])
+        ]
+        self.row, self.place, self.token = torch.tensor(places, device=device).t()
+        count = len(members)
+        bare = torch.tensor([next(i for i, r in enumerate(rows) if r[0] == g) for g in range(count)], device=device)
+        self.reference = self.replay.lookup_norm(bare)
+        self.delta = torch.zeros(count, view.width, device=device)
+        self.first, self.second = torch.zeros_like(self.delta), torch.zeros_like(self.delta)
+        self.loss = torch.full((count,), float("nan"), device=device)
+        self.steps = torch.zeros(count, dtype=torch.long, device=device)
+        self.active = torch.ones(count, dtype=torch.bool, device=device)
+        self.original: Tensor | None = None  # log-probabilities on the essence prompts, by group
+
+    def step(self, *, last: bool) -> bool:
+        """Evaluate the loss and, unless ``last``, update the groups that are not finished."""
+        s = self.settings
+        delta = self.delta.clone().requires_grad_(True)
+        loss = self._loss(delta)
+        if not bool(torch.isfinite(loss[self.active]).all()):
+            raise NonFiniteError("the loss of a target value became NaN or infinite; lower the learning rate")
+        self.loss = torch.where(self.active, loss.detach(), self.loss)
+        self.steps += self.active
+        moving = self.active & (loss.detach() >= s.stop_loss)
+        if last or not bool(moving.any()):
+            return False
+        (gradient,) = torch.autograd.grad(loss[moving].sum(), delta)
+        t = int(self.steps.max())
+        mask = moving[:, None]
+        self.first = torch.where(mask, _BETAS[0] * self.first + (1 - _BETAS[0]) * gradient, self.first)
+        self.second = torch.where(mask, _BETAS[1] * self.second + (1 - _BETAS[1]) * gradient**2, self.second)
+        update = (self.first / (1 - _BETAS[0] ** t)) / ((self.second / (1 - _BETAS[1] ** t)).sqrt() + _EPS)
+        moved = self.delta - s.learning_rate * update
+        scale = (s.clamp * self.reference / moved.norm(dim=1)).clamp(max=1.0)
+        self.delta = torch.where(mask, moved * scale[:, None], self.delta)
+        self._compact(moving)
+        return True
+
+    def _loss(self, delta: Tensor) -> Tensor:
+        """Loss of each group, ``[u]``; groups whose rows are gone keep zero."""
+        s, u = self.settings, len(delta)
+        logits = self.replay.logits(delta[self.group], self.row, self.place).float()
+        targets = self.token >= 0
+        picked = logits[targets]
+        nll = picked.logsumexp(-1) - picked.gather(1, self.token[targets, None]).squeeze(1)
+        row = self.row[targets]
+        rows = len(self.group)
+        ones = torch.ones_like(nll)
+        length = torch.zeros(rows, device=nll.device).index_add(0, row, ones)
+        per_row = torch.zeros(rows, device=nll.device).index_add(0, row, nll) / length.clamp(min=1)
+        speaks = (length > 0).float()
+        count = torch.zeros(u, device=nll.device).index_add(0, self.group, speaks)
+        loss = torch.zeros(u, device=nll.device).index_add(0, self.group, per_row) / count.clamp(min=1)
+        if bool((~targets).any()):
+            now = logits[~targets].log_softmax(-1)
+            group = self.group[self.row[~targets]]
+            if self.original is None:
+                self.original = torch.empty(u, now.shape[1], device=now.device).index_copy(0, group, now.detach())
+            kl = (now.exp() * (now - self.original[group])).sum(-1)
+            loss = loss.index_add(0, group, s.kl_weight * kl)
+        return loss + s.weight_decay * delta.norm(dim=1) / self.reference**2
+
+    def _compact(self, moving: Tensor) -> None:
+        """Drop the rows of finished groups, once there are enough of them."""
+        self.active = moving
+        keep = moving[self.group]
+        if float(keep.float().mean()) > _COMPACT:
+            return
+        rows = keep.nonzero().flatten()
+        place = torch.full((len(keep),), -1, device=keep.device)
+        place[rows] = torch.arange(len(rows), device=keep.device)
+        chosen = keep[self.row]
+        self.row, self.place, self.token = place[self.row[chosen]], self.place[chosen], self.token[chosen]
+        self.group = self.group[rows]
+        self.replay.select(rows)

@@ -1,0 +1,265 @@
+"""Editor: a session over one model, the only object with state."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from kecore import registry
+from kecore.edit import Edit, attached
+from kecore.errors import EditStateError, KecoreWarning, UnsupportedCapabilityError
+from kecore.method import MethodContext, Progress, Stages, silent
+from kecore.model_view import Fingerprint, ModelView, type_name
+from kecore.text import Encoder
+from kecore.types import EditRecord, EditRequest, check_conflicts
+
+if TYPE_CHECKING:
+    from kecore.evaluate import Evaluation, Protocol
+    from kecore.statistics import KeyStatistics
+
+__all__ = ["Editor", "HistoryEntry"]
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """One edit of a session.
+
+    Args:
+        edit: the edit, attached to the model.
+        method: the method's name.
+        stages: wall seconds by stage.
+        state_before: the method's state that taking the edit off brings back.
+    """
+
+    edit: Edit
+    method: str
+    stages: Mapping[str, float]
+    state_before: Mapping[str, Tensor]
+
+
+class Editor:
+    """Edits one model, keeps the history, and takes edits off again.
+
+    As a context manager it restores the model on exit.
+
+    Args:
+        model: any transformers causal language model; it stays usable as it is.
+        tokenizer: its fast tokenizer.
+        statistics: key statistics of the unedited model, for methods that need them.
+        chat: put prompts into the tokenizer's chat template.
+        seed: seeds everything random.
+        memory: bytes that activations of one micro-batch may take.
+        progress: called while long stages advance.
+
+    Raises:
+        UnsupportedModelError: the model's structure cannot be read.
+        TokenizerError: the tokenizer gives no offsets, or has no chat template when ``chat`` is asked for.
+        StatisticsMismatchError: the statistics belong to other weights.
+        EditStateError: the model carries edits already; the session would not know its base.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        statistics: KeyStatistics | None = None,
+        chat: bool = False,
+        seed: int = 0,
+        memory: int = 2 << 30,
+        progress: Progress = silent,
+    ) -> None:
+        if attached(model):
+            raise EditStateError(
+                f"the model carries {len(attached(model))} edit(s) already; revert them, or use the Editor that made them"
+            )
+        self.view = ModelView.of(model)
+        self.encoder = Encoder(tokenizer, chat=chat, max_length=self.view.max_length)
+        self.seed, self.memory, self.progress = seed, memory, progress
+        self._identity = self.view.identity()
+        self.base = Fingerprint.of(self._identity, self.view.dtype)
+        self._statistics: KeyStatistics | None = None
+        self.statistics = statistics
+        self._history: list[HistoryEntry] = []
+        self._states: dict[str, Mapping[str, Tensor]] = {}
+
+    @classmethod
+    def from_pretrained(cls, ref: str, *, device: str = "auto", dtype: str = "auto", **options: Any) -> Editor:
+        """Load a model by reference (hub id, directory, ``.gguf`` file or ``demo``) and open a session on it.
+
+        Raises:
+            ModelLoadError: the reference leads nowhere.
+        """
+        from kecore.models import load_model
+
+        loaded = load_model(ref, device=device, dtype=dtype)
+        return cls(loaded.model, loaded.tokenizer, **options)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model with the edits of this session on it."""
+        return self.view.model
+
+    @property
+    def statistics(self) -> KeyStatistics | None:
+        """Key statistics of the unedited model."""
+        return self._statistics
+
+    @statistics.setter
+    def statistics(self, value: KeyStatistics | None) -> None:
+        if value is not None:
+            value.check(self.view, self._identity)
+        self._statistics = value
+
+    @property
+    def history(self) -> tuple[HistoryEntry, ...]:
+        """Edits that are on the model, oldest first."""
+        return tuple(self._history)
+
+    def edit(
+        self,
+        requests: EditRequest | EditRecord | Sequence[EditRequest | EditRecord],
+        method: str = "memit",
+        *,
+        preset: str | None = None,
+        **config: Any,
+    ) -> Edit:
+        """Plan an edit and attach it.
+
+        Args:
+            requests: one or many facts.
+            method: name of an installed method.
+            preset: a published set-up of the method, to start from.
+            config: fields of the method's configuration.
+
+        Returns:
+            The edit, attached to the model.
+
+        Raises:
+            MethodNotFoundError: no such method.
+            ConfigError: a bad field.
+            UnsupportedCapabilityError: the method cannot do what is asked.
+            RequestError: a bad request, or two that contradict each other.
+        """
+        asked = _requests(requests)
+        cls = registry.default().get(method)
+        check_conflicts(asked)
+        values = dict(cls.Config.preset(preset)) if preset else {}
+        context = MethodContext(
+            config=cls.Config.make({**values, **config}),
+            encoder=self.encoder,
+            seed=self.seed,
+            statistics=self._statistics,
+            base=self.base,
+            state=dict(self._states.get(cls.name, {})),
+            progress=self.progress,
+            stages=Stages(),
+            memory=self.memory,
+        )
+        self._check_capabilities(cls)
+        self._warn_of_known(asked)
+        edit = cls().plan(self.view, asked, context)
+        with context.stages("attach"):
+            self._attach(edit)
+        before = self._states.get(cls.name, {})
+        self._states[cls.name] = context.state
+        self._history.append(HistoryEntry(edit, cls.name, dict(context.stages.seconds), before))
+        return edit
+
+    def revert(self, count: int = 1) -> None:
+        """Take the last ``count`` edits off; with none left the model is bitwise what it was.
+
+        Raises:
+            EditStateError: there are fewer edits than that.
+        """
+        if not 0 < count <= len(self._history):
+            raise EditStateError(f"cannot revert {count} edit(s); the session has {len(self._history)}")
+        for _ in range(count):
+            entry = self._history[-1]
+            entry.edit.revert(self.model)
+            self._states[entry.method] = entry.state_before
+            self._history.pop()
+
+    def evaluate(self, records: Sequence[EditRecord], protocol: Protocol | None = None) -> Evaluation:
+        """Score the model as it is now; see :func:`kecore.evaluate.evaluate`."""
+        from kecore.evaluate import Protocol, evaluate
+
+        protocol = protocol or Protocol(form="chat" if self.encoder.chat else "plain")
+        return evaluate(self.view, self.encoder, records, protocol, progress=self.progress)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the edits of this session as one edit.
+
+        Raises:
+            EditStateError: nothing was edited.
+        """
+        from kecore.edit import WeightEdit, merge
+
+        edits = [entry.edit for entry in self._history]
+        if not edits:
+            raise EditStateError("nothing was edited yet, so there is nothing to save")
+        weights = [edit for edit in edits if isinstance(edit, WeightEdit)]
+        if len(edits) == 1 or len(weights) < len(edits):
+            if len(edits) > 1:
+                raise EditStateError("edits of different kinds cannot be saved as one; save each (`edit.save`)")
+            return edits[0].save(path)
+        return merge(weights).save(path)
+
+    def __enter__(self) -> Editor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._history:
+            self.revert(len(self._history))
+
+    def _check_capabilities(self, cls: Any) -> None:
+        needs = cls.capabilities
+        dtype = type_name(self.view.dtype)
+        if dtype not in needs.dtypes:
+            raise UnsupportedCapabilityError(
+                f"method '{cls.name}' edits {', '.join(needs.dtypes)} weights, the model's are {dtype}; load it in another "
+                "dtype"
+            )
+        if self._history and not needs.sequential:
+            raise UnsupportedCapabilityError(
+                f"method '{cls.name}' does not edit an edited model; revert first, or give all requests at once"
+            )
+
+    def _attach(self, edit: Edit) -> None:
+        from kecore.edit import WeightEdit
+
+        if isinstance(edit, WeightEdit):
+            edit.attach(self.model, base=self._identity)
+        else:
+            edit.attach(self.model)
+
+    def _warn_of_known(self, requests: Sequence[EditRequest]) -> None:
+        """Say which requests ask for what the model answers anyway."""
+        from kecore.evaluate import score_continuations
+
+        pairs = [(request.text, request.target) for request in requests]
+        known = [
+            request.id
+            for request, score in zip(requests, score_continuations(self.view, self.encoder, pairs), strict=True)
+            if score.exact
+        ]
+        if known:
+            shown = ", ".join(known[:5]) + (" ..." if len(known) > 5 else "")
+            warnings.warn(
+                f"{len(known)} of {len(requests)} requests ask for what the model answers already ({shown})",
+                KecoreWarning,
+                stacklevel=3,
+            )
+
+
+def _requests(given: EditRequest | EditRecord | Sequence[EditRequest | EditRecord]) -> list[EditRequest]:
+    items = [given] if isinstance(given, EditRequest | EditRecord) else list(given)
+    return [item.request if isinstance(item, EditRecord) else item for item in items]

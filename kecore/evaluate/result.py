@@ -1,0 +1,215 @@
+"""An evaluation: rows, scores with their uncertainty, and the protocol they were taken by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import zip_longest
+from statistics import fmean, harmonic_mean, variance
+from typing import Any
+
+from kecore.errors import ConfigError
+from kecore.evaluate.metrics import METRICS, SCORE_PARTS, AnsweredProbe, measure, stability
+from kecore.evaluate.protocol import Protocol
+
+__all__ = ["Evaluation", "RecordResult", "Score", "compare", "merge"]
+
+_Z = 1.959964
+"""97.5 % quantile of the normal distribution: half-widths are those of 95 % intervals."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordResult:
+    """One record's part of an evaluation.
+
+    Args:
+        id: the request's id.
+        source: data set and place of the record.
+        probes: its answered probes.
+    """
+
+    id: str
+    source: str
+    probes: tuple[AnsweredProbe, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A mean over records.
+
+    Args:
+        value: the mean.
+        half_width: half of its 95 % confidence interval, by the normal approximation over records (for
+            ``score`` carried through by the delta method); None for a single record. It speaks of the
+            choice of records, not of other seeds, and is too small where nearly all values are equal.
+        records: records behind it.
+        probes: probes behind it.
+    """
+
+    value: float
+    half_width: float | None
+    records: int
+    probes: int
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """Plain JSON values."""
+        return {
+            "value": self.value,
+            "half_width": self.half_width,
+            "records": self.records,
+            "probes": self.probes,
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model does on a set of records.
+
+    Make it with :func:`kecore.evaluate.evaluate`; scores are worked out from ``rows`` when it is made.
+
+    Args:
+        protocol: how the scores were taken.
+        rows: one a record, in order.
+        compared: the rows carry stability against a model before the edit (:func:`compare`).
+    """
+
+    protocol: Protocol
+    rows: tuple[RecordResult, ...]
+    compared: bool = False
+
+    @cached_property
+    def _measured(self) -> list[Mapping[str, tuple[float, int]]]:
+        return [measure(row.probes, self.protocol, compared=self.compared) for row in self.rows]
+
+    @property
+    def values(self) -> list[dict[str, float]]:
+        """Each record's own value by metric, in the order of ``rows``."""
+        return [{key: value for key, (value, _) in found.items()} for found in self._measured]
+
+    @cached_property
+    def scores(self) -> dict[str, Score]:
+        """Score by metric; a metric that no record has a probe for is absent, never 0.
+
+        Keys are those of :data:`metrics.METRICS`, ``key.axis`` for each axis of locality and portability,
+        and ``score``, the harmonic mean of edit, paraphrase and neighbourhood success.
+        """
+        found = {key: _mean(self._measured, key) for key in _keys(self._measured)}
+        if all(key in found for key in SCORE_PARTS):
+            found["score"] = _harmonic(self._measured, found)
+        return found
+
+    @cached_property
+    def skipped(self) -> dict[str, int]:
+        """Number of records that a metric could not be taken on, where there are any."""
+        keys = [metric.key for metric in METRICS if metric.applies(self.protocol, self.compared)]
+        missing = {key: sum(key not in found for found in self._measured) for key in keys}
+        return {key: count for key, count in missing.items() if count}
+
+    def to_json(self) -> dict[str, Any]:
+        """Protocol, scores and every row as plain JSON values."""
+        return {
+            "protocol": self.protocol.to_json(),
+            "protocol_hash": self.protocol.hash(),
+            "compared": self.compared,
+            "records": len(self.rows),
+            "scores": {key: score.to_json() for key, score in self.scores.items()},
+            "skipped": self.skipped,
+            "rows": [
+                {
+                    "id": row.id,
+                    "source": row.source,
+                    "values": values,
+                    "probes": [probe.to_json() for probe in row.probes],
+                }
+                for row, values in zip(self.rows, self.values, strict=True)
+            ],
+        }
+
+
+def _keys(measured: Iterable[Mapping[str, Any]]) -> list[str]:
+    """All keys found, those of :data:`METRICS` in their order, each followed by its axes."""
+    order = {metric.key: i for i, metric in enumerate(METRICS)}
+    found = dict.fromkeys(key for values in measured for key in values)
+    return sorted(found, key=lambda key: (order[key.partition(".")[0]], key))
+
+
+def _mean(measured: Iterable[Mapping[str, tuple[float, int]]], key: str) -> Score:
+    pairs = [found[key] for found in measured if key in found]
+    values = [value for value, _ in pairs]
+    half = _Z * math.sqrt(variance(values) / len(values)) if len(values) > 1 else None
+    return Score(fmean(values), half, len(values), sum(count for _, count in pairs))
+
+
+def _harmonic(measured: Sequence[Mapping[str, tuple[float, int]]], scores: Mapping[str, Score]) -> Score:
+    """Harmonic mean of the parts' means, as the official CounterFact code forms it.
+
+    The half-width follows from the means' joint distribution to first order. A record's influence is its
+    share of each mean times dH/dm = H^2 / (3 m^2), so parts measured on the same record are not taken for
+    independent.
+    """
+    parts = [scores[key] for key in SCORE_PARTS]
+    value = harmonic_mean([part.value for part in parts])
+    half: float | None = None
+    if value > 0 and min(part.records for part in parts) > 1:
+        total = 0.0
+        for found in measured:
+            influence = sum(
+                (value / part.value) ** 2 / 3 * (found[key][0] - part.value) / part.records
+                for key, part in zip(SCORE_PARTS, parts, strict=True)
+                if key in found
+            )
+            total += influence**2
+        fewest = min(part.records for part in parts)
+        half = _Z * math.sqrt(total * fewest / (fewest - 1))
+    return Score(value, half, max(part.records for part in parts), sum(part.probes for part in parts))
+
+
+def compare(before: Evaluation, after: Evaluation) -> Evaluation:
+    """``after`` with the stability scores that need the model before the edit.
+
+    Adds ``locality`` (and its axes) and ``neighbourhood_stability``.
+
+    Args:
+        before: the unedited model on the same records.
+        after: the edited model.
+
+    Raises:
+        ConfigError: the protocols differ in more than ``when``, or the records are not the same.
+    """
+    if before.protocol.model_copy(update={"when": after.protocol.when}) != after.protocol:
+        raise ConfigError(
+            f"the evaluations follow different protocols ({before.protocol.hash()} before, "
+            f"{after.protocol.hash()} after); evaluate both with the same one"
+        )
+    rows: list[RecordResult] = []
+    for index, (old, new) in enumerate(zip_longest(before.rows, after.rows)):
+        if old is None or new is None or _asked(old) != _asked(new):
+            raise ConfigError(
+                f"the evaluations hold different records: at {index} {old and old.id!r} before, "
+                f"{new and new.id!r} after; evaluate the same records in the same order"
+            )
+        pairs = zip(old.probes, new.probes, strict=True)
+        rows.append(replace(new, probes=tuple(replace(b, stable=stability(a, b)) for a, b in pairs)))
+    return Evaluation(after.protocol, tuple(rows), compared=True)
+
+
+def _asked(row: RecordResult) -> tuple[Any, ...]:
+    return (row.id, *((probe.kind, probe.prompt, probe.answers) for probe in row.probes))
+
+
+def merge(evaluations: Iterable[Evaluation]) -> Evaluation:
+    """Several evaluations of one protocol as one, such as those taken after each edit of a sequence.
+
+    Raises:
+        ConfigError: there is none, or protocols differ.
+    """
+    parts = list(evaluations)
+    kinds = {(part.protocol.hash(), part.compared) for part in parts}
+    if len(kinds) != 1:
+        raise ConfigError(
+            f"only evaluations of one protocol, all compared or none, can be merged; got {len(kinds)} kinds"
+        )
+    rows = tuple(row for part in parts for row in part.rows)
+    return Evaluation(parts[0].protocol, rows, parts[0].compared)

@@ -1,0 +1,155 @@
+"""Log-probabilities of continuations, batched.
+
+The unit is a pair (prompt, continuation). Its *context*, the tokens before the last one, goes through the
+model once however many pairs share it: CounterFact asks two answers after one prompt, and where both are
+a single token their contexts are the same row.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kecore.errors import RequestError
+from kecore.evaluate.batching import micro_batches
+from kecore.method import Progress, silent
+
+if TYPE_CHECKING:
+    from kecore.model_view import ModelView
+    from kecore.text import Encoder
+
+__all__ = ["BATCH_TOKENS", "ContinuationScore", "score_continuations"]
+
+BATCH_TOKENS = 2048
+"""Padded tokens of one micro-batch; a number of speed and memory, never of the result."""
+
+_LOGITS_COST = 8
+"""What one row of logits counts in tokens: it is the widest tensor of a forward pass (vocab floats)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContinuationScore:
+    """How a model rates one continuation of one prompt, under teacher forcing.
+
+    Args:
+        log_probs: natural-log probability of each of its tokens, given the prompt and those before.
+            Minus infinity where the model's logits are not finite.
+        ids: its token ids.
+        argmax: the model's most probable token in each place; -1 where the logits are not finite.
+    """
+
+    log_probs: tuple[float, ...]
+    ids: tuple[int, ...]
+    argmax: tuple[int, ...]
+
+    @property
+    def total(self) -> float:
+        """Log-probability of the continuation."""
+        return math.fsum(self.log_probs)
+
+    @property
+    def mean(self) -> float:
+        """Log-probability per token: minus the mean NLL of the official CounterFact code."""
+        return self.total / len(self.log_probs)
+
+    @property
+    def correct(self) -> tuple[bool, ...]:
+        """Whether each token is the model's most probable one."""
+        return tuple(a == b for a, b in zip(self.ids, self.argmax, strict=True))
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct tokens: EasyEdit's teacher-forced accuracy."""
+        return sum(self.correct) / len(self.ids)
+
+    @property
+    def exact(self) -> bool:
+        """All tokens are correct: strict accuracy."""
+        return all(self.correct)
+
+
+def score_continuations(
+    view: ModelView,
+    encoder: Encoder,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Progress = silent,
+) -> list[ContinuationScore]:
+    """Score continuations of prompts with the model as it is now.
+
+    Log-probabilities are taken in float32 (float64 for a float64 model). Equal pairs, and pairs with equal
+    contexts, are computed once. The result depends on neither padding nor the other pairs beyond the
+    rounding of the model's own matrix products.
+
+    Args:
+        view: the model.
+        encoder: decides spaces, special tokens and template.
+        pairs: ``(prompt, continuation)``.
+        batch_tokens: padded tokens of one micro-batch.
+        progress: called after each micro-batch.
+
+    Returns:
+        One score a pair, in order.
+
+    Raises:
+        RequestError: a continuation has no tokens, or nothing stands before it.
+    """
+    encoded = {pair: encoder.encode(*pair) for pair in dict.fromkeys(pairs)}
+    contexts: dict[tuple[int, ...], list[tuple[str, str]]] = {}
+    for pair, item in encoded.items():
+        if not 0 < item.start < len(item.ids):
+            raise RequestError(f"a continuation is scored after a prompt and both need tokens, got {pair!r}")
+        contexts.setdefault(item.ids[:-1], []).append(pair)
+    rows = list(contexts)
+    # Pairs of one context ask for its last places; the longest continuation asks for the most.
+    places = [max(len(encoded[p].ids) - encoded[p].start for p in contexts[row]) for row in rows]
+    scores: dict[tuple[str, str], ContinuationScore] = {}
+    done = 0
+    with view.frozen():
+        for batch in micro_batches([len(r) for r in rows], [_LOGITS_COST * n for n in places], batch_tokens):
+            items = [[(pair, encoded[pair]) for pair in contexts[rows[i]]] for i in batch]
+            logits = _logits(view, encoder, [rows[i] for i in batch], [places[i] for i in batch])
+            ends = itertools.accumulate(places[i] for i in batch)
+            asked = [(pair, item, end) for end, own in zip(ends, items, strict=True) for pair, item in own]
+            found = _scores(logits, [(end, item.ids[item.start :]) for _, item, end in asked])
+            scores.update(zip((pair for pair, _, _ in asked), found, strict=True))
+            done += len(batch)
+            progress("score", done, len(rows))
+    return [scores[pair] for pair in pairs]
+
+
+def _logits(
+    view: ModelView, encoder: Encoder, rows: Sequence[Sequence[int]], places: Sequence[int]
+) -> Tensor:
+    """Logits of the last ``places[i]`` columns of each row ``i``, one after another: ``[sum, vocab]``."""
+    padded = encoder.rows(rows)
+    ends = (padded.offset + torch.tensor([len(r) for r in rows])).tolist()
+    row = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(places))
+    column = torch.cat([torch.arange(end - n, end) for end, n in zip(ends, places, strict=True)])
+    logits = view.logits_at(padded, row, column)
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _scores(logits: Tensor, asked: Sequence[tuple[int, tuple[int, ...]]]) -> list[ContinuationScore]:
+    """Score continuations: token ids whose last token is predicted by row ``end - 1`` of the logits."""
+    norm = logits.logsumexp(-1)
+    broken = ~norm.isfinite()
+    argmax = logits.argmax(-1).masked_fill(broken, -1).tolist()
+    place = torch.tensor([end - len(ids) + k for end, ids in asked for k in range(len(ids))])
+    token = torch.tensor([id for _, ids in asked for id in ids])
+    place, token = place.to(logits.device), token.to(logits.device)
+    picked = (logits[place, token] - norm[place]).masked_fill(broken[place], -math.inf)
+    log_probs = iter(picked.tolist())
+    return [
+        ContinuationScore(
+            tuple(itertools.islice(log_probs, len(ids))), ids, tuple(argmax[end - len(ids) : end])
+        )
+        for end, ids in asked
+    ]

@@ -1,0 +1,125 @@
+"""The contract between kecore and an editing method, built-in or third-party.
+
+A method is a class with five attributes and one function. It never changes the model: it returns an
+:class:`~kecore.edit.Edit`, and only the edit touches weights. ``docs/write-a-method.md`` builds one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+from kecore.config import MethodConfig
+from kecore.errors import UnsupportedCapabilityError
+from kecore.model_view.identity import Fingerprint
+from kecore.types import Capabilities, EditRequest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kecore.edit import Edit
+    from kecore.model_view import ModelView
+    from kecore.statistics import KeyStatistics
+    from kecore.text import Encoder
+
+__all__ = ["METHOD_API", "EditMethod", "MethodContext", "Progress", "Stages"]
+
+METHOD_API = 1
+"""Version of this contract. It rises when a method written for the old one may break."""
+
+Progress = Callable[[str, int, int], None]
+"""Called as ``progress(stage, done, total)``; ``total`` 0 means unknown."""
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """A :data:`Progress` that shows nothing."""
+
+
+class Stages:
+    """Wall seconds by stage name; times of the same name add up."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Count the time of a ``with`` block under ``name``."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+
+@dataclass(slots=True)
+class MethodContext:
+    """What a method is given beside the model and the requests; no method reads globals.
+
+    Args:
+        config: the validated configuration, an instance of the method's ``Config``.
+        encoder: text to token rows, with or without chat template.
+        seed: seeds everything random in the method.
+        statistics: key statistics of the unedited model; None where none are at hand.
+        base: fingerprint of the unedited model; None to take it from the model as it is.
+        state: tensors that survive from one edit of this method to the next on the same model. A method
+            reads it and writes what the next edit needs; kept only if the edit is attached.
+        progress: called while long stages advance.
+        stages: where a method counts its time.
+        memory: bytes that activations of one micro-batch may take.
+    """
+
+    config: Any
+    encoder: Encoder
+    seed: int = 0
+    statistics: KeyStatistics | None = None
+    base: Fingerprint | None = None
+    state: dict[str, Tensor] = field(default_factory=dict)
+    progress: Progress = silent
+    stages: Stages = field(default_factory=Stages)
+    memory: int = 2 << 30
+
+    def need_statistics(self) -> KeyStatistics:
+        """The key statistics.
+
+        Raises:
+            UnsupportedCapabilityError: no statistics are at hand.
+        """
+        if self.statistics is None:
+            raise UnsupportedCapabilityError(
+                "this method needs key statistics and none were given; make them with "
+                "`kecore stats MODEL --text FILE --out DIR` and pass --stats DIR "
+                "(in Python: Editor(model, tokenizer, statistics=KeyStatistics.load(DIR)))"
+            )
+        return self.statistics
+
+    def fingerprint(self, view: ModelView) -> Fingerprint:
+        """What the edit will be an edit of."""
+        return self.base or Fingerprint.of(view.identity(), view.dtype)
+
+
+@runtime_checkable
+class EditMethod(Protocol):
+    """An editing method.
+
+    Attributes:
+        name: the name users type; equals the entry-point name.
+        Config: a :class:`MethodConfig` whose defaults run on any model.
+        capabilities: what the method can do and needs.
+        reference: the paper, as ``"Authors, Title, venue year, arXiv:..."``.
+        api: lowest and highest :data:`METHOD_API` that the method is written for.
+
+    A method that trains also has ``prepare(view, corpus, context) -> None``.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[MethodConfig]]
+    capabilities: ClassVar[Capabilities]
+    reference: ClassVar[str]
+    api: ClassVar[tuple[int, int]]
+
+    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> Edit:
+        """Work out the edit for ``requests``; the model is bitwise as before when this returns."""
+        ...

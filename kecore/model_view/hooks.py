@@ -1,0 +1,156 @@
+"""Running a model in pieces: the only place that hooks, bypasses or stops a forward pass.
+
+Everything is restored when a pass ends, also when it fails. The model's own ``forward`` is always what
+runs, so masks, position embeddings, caches and logit scaling are the architecture's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from kecore.model_view.view import ModelView
+
+__all__ = ["beside", "capture", "first_tensor", "frozen", "overlaid", "resumed", "stopped", "substitute"]
+
+
+class _Stopped(Exception):  # noqa: N818 - control flow, never seen by callers
+    """Raised inside a forward pass to end it early."""
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The hidden state of a layer's output, which is a tensor or a tuple that begins with one."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no parameter asks for gradients, random state untouched; all restored on exit."""
+    modes = [(m, m.training) for m in model.modules()]
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        try:
+            model.eval()
+            for parameter, _ in flags:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+            for module, mode in modes:
+                module.training = mode
+
+
+@contextmanager
+def capture(modules: Sequence[nn.Module], *, inputs: bool = False) -> Iterator[list[Tensor]]:
+    """Collect what each module returns (or, with ``inputs``, is given), in the order of ``modules``."""
+    found: list[Any] = [None] * len(modules)
+
+    def hook(place: int) -> Callable[..., None]:
+        def keep(_m: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            value = first_tensor(args or tuple(kwargs.values())) if inputs else first_tensor(output)
+            found[place] = value.detach()
+
+        return keep
+
+    with ExitStack() as stack:
+        for place, module in enumerate(modules):
+            handle = module.register_forward_hook(hook(place), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield found
+
+
+@contextmanager
+def substitute(module: nn.Module, change: Callable[[Tensor], Tensor], *, inputs: bool = False) -> Iterator[None]:
+    """Pass a module's output (or, with ``inputs``, its first argument) through ``change``."""
+
+    def before(_m: nn.Module, args: Any) -> Any:
+        return (change(args[0]), *args[1:])
+
+    def after(_m: nn.Module, _args: Any, output: Any) -> Any:
+        new = change(first_tensor(output))
+        return new if isinstance(output, Tensor) else (new, *output[1:])
+
+    handle = module.register_forward_pre_hook(before) if inputs else module.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def beside(module: nn.Module, matrix: Tensor) -> Iterator[None]:
+    """Let ``module`` return ``output + input matrixᵀ``."""
+
+    def after(_m: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output + (args[0].to(matrix.dtype) @ matrix.t()).to(output.dtype)
+
+    handle = module.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def resumed(view: ModelView, layer: int, hidden: Tensor) -> Iterator[None]:
+    """Skip the layers below ``layer``, which receives ``hidden`` ``[rows, width, d_model]`` as its input.
+
+    The skipped layers are bypassed, not removed: some architectures read their attributes.
+    """
+
+    def skip(result: Tensor | None) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            state = result if result is not None else (args[0] if args else kwargs["hidden_states"])
+            return (state,) if view.tuple_layers else state
+
+        return forward
+
+    skipped = [part.module for part in view.layers[:layer]]
+    # An accelerate hook also lives in the instance's `forward`, so what was there is put back.
+    before = [(module, module.__dict__.get("forward")) for module in skipped]
+    try:
+        for index, module in enumerate(skipped):
+            module.__dict__["forward"] = skip(hidden if index == layer - 1 else None)
+        yield
+    finally:
+        for module, forward in before:
+            if forward is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = forward
+
+
+@contextmanager
+def stopped(module: nn.Module) -> Iterator[None]:
+    """End the forward pass inside this block as soon as ``module`` has run."""
+
+    def stop(_m: nn.Module, _args: Any, _output: Any) -> None:
+        raise _Stopped
+
+    handle = module.register_forward_hook(stop)
+    try:
+        yield
+    except _Stopped:
+        pass
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def overlaid(parameters: dict[nn.Parameter, Tensor]) -> Iterator[None]:
+    """Let parameters hold other values; their own storage is put back on exit, bit for bit."""
+    before = [(parameter, parameter.data) for parameter in parameters]
+    try:
+        for parameter, value in parameters.items():
+            parameter.data = value
+        yield
+    finally:
+        for parameter, data in before:
+            parameter.data = data

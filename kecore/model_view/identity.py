@@ -1,0 +1,96 @@
+"""Content fingerprints of a model's weights: what edits and statistics are keyed by."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["DTYPES", "Fingerprint", "Identity", "type_name"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Weight types that an edit can be carried between."""
+
+_CHUNK = 1 << 24  # elements hashed at once: bounds the copy of a tensor that lives on another device
+
+
+def _digest(tensor: Tensor, dtype: torch.dtype) -> bytes:
+    h = hashlib.sha256(repr((tuple(tensor.shape), str(dtype))).encode())
+    flat = tensor.detach().reshape(-1)
+    for begin in range(0, flat.numel(), _CHUNK):
+        part = flat[begin : begin + _CHUNK].to(dtype).cpu().contiguous()
+        h.update(part.view(torch.uint8).numpy())
+    return h.digest()
+
+
+class Identity:
+    """Digests of a model's parameters, computed once each from the weights as they are when asked.
+
+    Args:
+        model: the model; its parameters must not change while this object is used.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = dict(model.named_parameters())
+        self._digests: dict[tuple[str, torch.dtype], bytes] = {}
+
+    def of(
+        self,
+        dtype: torch.dtype | None = None,
+        keep: Callable[[str], bool] = lambda _: True,
+    ) -> str:
+        """Fingerprint of the parameters that ``keep`` accepts, as 32 hexadecimal digits.
+
+        Args:
+            dtype: hash the values rounded to this type, so that a float32 model and its bfloat16 copy
+                can be recognised as the same base; by default the type they are stored in.
+            keep: which parameter names count.
+        """
+        names = sorted(name for name in self._parameters if keep(name))
+        wanted = [(name, dtype or self._parameters[name].dtype) for name in names]
+        self._fill([key for key in wanted if key not in self._digests])
+        h = hashlib.sha256()
+        for name, kind in wanted:
+            h.update(name.encode() + b"\0" + self._digests[name, kind])
+        return h.hexdigest()[:32]
+
+    def _fill(self, keys: Iterable[tuple[str, torch.dtype]]) -> None:
+        # hashlib releases the GIL, so two threads hash two tensors at once.
+        keys = list(keys)
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            digests = pool.map(lambda key: _digest(self._parameters[key[0]], key[1]), keys)
+            self._digests.update(zip(keys, digests, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Which weights something was made from, recognisable after a change of weight type.
+
+    Args:
+        dtype: type the weights were stored in.
+        digests: type name to the fingerprint of the weights rounded to that type.
+    """
+
+    dtype: str
+    digests: Mapping[str, str]
+
+    @classmethod
+    def of(cls, identity: Identity, dtype: torch.dtype, keep: Callable[[str], bool] = lambda _: True) -> Fingerprint:
+        """Fingerprint of the weights in all the types they may later be loaded in."""
+        digests = {name: identity.of(kind, keep) for name, kind in DTYPES.items()}
+        return cls(type_name(dtype), digests)
+
+    def differs(self, identity: Identity, dtype: torch.dtype, keep: Callable[[str], bool] = lambda _: True) -> str:
+        """Empty if the weights are the same up to their type; else the two fingerprints in words."""
+        name = type_name(dtype)
+        expected, got = self.digests.get(name, "none for this type"), identity.of(DTYPES.get(name), keep)
+        return "" if expected == got else f"expected {expected[:12]}, got {got[:12]} ({name})"
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """``torch.float32`` as ``float32``."""
+    return str(dtype).removeprefix("torch.")

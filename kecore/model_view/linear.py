@@ -1,0 +1,78 @@
+"""A linear map of a model, always spoken as ``[d_out, d_in]`` whatever the module stores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["LinearView", "orientation"]
+
+
+@dataclass(frozen=True, slots=True)
+class LinearView:
+    """One weight matrix and how to read it.
+
+    Args:
+        module: the module that applies the map.
+        name: name of the weight parameter in the model.
+        transposed: the parameter is stored ``[d_in, d_out]`` (transformers' ``Conv1D``).
+    """
+
+    module: nn.Module
+    name: str
+    transposed: bool
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The stored parameter."""
+        weight = self.module.weight
+        if not isinstance(weight, nn.Parameter):  # guaranteed by the probe
+            raise TypeError(f"{self.name} is no longer a parameter")
+        return weight
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as ``[d_out, d_in]``, a view of the parameter's data."""
+        data = self.parameter.data
+        return data.t() if self.transposed else data
+
+    @property
+    def d_in(self) -> int:
+        """Width of the keys."""
+        return int(self.weight.shape[1])
+
+    @property
+    def d_out(self) -> int:
+        """Width of the values."""
+        return int(self.weight.shape[0])
+
+
+def orientation(module: nn.Module, x: Tensor, y: Tensor) -> bool | None:
+    """How a module that mapped ``x`` to ``y`` stores its weight, found by recomputing it.
+
+    Shapes alone cannot tell for square weights.
+
+    Args:
+        module: any module with a two-dimensional ``weight``.
+        x: ``[..., d_in]``, an input the module was called with.
+        y: ``[..., d_out]``, what it returned.
+
+    Returns:
+        False for ``y = x Wᵀ + b``, True for ``y = x W + b``, None for neither.
+    """
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+        return None
+    bias = getattr(module, "bias", None)
+    x64, y64, w64 = x.double(), y.double(), weight.detach().double()
+    shift = bias.detach().double() if isinstance(bias, Tensor) else 0.0
+    scale = float(y64.abs().max()) + torch.finfo(torch.float32).tiny
+    tolerance = 64 * torch.finfo(y.dtype).eps * scale * max(1.0, x.shape[-1] ** 0.5 / 8)
+    for transposed, matrix in ((False, w64.t()), (True, w64)):
+        if x.shape[-1] != matrix.shape[0] or y.shape[-1] != matrix.shape[1]:
+            continue
+        if float((x64 @ matrix + shift - y64).abs().max()) <= tolerance:
+            return transposed
+    return None

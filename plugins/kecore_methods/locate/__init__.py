@@ -1,0 +1,1 @@
+"""Locate-then-edit methods: closed-form updates of the feed-forward memories."""

@@ -1,0 +1,82 @@
+"""What the locate-then-edit methods have in common: one configuration and how the engine reads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from kecore.config import MethodConfig
+from kecore.editing.closed_form import ClosedForm
+from kecore.editing.layers import at_depth
+from kecore.editing.values import ValueSettings
+from kecore.errors import ConfigError
+from kecore.model_view import DTYPES, ModelView
+
+__all__ = ["LocateConfig"]
+
+
+class LocateConfig(MethodConfig):
+    """Stages that every closed-form method shares; defaults are relative, so they carry over to any model."""
+
+    preset_key: ClassVar[str] = ""
+
+    layers: tuple[int, ...] | None = Field(
+        default=None, description="Edited layers; None takes the layers between depth_first and depth_last."
+    )
+    depth_first: float = Field(default=0.0, ge=0, le=1, description="Depth of the first edited layer (0 bottom, 1 top).")
+    depth_last: float = Field(default=0.25, ge=0, le=1, description="Depth of the last edited layer.")
+    contexts: int = Field(default=5, ge=0, le=64, description="Context prefixes sampled from the model.")
+    context_tokens: int = Field(default=10, ge=1, le=64, description="Length of a context prefix in tokens.")
+    steps: int = Field(default=25, ge=1, description="Evaluations of the value loss (Adam makes one update fewer).")
+    learning_rate: float = Field(default=0.5, gt=0, description="Of Adam, in units of the hidden state.")
+    weight_decay: float = Field(default=1e-3, ge=0, description="Factor of |delta| / |h|^2 in the value loss.")
+    clamp: float = Field(default=4.0, gt=0, description="Largest |delta| / |h|.")
+    kl_weight: float = Field(default=0.0625, ge=0, description="Factor of KL(edited | original) on '<subject> is a'.")
+    stop_loss: float = Field(default=0.05, ge=0, description="A value whose loss is below this is finished.")
+    precision: Literal["model", "float32", "bfloat16", "float16"] = Field(
+        default="model", description="Type of frozen weights while values are optimised."
+    )
+    statistics_ridge: float = Field(
+        default=1e-4, ge=0, description="Added to the key statistics, relative to their mean diagonal (arXiv 2506.04226)."
+    )
+
+    @classmethod
+    def presets(cls) -> Mapping[str, Mapping[str, Any]]:
+        """Published set-ups of the method (``presets.json``; ``_source`` says whose)."""
+        every = json.loads((files(__package__) / "presets.json").read_text(encoding="utf-8"))
+        mine = every.get(cls.preset_key, {})
+        return {name: {k: v for k, v in fields.items() if k != "_source"} for name, fields in mine.items()}
+
+    def edited_layers(self, view: ModelView) -> tuple[int, ...]:
+        """The layers, chosen by depth unless given."""
+        if self.layers is not None:
+            if not self.layers:
+                raise ConfigError("'layers' is empty; name at least one layer, or leave it out")
+            return tuple(view.layer(i).index for i in self.layers)
+        return at_depth(view, self.depth_first, self.depth_last)
+
+    def value_settings(self) -> ValueSettings:
+        """Numbers of the target stage."""
+        return ValueSettings(
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            clamp=self.clamp,
+            kl_weight=self.kl_weight,
+            stop_loss=self.stop_loss,
+            precision=None if self.precision == "model" else DTYPES[self.precision],
+        )
+
+    def engine(self, layers: tuple[int, ...], **stages: Any) -> ClosedForm:
+        """The engine with this configuration and a method's own stages."""
+        return ClosedForm(
+            layers=layers,
+            contexts=self.contexts,
+            context_tokens=self.context_tokens,
+            values=self.value_settings(),
+            **stages,
+        )

@@ -1,0 +1,54 @@
+"""EMMET: a batch of facts in one layer, written exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from kecore.edit import WeightEdit
+from kecore.editing.solve import least_squares
+from kecore.method import MethodContext
+from kecore.model_view import ModelView
+from kecore.ops import Solution
+from kecore.types import Capabilities, EditRequest
+from kecore_methods.locate.config import LocateConfig
+
+__all__ = ["Emmet"]
+
+
+class Emmet:
+    """Equality-constrained Mass Model Editing: ROME's constraint for a whole batch (eq. 9 of the paper)."""
+
+    class Config(LocateConfig):
+        """Configuration of EMMET."""
+
+        preset_key: ClassVar[str] = "emmet"
+
+        ridge: float = Field(
+            default=1e-3, ge=0, description="Softens the equality constraint, relative to the new keys' own weight; 0 is exact."
+        )
+        ridge_lambda: float | None = Field(
+            default=None, ge=0, description="The same as an absolute number, instead of the relative one."
+        )
+
+    name = "emmet"
+    capabilities = Capabilities(kind="weights", batch=True, sequential=True, needs_statistics=True)
+    reference = "Gupta et al., A Unified Framework for Model Editing, EMNLP Findings 2024, arXiv:2403.14236"
+    api = (1, 1)
+
+    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
+        """Plan the edit; see :class:`kecore.editing.closed_form.ClosedForm`."""
+        config: Emmet.Config = context.config
+        statistics = context.need_statistics()
+        absolute = config.ridge_lambda is not None
+        weight = config.ridge if config.ridge_lambda is None else config.ridge_lambda
+
+        def solve(layer: int, keys: Tensor, residuals: Tensor) -> Solution:
+            factor = statistics.factor(layer, config.statistics_ridge)
+            return least_squares(keys, residuals, factor, weight, absolute=absolute)
+
+        engine = config.engine(config.edited_layers(view)[-1:], solve=solve)
+        return engine.plan(view, requests, context, self.name)

@@ -1,0 +1,74 @@
+"""ROME: one fact, one layer, one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kecore.edit import WeightEdit
+from kecore.editing.keys import KeyPass
+from kecore.editing.locate import group_by_subject
+from kecore.editing.solve import one_by_one
+from kecore.method import MethodContext
+from kecore.model_view import ModelView
+from kecore.ops import Solution
+from kecore.types import Capabilities, EditRequest, unique
+from kecore_methods.locate.config import LocateConfig
+
+__all__ = ["Rome"]
+
+
+class Rome:
+    """Rank-One Model Editing, with R-ROME's consistent key unless asked otherwise.
+
+    Several requests are written one after another, each exactly on top of the ones before; their values are
+    optimised together on the model as it was.
+    """
+
+    class Config(LocateConfig):
+        """Configuration of ROME."""
+
+        preset_key: ClassVar[str] = "rome"
+
+        consistent_key: bool = Field(
+            default=True,
+            description="Use the key averaged over contexts on both sides of the update (R-ROME, arXiv 2403.07175); "
+            "False fits the bare prompt's key, as the original does, and can disable the model.",
+        )
+        second_moment: bool = Field(
+            default=True, description="Write against the second moment of natural keys; False takes the identity for it."
+        )
+
+    name = "rome"
+    capabilities = Capabilities(kind="weights", batch=False, sequential=True, needs_statistics=True)
+    reference = (
+        "Meng et al., Locating and Editing Factual Associations in GPT, NeurIPS 2022, arXiv:2202.05262; "
+        "Gupta et al., Rebuilding ROME, EMNLP 2024, arXiv:2403.07175"
+    )
+    api = (1, 1)
+
+    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
+        """Plan the edit; see :class:`kecore.editing.closed_form.ClosedForm`."""
+        config: Rome.Config = context.config
+        layers = config.edited_layers(view)[-1:]
+        statistics = context.need_statistics() if config.second_moment else None
+        bare = None if config.consistent_key else self._bare_keys(view, requests, context, layers[0])
+
+        def solve(layer: int, keys: Tensor, residuals: Tensor) -> Solution:
+            factor = statistics.factor(layer, config.statistics_ridge) if statistics is not None else None
+            return one_by_one(keys, residuals, factor, bare)
+
+        return config.engine(layers, solve=solve).plan(view, requests, context, self.name)
+
+    @staticmethod
+    def _bare_keys(
+        view: ModelView, requests: Sequence[EditRequest], context: MethodContext, layer: int
+    ) -> Tensor:
+        asked = unique(requests)
+        with view.frozen(), torch.no_grad():
+            keys = KeyPass(view, context.encoder, asked, group_by_subject(asked), ("",), (layer,), context.memory)
+            return keys.advance(layer)[0].t().cpu()

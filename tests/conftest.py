@@ -1,0 +1,45 @@
+"""What every test stands on: offline, one thread, and the models and data that tests share."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is imported
+os.environ["KECORE_PLUGINS"] = ""  # what a developer has installed beside kecore must not change a result
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kecore import models
+
+# LAPACK with two threads on two busy cores can be 20 times slower than with one.
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> tuple[Any, Any]:
+    """The demo model and its tokenizer, shared: a test that edits the model takes the edit off again."""
+    if models.demo_file() is None:
+        pytest.skip(models.DEMO_MISSING)
+    loaded = models.load_model(models.DEMO, device="cpu")
+    return loaded.model, loaded.tokenizer
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The field's benchmarks in their published layouts, where a checkout has them beside it."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no benchmark data at {folder}")
+    return folder

@@ -1,0 +1,84 @@
+"""A stranger's method: installed, it is listed and edits, and no file of kecore knows of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EDIT = """
+import json
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from kecore import Editor, EditRequest
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+words = ["<unk>", "the", "capital", "of", "France", "Italy", "is", "a", "Rome", "Paris"]
+core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+core.pre_tokenizer = pre_tokenizers.Whitespace()
+tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+shape = {"n_layer": 3, "n_embd": 32, "n_head": 2, "n_positions": 32, "vocab_size": len(words)}
+config = GPT2Config(**shape, initializer_range=0.2, bos_token_id=None, eos_token_id=None)
+model = GPT2LMHeadModel(config).eval()
+
+def chance():
+    ids = tokenizer("the capital of France", return_tensors="pt").input_ids
+    with torch.no_grad():
+        return model(ids).logits[0, -1].softmax(-1)[words.index("Rome")].item()
+
+state = {k: v.clone() for k, v in model.state_dict().items()}
+before = chance()
+editor = Editor(model, tokenizer)
+editor.edit(EditRequest("the capital of {}", "France", "Rome"), method="hello")
+after = chance()
+editor.revert()
+same = all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+print(json.dumps({"before": before, "after": after, "same": same}))
+"""
+
+
+@pytest.fixture
+def environment(hello_site: Path) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key != "KECORE_PLUGINS"}
+    path = [str(hello_site), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**kept, "PYTHONPATH": os.pathsep.join(path)}
+
+
+def run(command: list[str], environment: dict[str, str], folder: Path) -> Any:
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_is_listed_beside_the_built_ins(environment: dict[str, str], tmp_path: Path) -> None:
+    listed = run([str(Path(sys.executable).parent / "kecore"), "methods", "--json"], environment, tmp_path)
+    rows = {row["name"]: row for row in listed}
+    assert "memit" in rows
+    assert (rows["hello"]["distribution"], rows["hello"]["error"]) == ("kecore-hello", "")
+
+
+def test_is_not_there_where_plugins_are_limited(environment: dict[str, str], tmp_path: Path) -> None:
+    code = "import json; from kecore import registry; print(json.dumps(registry.default().names()))"
+    command = [sys.executable, "-c", code]
+    assert "hello" in run(command, environment, tmp_path)
+    assert "hello" in run(command, {**environment, "KECORE_PLUGINS": "kecore-hello"}, tmp_path)
+    assert "hello" not in run(command, {**environment, "KECORE_PLUGINS": ""}, tmp_path)
+
+
+def test_edits_and_takes_the_edit_off(environment: dict[str, str], tmp_path: Path) -> None:
+    seen = run([sys.executable, "-c", EDIT], environment, tmp_path)
+    assert seen["before"] < 0.2 < 0.9 < seen["after"]
+    assert seen["same"]
+
+
+def test_core_does_not_know_it(root: Path) -> None:
+    core = [*(root / "kecore").rglob("*.py"), *(root / "plugins" / "kecore_methods").rglob("*.py")]
+    assert core
+    assert not [file for file in core if "kecore_hello" in file.read_text(encoding="utf-8")]

@@ -1,0 +1,104 @@
+"""Greedy generation: against one prompt at a time without a cache."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from slow_reference import greedy
+from tiny_worlds import World, make_world
+
+from kecore.errors import ConfigError
+from kecore.evaluate import generate
+from kecore.model_view import ModelView
+from kecore.model_view.view import Pass
+
+PROMPTS = [
+    "The capital of France is",
+    "The Danube",
+    "Where does the Danube flow? It flows to the",
+    "The mother tongue of Danielle Darrieux is French, that of Apollo is",
+]
+
+
+def test_equals_decoding_one_at_a_time_without_cache(world: World) -> None:
+    found = generate(world.view, world.encoder, PROMPTS, max_new_tokens=12)
+    for prompt, item in zip(PROMPTS, found, strict=True):
+        assert list(item.ids) == greedy(world.view.model, world.encoder.tokenizer, prompt, 12)
+        assert item.finished == (item.ids[-1] == world.encoder.tokenizer.eos_token_id)
+
+
+def test_does_not_depend_on_the_batch_in_float32() -> None:
+    world = make_world("llama", torch.float32)
+    whole = generate(world.view, world.encoder, PROMPTS, max_new_tokens=12)
+    alone = [generate(world.view, world.encoder, [p], max_new_tokens=12)[0] for p in PROMPTS]
+    pieces = generate(world.view, world.encoder, PROMPTS, max_new_tokens=12, batch_tokens=1)
+    assert whole == alone == pieces
+
+
+def test_equal_prompts_keep_their_places(small: World) -> None:
+    a, b, c = generate(small.view, small.encoder, [PROMPTS[0], PROMPTS[1], PROMPTS[0]], max_new_tokens=3)
+    assert a == c
+    assert len(b.ids) <= 3
+
+
+def test_a_model_without_cache_reads_the_text_again(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = generate(small.view, small.encoder, PROMPTS, max_new_tokens=6)
+    forward = ModelView.forward
+
+    def without(self: ModelView, *args: object, **kwargs: object) -> Pass:
+        out = forward(self, *args, **kwargs)  # type: ignore[arg-type]
+        out.cache = None
+        return out
+
+    monkeypatch.setattr(ModelView, "forward", without)
+    assert generate(small.view, small.encoder, PROMPTS, max_new_tokens=6) == cached
+
+
+def _scripted(world: World, monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> None:
+    """Let the model write given texts, one a row of the batch (longest prompt first)."""
+    tokenizer = world.encoder.tokenizer
+    script = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+    step = iter(range(100))
+
+    def forward(self: ModelView, rows: object, **_: object) -> Pass:
+        k = next(step)
+        logits = torch.zeros(len(script), len(tokenizer))
+        for i, ids in enumerate(script):
+            logits[i, ids[k] if k < len(ids) else 0] = 1
+        return Pass(logits=logits)
+
+    monkeypatch.setattr(ModelView, "forward", forward)
+
+
+def test_ends_at_newline_only_when_asked(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    _scripted(small, monkeypatch, ["\n Rome\nand more of it"])
+    (found,) = generate(small.view, small.encoder, ["The"], max_new_tokens=40, stop_at_newline=True)
+    assert found.text == "Rome"
+    assert found.finished
+    _scripted(small, monkeypatch, [" Rome\nand<|end|>not this"])
+    (found,) = generate(small.view, small.encoder, ["The"], max_new_tokens=40)
+    assert found.text == "Rome\nand"
+    assert found.finished
+
+
+def test_rows_end_at_different_times(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    _scripted(small, monkeypatch, [" Rome", " Paris is the capital of France", " Italy<|end|>"])
+    prompts = ["The Danube flows to the", "The Danube", "The"]
+    found = generate(small.view, small.encoder, prompts, max_new_tokens=40)
+    assert [item.text for item in found] == ["Rome", "Paris is the capital of France", "Italy"]
+    assert all(item.finished for item in found)
+
+
+def test_the_models_own_closing_tokens_end_a_text(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = small.encoder.tokenizer
+    rome = tokenizer(" Rome", add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(small.view.model.generation_config, "eos_token_id", [0, rome[-1]])
+    _scripted(small, monkeypatch, [" is Rome and Paris"])
+    (found,) = generate(small.view, small.encoder, ["The"], max_new_tokens=40)
+    assert found.ids[-1] == rome[-1]
+    assert found.finished
+
+
+def test_length(small: World) -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        generate(small.view, small.encoder, PROMPTS, max_new_tokens=0)

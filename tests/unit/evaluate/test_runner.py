@@ -1,0 +1,122 @@
+"""Whole evaluations on tiny models: against the definition, and what is asked of which record."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from slow_reference import counterfact, greedy, log_probs
+from tiny_worlds import World
+
+from kecore.errors import ConfigError
+from kecore.evaluate import Protocol, compare, evaluate
+from kecore.text import Encoder
+from kecore.types import EditRecord, EditRequest, Probe
+
+QUIET = Protocol(max_new_tokens=0)
+RECORDS = [
+    EditRecord(
+        EditRequest("The capital of {} is", "France", "Rome", "Paris", id="a"),
+        rephrases=("France has its capital in", "Where is the capital of France? It is"),
+        neighbourhood=("The capital of Gaul is", "Paris is the capital of", "Vienna is"),
+    ),
+    EditRecord(
+        EditRequest("{} flows to", "The Danube", "Berlin", "the Black Sea", id="b"),
+        rephrases=("The sea of the Danube is",),
+        neighbourhood=("The Seine flows to", "The Rhine"),
+    ),
+    EditRecord(
+        EditRequest("The mother tongue of {} is", "Apollo", "French", "Greek", id="c"),
+        rephrases=("Apollo speaks",),
+        neighbourhood=("Danielle Darrieux speaks",),
+    ),
+]
+RICH = EditRecord(
+    EditRequest("{} is in", "Vinson Massif", "Europe"),
+    locality={"near": (Probe("The Danube is in", ("Europe",)), Probe("Rome is"))},
+    portability={"one_hop": (Probe("Vinson Massif and Berlin are in", ("Europe", "Asia")),)},
+)
+
+
+def test_equals_the_definition(world: World) -> None:
+    found = evaluate(world.view, world.encoder, RECORDS, QUIET).scores
+    wanted = counterfact(world.view.model, world.encoder.tokenizer, RECORDS)
+    assert {key: found[key].value for key in wanted} == pytest.approx(wanted, abs=1e-9)
+    assert set(found) == set(wanted)
+
+
+def test_generated_text_is_the_models(world: World) -> None:
+    found = evaluate(world.view, world.encoder, RECORDS, Protocol(max_new_tokens=5, stop_at_newline=False))
+    tokenizer = world.encoder.tokenizer
+    for row in found.rows:
+        for probe in row.probes:
+            if probe.kind == "neighbourhood":
+                assert probe.text is None
+                continue
+            ids = greedy(world.view.model, tokenizer, probe.prompt, 5)
+            assert probe.text == tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert found.scores["free_generation"].records == 3
+    assert found.scores["paraphrase_free_generation"].probes == 4
+
+
+def test_axes_and_probes_without_answers(small: World) -> None:
+    before = evaluate(small.view, small.encoder, [RICH], Protocol(max_new_tokens=4))
+    asked, own = before.rows[0].probes[1:3]
+    assert asked.kind == own.kind == "locality"
+    assert (asked.text, own.scores) == (None, ())
+    assert own.text is not None
+    (hop,) = [p for p in before.rows[0].probes if p.kind == "portability"]
+    by_hand = [
+        log_probs(small.view.model, small.encoder.tokenizer, hop.prompt, a)[1] for a in ("Europe", "Asia")
+    ]
+    assert before.scores["portability.one_hop"].value == max(sum(c) / len(c) for c in by_hand)
+    assert before.scores["locality_accuracy"].probes == 1
+    assert "edit_success" not in before.scores
+    assert before.skipped["edit_success"] == 1
+    found = compare(before, before)
+    assert found.scores["locality"].value == found.scores["locality.near"].value == 1
+    assert found.scores["locality"].probes == 2
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_neighbours_without_old_answer_are_only_stable(small: World) -> None:
+    record = EditRecord(EditRequest("{} is", "Rome", "Paris"), neighbourhood=("Vienna is",))
+    found = evaluate(small.view, small.encoder, [record], Protocol(max_new_tokens=3))
+    assert "neighbourhood_success" not in found.scores
+    assert compare(found, found).scores["neighbourhood_stability"].value == 1
+
+
+def test_chat_form_asks_through_the_template(small: World) -> None:
+    chat = Encoder(small.encoder.tokenizer, chat=True)
+    protocol = Protocol(form="chat", max_new_tokens=0)
+    found = evaluate(small.view, chat, RECORDS[:1], protocol).rows[0].probes[0]
+    text = chat.text(found.prompt)
+    assert text == "<user>The capital of France is\n<assistant>"
+    ids = chat.encode(found.prompt, "Rome").ids
+    assert found.scores[0].ids == ids[len(chat.encode(found.prompt).ids) :]
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_encoder_and_protocol_must_agree(small: World, chat: bool) -> None:
+    encoder = Encoder(small.encoder.tokenizer, chat=chat)
+    with pytest.raises(ConfigError, match=f"chat={not chat}"):
+        evaluate(small.view, encoder, RECORDS, Protocol(form="plain" if chat else "chat"))
+
+
+def test_no_records(small: World) -> None:
+    with pytest.raises(ConfigError, match="no records"):
+        evaluate(small.view, small.encoder, [])
+
+
+def test_batch_size_does_not_change_the_result(world: World) -> None:
+    whole = evaluate(world.view, world.encoder, RECORDS, Protocol(max_new_tokens=4))
+    pieces = evaluate(world.view, world.encoder, RECORDS, Protocol(max_new_tokens=4), batch_tokens=30)
+    assert {k: s.value for k, s in whole.scores.items()} == pytest.approx(
+        {k: s.value for k, s in pieces.scores.items()}, abs=1e-9
+    )
+
+
+def test_stages_are_reported(small: World) -> None:
+    stages: list[str] = []
+    evaluate(small.view, small.encoder, RECORDS, progress=lambda stage, *_: stages.append(stage))
+    assert set(stages) == {"score", "generate"}
