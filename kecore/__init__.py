@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kecore.edit import Edit, LowRank, WeightEdit, attached, load_edit, merge
     from kecore.editor import Editor
     from kecore.errors import KecoreError, KecoreWarning
-    from kecore.evaluate import Protocol, evaluate, load_records
+    from kecore.evaluate import Protocol, load_records
     from kecore.method import METHOD_API, EditMethod, MethodContext
     from kecore.model_view import ModelView
     from kecore.models import load_model, save_model
@@ -49,7 +49,6 @@ _HOME = {
     "Protocol": "kecore.evaluate",
     "WeightEdit": "kecore.edit",
     "attached": "kecore.edit",
-    "evaluate": "kecore.evaluate",
     "load_edit": "kecore.edit",
     "load_model": "kecore.models",
     "load_records": "kecore.evaluate",
@@ -79,7 +78,6 @@ __all__ = [
     "WeightEdit",
     "__version__",
     "attached",
-    "evaluate",
     "load_edit",
     "load_model",
     "load_records",

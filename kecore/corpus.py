@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import random
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,9 @@ class Corpus:
             raise DataFormatError("no text was given; pass at least one file or hf:NAME")
         for source in map(str, sources):
             if not source.startswith("hf:") and not Path(source).is_file():
-                raise DataFormatError(f"{source}: no such text file; pass a .txt or .jsonl file, or hf:NAME[:CONFIG[:SPLIT]]")
+                raise DataFormatError(
+                    f"{source}: no such text file; pass a .txt or .jsonl file, or hf:NAME[:CONFIG[:SPLIT]]"
+                )
         return cls(tuple(map(str, sources)))
 
     def sample(self, count: int, seed: int) -> tuple[list[str], str]:
@@ -88,23 +91,27 @@ def _cut(text: str) -> Iterator[str]:
 
 
 def _file(path: Path) -> Iterator[str]:
-    opened: IO[str] = (
-        gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    )
     suffixes = [s for s in path.suffixes if s != ".gz"]
-    with opened as file:
+    with _opened(path) as file:
         try:
             if suffixes and suffixes[-1] == ".jsonl":
                 for number, line in enumerate(file, 1):
                     if line.strip():
                         yield _text(json.loads(line), f"{path}, line {number}")
             elif suffixes and suffixes[-1] == ".json":
-                for number, record in enumerate(json.load(file)):
+                records: Any = json.load(file)
+                if not isinstance(records, list):
+                    raise DataFormatError(f"{path}: expected a list of records, got {type(records).__name__}")
+                for number, record in enumerate(records):
                     yield _text(record, f"{path}, record {number}")
             else:
                 yield from file
-        except (UnicodeDecodeError, json.JSONDecodeError, EOFError, gzip.BadGzipFile) as error:
+        except (UnicodeDecodeError, json.JSONDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataFormatError(f"{path}: cannot be read as text: {error}") from error
+
+
+def _opened(path: Path) -> IO[str]:
+    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
 
 
 def _text(record: Any, where: str) -> str:
@@ -118,11 +125,11 @@ def _text(record: Any, where: str) -> str:
 
 def _hub(source: str) -> Iterator[str]:
     try:
-        from datasets import load_dataset
+        from datasets import load_dataset  # pyright: ignore[reportMissingImports] - an extra
     except ImportError as error:
         raise MissingDependencyError(
             f"{source} needs the datasets library: pip install 'kecore[data]', or pass a local text file"
         ) from error
-    name, config, split = (source.removeprefix("hf:").split(":") + [None, None])[:3]
+    name, config, split, *_ = [*source.removeprefix("hf:").split(":"), None, None]
     for number, record in enumerate(load_dataset(name, config, split=split or "train", streaming=True)):
         yield _text(record, f"{source}, record {number}")

@@ -203,8 +203,8 @@ class WeightEdit(Edit):
             difference = self.base.differs(base or Identity(model), dtype)
         if difference:
             raise ArtifactMismatchError(
-                f"the edit was made for other weights: fingerprint {difference}; attach it to the model it was planned "
-                "on, or edit this model anew"
+                f"the edit was made for other weights: fingerprint {difference}; attach it to the model it was "
+                "planned on, or edit this model anew"
             )
 
     def save(self, path: str | Path) -> Path:
@@ -246,9 +246,7 @@ class WeightEdit(Edit):
             ArtifactError: missing, truncated, corrupt, foreign, or from a newer kecore.
         """
         path = Path(path)
-        header, tensors = read_tensors(path / _FILE if path.is_dir() else path, cls.kind)
-        if header["format"] > _FORMAT:
-            raise ArtifactError(f"{path} was written by kecore {header['version']}; install that version or a newer one")
+        header, tensors = read_tensors(path / _FILE if path.is_dir() else path, cls.kind, newest=_FORMAT)
         updates: dict[str, Update] = {}
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
@@ -356,9 +354,7 @@ def attached(model: nn.Module) -> tuple[Edit, ...]:
     return tuple(stack.edits) if stack else ()
 
 
-def _edited(
-    model: nn.Module, edits: Sequence[WeightEdit], base: Mapping[str, Tensor]
-) -> dict[nn.Parameter, Tensor]:
+def _edited(model: nn.Module, edits: Sequence[WeightEdit], base: Mapping[str, Tensor]) -> dict[nn.Parameter, Tensor]:
     """New data of every parameter that ``edits`` change: base plus all updates in float32, rounded once.
 
     Args:
@@ -406,12 +402,12 @@ class _Stack:
     def __init__(self) -> None:
         self.edits: list[WeightEdit] = []
         self.base: dict[str, Tensor] = {}
-        self.current: dict[str, tuple[Tensor, int]] = {}
+        self.current: dict[str, tuple[Tensor, tuple[int, int]]] = {}
 
     def set(self, model: nn.Module, edits: list[WeightEdit]) -> None:
         parameters = dict(model.named_parameters())
-        for name, (data, version) in self.current.items():
-            if _touched(parameters[name], data, version):
+        for name, (data, mark) in self.current.items():
+            if _touched(parameters[name], data, mark):
                 raise EditStateError(
                     f"{name} was changed by something else since the edit was attached; kecore will not overwrite "
                     "that change"
@@ -426,7 +422,7 @@ class _Stack:
         for parameter, data in new.items():
             parameter.data = data
         self.edits, self.base = edits, base
-        self.current = {name: (parameters[name].data, parameters[name]._version) for name in names}
+        self.current = {name: (parameters[name].data, _mark(parameters[name])) for name in names}
 
     def lifted(self, model: nn.Module) -> Any:
         """Context in which the base weights are in place."""
@@ -440,11 +436,17 @@ class _Stack:
 _STACKS: WeakKeyDictionary[nn.Module, _Stack] = WeakKeyDictionary()
 
 
-def _touched(parameter: nn.Parameter, data: Tensor, version: int) -> bool:
+def _touched(parameter: nn.Parameter, data: Tensor, mark: tuple[int, int]) -> bool:
     """Whether a parameter was written since; a move to another device or type is not a change."""
     if parameter.data_ptr() == data.data_ptr():
-        return parameter._version != version
+        return _mark(parameter) != mark
     return not torch.equal(parameter.data, data.to(parameter.data))
+
+
+def _mark(parameter: nn.Parameter) -> tuple[int, int]:
+    """Changes when a parameter is written: torch's own count, which misses writes to ``.data``, and a sum of bits."""
+    bits = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}[parameter.element_size()]
+    return parameter._version, int(parameter.data.view(bits).sum(dtype=torch.int64))
 
 
 def _nothing() -> Any:

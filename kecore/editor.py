@@ -77,7 +77,8 @@ class Editor:
     ) -> None:
         if attached(model):
             raise EditStateError(
-                f"the model carries {len(attached(model))} edit(s) already; revert them, or use the Editor that made them"
+                f"the model carries {len(attached(model))} edit(s) already; revert them, "
+                "or use the Editor that made them"
             )
         self.view = ModelView.of(model)
         self.encoder = Encoder(tokenizer, chat=chat, max_length=self.view.max_length)
@@ -88,6 +89,7 @@ class Editor:
         self.statistics = statistics
         self._history: list[HistoryEntry] = []
         self._states: dict[str, Mapping[str, Tensor]] = {}
+        self._memo: dict[Any, Any] = {}
 
     @classmethod
     def from_pretrained(cls, ref: str, *, device: str = "auto", dtype: str = "auto", **options: Any) -> Editor:
@@ -158,6 +160,7 @@ class Editor:
             statistics=self._statistics,
             base=self.base,
             state=dict(self._states.get(cls.name, {})),
+            memo=self._memo,
             progress=self.progress,
             stages=Stages(),
             memory=self.memory,
@@ -225,8 +228,8 @@ class Editor:
         dtype = type_name(self.view.dtype)
         if dtype not in needs.dtypes:
             raise UnsupportedCapabilityError(
-                f"method '{cls.name}' edits {', '.join(needs.dtypes)} weights, the model's are {dtype}; load it in another "
-                "dtype"
+                f"method '{cls.name}' edits {', '.join(needs.dtypes)} weights, the model's are {dtype}; "
+                "load it in another dtype"
             )
         if self._history and not needs.sequential:
             raise UnsupportedCapabilityError(

@@ -27,6 +27,7 @@ __all__ = [
     "RequestConflictError",
     "RequestError",
     "StatisticsMismatchError",
+    "StorageError",
     "TokenizerError",
     "UnsupportedCapabilityError",
     "UnsupportedModelError",
@@ -91,6 +92,10 @@ class ArtifactError(KecoreError, ValueError):
 
 class ArtifactMismatchError(ArtifactError):
     """An edit was made for another base model than the one it is to be attached to."""
+
+
+class StorageError(KecoreError, OSError):
+    """A file cannot be written: the disk is full, or the place is not writable; nothing was left half-written."""
 
 
 class EditStateError(KecoreError, RuntimeError):

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +16,55 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kecore.errors import ArtifactError
+from kecore.errors import ArtifactError, KecoreError, StorageError
 
-__all__ = ["read_tensors", "write_atomic", "write_json", "write_tensors"]
+__all__ = ["read_tensors", "write_atomic", "write_json", "write_tensors", "writing"]
 
 _KEY = "kecore"
+_HEADER = "header_digest"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system refuses while a block writes ``path`` into a typed error.
+
+    Raises:
+        StorageError: says what the system said.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, KecoreError) and not isinstance(error, StorageError):
+            raise
+        # A part of what is written may have been refused first: name the whole, and what was said of the part.
+        cause = error.__cause__ or error if isinstance(error, StorageError) else error
+        reason = getattr(cause, "strerror", None) or cause
+        raise StorageError(
+            f"{path} cannot be written: {reason}; nothing was left half-written. Make room, or name another place"
+        ) from error
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
     """Let ``write`` make a file beside ``path``, then move it into place in one step.
 
     A full disk or an interrupt leaves what was at ``path`` as it was, and no stray file.
+
+    Raises:
+        StorageError: the system refuses.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     return path
 
 
@@ -63,25 +89,28 @@ def write_tensors(path: Path, kind: str, header: Mapping[str, Any], tensors: Map
     """
     stored = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     head = {"kind": kind, "digest": _digest(stored), **header}
-    metadata = {_KEY: json.dumps(head, ensure_ascii=False)}
+    metadata = {_KEY: json.dumps({**head, _HEADER: _header_digest(head)}, ensure_ascii=False)}
     # safetensors refuses an empty set of tensors only on reading; a placeholder keeps files uniform.
     payload = stored or {"empty": torch.zeros(0)}
     return write_atomic(path, lambda p: save_file(payload, p, metadata=metadata))
 
 
-def read_tensors(path: Path, kind: str, *, verify: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_tensors(
+    path: Path, kind: str, *, newest: int | None = None, verify: bool = True
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read a file written by :func:`write_tensors`.
 
     Args:
         path: the file.
         kind: what it must hold.
-        verify: check the tensors against the digest in the header.
+        newest: the highest ``format`` in the header that the caller can read.
+        verify: check header and tensors against the digests in the header.
 
     Returns:
         The header and the tensors (memory-mapped).
 
     Raises:
-        ArtifactError: missing, truncated, corrupt, foreign, or of another kind.
+        ArtifactError: missing, truncated, corrupt, foreign, of another kind, or of a newer format.
     """
     if not path.is_file():
         raise ArtifactError(f"{path}: no such file; expected a kecore {kind}")
@@ -95,13 +124,30 @@ def read_tensors(path: Path, kind: str, *, verify: bool = True) -> tuple[dict[st
         ) from error
     if raw is None:
         raise ArtifactError(f"{path}: a safetensors file without a kecore header; expected a kecore {kind}")
-    header: dict[str, Any] = json.loads(raw)
+    try:
+        header: dict[str, Any] = json.loads(raw)
+        header_digest = header.pop(_HEADER, None)
+    except (ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path}: the header is corrupt ({error})") from error
     if header.get("kind") != kind:
         raise ArtifactError(f"{path}: expected a kecore {kind}, got a kecore {header.get('kind')}")
+    if verify and header_digest not in (None, _header_digest(header)):  # older files have none
+        raise ArtifactError(f"{path}: the header does not match its own digest; the file is corrupt")
+    if newest is not None and header.get("format", 0) > newest:
+        raise ArtifactError(
+            f"{path} was written by kecore {header.get('version')} in a newer format; install that version or a "
+            "newer one"
+        )
     tensors.pop("empty", None)
     if verify and _digest(tensors) != header.get("digest"):
         raise ArtifactError(f"{path}: the tensors do not match the digest in the header; the file is corrupt")
     return header, tensors
+
+
+def _header_digest(header: Mapping[str, Any]) -> str:
+    # As it is read back: JSON has no tuples and no number keys.
+    plain = json.loads(json.dumps(dict(header)))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -110,5 +156,5 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
         tensor = tensors[name].contiguous()
         h.update(f"{name}\0{tuple(tensor.shape)}\0{tensor.dtype}\0".encode())
         if tensor.numel():
-            h.update(tensor.reshape(-1).view(torch.uint8).numpy())
+            h.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return h.hexdigest()[:32]

@@ -66,6 +66,8 @@ class MethodContext:
         base: fingerprint of the unedited model; None to take it from the model as it is.
         state: tensors that survive from one edit of this method to the next on the same model. A method
             reads it and writes what the next edit needs; kept only if the edit is attached.
+        memo: what holds for the unedited model and may be reused by later edits of the session, such as
+            sampled contexts; keyed by everything it depends on.
         progress: called while long stages advance.
         stages: where a method counts its time.
         memory: bytes that activations of one micro-batch may take.
@@ -77,6 +79,7 @@ class MethodContext:
     statistics: KeyStatistics | None = None
     base: Fingerprint | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
+    memo: dict[Any, Any] = field(default_factory=dict)
     progress: Progress = silent
     stages: Stages = field(default_factory=Stages)
     memory: int = 2 << 30

@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from kecore.errors import MissingDependencyError, ModelLoadError
+from kecore.files import writing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,9 +69,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("KECORE_CACHE") or Path.home() / ".cache" / "kecore")
 
 
-def load_model(
-    ref: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
-) -> LoadedModel:
+def load_model(ref: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False) -> LoadedModel:
     """Load a causal language model and its tokenizer.
 
     Args:
@@ -102,6 +101,7 @@ def save_model(model: PreTrainedModel, tokenizer: Any, out_dir: str | Path) -> P
 
     Raises:
         ModelLoadError: ``out_dir`` exists and is not an empty directory.
+        StorageError: the disk is full, or the place is not writable.
     """
     target = Path(out_dir)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -152,12 +152,7 @@ def _resolve(ref: str) -> str:
         return str(_unpacked(path))
     if path.is_file():
         raise ModelLoadError(f"{path} is a file but not a .gguf file; name the model's directory instead")
-    if (
-        path.is_absolute()
-        or ref.startswith((".", "~"))
-        or path.suffix.lower() == ".gguf"
-        or ref.count("/") > 1
-    ):
+    if path.is_absolute() or ref.startswith((".", "~")) or path.suffix.lower() == ".gguf" or ref.count("/") > 1:
         raise ModelLoadError(f"{path} does not exist; expected a model directory or a .gguf file")
     return ref
 
@@ -230,8 +225,7 @@ def _tokenizer(ref: str, source: str, options: dict[str, Any]) -> Any:
                 raise ValueError("there is no vocabulary beyond the special tokens")
     except Exception as error:  # as in _from_pretrained
         raise ModelLoadError(
-            f"'{ref}' has no tokenizer that can be used: {_brief(error)}; put its tokenizer files beside "
-            "config.json"
+            f"'{ref}' has no tokenizer that can be used: {_brief(error)}; put its tokenizer files beside config.json"
         ) from error
     return tokenizer
 
@@ -255,20 +249,21 @@ def _quiet() -> Iterator[None]:
 
 
 def _write_checkpoint(model: PreTrainedModel, tokenizer: Any, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        with _quiet():
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-        for path in temporary.iterdir():
-            path.chmod(0o644)  # safetensors makes its files private, mkdtemp the directory
-        temporary.chmod(0o755)
-        if target.is_dir():
-            target.rmdir()  # empty; some systems do not rename onto a directory
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            with _quiet():
+                model.save_pretrained(temporary)
+                tokenizer.save_pretrained(temporary)
+            for path in temporary.iterdir():
+                path.chmod(0o644)  # safetensors makes its files private, mkdtemp the directory
+            temporary.chmod(0o755)
+            if target.is_dir():
+                target.rmdir()  # empty; some systems do not rename onto a directory
+            os.replace(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _digest(file: Path) -> str:

@@ -111,7 +111,7 @@ class KeyStatistics:
             if int(info) != 0:
                 raise NumericalError(
                     f"the key statistics of layer {layer} are singular ({self.tokens} tokens for width {len(c)}); "
-                    f"collect more tokens, or use statistics_ridge of at least {1e-6:.0e}"
+                    f"collect more tokens, or use a ridge of at least {max(1e-6, 10 * ridge):.0e}"
                 )
             self._memo[key] = torch.linalg.solve_triangular(lower, eye, upper=False).float()
         return self._memo[key]
@@ -152,9 +152,10 @@ class KeyStatistics:
         """Write ``statistics.safetensors`` into a folder (or to a ``.safetensors`` file), atomically."""
         path = Path(path)
         file = path if path.suffix == ".safetensors" else path / _FILE
-        return write_tensors(file, _KIND, self._header(), {f"{i}": _packed(c) for i, c in self.moments.items()})
+        return write_tensors(file, _KIND, self.header(), {f"{i}": _packed(c) for i, c in self.moments.items()})
 
-    def _header(self) -> dict[str, Any]:
+    def header(self) -> dict[str, Any]:
+        """What identifies the statistics, as JSON values."""
         return {
             "format": _FORMAT,
             "version": self.version,
@@ -172,10 +173,10 @@ class KeyStatistics:
         """Read statistics.
 
         Raises:
-            ArtifactError: missing, truncated, corrupt or foreign.
+            ArtifactError: missing, truncated, corrupt, foreign, or from a newer kecore.
         """
         path = Path(path)
-        header, tensors = read_tensors(path / _FILE if path.is_dir() else path, _KIND)
+        header, tensors = read_tensors(path / _FILE if path.is_dir() else path, _KIND, newest=_FORMAT)
         return cls(
             moments={int(i): _unpacked(t) for i, t in tensors.items()},
             tokens=header["tokens"],
@@ -279,7 +280,9 @@ class _Run:
         moments = {i: _symmetric(c) / max(1, self.tokens) for i, c in self.sums.items()}
         for i, c in moments.items():
             if not bool(torch.isfinite(c).all()):
-                raise NonFiniteError(f"the keys of layer {i} hold NaN or infinity; load the model in float32 or bfloat16")
+                raise NonFiniteError(
+                    f"the keys of layer {i} hold NaN or infinity; load the model in float32 or bfloat16"
+                )
         convergence: dict[int, float] = {}
         if self.half and self.half_tokens < self.tokens:
             convergence = {
@@ -289,7 +292,7 @@ class _Run:
         return KeyStatistics(moments, self.tokens, b.base, b.corpus, b.sources, b.seed, b.sequence, convergence)
 
     def _identity(self) -> dict[str, Any]:
-        header = self.blank._header()
+        header = self.blank.header()
         return {**header, "layers": self.layers, "wanted": self.wanted}
 
     def _checkpoint(self) -> None:

@@ -19,6 +19,7 @@ from kecore.errors import PromptTooLongError, RequestError, TokenizerError
 __all__ = ["Encoded", "Encoder", "Rows", "separator"]
 
 _MARK = "KECORECONTENT"
+_LINE = "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +49,7 @@ class Encoded:
             low, high = self.spans[index]
             if low < end and high > start:
                 return index
-        raise TokenizerError(
-            f"no token covers the characters {span} of the prompt; the tokenizer drops this text"
-        )
+        raise TokenizerError(f"no token covers the characters {span} of the prompt; the tokenizer drops this text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +73,7 @@ class Rows:
 
     def to(self, device: torch.device | str) -> Rows:
         """The same rows on another device."""
-        return Rows(
-            self.input_ids.to(device), self.attention_mask.to(device), self.offset.to(device)
-        )
+        return Rows(self.input_ids.to(device), self.attention_mask.to(device), self.offset.to(device))
 
     def select(self, index: Tensor) -> Rows:
         """A subset of the rows, same width."""
@@ -91,7 +88,7 @@ def separator(prompt: str, target: str) -> str:
     """
     if not prompt or not target or prompt[-1].isspace() or target[0].isspace():
         return ""
-    if prompt[-1] in "([{\"“‘«（「『" or target[0] in ".,;:!?)]}%’”»，。；：！？）」』":
+    if prompt[-1] in '([{"“‘«（「『' or target[0] in ".,;:!?)]}%’”»，。；：！？）」』":
         return ""
     wide = {"W", "F"}
     if {unicodedata.east_asian_width(prompt[-1]), unicodedata.east_asian_width(target[0])} & wide:
@@ -170,7 +167,7 @@ class Encoder:
             if start < len(ids) and spans[start][0] < boundary:
                 ids, spans = self._tokens(self.text(prompt), special=not self.chat)
                 start = len(ids)
-                tail, tail_spans = self._tokens(self.text(prompt, target)[boundary:], special=False)
+                tail, tail_spans = self._tail(self.text(prompt, target)[boundary:])
                 ids += tail
                 spans += [(a + boundary, b + boundary) for a, b in tail_spans]
             if start == len(ids):
@@ -181,6 +178,14 @@ class Encoder:
                 f"shorten the prompt that begins {prompt[:60]!r}"
             )
         return Encoded(tuple(ids), tuple(spans), start, len(self._prefix))
+
+    def _tail(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokens of a text as it stands inside another: at its start, some tokenizers would add a space."""
+        ids, spans = self._tokens(_LINE + text, special=False)
+        begin = next((i for i, (_, end) in enumerate(spans) if end > len(_LINE)), len(ids))
+        if begin < len(ids) and spans[begin][0] < len(_LINE):
+            return self._tokens(text, special=False)  # the line break was merged with the text
+        return ids[begin:], [(a - len(_LINE), b - len(_LINE)) for a, b in spans[begin:]]
 
     def _tokens(self, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
         out = self.tokenizer(
@@ -194,7 +199,7 @@ class Encoder:
         added: list[int] = list(out["special_tokens_mask"])
         while special and ids and added[-1] and spans[-1][0] == spans[-1][1]:
             # A closing token (EOS, SEP) would end the text before the model continues it.
-            ids.pop(), spans.pop(), added.pop()
+            del ids[-1], spans[-1], added[-1]
         return ids, spans
 
     def rows(self, ids: Sequence[Sequence[int]], columns: Sequence[int] | None = None) -> Rows:

@@ -55,12 +55,10 @@ class EditRequest:
     id: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("prompt", "subject", "target"):
+        for name in ("prompt", "subject", "target", "ground_truth", "id"):
             value = getattr(self, name)
-            if not isinstance(value, str):
-                raise RequestError(
-                    f"request field '{name}' must be text, got {type(value).__name__}: {value!r}"
-                )
+            if not isinstance(value, str) and (name != "ground_truth" or value is not None):
+                raise RequestError(f"request field '{name}' must be text, got {type(value).__name__}: {value!r}")
         subject, target = self.subject.strip(), self.target.strip()
         where = f" (prompt: {self.prompt!r})"
         if not subject:

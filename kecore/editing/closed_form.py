@@ -27,7 +27,7 @@ from torch import Tensor
 from kecore.edit import LowRank, WeightEdit, updated
 from kecore.editing import contexts as contexts_module
 from kecore.editing import values as values_module
-from kecore.editing.keys import KeyPass
+from kecore.editing.keys import KeyPass, Keys
 from kecore.editing.locate import group_by_subject
 from kecore.errors import KecoreWarning
 from kecore.method import MethodContext
@@ -37,8 +37,8 @@ from kecore.types import EditRequest, check_conflicts, unique
 
 __all__ = ["ClosedForm", "Solve", "evenly"]
 
-Solve = Callable[[int, Tensor, Tensor], Solution]
-"""``solve(layer, keys [d_in, u], residuals [d_out, u])`` to the update of that layer."""
+Solve = Callable[[int, Keys, Tensor], Solution]
+"""``solve(layer, keys, residuals [d_out, u])`` to the update of that layer."""
 
 
 def evenly(residual: Tensor, remaining: int) -> Tensor:
@@ -70,9 +70,7 @@ class ClosedForm:
     post: Callable[[int, LowRank], LowRank] = lambda _layer, update: update
     merge_subjects: bool = True
 
-    def plan(
-        self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext, method: str
-    ) -> WeightEdit:
+    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext, method: str) -> WeightEdit:
         """Run the stages; the model is bitwise as before when this returns.
 
         Raises:
@@ -86,13 +84,22 @@ class ClosedForm:
         groups = group_by_subject(asked) if self.merge_subjects else list(range(len(asked)))
         with view.frozen(), torch.no_grad():
             with context.stages("contexts"):
-                prefixes = contexts_module.sample(
-                    view, context.encoder, self.contexts, self.context_tokens, context.seed
-                )
+                key = ("contexts", self.contexts, self.context_tokens, context.seed)
+                if key not in context.memo:
+                    context.memo[key] = contexts_module.sample(view, context.encoder, *key[1:])
+                prefixes = context.memo[key]
             with context.stages("values"), torch.enable_grad():
                 found = values_module.optimise(
-                    view, context.encoder, asked, groups, layers[-1], prefixes, self.values,
-                    memory=context.memory, progress=context.progress,
+                    view,
+                    context.encoder,
+                    asked,
+                    groups,
+                    layers[-1],
+                    prefixes,
+                    self.values,
+                    seed=context.seed,
+                    memory=context.memory,
+                    progress=context.progress,
                 )
             updates, notes = self._insert(view, asked, groups, prefixes, layers, found.delta, context)
         notes |= {
@@ -149,11 +156,11 @@ class ClosedForm:
             context.progress("layers", place, len(layers))
             with context.stages("keys"), view.overlay(self._overlay(view, updates)):
                 key, moved = keys.advance(layer)
-            share = self.spread(delta.to(moved) - moved, len(layers) - place)
+            share = self.spread(delta - moved, len(layers) - place)
             own = view.layers[layer].residual_scale
             share = share * (last / own) if last is not None and own is not None else share
             with context.stages("solve"):
-                solution = self.solve(layer, key.t().cpu(), share.t().cpu())
+                solution = self.solve(layer, key, share.t())
             updates[layer] = self.post(layer, LowRank(solution.U, solution.V))
             solved[str(layer)] = {
                 "edit_residual": solution.edit_residual,

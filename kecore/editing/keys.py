@@ -1,4 +1,4 @@
-"""Keys: what the value projections read at the subject's last token, averaged over contexts.
+"""Keys: what the value projections read at the subject's last token, in each context.
 
 Only the tokens up to the lookup are run (a causal model cannot see later ones), only the layers up to the
 last edited one, and each layer's keys continue from the kept hidden states below it instead of starting the
@@ -8,6 +8,7 @@ model anew, exactly as a full pass under the update made so far would give them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,7 +18,36 @@ from kecore.model_view import ModelView
 from kecore.text import Encoder, Rows
 from kecore.types import EditRequest
 
-__all__ = ["KeyPass"]
+__all__ = ["KeyPass", "Keys"]
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Keys of ``u`` groups at one layer.
+
+    Args:
+        rows: ``[r, d_in]`` float32, the key of each distinct text before and including the subject.
+        weight: ``[u, r]``, how much each counts for a group; rows add up to 1.
+    """
+
+    rows: Tensor
+    weight: Tensor
+
+    def mean(self) -> Tensor:
+        """One key a group, its mean over contexts: ``[d_in, u]``."""
+        return (self.weight @ self.rows).t()
+
+    def each(self) -> tuple[Tensor, Tensor]:
+        """Every key as an equation of its own, scaled by the root of its weight.
+
+        Returns:
+            ``[d_in, c]`` columns and ``[c, u]`` shares: column ``j`` is to be mapped to the groups' residuals
+            ``[d_out, u] @ shares[j]``, so that least squares over the columns is the weighted one over keys.
+        """
+        group, row = self.weight.nonzero(as_tuple=True)
+        root = self.weight[group, row].sqrt()
+        shares = torch.zeros(len(root), len(self.weight)).index_put((torch.arange(len(root)), group), root)
+        return (self.rows[row] * root[:, None]).t(), shares
 
 
 class KeyPass:
@@ -30,8 +60,8 @@ class KeyPass:
         view: the model, frozen by the caller.
         encoder: text to tokens.
         requests: the edits.
-        groups: group index of each request; keys and outputs are means over a group.
-        contexts: prefixes; keys are means over them.
+        groups: group index of each request.
+        contexts: prefixes of every prompt.
         layers: edited layers, ascending.
         memory: bytes of activations per chunk of rows.
     """
@@ -68,12 +98,12 @@ class KeyPass:
         self.original = self._outputs(self.layers[-1])
 
     @torch.no_grad()
-    def advance(self, layer: int) -> tuple[Tensor, Tensor]:
+    def advance(self, layer: int) -> tuple[Keys, Tensor]:
         """Keys of ``layer`` under the updates in place, and what the last edited layer gives.
 
         Returns:
-            ``[u, d_in]`` keys, and ``[u, d_model]``: the change, since the unedited model, of the last edited
-            layer's output in units of its value projection.
+            Keys, and ``[u, d_model]``: the mean change of the last edited layer's output since the unedited
+            model, in units of its value projection.
         """
         last = self.layers[-1]
         scale = self.view.layers[last].residual_scale
@@ -83,17 +113,15 @@ class KeyPass:
             resume = (self.below + 1, hidden) if self.below is not None and hidden is not None else None
             keep = {layer - 1, last} if layer else {last}
             keep = {i for i in keep if resume is None or i >= resume[0]}
-            out = self.view.forward(
-                rows, resume=resume, stop=last, keys=[layer], hidden=sorted(keep), values=[last]
-            )
+            out = self.view.forward(rows, resume=resume, stop=last, keys=[layer], hidden=sorted(keep), values=[last])
             self.chunks[place] = (index, rows, out.hidden.get(layer - 1, hidden))
             keys.append(out.keys[layer][:, -1].float())
             values = out.values[last][:, -1] if scale is None else out.hidden[last][:, -1] / scale
             outputs.append(values.float())
         if layer:
             self.below = layer - 1
-        moved = self._mean(outputs) - self.original
-        return self._mean(keys), moved
+        moved = self.weight @ self._ordered(outputs) - self.original
+        return Keys(self._ordered(keys), self.weight), moved
 
     def _outputs(self, last: int) -> Tensor:
         scale = self.view.layers[last].residual_scale
@@ -103,12 +131,13 @@ class KeyPass:
                 out = self.view.forward(rows, stop=last, hidden=[last], values=[last])
                 values = out.values[last][:, -1] if scale is None else out.hidden[last][:, -1] / scale
                 found.append(values.float())
-        return self._mean(found)
+        return self.weight @ self._ordered(found)
 
-    def _mean(self, parts: list[Tensor]) -> Tensor:
+    def _ordered(self, parts: list[Tensor]) -> Tensor:
+        """Rows of all chunks in their original order, on the CPU."""
         index = torch.cat([index for index, _, _ in self.chunks])
-        weight = self.weight[:, index].to(parts[0].device)
-        return weight @ torch.cat(parts)
+        rows = torch.cat(parts).cpu()
+        return torch.empty_like(rows).index_copy_(0, index, rows)
 
 
 def _chunks(order: list[int], length: list[int], tokens: int) -> list[list[int]]:

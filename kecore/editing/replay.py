@@ -90,8 +90,16 @@ class Replay:
         try:
             self._set_up(whole, cut)
             zero = torch.zeros(len(whole.input_ids), self.view.width, device=self.view.device)
-            got = self._run(zero, some, ends - cut)
-        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, NotImplementedError) as error:
+            self._run(zero, some, ends - cut)
+            got = self._run(zero, some, ends - cut)  # the second run, because a cache may keep the first
+        except (
+            RuntimeError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            IndexError,
+            NotImplementedError,
+        ) as error:
             self._reset(whole, column)
             return f"{type(error).__name__}: {error}"
         assert expected is not None  # noqa: S101 - a pass without a stop has logits
@@ -108,7 +116,10 @@ class Replay:
         ids, mask = whole.input_ids, whole.attention_mask
         if cut:
             before = Rows(ids[:, :cut], mask[:, :cut], whole.offset)
-            cache = self.view.forward(before, use_cache=True).cache
+            one = torch.zeros(1, dtype=torch.long)  # nobody needs logits here, and they would be the largest part
+            cache = self.view.forward(before, at=(one, one), use_cache=True).cache
+            if cache is None:
+                raise ValueError("the model keeps no key-value cache")
             self.past = (_read_only(cache), mask)
         self.rows = Rows(ids[:, cut:], mask[:, cut:], (whole.offset - cut).clamp(min=0))
         self.column -= cut
@@ -116,7 +127,7 @@ class Replay:
             below = self.start - 1
             self.hidden = self.view.forward(self.rows, past=self.past, stop=below, hidden=[below]).hidden[below]
 
-    def _run(self, delta: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    def _run(self, delta: Tensor, row: Tensor, column: Tensor, noise: Tensor | None = None) -> Tensor:
         def add(output: Tensor) -> Tensor:
             output = output.clone()
             output[:, self.column] += delta.to(output)
@@ -124,29 +135,32 @@ class Replay:
 
         resume, change = None, {self.layer: add}
         if self.hidden is not None:
+            hidden = self.hidden.clone()
+            if noise is not None:
+                after = hidden[:, self.column + 1 :]
+                after += noise[:, : after.shape[1]].to(hidden)
             if self.scale is not None:
-                scale, change = self.scale, {}
-                hidden = self.hidden.clone()
-                hidden[:, self.column] += scale * delta.to(hidden)
-            else:
-                hidden = self.hidden
+                hidden[:, self.column] += self.scale * delta.to(hidden)
+                change = {}
             resume = (self.start, hidden)
         logits = self.view.forward(self.rows, resume=resume, change=change, at=(row, column), past=self.past).logits
         assert logits is not None  # noqa: S101 - a pass without a stop has logits
         return logits
 
-    def logits(self, delta: Tensor, row: Tensor, place: Tensor) -> Tensor:
+    def logits(self, delta: Tensor, row: Tensor, place: Tensor, noise: Tensor | None = None) -> Tensor:
         """Logits with a vector added at each row's lookup token.
 
         Args:
             delta: ``[rows, d_model]``, added to the value projection's output.
             row: ``[k]`` rows.
             place: ``[k]`` token indices within the row's own tokens.
+            noise: ``[rows, >= width, d_model]``, added to the hidden states behind the lookup token; without effect
+                in mode ``"full"``.
 
         Returns:
             ``[k, vocab]``, differentiable in ``delta``.
         """
-        return self._run(delta, row, place + self._shift[row])
+        return self._run(delta, row, place + self._shift[row], noise)
 
     @property
     def _shift(self) -> Tensor:
@@ -158,12 +172,18 @@ class Replay:
 
     @torch.no_grad()
     def lookup_norm(self, rows: Tensor) -> Tensor:
-        """Norm that a value is relative to, ``[len(rows)]``: of the layer's output at the lookup token, in
-        units of the value projection; of the projection's own output where a norm follows it."""
+        """Norm that a value is relative to, ``[len(rows)]``.
+
+        That of the layer's output at the lookup token, in units of the value projection; of the projection's
+        own output where a norm follows it.
+        """
         if self.scale is not None and self.hidden is not None:
-            return self.hidden[rows, self.column].float().norm(dim=1) / abs(self.scale)
-        found = self.view.forward(self.rows, past=self.past, stop=self.layer, values=[self.layer]).values[self.layer]
-        return found[rows, self.column].float().norm(dim=1)
+            found = self.hidden
+        else:
+            layer = self.layer
+            out = self.view.forward(self.rows, past=self.past, stop=layer, hidden=[layer], values=[layer])
+            found = (out.values if self.scale is None else out.hidden)[layer]
+        return found[rows, self.column].float().norm(dim=1) / abs(self.scale or 1.0)
 
     def select(self, rows: Tensor) -> None:
         """Keep only these rows."""
@@ -172,25 +192,35 @@ class Replay:
             self.hidden = self.hidden[rows]
         if self.past is not None:
             cache, mask = self.past
-            cache.batch_select_indices(rows)
+            cache.reorder_cache(rows)
             self.past = (cache, mask[rows])
 
 
 def _read_only(cache: Any) -> Any:
     """Let every layer of a cache return past and new states without keeping the new ones."""
-    for layer in cache.layers:
-        layer.update = _Unkept(layer)
+    for layer in getattr(cache, "self_attention_cache", cache).layers:
+        for name in dir(type(layer)):
+            if name.startswith("update"):  # of keys and values, and of convolution and recurrent states
+                setattr(layer, name, _Unkept(layer, name))
     return cache
 
 
 class _Unkept:
-    def __init__(self, layer: Any) -> None:
-        self.layer = layer
+    """An update of a cache layer that leaves the layer as it was."""
+
+    def __init__(self, layer: Any, method: str) -> None:
+        self.layer, self.method = layer, method
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         before = dict(self.layer.__dict__)
         try:
-            return type(self.layer).update(self.layer, *args, **kwargs)
+            # States of linear attention are kept in dictionaries and written in place.
+            self.layer.__dict__.update((n, _copied(value)) for n, value in before.items() if isinstance(value, dict))
+            return getattr(type(self.layer), self.method)(self.layer, *args, **kwargs)
         finally:
             self.layer.__dict__.clear()
             self.layer.__dict__.update(before)
+
+
+def _copied(states: dict[Any, Any]) -> dict[Any, Any]:
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in states.items()}

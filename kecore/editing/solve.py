@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kecore.editing.keys import Keys
 from kecore.ops import Solution, kv_solve
 from kecore.statistics import KeyStatistics
 
@@ -12,28 +13,34 @@ __all__ = ["NullSpace", "least_squares", "one_by_one"]
 
 
 def least_squares(
-    keys: Tensor, residuals: Tensor, factor: Tensor | None, weight: float, *, absolute: bool = False
+    keys: Keys,
+    residuals: Tensor,
+    factor: Tensor | None,
+    weight: float,
+    *,
+    absolute: bool = False,
+    each: bool = True,
 ) -> Solution:
     """MEMIT's and EMMET's update: residuals against the preserved keys' second moment.
 
     Args:
-        keys: ``[d_in, u]``.
+        keys: keys of ``u`` groups.
         residuals: ``[d_out, u]``.
         factor: ``L⁻¹`` of the second moment; None for the identity.
         weight: how strongly preserved keys count. Relative: in units of the mean ``kᵀC⁻¹k`` of the new keys,
-            so that a lone edit realises ``1 / (1 + weight)`` of its residual on any model. Absolute: MEMIT's λ.
+            so that a lone key realises ``1 / (1 + weight)`` of its residual on any model. Absolute: MEMIT's λ.
         absolute: ``weight`` is λ.
+        each: fit the key of every context instead of their mean. The published methods fit the mean; a
+            prompt's own key then gets only part of its value.
     """
-    if absolute:
-        return kv_solve(keys, residuals, weight, factor)
-    white = keys if factor is None else factor @ keys.to(factor.dtype)
-    size = float(white.double().square().sum(0).mean())
-    return kv_solve(keys, residuals, weight * size, factor)
+    columns, shares = keys.each() if each else (keys.mean(), None)
+    if not absolute:
+        white = columns if factor is None else factor @ columns.to(factor.dtype)
+        weight *= float(white.double().square().sum()) / residuals.shape[1]
+    return kv_solve(columns, residuals, weight, factor, shares)
 
 
-def one_by_one(
-    keys: Tensor, residuals: Tensor, factor: Tensor | None, fitted: Tensor | None = None
-) -> Solution:
+def one_by_one(keys: Tensor, residuals: Tensor, factor: Tensor | None, fitted: Tensor | None = None) -> Solution:
     """ROME's rank-one updates, each written exactly on top of the ones before (arXiv 2202.05262, eq. 2).
 
     Args:

@@ -19,13 +19,18 @@ if TYPE_CHECKING:
 __all__ = ["beside", "capture", "first_tensor", "frozen", "overlaid", "resumed", "stopped", "substitute"]
 
 
-class _Stopped(Exception):  # noqa: N818 - control flow, never seen by callers
+class _Stopped(Exception):
     """Raised inside a forward pass to end it early."""
 
 
 def first_tensor(output: Any) -> Tensor:
     """The hidden state of a layer's output, which is a tensor or a tuple that begins with one."""
     return output if isinstance(output, Tensor) else output[0]
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden state among a module's arguments: the first of them."""
+    return args[0] if args else next(iter(kwargs.values()))
 
 
 @contextmanager
@@ -54,8 +59,8 @@ def capture(modules: Sequence[nn.Module], *, inputs: bool = False) -> Iterator[l
 
     def hook(place: int) -> Callable[..., None]:
         def keep(_m: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            value = first_tensor(args or tuple(kwargs.values())) if inputs else first_tensor(output)
-            found[place] = value.detach()
+            # A copy of outputs, because some architectures go on to write into them.
+            found[place] = _first(args, kwargs).detach() if inputs else first_tensor(output).detach().clone()
 
         return keep
 
@@ -100,24 +105,28 @@ def beside(module: nn.Module, matrix: Tensor) -> Iterator[None]:
 
 @contextmanager
 def resumed(view: ModelView, layer: int, hidden: Tensor) -> Iterator[None]:
-    """Skip the layers below ``layer``, which receives ``hidden`` ``[rows, width, d_model]`` as its input.
+    """Feed ``hidden`` ``[rows, width, d_model]`` to ``layer`` and skip the layers below it.
 
     The skipped layers are bypassed, not removed: some architectures read their attributes.
     """
+    if not view.skips:
+        with substitute(view.layers[layer - 1].module, lambda _: hidden):
+            yield
+        return
 
-    def skip(result: Tensor | None) -> Callable[..., Any]:
+    def skip(items: int, result: Tensor | None) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            state = result if result is not None else (args[0] if args else kwargs["hidden_states"])
-            return (state,) if view.tuple_layers else state
+            state = result if result is not None else _first(args, kwargs)
+            return (state, *[None] * (items - 1)) if items else state
 
         return forward
 
-    skipped = [part.module for part in view.layers[:layer]]
+    skipped = view.layers[:layer]
     # An accelerate hook also lives in the instance's `forward`, so what was there is put back.
-    before = [(module, module.__dict__.get("forward")) for module in skipped]
+    before = [(part.module, part.module.__dict__.get("forward")) for part in skipped]
     try:
-        for index, module in enumerate(skipped):
-            module.__dict__["forward"] = skip(hidden if index == layer - 1 else None)
+        for part in skipped:
+            part.module.__dict__["forward"] = skip(part.items, hidden if part.index == layer - 1 else None)
         yield
     finally:
         for module, forward in before:

@@ -23,7 +23,7 @@ def _digest(tensor: Tensor, dtype: torch.dtype) -> bytes:
     flat = tensor.detach().reshape(-1)
     for begin in range(0, flat.numel(), _CHUNK):
         part = flat[begin : begin + _CHUNK].to(dtype).cpu().contiguous()
-        h.update(part.view(torch.uint8).numpy())
+        h.update(part.view(torch.uint8).numpy().data)
     return h.digest()
 
 
@@ -87,7 +87,9 @@ class Fingerprint:
     def differs(self, identity: Identity, dtype: torch.dtype, keep: Callable[[str], bool] = lambda _: True) -> str:
         """Empty if the weights are the same up to their type; else the two fingerprints in words."""
         name = type_name(dtype)
-        expected, got = self.digests.get(name, "none for this type"), identity.of(DTYPES.get(name), keep)
+        if name not in self.digests:
+            return f"kept for weights in {', '.join(self.digests)}, got weights in {name}"
+        expected, got = self.digests[name], identity.of(DTYPES[name], keep)
         return "" if expected == got else f"expected {expected[:12]}, got {got[:12]} ({name})"
 
 

@@ -1,55 +1,64 @@
-"""Reading a model by structure: find the decoder stack and the value projections, then prove it.
+"""Reading a model by structure: find the decoder stack and the value projections.
 
-No table of architectures and no comparison with a model's name. One short forward pass records which
-linear maps run; the value projection of a layer is the last one that leads back to the residual width
-outside attention. Then each finding is checked by perturbation: a vector added to the projection's
-output at one token must change the layer's output at that token and nowhere else.
+No table of architectures and no comparison with a model's name. One short forward pass records what runs.
+The decoder stack is the module list that holds most of the parameters that ran; a layer's value projection is
+the widest linear map that leads back to the residual width outside attention. What is found here is only
+believed once :mod:`kecore.model_view.verify` has perturbed it.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from kecore.errors import NonFiniteError, UnsupportedModelError
+from kecore.errors import KecoreError, NonFiniteError, UnsupportedModelError
 from kecore.model_view import hooks
 from kecore.model_view.linear import LinearView, orientation
+from kecore.model_view.verify import BROKEN, TOKENS, probe_ids, verified
 from kecore.model_view.view import LayerView, ModelView
-from kecore.text import Rows
 
 __all__ = ["probe"]
 
-_TOKENS = 6  # enough to tell "this token only" from "later tokens too"
-_PLACE = 3
+_LEAST_SHARE = 0.1
+"""Of a layer's weights outside attention, in the value projection: a third in most, a sixth in hybrids."""
+
+_NAME_IT = "Name one with ModelView.of(model, value_projection='path.inside.layer')"
 
 
 def probe(model: nn.Module, value_projection: str | None = None) -> ModelView:
     """Build a :class:`ModelView`; see :meth:`ModelView.of`."""
     unembedding = _unembedding(model)
-    stack_name, stack = _decoder_stack(model)
     with hooks.frozen(model), torch.no_grad():
-        trace = _Trace(model, stack, unembedding)
-        with trace:
-            model(**_probe_input(model))
-        trace.check(type(model).__name__, stack_name)
-        layers: list[LayerView] = []
-        for index, module in enumerate(stack):
-            name = f"{stack_name}.{index}"
-            linear = _value_projection(name, module, trace, value_projection)
-            layers.append(LayerView(index, name, module, linear, None))
-        view = ModelView(
-            model=model,
-            layers=tuple(layers),
-            width=trace.width,
-            final_norm=trace.final_norm,
-            unembedding=unembedding,
-            tuple_layers=trace.tuple_layers,
+        trace = _Trace(model)
+        logits = trace.run()
+        runs = _decoder_stack(type(model).__name__, trace)
+        if value_projection is None:
+            for run in runs:
+                _refuse_experts(run, unembedding)
+        width = _width(type(model).__name__, runs)
+        layers = tuple(
+            LayerView(
+                index,
+                run.name,
+                run.module,
+                _value_projection(run, trace.inside(run.module), width, value_projection),
+                None,
+                0 if isinstance(run.output, Tensor) else len(run.output),
+            )
+            for index, run in enumerate(runs)
         )
-        return _verified(view)
+        after = [call.module for call in trace.calls[runs[-1].calls_before :]]
+        final_norm = next((m for m in after if m is not unembedding), None)
+        try:
+            return verified(ModelView(model, layers, width, final_norm, unembedding), logits)
+        except KecoreError:
+            raise
+        except BROKEN as error:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} cannot be run in pieces ({type(error).__name__}: {error})"
+            ) from error
 
 
 def _unembedding(model: nn.Module) -> nn.Module:
@@ -63,187 +72,195 @@ def _unembedding(model: nn.Module) -> nn.Module:
     return head
 
 
-def _decoder_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    config = model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
-    depth = getattr(config, "num_hidden_layers", None)
-    found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
-    # A stack may sit inside another module list (experts in layers), so only outermost lists compete.
-    outer = [(n, m) for n, m in found if not any(n.startswith(o + ".") for o, _ in found)]
-    matching = [(n, m) for n, m in outer if depth is None or len(m) == depth]
-    if not matching:
-        lists = ", ".join(f"{n} ({len(m)})" for n, m in outer) or "none"
-        raise UnsupportedModelError(
-            f"{type(model).__name__}: expected a module list of {depth} decoder layers, found: {lists}"
-        )
-    return max(matching, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+class _Call(NamedTuple):
+    """One call of a module without children: what it read and wrote."""
+
+    module: nn.Module
+    x: Tensor
+    y: Tensor
 
 
-def _probe_input(model: nn.Module) -> dict[str, Any]:
-    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
-    device = model.get_input_embeddings().weight.device  # type: ignore[operator, union-attr]
-    # Distinct ids away from the special ones that usually open the vocabulary.
-    ids = torch.tensor([[(vocabulary // 2 + 7 * i) % vocabulary for i in range(_TOKENS)]], device=device)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+class _Run(NamedTuple):
+    """One call of a member of a module list."""
+
+    name: str
+    module: nn.Module
+    output: Any
+    calls_before: int
 
 
 class _Trace:
-    """Records one forward pass: linear maps in order of execution, layer outputs, the final norm."""
+    """Records one forward pass: leaf modules in order of execution, and the members of module lists."""
 
-    def __init__(self, model: nn.Module, stack: nn.ModuleList, unembedding: nn.Module) -> None:
-        self.model, self.stack, self.unembedding = model, stack, unembedding
-        self.calls: list[tuple[nn.Module, Tensor, Tensor]] = []
-        self.outputs: list[Any] = []
-        self.final_norm: nn.Module | None = None
-        self._in_stack = {id(m) for m in stack.modules()}
-        self._handles: list[Any] = []
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.calls: list[_Call] = []
+        self.runs: dict[str, list[_Run]] = {}
+        lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+        # Module lists inside a decoder layer (experts, norms) are not stacks, so only outermost lists compete.
+        self.lists = {n: m for n, m in lists if not any(n.startswith(f"{other}.") for other, _ in lists)}
 
-    def __enter__(self) -> None:
-        for module in self.model.modules():
-            if not any(True for _ in module.children()) and any(True for _ in module.parameters()):
-                self._handles.append(module.register_forward_hook(self._leaf))
-        for layer in self.stack:
-            self._handles.append(layer.register_forward_hook(self._layer))
+    def run(self) -> Tensor:
+        """Run the model on a few tokens.
 
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+        Returns:
+            Its logits.
+
+        Raises:
+            UnsupportedModelError: it cannot be run on token ids alone.
+            NonFiniteError: the logits are not finite.
+        """
+        handles: list[Any] = []
+        try:
+            for module in self.model.modules():
+                if not _parts(module) and any(True for _ in module.parameters()):
+                    handles.append(module.register_forward_hook(self._leaf))
+            for name, members in self.lists.items():
+                for index, module in enumerate(members):
+                    handles.append(module.register_forward_hook(self._member(name, f"{name}.{index}")))
+            ids = probe_ids(self.model)
+            logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        except BROKEN as error:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} does not run on token ids alone ({type(error).__name__}: {error}); "
+                "kecore edits causal language models"
+            ) from error
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not bool(torch.isfinite(logits).all()):
+            raise NonFiniteError(
+                f"{type(self.model).__name__}: the unedited model returns NaN or infinity; check the weights and "
+                "the dtype"
+            )
+        return logits
 
     def _leaf(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
-            return
-        if id(module) in self._in_stack:
-            self.calls.append((module, args[0].detach(), output.detach()))
-        elif len(self.outputs) == len(self.stack) and module is not self.unembedding:
-            self.final_norm = self.final_norm or module
+        if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+            # Copies: some architectures go on to write into these tensors.
+            self.calls.append(_Call(module, args[0].clone(), output.clone()))
 
-    def _layer(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        self.outputs.append(output)
+    def _member(self, name: str, path: str) -> Any:
+        def keep(module: nn.Module, _args: Any, output: Any) -> None:
+            self.runs.setdefault(name, []).append(_Run(path, module, output, len(self.calls)))
 
-    def check(self, model_name: str, stack_name: str) -> None:
-        if len(self.outputs) != len(self.stack):
-            raise UnsupportedModelError(
-                f"{model_name}: expected each layer of {stack_name} to run once, {len(self.outputs)} ran "
-                f"of {len(self.stack)}"
-            )
-        last = hooks.first_tensor(self.outputs[-1])
-        if not bool(torch.isfinite(last).all()):
-            raise NonFiniteError(
-                f"{model_name}: the unedited model returns NaN or infinity; check the weights and the dtype"
-            )
+        return keep
 
-    @property
-    def tuple_layers(self) -> bool:
-        return not isinstance(self.outputs[0], Tensor)
-
-    @property
-    def width(self) -> int:
-        return int(hooks.first_tensor(self.outputs[-1]).shape[-1])
+    def inside(self, layer: nn.Module) -> list[tuple[str, _Call]]:
+        """Leaf calls inside a layer, with their paths."""
+        paths = {id(m): n for n, m in layer.named_modules()}
+        return [(paths[id(call.module)], call) for call in self.calls if id(call.module) in paths]
 
 
-def _value_projection(name: str, layer: nn.Module, trace: _Trace, wanted: str | None) -> LinearView:
-    paths = {id(m): n for n, m in layer.named_modules()}
-    calls = [(paths[id(m)], m, x, y) for m, x, y in trace.calls if id(m) in paths]
-    if wanted is not None:
-        calls = [call for call in calls if call[0] == wanted]
-    else:
-        _refuse_experts(name, layer)
-        outside = [c for c in calls if "attn" not in c[0].lower() and "attention" not in c[0].lower()]
-        back = [c for c in outside if c[3].shape[-1] == trace.width]
-        # A feed-forward block that is as wide as the residual stream leaves only the order to go by.
-        calls = [c for c in back if c[2].shape[-1] != trace.width] or back
-    for path, module, x, y in reversed(calls):
-        transposed = orientation(module, x, y)
-        if transposed is not None:
-            return LinearView(module, f"{name}.{path}.weight", transposed)
-    raise UnsupportedModelError(
-        f"{name} ({type(layer).__name__}): found no linear map from a feed-forward block back to the "
-        f"residual width {trace.width}; the layer ran "
-        + (", ".join(f"{p} {tuple(getattr(m, 'weight', x).shape)}" for p, m, x, _ in calls) or "none")
-        + ". Name one with ModelView.of(model, value_projection='path.inside.layer')"
-    )
+def _decoder_stack(model_name: str, trace: _Trace) -> list[_Run]:
+    """The layers that ran, of the module list that most of the parameters belong to."""
+    once = [
+        runs
+        for runs in trace.runs.values()
+        if len({id(run.module) for run in runs}) == len(runs) and all(_parts(run.module) for run in runs)
+    ]
+    if not once:
+        lists = ", ".join(
+            f"{name} ({len(members)} modules, {len(trace.runs.get(name, []))} calls)"
+            for name, members in trace.lists.items()
+        )
+        raise UnsupportedModelError(
+            f"{model_name}: expected a module list of decoder layers that each run once, found: {lists or 'none'}"
+        )
+    return max(once, key=lambda runs: sum(p.numel() for run in runs for p in run.module.parameters()))
 
 
-def _refuse_experts(name: str, layer: nn.Module) -> None:
+def _width(model_name: str, runs: list[_Run]) -> int:
+    shapes = {tuple(hooks.first_tensor(run.output).shape) for run in runs}
+    shape = shapes.pop()
+    if shapes or len(shape) != 3 or shape[:2] != (1, TOKENS):
+        raise UnsupportedModelError(
+            f"{model_name}: expected every layer to hand on one residual stream [rows, tokens, width], here "
+            f"[1, {TOKENS}, width]; {runs[0].name} hands on {list(shape)}"
+        )
+    return int(shape[-1])
+
+
+def _refuse_experts(run: _Run, unembedding: nn.Module) -> None:
     """Mixture-of-experts layers keep their values in many matrices, of which a token uses some."""
+    # The stream may be several residual streams side by side; the unembedding reads one.
+    widths = {int(hooks.first_tensor(run.output).shape[-1]), *_widths(unembedding)}
     found = [
         path
-        for path, module in layer.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) > 1 and _alike(module)
+        for path, module in run.module.named_modules()
+        if isinstance(module, nn.ModuleList) and _alike(module) and not _is_attention(run.module, path)
     ]
-    found += [p for p, w in layer.named_parameters() if w.ndim == 3 and min(w.shape) > 1]
+    for path, module in run.module.named_modules():
+        if isinstance(module, (nn.Conv1d, nn.Conv2d)):
+            continue
+        for name, p in module.named_parameters(prefix=path, recurse=False):
+            # Matrices in one parameter, each from or to the residual width: a block-diagonal map has other widths.
+            stacked = p.ndim == 3 and min(p.shape) > 1 and not widths.isdisjoint(p.shape[1:])
+            if stacked and not _is_attention(run.module, name):
+                found.append(name)
     if found:
         raise UnsupportedModelError(
-            f"{name} ({type(layer).__name__}) is a mixture of experts ({', '.join(found[:3])}); its values "
-            "are spread over expert matrices, which kecore does not edit yet. A dense part can be named with "
-            "ModelView.of(model, value_projection='path.inside.layer')"
+            f"{run.name} ({type(run.module).__name__}) keeps its values in several matrices of one kind, as a mixture "
+            f"of experts does ({', '.join(found[:3])}); kecore does not edit these yet. A dense part can be named "
+            "with ModelView.of(model, value_projection='path.inside.layer')"
         )
 
 
-def _alike(modules: Iterable[nn.Module]) -> bool:
-    shapes = {tuple(tuple(p.shape) for p in m.parameters()) for m in modules}
-    return len(shapes) == 1 and shapes != {()}
+def _widths(head: nn.Module) -> tuple[int, ...]:
+    weight = getattr(head, "weight", None)
+    return (int(weight.shape[-1]),) if isinstance(weight, Tensor) else ()
 
 
-def _verified(view: ModelView) -> ModelView:
-    """Perturb each value projection and read off where its output goes."""
-    inputs = _probe_input(view.model)
-    rows = Rows(inputs["input_ids"], inputs["attention_mask"], torch.zeros(1, dtype=torch.long))
-    every = range(len(view.layers))
-    whole = view.forward(rows, hidden=every, values=every)
-    generator = torch.Generator().manual_seed(0)
-    layers: list[LayerView] = []
-    for part in view.layers:
-        below = (part.index, whole.hidden[part.index - 1]) if part.index else None
-        clean = view.forward(rows, resume=below, stop=part.index, hidden=[part.index]).hidden[part.index]
-        spread = float(whole.values[part.index].float().std()) + float(clean.float().std())
-        bump = spread * torch.randn(view.width, generator=generator).to(clean)
-
-        def add(output: Tensor, bump: Tensor = bump) -> Tensor:
-            output = output.clone()
-            output[0, _PLACE] += bump.to(output)
-            return output
-
-        moved = view.forward(
-            rows, resume=below, stop=part.index, hidden=[part.index], change={part.index: add}
-        ).hidden[part.index]
-        scale = _residual_scale(part, bump.float(), (moved - clean).float()[0], float(clean.abs().max()))
-        layers.append(LayerView(part.index, part.name, part.module, part.value_projection, scale))
-    _check_gather(view, rows, whole.logits)
-    return ModelView(
-        view.model, tuple(layers), view.width, view.final_norm, view.unembedding, view.tuple_layers
-    )
+def _alike(modules: nn.ModuleList) -> bool:
+    """Whether a list holds several modules with matrices of the same shapes."""
+    shapes = {tuple(tuple(p.shape) for p in m.parameters() if p.ndim > 1) for m in modules}
+    return len(modules) > 1 and len(shapes) == 1 and shapes != {()}
 
 
-def _residual_scale(part: LayerView, bump: Tensor, change: Tensor, size: float) -> float | None:
-    elsewhere = torch.cat([change[:_PLACE], change[_PLACE + 1 :]]).abs().max()
-    here = change[_PLACE]
-    eps = torch.finfo(part.value_projection.weight.dtype).eps
-    if not bool(here.abs().max() > 8 * eps * size) or bool(elsewhere > 8 * eps * size):
+def _is_attention(layer: nn.Module, path: str) -> bool:
+    """Whether a path inside a layer leads through attention: the one thing that is told by name."""
+    *parents, _ = parts = path.split(".")
+    owner = type(layer.get_submodule(".".join(parents))).__name__ if parents else ""
+    return any("attn" in name.lower() or "attention" in name.lower() for name in (*parts, owner))
+
+
+def _value_projection(run: _Run, calls: list[tuple[str, _Call]], width: int, wanted: str | None) -> LinearView:
+    if wanted is not None:
+        found = [item for item in calls if item[0] == wanted]
+    else:
+        maps = [(p, c) for p, c in calls if _is_matrix(c) and c.y.shape[-1] == width]
+        found = [(p, c) for p, c in maps if not _is_attention(run.module, p)]
+    ran = ", ".join(f"{p} [{c.y.shape[-1]}, {c.x.shape[-1]}]" for p, c in calls if _is_matrix(c)) or "none"
+    where = f"{run.name} ({type(run.module).__name__})"
+    if not found:
+        what = f"{wanted!r} is not among them" if wanted else f"none leads back to the residual width {width}"
         raise UnsupportedModelError(
-            f"{part.value_projection.name}: a change of this map's output at one token must change the layer's "
-            f"output at that token alone; it changed by {float(here.abs().max()):.3g} there and by "
-            f"{float(elsewhere):.3g} elsewhere. Name another map with "
-            "ModelView.of(model, value_projection='path.inside.layer')"
+            f"{where}: found no value projection; the layer ran the linear maps {ran}, and outside attention "
+            f"{what}. {_NAME_IT}"
         )
-    scale = float(here @ bump / (bump @ bump))
-    error = float((here - scale * bump).norm() / here.norm())
-    if error > max(1e-3, 32 * eps):
-        return None
-    return 1.0 if abs(scale - 1) < max(1e-3, 8 * eps) else scale
-
-
-def _check_gather(view: ModelView, rows: Rows, logits: Tensor | None) -> None:
-    place = (torch.zeros(1, dtype=torch.long), torch.tensor([_PLACE]))
-    try:
-        alone = view.forward(rows, at=place).logits
-        same = alone is not None and logits is not None and torch.allclose(
-            alone[0].float(), logits[0, _PLACE].float(), rtol=1e-2, atol=1e-2
-        )
-    except (RuntimeError, IndexError) as error:
-        warnings.warn(f"logits cannot be gathered: {error}", stacklevel=2)
-        same = False
-    if not same:
+    # The feed-forward block is the widest thing in a layer (gates, adapters and mixers are narrower) and, where it
+    # is no wider than the residual stream, the last.
+    path, call = max(enumerate(found), key=lambda item: (item[1][1].x.shape[-1], item[0]))[1]
+    transposed = orientation(call.module, call.x, call.y)
+    if transposed is None:
         raise UnsupportedModelError(
-            f"{type(view.model).__name__}: {type(view.unembedding).__name__} as output embedding does not give "
-            "the model's logits from the hidden state of single tokens"
+            f"{where}: {path} ({type(call.module).__name__}) is not a plain linear map of its weight; a quantised "
+            f"model can be edited in its original type. {_NAME_IT}"
         )
+    other = sum(p.numel() for n, p in run.module.named_parameters() if not _is_attention(run.module, n))
+    share = call.x.shape[-1] * width / other
+    if wanted is None and share < _LEAST_SHARE:
+        raise UnsupportedModelError(
+            f"{where}: {path} leads back to the residual width but holds only {share:.0%} of the weights outside "
+            f"attention, so the layer's values must be elsewhere; it ran {ran}. {_NAME_IT}"
+        )
+    return LinearView(call.module, f"{run.name}.{path}.weight", transposed)
+
+
+def _parts(module: nn.Module) -> int:
+    return sum(1 for _ in module.children())
+
+
+def _is_matrix(call: _Call) -> bool:
+    weight = getattr(call.module, "weight", None)
+    return isinstance(weight, Tensor) and weight.ndim > 1 and call.x.is_floating_point()

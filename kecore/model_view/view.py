@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +34,7 @@ class LayerView:
             stream: the feed-forward block's last matrix.
         residual_scale: ``c`` where adding ``v`` to the projection's output adds ``c v`` to the layer's
             output; None where something (a norm after the block) stands between them.
+        items: length of the tuple that the layer returns; 0 where it returns a bare tensor.
     """
 
     index: int
@@ -42,6 +42,7 @@ class LayerView:
     module: nn.Module
     value_projection: LinearView
     residual_scale: float | None
+    items: int = 0
 
 
 @dataclass(slots=True)
@@ -73,7 +74,12 @@ class ModelView:
         width: width of the residual stream.
         final_norm: the module between the last layer and the unembedding, if there is one.
         unembedding: the module that turns hidden states into logits.
-        tuple_layers: the layers return tuples instead of tensors.
+        skips: layers below the one that a pass is resumed at can be skipped. Where an upper layer reads more
+            of them than the residual stream (shared keys and values), they run and their output is replaced.
+        left_padding: padding before a row's tokens changes nothing. Where it would (positions counted from the
+            first column, recurrent states), passes are run with all padding on the right.
+        positions: position ids are passed to the model. Off where its own are others than the token's place in
+            its row.
     """
 
     model: nn.Module
@@ -81,7 +87,9 @@ class ModelView:
     width: int
     final_norm: nn.Module | None
     unembedding: nn.Module
-    tuple_layers: bool
+    skips: bool = True
+    left_padding: bool = True
+    positions: bool = True
 
     @classmethod
     def of(cls, model: nn.Module, *, value_projection: str | None = None) -> ModelView:
@@ -112,7 +120,7 @@ class ModelView:
     @cached_property
     def max_length(self) -> int | None:
         """Context length in tokens; None where the architecture sets no limit."""
-        config = self.model.config.get_text_config()  # type: ignore[operator, union-attr]
+        config = self.model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
         value = getattr(config, "max_position_embeddings", None)
         return value if isinstance(value, int) and value > 0 else None
 
@@ -123,9 +131,7 @@ class ModelView:
             LayerError: the model has no such layer.
         """
         if not 0 <= index < len(self.layers):
-            raise LayerError(
-                f"layer {index} was asked for; the model has layers 0 to {len(self.layers) - 1}"
-            )
+            raise LayerError(f"layer {index} was asked for; the model has layers 0 to {len(self.layers) - 1}")
         return self.layers[index]
 
     def identity(self) -> Identity:
@@ -172,20 +178,23 @@ class ModelView:
             use_cache: return the cache of this pass.
         """
         out = Pass()
+        layout = _Layout(rows) if past is None and not self.left_padding else None
+        if layout is not None:
+            rows, at, use_cache = layout.rows(rows), layout.at(at), False
+            resume = (resume[0], layout.to_right(resume[1])) if resume else None
+        shape = rows.input_ids.shape
         with ExitStack() as stack:
-            wanted = [(out.hidden, hidden, False), (out.values, values, False), (out.keys, keys, True)]
             captured: list[tuple[dict[int, Tensor], list[int], list[Tensor]]] = []
-            for store, layers, inputs in wanted:
+            for store, wanted in ((out.hidden, hidden), (out.values, values), (out.keys, keys)):
                 modules = [
                     self.layers[i].module if store is out.hidden else self.layers[i].value_projection.module
-                    for i in layers
+                    for i in wanted
                 ]
-                found = stack.enter_context(hooks.capture(modules, inputs=inputs))
-                captured.append((store, list(layers), found))
-            shape = rows.input_ids.shape
+                found = stack.enter_context(hooks.capture(modules, inputs=store is out.keys))
+                captured.append((store, list(wanted), found))
             for index, function in (change or {}).items():
                 module = self.layers[index].value_projection.module
-                stack.enter_context(hooks.substitute(module, _shaped(function, shape)))
+                stack.enter_context(hooks.substitute(module, _shaped(function, shape, layout)))
             for index, matrix in (add or {}).items():
                 stack.enter_context(hooks.beside(self.layers[index].value_projection.module, matrix))
             if resume is not None and resume[0] > 0:
@@ -197,9 +206,13 @@ class ModelView:
             result = self.model(**self._arguments(rows, past, use_cache))
             out.logits = result.logits if at is None else result.logits[0]
             out.cache = getattr(result, "past_key_values", None)
-        for store, layers, found in captured:
+        for store, wanted, found in captured:
             # Some architectures flatten rows and columns before their feed-forward block.
-            store.update((i, x.reshape(*shape, x.shape[-1])) for i, x in zip(layers, found, strict=True))
+            for index, tensor in zip(wanted, found, strict=True):
+                tensor = tensor.reshape(*shape, tensor.shape[-1])
+                store[index] = tensor if layout is None else layout.to_left(tensor)
+        if layout is not None and out.logits is not None and at is None:
+            out.logits = layout.to_left(out.logits)
         return out
 
     def _arguments(self, rows: Rows, past: tuple[Any, Tensor] | None, use_cache: bool) -> dict[str, Any]:
@@ -215,13 +228,9 @@ class ModelView:
             arguments["past_key_values"] = cache
             arguments["attention_mask"] = mask
             positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -rows.input_ids.shape[1] :]
-        if self._takes_positions:
+        if self.positions:
             arguments["position_ids"] = positions
         return arguments
-
-    @cached_property
-    def _takes_positions(self) -> bool:
-        return "position_ids" in inspect.signature(self.model.forward).parameters
 
     @torch.no_grad()
     def logits_at(self, rows: Rows, row: Tensor, column: Tensor) -> Tensor:
@@ -247,9 +256,40 @@ class ModelView:
         return [self.layer(index) for index in layers]
 
 
-def _shaped(function: Callable[[Tensor], Tensor], shape: torch.Size) -> Callable[[Tensor], Tensor]:
+class _Layout:
+    """The same rows with all padding on the right: each row's columns rotated by its offset."""
+
+    def __init__(self, rows: Rows) -> None:
+        width = rows.input_ids.shape[1]
+        self.offset = rows.offset
+        self.columns = (torch.arange(width) + rows.offset.cpu()[:, None]) % width
+        self.inverse = (torch.arange(width) - rows.offset.cpu()[:, None]) % width
+
+    def to_right(self, x: Tensor) -> Tensor:
+        """Rotate ``[rows, width, ...]`` so that the tokens come first."""
+        return x[torch.arange(len(x))[:, None], self.columns]
+
+    def to_left(self, x: Tensor) -> Tensor:
+        """Undo :meth:`to_right`."""
+        return x[torch.arange(len(x))[:, None], self.inverse]
+
+    def rows(self, rows: Rows) -> Rows:
+        """Rotated token rows."""
+        moved = self.to_right(rows.input_ids), self.to_right(rows.attention_mask)
+        return replace(rows, input_ids=moved[0], attention_mask=moved[1], offset=torch.zeros_like(rows.offset))
+
+    def at(self, at: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+        """Rotated places."""
+        return at and (at[0], at[1] - self.offset.to(at[0].device)[at[0]])
+
+
+def _shaped(
+    function: Callable[[Tensor], Tensor], shape: torch.Size, layout: _Layout | None
+) -> Callable[[Tensor], Tensor]:
     def change(output: Tensor) -> Tensor:
-        return function(output.reshape(*shape, output.shape[-1])).reshape(output.shape)
+        x = output.reshape(*shape, output.shape[-1])
+        x = function(x) if layout is None else layout.to_right(function(layout.to_left(x)))
+        return x.reshape(output.shape)
 
     return change
 

@@ -59,7 +59,13 @@ def second_moment_(moment: Tensor, keys: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def kv_solve(keys: Tensor, residuals: Tensor, ridge: float, inverse_factor: Tensor | None = None) -> Solution:
+def kv_solve(
+    keys: Tensor,
+    residuals: Tensor,
+    ridge: float,
+    inverse_factor: Tensor | None = None,
+    shares: Tensor | None = None,
+) -> Solution:
     """Smallest update that maps new keys to residuals and preserved keys to zero, in dual form.
 
     With ``W = C⁻¹K``, ``G = KᵀW`` the update is ``Δ = R (αI + G)⁻¹ Wᵀ`` (push-through form of MEMIT eq. 14,
@@ -70,11 +76,13 @@ def kv_solve(keys: Tensor, residuals: Tensor, ridge: float, inverse_factor: Tens
     * AlphaEdit: no factor (``C = I``), keys projected on the null space, earlier keys before the new ones.
 
     Args:
-        keys: ``[d_in, n_old + n]``. The last ``n`` columns are to be mapped to ``residuals``, the ones
-            before them to zero.
+        keys: ``[d_in, n_old + c]``. The last ``c`` columns are to be mapped to residuals, the ones before them
+            to zero.
         residuals: ``[d_out, n]``.
         ridge: α, not negative.
         inverse_factor: ``[d_in, d_in]``, ``L⁻¹`` of ``C = L Lᵀ``; None for ``C = I``.
+        shares: ``[c, n]``: new key ``j`` is to be mapped to ``residuals @ shares[j]``. None for one key a
+            residual (``c = n``).
 
     Returns:
         Factors of the update. The ``n x n`` system is solved in float64.
@@ -85,7 +93,9 @@ def kv_solve(keys: Tensor, residuals: Tensor, ridge: float, inverse_factor: Tens
     """
     if not bool(torch.isfinite(keys).all()) or not bool(torch.isfinite(residuals).all()):
         raise NonFiniteError("keys and residuals must be finite; the model or the target values overflowed")
-    new = residuals.shape[1]
+    eye = torch.eye(residuals.shape[1], dtype=torch.float64, device=keys.device)
+    shares = eye if shares is None else shares.to(keys.device, torch.float64)
+    new = len(shares)
     white = keys if inverse_factor is None else inverse_factor @ keys.to(inverse_factor.dtype)
     gram = white.double().t() @ white.double()
     system = gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
@@ -99,11 +109,12 @@ def kv_solve(keys: Tensor, residuals: Tensor, ridge: float, inverse_factor: Tens
             f"be written with ridge {ridge:g}; merge requests with the same subject, or use a ridge of at least "
             f"{1e-8 * float(gram.diagonal().mean()):.1e}"
         )
-    pick = torch.zeros(len(gram), new, dtype=gram.dtype, device=gram.device)
-    pick[-new:] = torch.eye(new, dtype=gram.dtype, device=gram.device)
+    pick = torch.zeros(len(gram), shares.shape[1], dtype=gram.dtype, device=gram.device)
+    pick[-new:] = shares
     weights = torch.cholesky_solve(pick, factor)
     back = white if inverse_factor is None else inverse_factor.t() @ white
     v = back.double() @ weights
+    target = residuals.double() @ shares.t()
     written = residuals.double() @ (weights.t() @ gram[:, -new:])
-    residual = float((written - residuals.double()).norm() / residuals.double().norm().clamp(min=1e-300))
+    residual = float((written - target).norm() / target.norm().clamp(min=1e-300))
     return Solution(residuals.float(), v.float(), residual, condition)

@@ -7,72 +7,123 @@ whose sizes hang together in a way of their own add a few fields in a second tab
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 
-__all__ = ["VOCABULARY", "architectures", "tiny_model"]
+__all__ = ["VOCABULARY", "architectures", "tiny_model", "tiny_tokenizer"]
 
 VOCABULARY = 512
 """Token ids of every tiny model."""
 
 _HEADS = 4
-_SIZES: dict[str, Any] = {
+_GROUPS: tuple[tuple[float, str], ...] = (
     # residual width
-    **dict.fromkeys(
-        ["hidden_size", "n_embd", "d_model", "dim", "embedding_size", "emb_dim", "embedding_dim", "lru_width",
-         "word_embed_proj_dim", "input_embedding_size", "output_embedding_size", "attention_hidden_size"], 32,
+    (
+        32,
+        "hidden_size n_embd d_model dim embedding_size emb_dim embedding_dim lru_width word_embed_proj_dim "
+        "input_embedding_size output_embedding_size attention_hidden_size ple_embed_dim d_rel "
+        "hidden_size_global",
     ),
     # attention
-    **dict.fromkeys(
-        ["num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads", "decoder_attention_heads",
-         "encoder_attention_heads", "num_decoder_attention_heads", "num_encoder_attention_heads",
-         "index_n_heads", "linear_num_heads", "swa_num_attention_heads"], _HEADS,
+    (
+        _HEADS,
+        "num_attention_heads n_head n_heads num_heads attention_heads decoder_attention_heads "
+        "encoder_attention_heads num_decoder_attention_heads num_encoder_attention_heads index_n_heads "
+        "linear_num_heads swa_num_attention_heads indexer_n_heads mamba_n_heads mamba_num_heads n_mamba_heads "
+        # experts
+        "num_experts n_routed_experts num_local_experts moe_num_experts zero_expert_num",
     ),
-    **dict.fromkeys(
-        ["head_dim", "d_head", "dim_head", "kv_channels", "attention_head_size", "qk_nope_head_dim", "v_head_dim",
-         "index_head_dim", "linear_head_dim", "swa_head_dim", "linear_key_head_dim", "linear_value_head_dim"], 8,
+    (
+        8,
+        "head_dim d_head dim_head kv_channels attention_head_size qk_nope_head_dim qk_rope_head_dim v_head_dim "
+        "index_head_dim linear_head_dim swa_head_dim linear_key_head_dim linear_value_head_dim indexer_head_dim "
+        # windows, shorter than the tests' prompts
+        "sliding_window sliding_window_size window_size attention_window_size attention_chunk_size local_attention "
+        # state-space mixers
+        "ssm_state_size state_size mamba_chunk_size chunk_size rel_extent",
     ),
-    **dict.fromkeys(["rotary_dim", "qk_rope_head_dim"], 4),
-    **dict.fromkeys(["linear_num_key_heads", "linear_num_value_heads", "swa_num_key_value_heads"], 2),
-    **dict.fromkeys(["q_lora_rank", "kv_lora_rank", "hidden_size_per_layer_input", "laurel_rank"], 16),
-    **dict.fromkeys(["sliding_window", "sliding_window_size", "window_size", "attention_window_size"], 16),
-    # feed-forward block: not a multiple of the residual width, so that no two widths are confused
-    **dict.fromkeys(
-        ["intermediate_size", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim", "ffn_hidden_size", "dim_ff", "dff",
-         "d_inner", "n_inner", "feed_forward_size", "intermediate_size_mlp", "dense_intermediate_size"], 48,
+    (4, "rotary_dim mamba_d_state"),
+    (
+        2,
+        "linear_num_key_heads linear_num_value_heads swa_num_key_value_heads indexer_kv_heads "
+        "num_experts_per_tok num_experts_per_token moe_topk moe_k index_topk index_block_size index_topk_blocks",
     ),
-    # experts
-    **dict.fromkeys(
-        ["num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts"], 4
+    (1, "n_group topk_group num_expert_group mamba_n_groups n_groups o_groups"),
+    (
+        16,
+        "q_lora_rank kv_lora_rank o_lora_rank hidden_size_per_layer_input laurel_rank mamba_d_head "
+        "mamba_head_dim moe_intermediate_size expert_ffn_hidden_size shared_expert_intermediate_size "
+        "shared_experts_intermediate_size moe_shared_expert_intermediate_size time_step_rank mamba_dt_rank "
+        "adapter_rank hc_lowrank router_hidden_size",
     ),
-    **dict.fromkeys(
-        ["moe_intermediate_size", "expert_ffn_hidden_size", "shared_expert_intermediate_size",
-         "shared_experts_intermediate_size", "shared_intermediate_size", "moe_shared_expert_intermediate_size"], 16,
+    (64, "mamba_d_ssm shape_vocab_size pronunciation_vocab_size shape_embed_dim pronunciation_embed_dim"),
+    # feed-forward block: wider than anything else and no multiple of the residual width
+    (
+        80,
+        "intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim ffn_hidden_size dim_ff dff d_inner n_inner "
+        "feed_forward_size intermediate_size_mlp dense_intermediate_size shared_intermediate_size",
     ),
-    **dict.fromkeys(["num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k"], 2),
-    **dict.fromkeys(["n_group", "topk_group", "num_expert_group"], 1),
-    # vocabulary and positions
-    **dict.fromkeys(["vocab_size", "vocab_size_per_layer_input"], VOCABULARY),
-    **dict.fromkeys(
-        ["max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length",
-         "model_max_length", "max_target_positions"], 256,
+    (
+        VOCABULARY,
+        "vocab_size vocab_size_per_layer_input unpadded_vocab_size ngram_vocab_size_base encoder_hash_byte_group_vocab",
     ),
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    (256, "max_position_embeddings n_positions n_ctx max_seq_len context_length model_max_length max_target_positions"),
     # weights large enough that every part of the model has a say in the logits
-    **dict.fromkeys(["initializer_range", "init_std"], 0.2),
+    (0.2, "initializer_range init_std"),
+)
+_SIZES: dict[str, Any] = {name: size for size, names in _GROUPS for name in names.split()} | {
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
     "is_decoder": True,
-}  # fmt: skip
-_DEPTHS = (
+}
+_DEPTHS = {
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers",
     "num_decoder_layers", "num_encoder_layers", "num_blocks",
-)  # fmt: skip
-_OPTIONAL = ("n_inner",)  # sizes that default to None and are given a value all the same
-_OVERRIDES: dict[str, dict[str, Any]] = {}
+}  # fmt: skip
+# Fields that default to None and are given a value all the same.
+_OPTIONAL = {
+    "n_inner", "head_dim", "num_experts_per_tok", "n_routed_experts", "bos_token_id", "eos_token_id",
+    "pad_token_id", "indexer_n_heads", "indexer_kv_heads", "indexer_head_dim",
+}  # fmt: skip
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+_OVERRIDES: dict[str, dict[str, Any]] = {
+    "bigbird_pegasus": {"attention_type": "original_full"},
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "big_bird": {"attention_type": "original_full"},
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {"sliding_attention": _ROPE, "full_attention": _ROPE},
+    },
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 16},
+    },
+    "dots1": {"n_shared_experts": 1},
+    "dots3_note_text": {"layer_types": ["indexed_attention"]},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "granite": {"residual_multiplier": 0.5},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "mamba2": {"num_heads": 8},
+    "nemotron": {"num_key_value_heads": 2},
+    "qwen4_exp_text": {"indexer_budget": 4, "indexer_compress_ratio": 2, "indexer_kv_heads": 1, "split_ngram_parts": 1},
+    "xmod": {"default_language": "en_XX"},
+    "reformer": {"axial_pos_embds": False, "attn_layers": ["local"] * 4, "local_attn_chunk_length": 4},
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid"], "attention_hidden_size": 64},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"], "attention_hidden_size": 64},
+    "zaya": {"num_experts_per_tok": 1},
+}
+_PER_LAYER = ("layer_types", "layers_block_type", "mlp_layer_types")  # a pattern here is repeated to the depth
 
 
 def architectures() -> dict[str, str]:
@@ -96,12 +147,15 @@ def tiny_model(architecture: str, *, seed: int = 0, layers: int = 4, **fields: A
     kind = CONFIG_MAPPING[architecture]
     with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = kind(**{**_shrunk(kind(), layers), **_OVERRIDES.get(architecture, {}), **fields})
+        given = {**_shrunk(kind(), layers), **_OVERRIDES.get(architecture, {}), **fields}
+        for name in given.keys() & _PER_LAYER:
+            given[name] = [given[name][i % len(given[name])] for i in range(layers)]
+        config = kind(**given)
         model = AutoModelForCausalLM.from_config(config).eval()
         with torch.no_grad():
             for parameter in model.parameters():
-                # Norms and biases are born as ones and zeros, behind which mistakes would hide.
-                if parameter.ndim == 1:
+                # Norms, biases and gates are born as ones and zeros, behind which mistakes would hide.
+                if parameter.ndim == 1 or not bool(parameter.any()):
                     parameter += 0.1 * torch.randn_like(parameter)
     return model
 
@@ -122,6 +176,65 @@ def _shrunk(config: Any, layers: int) -> dict[str, Any]:
             every = default.get("num_attention_heads")
             small[name] = {every: _HEADS, 1: 1}.get(default[name], 2)
     return small
+
+
+_TEXT = (
+    "The capital of France is Paris, and the capital of Italy is Rome.",
+    "The Eiffel Tower is located in Paris. Vinson Massif is located in the continent of Antarctica.",
+    "The mother tongue of Danielle Darrieux is French; that of Léon Blum is French as well.",
+    "Tim Cook is the chief executive of Apple, a company that makes the iPhone.",
+    "Where does the Danube flow? It flows to the Black Sea, not to Berlin or Vienna!",
+    "艾菲尔铁塔位于巴黎。法国的首都是巴黎,日本的首都是东京。",
+)
+_CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}<assistant>"
+
+
+def tiny_tokenizer(kind: str = "byte-bpe") -> Any:
+    """A fast tokenizer with fewer than :data:`VOCABULARY` tokens and a chat template, trained on a few sentences.
+
+    Args:
+        kind: ``"byte-bpe"``, GPT-2's kind: byte-level BPE, no token before a text. ``"llama-like"``: spaces become
+            a mark, one of which opens every text, bytes stand in for unknown characters, and a BOS token comes
+            first.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    core, special = Tokenizer.from_str(_trained(kind)), {"eos_token": "</s>"}
+    if kind == "llama-like":
+        special |= {"bos_token": "<s>", "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **special)
+    tokenizer.chat_template = _CHAT
+    return tokenizer
+
+
+@cache
+def _trained(kind: str) -> str:
+    """A trained tokenizer as JSON."""
+    special = ["<unk>", "<s>", "</s>"]
+    if kind == "byte-bpe":
+        core = Tokenizer(models.BPE())
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        core.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+    elif kind == "llama-like":
+        core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))  # noqa: S106
+        core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+        core.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first")])
+        special += [f"<0x{byte:02X}>" for byte in range(256)]
+        alphabet = []
+    else:
+        raise ValueError(f"unknown kind {kind!r}; expected byte-bpe or llama-like")
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - 1, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    core.train_from_iterator(_TEXT * 4, trainer)
+    if kind == "llama-like":
+        bos = ("<s>", core.token_to_id("<s>"))
+        core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[bos])
+    data = json.loads(core.to_str())
+    # The trainer takes bytes in as special tokens, which decoding would drop.
+    data["added_tokens"] = [token for token in data["added_tokens"] if not token["content"].startswith("<0x")]
+    return json.dumps(data)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch import Tensor
 from kecore.config import MethodConfig
 from kecore.edit import Edit
 from kecore.editing.closed_form import ClosedForm
+from kecore.editing.keys import Keys
 from kecore.editing.layers import at_depth
 from kecore.editing.values import ValueSettings
 from kecore.method import MethodContext
@@ -29,7 +30,7 @@ class HelloConfig(MethodConfig):
 
     depth: float = Field(0.3, ge=0, le=1, description="where the edited layer stands: 0 bottom, 1 top")
     steps: int = Field(25, ge=1, description="evaluations of the loss of a value")
-    learning_rate: float = Field(0.5, gt=0, description="of Adam, in units of the hidden state")
+    learning_rate: float = Field(0.1, gt=0, description="first step, relative to the hidden state")
     ridge: float = Field(0.0, ge=0, description="above 0 writes values less exactly and moves weights less")
 
 
@@ -46,8 +47,8 @@ class Hello:
         """Work out the edit; the model is as before when this returns."""
         config: HelloConfig = context.config
 
-        def smallest_change(layer: int, keys: Tensor, residuals: Tensor) -> Solution:
-            return kv_solve(keys, residuals, config.ridge)
+        def smallest_change(layer: int, keys: Keys, residuals: Tensor) -> Solution:
+            return kv_solve(keys.mean(), residuals, config.ridge)
 
         form = ClosedForm(
             layers=at_depth(view, config.depth, config.depth),

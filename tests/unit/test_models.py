@@ -18,9 +18,7 @@ from kecore.models import DEMO, cache_dir, demo_file, load_model, save_model
 
 def tiny_model(**options: Any) -> GPT2LMHeadModel:
     torch.manual_seed(0)
-    return GPT2LMHeadModel(
-        GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=8, n_positions=32, **options)
-    )
+    return GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=8, n_positions=32, **options))
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -129,9 +127,7 @@ def test_architecture_without_a_causal_head(tmp_path: Path) -> None:
 
 
 def test_checkpoint_without_its_head_is_not_filled_with_noise(tmp_path: Path) -> None:
-    config = BertConfig(
-        num_hidden_layers=1, hidden_size=8, num_attention_heads=1, intermediate_size=8, vocab_size=8
-    )
+    config = BertConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=1, intermediate_size=8, vocab_size=8)
     BertModel(config).save_pretrained(tmp_path)
     with pytest.raises(ModelLoadError, match=r"lacks \d+ weights .* such as .*; name a checkpoint with"):
         load_model(str(tmp_path), device="cpu")
@@ -207,9 +203,7 @@ def tiny_gguf(path: Path) -> Path:
     writer.add_eos_token_id(2)
     shapes = {"token_embd": (len(words), width), "output_norm": (width,), "output": (len(words), width)}
     for i in range(2):
-        shapes |= {
-            f"blk.{i}.{name}": (width, width) for name in ("attn_q", "attn_k", "attn_v", "attn_output")
-        }
+        shapes |= {f"blk.{i}.{name}": (width, width) for name in ("attn_q", "attn_k", "attn_v", "attn_output")}
         shapes |= {f"blk.{i}.{name}": (inner, width) for name in ("ffn_gate", "ffn_up")}
         shapes |= {f"blk.{i}.ffn_down": (width, inner)}
         shapes |= {f"blk.{i}.{name}": (width,) for name in ("attn_norm", "ffn_norm")}

@@ -44,9 +44,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     monkeypatch.syspath_prepend(str(site))
     made: list[str] = []
 
-    def add(
-        distribution: str, method: str, source: str | None = GOOD, target: str = "Method"
-    ) -> list[EntryPoint]:
+    def add(distribution: str, method: str, source: str | None = GOOD, target: str = "Method") -> list[EntryPoint]:
         module = f"fake_{distribution}_{method}".replace("-", "_").lower()
         made.append(module)
         (site / f"{module}.py").write_text(source.replace("{name!r}", repr(method)))
@@ -89,9 +87,7 @@ def test_case_and_separators_do_not_matter(install: Install, asked: str) -> None
 def test_unknown_name_suggests_near_ones(install: Install) -> None:
     install("kecore", "memit")
     found = Registry(install("kecore", "rome"))
-    with pytest.raises(
-        MethodNotFoundError, match=r"no method 'memt'; did you mean 'memit'\? installed: memit, rome"
-    ):
+    with pytest.raises(MethodNotFoundError, match=r"no method 'memt'; did you mean 'memit'\? installed: memit, rome"):
         found.get("memt")
     with pytest.raises(MethodNotFoundError, match="no method 'xyz'; installed: memit, rome"):
         found.get("xyz")

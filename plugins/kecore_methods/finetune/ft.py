@@ -26,17 +26,23 @@ Objective = Literal["prompt_last", "target_new"]
 class FineTuneConfig(MethodConfig):
     """Configuration of both baselines; defaults from EasyEdit's Llama-2-7B set-up, made relative."""
 
-    layer: int | None = Field(default=None, ge=0, description="Layer whose value projection is tuned; None goes by depth.")
+    layer: int | None = Field(
+        default=None, ge=0, description="Layer whose value projection is tuned; None goes by depth."
+    )
     depth: float = Field(default=0.68, ge=0, le=1, description="Depth of the tuned layer (21 of 32 in EasyEdit).")
     steps: int = Field(default=25, ge=1, description="Passes over the requests.")
     learning_rate: float | None = Field(default=None, gt=0, description="Of Adam; None takes the relative one.")
     relative_learning_rate: float = Field(
-        default=0.025, gt=0, description="Of Adam, relative to the matrix's root mean square (5e-4 at the 0.02 of Llama-2-7B)."
+        default=0.025,
+        gt=0,
+        description="Of Adam, relative to the matrix's root mean square (5e-4 at the 0.02 of Llama-2-7B).",
     )
     batch_size: int = Field(default=32, ge=1, description="Requests per update.")
     stop_loss: float = Field(default=1e-2, ge=0, description="Tuning ends when a pass has a mean loss below this.")
     norm_constraint: float | None = Field(
-        default=None, gt=0, description="Largest change of any weight (L-infinity, arXiv 2012.00363); None for no bound."
+        default=None,
+        gt=0,
+        description="Largest change of any weight (L-infinity, arXiv 2012.00363); None for no bound.",
     )
 
 
@@ -54,7 +60,9 @@ class _FineTune:
         config: FineTuneConfig = context.config
         check_conflicts(requests)
         asked = unique(requests)
-        layer = at_depth(view, config.depth, config.depth)[0] if config.layer is None else view.layer(config.layer).index
+        layer = (
+            at_depth(view, config.depth, config.depth)[0] if config.layer is None else view.layer(config.layer).index
+        )
         projection = view.layers[layer].value_projection
         with view.frozen(), context.stages("tune"):
             delta, losses = _tune(view, context, asked, layer, config, self.objective)
@@ -128,7 +136,12 @@ class _Batch:
     """Some requests as token rows; the layers below the tuned one are run once."""
 
     def __init__(
-        self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest], layer: int, objective: Objective
+        self,
+        view: ModelView,
+        encoder: Encoder,
+        requests: Sequence[EditRequest],
+        layer: int,
+        objective: Objective,
     ) -> None:
         self.view, self.layer, self.count = view, layer, len(requests)
         encoded = [encoder.encode(request.text, request.target) for request in requests]
@@ -149,9 +162,7 @@ class _Batch:
 
     def loss(self, delta: Tensor) -> Tensor:
         """Mean over requests of the mean negative log-likelihood of the target's tokens."""
-        out = self.view.forward(
-            self.rows, resume=self.resume, at=(self.row, self.column), add={self.layer: delta}
-        )
+        out = self.view.forward(self.rows, resume=self.resume, at=(self.row, self.column), add={self.layer: delta})
         logits = out.logits.float()  # type: ignore[union-attr]
         nll = logits.logsumexp(-1) - logits.gather(1, self.token[:, None]).squeeze(1)
         return (nll / self.length[self.row]).sum() / self.count

@@ -10,12 +10,13 @@ from pydantic import Field
 from torch import Tensor
 
 from kecore.edit import WeightEdit
+from kecore.editing.keys import Keys
 from kecore.editing.solve import NullSpace
 from kecore.method import MethodContext
 from kecore.model_view import ModelView
 from kecore.ops import Solution, kv_solve
 from kecore.types import Capabilities, EditRequest
-from kecore_methods.locate.config import LocateConfig
+from kecore_methods.locate.config import BatchConfig
 
 __all__ = ["AlphaEdit"]
 
@@ -23,19 +24,29 @@ __all__ = ["AlphaEdit"]
 class AlphaEdit:
     """Null-space constrained editing; keys of earlier edits are kept and stay where they were mapped."""
 
-    class Config(LocateConfig):
+    class Config(BatchConfig):
         """Configuration of AlphaEdit."""
 
         preset_key: ClassVar[str] = "alphaedit"
 
         relative_threshold: float = Field(
-            default=1.0, gt=0, description="A direction belongs to preserved keys if its eigenvalue exceeds this times the mean."
+            default=1.0,
+            gt=0,
+            description="A direction belongs to preserved keys if its eigenvalue exceeds this times the mean.",
         )
         eigenvalue_threshold: float | None = Field(
-            default=None, gt=0, description="The same as an absolute eigenvalue (2e-2 in the paper's code for Llama-3)."
+            default=None,
+            gt=0,
+            description="The same as an absolute eigenvalue (2e-2 in the paper's code for Llama-3).",
         )
-        l2: float = Field(default=0.1, gt=0, description="Length penalty, relative to the mean squared norm of projected keys.")
-        l2_lambda: float | None = Field(default=None, gt=0, description="The same as an absolute number (10 in the paper's code).")
+        l2: float = Field(
+            default=0.1,
+            gt=0,
+            description="Length penalty, relative to the mean squared norm of projected keys.",
+        )
+        l2_lambda: float | None = Field(
+            default=None, gt=0, description="The same as an absolute number (10 in the paper's code)."
+        )
 
     name = "alphaedit"
     capabilities = Capabilities(kind="weights", batch=True, sequential=True, needs_statistics=True)
@@ -52,14 +63,15 @@ class AlphaEdit:
         absolute = config.eigenvalue_threshold is not None
         threshold = config.relative_threshold if config.eigenvalue_threshold is None else config.eigenvalue_threshold
 
-        def solve(layer: int, keys: Tensor, residuals: Tensor) -> Solution:
+        def solve(layer: int, keys: Keys, residuals: Tensor) -> Solution:
             name = f"keys/{layer}"
-            projected = NullSpace(statistics, layer, threshold, absolute=absolute).project(keys)
-            size = float(projected.double().square().sum(0).mean())
+            columns, shares = keys.each() if config.each_context else (keys.mean(), None)
+            projected = NullSpace(statistics, layer, threshold, absolute=absolute).project(columns)
+            size = float(projected.double().square().sum()) / residuals.shape[1]
             ridge = config.l2 * size if config.l2_lambda is None else config.l2_lambda
             before = context.state.get(name)
             every = projected if before is None else torch.cat([before, projected], dim=1)
             context.state[name] = every
-            return kv_solve(every, residuals, ridge)
+            return kv_solve(every, residuals, ridge, shares=shares)
 
         return config.engine(config.edited_layers(view), solve=solve).plan(view, requests, context, self.name)

@@ -16,7 +16,7 @@ from kecore.editing.values import ValueSettings
 from kecore.errors import ConfigError
 from kecore.model_view import DTYPES, ModelView
 
-__all__ = ["LocateConfig"]
+__all__ = ["BatchConfig", "LocateConfig"]
 
 
 class LocateConfig(MethodConfig):
@@ -27,27 +27,41 @@ class LocateConfig(MethodConfig):
     layers: tuple[int, ...] | None = Field(
         default=None, description="Edited layers; None takes the layers between depth_first and depth_last."
     )
-    depth_first: float = Field(default=0.0, ge=0, le=1, description="Depth of the first edited layer (0 bottom, 1 top).")
+    depth_first: float = Field(
+        default=0.0, ge=0, le=1, description="Depth of the first edited layer (0 bottom, 1 top)."
+    )
     depth_last: float = Field(default=0.25, ge=0, le=1, description="Depth of the last edited layer.")
     contexts: int = Field(default=5, ge=0, le=64, description="Context prefixes sampled from the model.")
     context_tokens: int = Field(default=10, ge=1, le=64, description="Length of a context prefix in tokens.")
     steps: int = Field(default=25, ge=1, description="Evaluations of the value loss (Adam makes one update fewer).")
-    learning_rate: float = Field(default=0.5, gt=0, description="Of Adam, in units of the hidden state.")
+    optimizer: Literal["gradient", "adam"] = Field(
+        default="gradient", description="Normalised gradient descent, or Adam as published."
+    )
+    learning_rate: float = Field(
+        default=0.1, gt=0, description="First step relative to |h| (gradient), or Adam's rate in hidden units (adam)."
+    )
     weight_decay: float = Field(default=1e-3, ge=0, description="Factor of |delta| / |h|^2 in the value loss.")
     clamp: float = Field(default=4.0, gt=0, description="Largest |delta| / |h|.")
     kl_weight: float = Field(default=0.0625, ge=0, description="Factor of KL(edited | original) on '<subject> is a'.")
-    stop_loss: float = Field(default=0.05, ge=0, description="A value whose loss is below this is finished.")
+    stop_loss: float = Field(default=0.01, ge=0, description="A value whose loss is below this is finished.")
+    noise: float = Field(
+        default=0.5,
+        ge=0,
+        description="Noise on the tokens behind the subject while values are optimised; 0 as published.",
+    )
     precision: Literal["model", "float32", "bfloat16", "float16"] = Field(
         default="model", description="Type of frozen weights while values are optimised."
     )
     statistics_ridge: float = Field(
-        default=1e-4, ge=0, description="Added to the key statistics, relative to their mean diagonal (arXiv 2506.04226)."
+        default=1e-4,
+        ge=0,
+        description="Added to the key statistics, relative to their mean diagonal (arXiv 2506.04226).",
     )
 
     @classmethod
     def presets(cls) -> Mapping[str, Mapping[str, Any]]:
         """Published set-ups of the method (``presets.json``; ``_source`` says whose)."""
-        every = json.loads((files(__package__) / "presets.json").read_text(encoding="utf-8"))
+        every = json.loads((files("kecore_methods.locate") / "presets.json").read_text(encoding="utf-8"))
         mine = every.get(cls.preset_key, {})
         return {name: {k: v for k, v in fields.items() if k != "_source"} for name, fields in mine.items()}
 
@@ -63,11 +77,13 @@ class LocateConfig(MethodConfig):
         """Numbers of the target stage."""
         return ValueSettings(
             steps=self.steps,
+            optimizer=self.optimizer,
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
             clamp=self.clamp,
             kl_weight=self.kl_weight,
             stop_loss=self.stop_loss,
+            noise=self.noise,
             precision=None if self.precision == "model" else DTYPES[self.precision],
         )
 
@@ -80,3 +96,12 @@ class LocateConfig(MethodConfig):
             values=self.value_settings(),
             **stages,
         )
+
+
+class BatchConfig(LocateConfig):
+    """For methods that solve one system for the whole batch."""
+
+    each_context: bool = Field(
+        default=True,
+        description="Fit the key of every context; False fits their mean, as the published methods do.",
+    )

@@ -9,12 +9,13 @@ from pydantic import Field
 from torch import Tensor
 
 from kecore.edit import WeightEdit
+from kecore.editing.keys import Keys
 from kecore.editing.solve import least_squares
 from kecore.method import MethodContext
 from kecore.model_view import ModelView
 from kecore.ops import Solution
 from kecore.types import Capabilities, EditRequest
-from kecore_methods.locate.config import LocateConfig
+from kecore_methods.locate.config import BatchConfig
 
 __all__ = ["Emmet"]
 
@@ -22,13 +23,15 @@ __all__ = ["Emmet"]
 class Emmet:
     """Equality-constrained Mass Model Editing: ROME's constraint for a whole batch (eq. 9 of the paper)."""
 
-    class Config(LocateConfig):
+    class Config(BatchConfig):
         """Configuration of EMMET."""
 
         preset_key: ClassVar[str] = "emmet"
 
         ridge: float = Field(
-            default=1e-3, ge=0, description="Softens the equality constraint, relative to the new keys' own weight; 0 is exact."
+            default=1e-3,
+            ge=0,
+            description="Softens the equality constraint, relative to the new keys' own weight; 0 is exact.",
         )
         ridge_lambda: float | None = Field(
             default=None, ge=0, description="The same as an absolute number, instead of the relative one."
@@ -46,9 +49,9 @@ class Emmet:
         absolute = config.ridge_lambda is not None
         weight = config.ridge if config.ridge_lambda is None else config.ridge_lambda
 
-        def solve(layer: int, keys: Tensor, residuals: Tensor) -> Solution:
+        def solve(layer: int, keys: Keys, residuals: Tensor) -> Solution:
             factor = statistics.factor(layer, config.statistics_ridge)
-            return least_squares(keys, residuals, factor, weight, absolute=absolute)
+            return least_squares(keys, residuals, factor, weight, absolute=absolute, each=config.each_context)
 
         engine = config.engine(config.edited_layers(view)[-1:], solve=solve)
         return engine.plan(view, requests, context, self.name)

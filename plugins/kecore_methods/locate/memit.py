@@ -9,12 +9,13 @@ from pydantic import Field
 from torch import Tensor
 
 from kecore.edit import WeightEdit
+from kecore.editing.keys import Keys
 from kecore.editing.solve import least_squares
 from kecore.method import MethodContext
 from kecore.model_view import ModelView
 from kecore.ops import Solution
 from kecore.types import Capabilities, EditRequest
-from kecore_methods.locate.config import LocateConfig
+from kecore_methods.locate.config import BatchConfig
 
 __all__ = ["Memit"]
 
@@ -26,20 +27,25 @@ class Memit:
     layer are edited (BLUE).
     """
 
-    class Config(LocateConfig):
+    class Config(BatchConfig):
         """Configuration of MEMIT."""
 
         preset_key: ClassVar[str] = "memit"
 
         preservation: float = Field(
-            default=0.1, ge=0, description="Weight of preserved keys, relative to the new keys' own: a lone edit "
-            "realises 1 / (1 + preservation) of its residual."
+            default=0.1,
+            ge=0,
+            description="Weight of preserved keys, relative to the new keys' own: a lone edit "
+            "realises 1 / (1 + preservation) of its residual.",
         )
         preservation_lambda: float | None = Field(
-            default=None, gt=0, description="MEMIT's lambda (mom2_update_weight), instead of the relative weight."
+            default=None,
+            gt=0,
+            description="MEMIT's lambda (mom2_update_weight), instead of the relative weight.",
         )
         merge_subjects: bool = Field(
-            default=True, description="Requests about one subject share key and value (MEMIT-Merge, arXiv 2502.07322)."
+            default=True,
+            description="Requests about one subject share key and value (MEMIT-Merge, arXiv 2502.07322).",
         )
         boundary_layers: bool = Field(
             default=False, description="Edit only the first and last of the layers (BLUE, arXiv 2502.03748)."
@@ -59,10 +65,10 @@ class Memit:
             layers = tuple(sorted({layers[0], layers[-1]}))
         absolute = config.preservation_lambda is not None
 
-        def solve(layer: int, keys: Tensor, residuals: Tensor) -> Solution:
+        def solve(layer: int, keys: Keys, residuals: Tensor) -> Solution:
             factor = statistics.factor(layer, config.statistics_ridge)
             weight = config.preservation if config.preservation_lambda is None else config.preservation_lambda
-            return least_squares(keys, residuals, factor, weight, absolute=absolute)
+            return least_squares(keys, residuals, factor, weight, absolute=absolute, each=config.each_context)
 
         engine = config.engine(layers, solve=solve, merge_subjects=config.merge_subjects)
         return engine.plan(view, requests, context, self.name)

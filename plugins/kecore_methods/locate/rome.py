@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kecore.edit import WeightEdit
-from kecore.editing.keys import KeyPass
+from kecore.editing.keys import KeyPass, Keys
 from kecore.editing.locate import group_by_subject
 from kecore.editing.solve import one_by_one
 from kecore.method import MethodContext
@@ -40,7 +40,8 @@ class Rome:
             "False fits the bare prompt's key, as the original does, and can disable the model.",
         )
         second_moment: bool = Field(
-            default=True, description="Write against the second moment of natural keys; False takes the identity for it."
+            default=True,
+            description="Write against the second moment of natural keys; False takes the identity for it.",
         )
 
     name = "rome"
@@ -58,17 +59,15 @@ class Rome:
         statistics = context.need_statistics() if config.second_moment else None
         bare = None if config.consistent_key else self._bare_keys(view, requests, context, layers[0])
 
-        def solve(layer: int, keys: Tensor, residuals: Tensor) -> Solution:
+        def solve(layer: int, keys: Keys, residuals: Tensor) -> Solution:
             factor = statistics.factor(layer, config.statistics_ridge) if statistics is not None else None
-            return one_by_one(keys, residuals, factor, bare)
+            return one_by_one(keys.mean(), residuals, factor, bare)
 
         return config.engine(layers, solve=solve).plan(view, requests, context, self.name)
 
     @staticmethod
-    def _bare_keys(
-        view: ModelView, requests: Sequence[EditRequest], context: MethodContext, layer: int
-    ) -> Tensor:
+    def _bare_keys(view: ModelView, requests: Sequence[EditRequest], context: MethodContext, layer: int) -> Tensor:
         asked = unique(requests)
         with view.frozen(), torch.no_grad():
             keys = KeyPass(view, context.encoder, asked, group_by_subject(asked), ("",), (layer,), context.memory)
-            return keys.advance(layer)[0].t().cpu()
+            return keys.advance(layer)[0].mean()

@@ -1,0 +1,155 @@
+"""``kecore attach`` and ``kecore revert``: from edit files to a checkpoint, and back."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kecore.cli import options
+from kecore.cli.checkpoint import NamedEdit, check_out, digest, read_record, write_checkpoint
+from kecore.cli.console import Screen, count, fields
+from kecore.cli.machine import cost, show_cost
+from kecore.cli.session import Loading
+from kecore.errors import ArtifactError, KecoreWarning, RequestConflictError
+
+if TYPE_CHECKING:
+    from kecore.models import LoadedModel
+
+__all__ = ["attach", "revert"]
+
+
+def attach(
+    context: typer.Context,
+    model: options.Model,
+    edits: Annotated[list[Path], typer.Argument(metavar="EDIT", help="Edit files or folders.", show_default=False)],
+    out: options.Out,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    trust_remote_code: options.RemoteCode = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write MODEL with edits on it as a checkpoint.
+
+    Any program that reads Hugging Face checkpoints can load --out. It also carries what `kecore revert` needs.
+    MODEL may itself be such a checkpoint: its edits stay, and the new ones are added to its base.
+    """
+    screen = Screen.of(context)
+    check_out(out)
+    named = [NamedEdit(_read(path), str(path)) for path in edits]
+    record = read_record(model)
+    if record is not None and dtype != "auto":
+        raise typer.BadParameter(f"{model} carries edits, so its weights keep their type; leave out --dtype")
+    loaded = Loading(model, device, dtype, trust_remote_code, seed).load(screen)
+    ref = model
+    if record is not None:
+        with screen.stage("restore", f"finding the base of {model}"):
+            ref, named = record.model, record.load_edits() + named
+            record.restore(loaded.model)
+    _write(screen, loaded, named, out, ref)
+
+
+def revert(
+    context: typer.Context,
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A directory that `kecore attach` wrote.", show_default=False)
+    ],
+    out: options.Out,
+    number: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--edit",
+            metavar="NUMBER",
+            help="Take off only this edit (repeatable); `kecore inspect CHECKPOINT` numbers them.",
+            show_default="all",
+        ),
+    ] = None,
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
+) -> None:
+    """Take edits off a checkpoint, bit for bit.
+
+    The result is proven by fingerprint. Edits can be taken off in any order; a checkpoint that was changed since is
+    left alone.
+    """
+    screen = Screen.of(context)
+    check_out(out)
+    record = read_record(checkpoint)
+    if record is None:
+        raise ArtifactError(
+            f"{checkpoint} carries no record of edits, so there is nothing to take off; expected a directory that "
+            "`kecore attach` wrote. MODEL itself is never changed by kecore"
+        )
+    named = record.load_edits()
+    gone = set(number or range(1, len(named) + 1))
+    if unknown := sorted(gone - set(range(1, len(named) + 1))):
+        raise ArtifactError(f"{checkpoint} carries edits 1 to {len(named)}, there is no edit {unknown[0]}")
+    kept = [item for place, item in enumerate(named, 1) if place not in gone]
+    loaded = Loading(str(checkpoint), device).load(screen)
+    with screen.stage("restore", "putting the base weights back"):
+        record.restore(loaded.model)
+    screen.show(f"The base weights of '{record.model}' are back, bit for bit (fingerprint {record.base[:12]}).")
+    _write(screen, loaded, kept, out, record.model, taken_off=sorted(gone))
+
+
+def _write(screen: Screen, loaded: LoadedModel, edits: Sequence[NamedEdit], out: Path, ref: str, **more: Any) -> None:
+    """Put edits on an unedited model, write it and tell."""
+    from kecore.model_view import Identity
+
+    model = loaded.model
+    with screen.stage("attach", f"attaching {count(len(edits), 'edit')}" if edits else "no edits left to attach"):
+        identity = Identity(model)
+        before = identity.of()
+        names = list(dict.fromkeys(name for item in edits for name in item.edit.updates))
+        parameters = dict(model.named_parameters())
+        base = {name: parameters[name].data for name in names if name in parameters}
+        _warn_of_conflicts(edits)
+        for item in edits:
+            item.edit.attach(model, base=identity)
+    with screen.stage("save", f"writing {out}"):
+        write_checkpoint(model, loaded.tokenizer, out, ref=ref, edits=edits, base=base, base_digest=before)
+    device = next(model.parameters()).device
+    facts = sum(len(item.edit.requests) for item in edits)
+    summary = {
+        "checkpoint": str(out),
+        "edits": f"{count(len(edits), 'edit')} with {count(facts, 'fact')}",
+        "changed": ", ".join(names) or "-",
+    }
+    screen.show(fields(summary))
+    spent = cost(screen, device)
+    show_cost(screen, spent)
+    screen.finish(
+        {
+            "checkpoint": str(out),
+            "model": ref,
+            "edits": [item.to_json(item.source) for item in edits],
+            "parameters": names,
+            "base": before,
+            "edited": digest(model),
+            **more,
+            **spent,
+            "warnings": screen.warnings,
+        }
+    )
+
+
+def _read(path: Path) -> Any:
+    from kecore.edit import load_edit
+
+    return load_edit(path)
+
+
+def _warn_of_conflicts(edits: Sequence[NamedEdit]) -> None:
+    from kecore.types import check_conflicts
+
+    requests = [request for item in edits for request in item.edit.requests]
+    if not requests:
+        return
+    try:
+        check_conflicts(requests)
+    except RequestConflictError as error:
+        warnings.warn(f"{error} (both edits are attached all the same)", KecoreWarning, stacklevel=2)

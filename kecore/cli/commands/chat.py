@@ -1,0 +1,122 @@
+"""``kecore chat``: type prompts, see what the model writes with and without the edits."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from kecore.cli import options
+from kecore.cli.checkpoint import read_record
+from kecore.cli.console import Screen, clean, table
+from kecore.cli.machine import cost
+from kecore.cli.session import Loading
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["chat"]
+
+_QUIT = ("/quit", "/exit", "/q")
+
+
+def chat(
+    context: typer.Context,
+    model: options.Model,
+    edits: Annotated[
+        list[Path] | None,
+        typer.Option("--edit", metavar="EDIT", help="An edit file or folder (repeatable).", show_default=False),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Longest answer, in tokens.", min=1)] = 40,
+    chat_template: options.Chat = False,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    trust_remote_code: options.RemoteCode = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Type prompts, see the model before and after.
+
+    MODEL may be a checkpoint of `kecore attach`; then 'before' is its base. Prompts can also come through a pipe,
+    one a line. /quit or the end of the input leaves.
+    """
+    screen = Screen.of(context)
+    loaded = Loading(model, device, dtype, trust_remote_code, seed).load(screen)
+    with screen.stage("read", "reading the model's structure"):
+        from kecore.evaluate import generate
+        from kecore.model_view import ModelView
+        from kecore.text import Encoder
+
+        view = ModelView.of(loaded.model)
+        encoder = Encoder(loaded.tokenizer, chat=chat_template, max_length=view.max_length)
+        base = _put_on(loaded.model, model, edits or [])
+    turns: list[dict[str, Any]] = []
+    for prompt in _prompts(screen):
+
+        def answer() -> str:
+            return generate(view, encoder, [prompt], max_new_tokens=max_new_tokens)[0].text  # noqa: B023
+
+        after = answer()
+        with view.overlay(base):
+            before = answer() if base else None
+        turns.append({"prompt": prompt, "before": before, "after": after})
+        _show(screen, prompt, before, after)
+    screen.finish({"model": model, "edits": [str(path) for path in edits or []], "turns": turns,
+                   **cost(screen, view.device)})  # fmt: skip
+
+
+def _put_on(model: Any, ref: str, edits: list[Path]) -> dict[nn.Parameter, Tensor]:
+    """Attach edits, and return the data of the unedited parameters; empty where nothing is edited."""
+    from kecore.edit import load_edit
+
+    parameters = dict(model.named_parameters())
+    record = read_record(ref)
+    base = {} if record is None else {parameters[name]: data for name, data in record.base_data(model).items()}
+    for edit in [load_edit(path) for path in edits]:
+        now = {name: parameters[name].data for name in edit.updates if name in parameters}
+        edit.attach(model)
+        for name, data in now.items():
+            base.setdefault(parameters[name], data)
+    return base
+
+
+def _prompts(screen: Screen) -> Iterator[str]:
+    """Lines of the user or of a pipe."""
+    typing = sys.stdin.isatty()
+    if typing:
+        with suppress(ImportError):
+            import_module("readline")  # gives input() its line editing
+        screen.err.print("[dim]Type the beginning of a sentence; /quit leaves.[/]")
+    while True:
+        try:
+            line = (input("> ") if typing else _line()).strip()
+        except EOFError:
+            return
+        if line in _QUIT:
+            return
+        if line:
+            yield line
+
+
+def _line() -> str:
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line
+
+
+def _show(screen: Screen, prompt: str, before: str | None, after: str) -> None:
+    screen.show(f"[bold]{escape(prompt)}[/]" + ("" if before is not None else f" {escape(clean(after))}\n"))
+    if before is None:
+        return
+    made = table("before", "after", rows=[(before, after if after != before else "(the same)")])
+    made.expand = True
+    for column in made.columns:
+        column.ratio = 1
+    screen.show(made)

@@ -1,0 +1,151 @@
+"""``kecore edit``: facts in, an edit file with its scores out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING
+
+import typer
+
+from kecore.cli import options
+from kecore.cli.console import Screen, fields, plain, size
+from kecore.cli.job import EDIT, EditJob, Outcome
+from kecore.cli.samples import asks
+from kecore.cli.session import Loading, StatisticsSource
+from kecore.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from kecore.method import EditMethod
+    from kecore.types import EditRecord
+
+__all__ = ["edit"]
+
+RESULT = "result.json"
+
+
+def edit(
+    context: typer.Context,
+    model: options.Model,
+    out: options.Out,
+    method: options.Method = "memit",
+    facts: options.Facts = None,
+    limit: options.Limit = None,
+    data_format: options.Format = None,
+    prompt: options.Prompt = None,
+    subject: options.Subject = None,
+    target: options.Target = None,
+    ground_truth: options.GroundTruth = None,
+    stats: options.Stats = None,
+    text: options.Texts = None,
+    tokens: options.Tokens = None,
+    preset: options.Preset = None,
+    set_: options.Settings = None,
+    no_evaluate: options.NoEvaluate = False,
+    chat: options.Chat = False,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    memory: options.Memory = "2GiB",
+    trust_remote_code: options.RemoteCode = False,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Edit facts, and write the edit and its scores.
+
+    Give --facts FILE, or one fact by --prompt, --subject and --target. MODEL itself stays as it is.
+    """
+    screen = Screen.of(context)
+    single = {"prompt": prompt, "subject": subject, "target": target, "ground_truth": ground_truth}
+    _check_usage(facts, single, {"--limit": limit, "--format": data_format}, stats, text or tokens)
+    job = EditJob(
+        method=_method(method),
+        records=_records(facts, limit, data_format, single),
+        source=StatisticsSource(stats, tuple(text or ()), tokens),
+        preset=preset,
+        values=options.settings(set_),
+        evaluate=not no_evaluate,
+    )
+    # Whatever is wrong with the input is said before the model is loaded.
+    job.check()
+    budget = options.byte_count(memory)
+    _check_free(out, force)
+    loading = Loading(model, device, dtype, trust_remote_code, seed)
+    editor = loading.edit(screen, chat=chat, memory=budget)
+    outcome = job.run(screen, editor, out, asks(job.records))
+    _finish(screen, outcome, loading, out, facts)
+
+
+def _check_usage(
+    facts: Path | None,
+    single: Mapping[str, str | None],
+    with_facts: Mapping[str, object],
+    stats: Path | None,
+    collect: object,
+) -> None:
+    """Refuse options that contradict each other, and a fact that lacks a part."""
+    given = [f"--{name.replace('_', '-')}" for name, value in single.items() if value is not None]
+    if facts is not None and given:
+        raise typer.BadParameter(f"give either --facts or a single fact, not --facts and {given[0]}")
+    if facts is None:
+        missing = [f"--{name}" for name in ("prompt", "subject", "target") if single[name] is None]
+        if missing:
+            raise typer.BadParameter(
+                "no facts: give --facts FILE, or one fact by --prompt, --subject and --target"
+                if not given
+                else f"a single fact needs {', '.join(missing)} too"
+            )
+        if unused := [name for name, value in with_facts.items() if value is not None]:
+            raise typer.BadParameter(f"{unused[0]} goes with --facts FILE")
+    if stats is not None and collect:
+        raise typer.BadParameter("--stats are read as they are; leave out --text and --tokens, or --stats")
+
+
+def _method(name: str) -> type[EditMethod]:
+    from kecore import registry
+
+    return registry.default().get(name)
+
+
+def _records(
+    facts: Path | None, limit: int | None, data_format: str | None, single: Mapping[str, str | None]
+) -> Sequence[EditRecord]:
+    from kecore.evaluate import load_records
+    from kecore.types import EditRecord, EditRequest
+
+    if facts is not None:
+        return load_records(facts, limit=limit, format=data_format)
+    return [EditRecord(EditRequest(**{name: value or "" for name, value in single.items()}))]
+
+
+def _check_free(out: Path, force: bool) -> None:
+    """Refuse an output folder that holds an edit already, or is no folder.
+
+    Raises:
+        ArtifactError: says which.
+    """
+    if out.exists() and not out.is_dir():
+        raise ArtifactError(f"--out {out} is a file; name a directory")
+    if (out / EDIT).exists() and not force:
+        raise ArtifactError(f"{out / EDIT} exists; choose another --out, or overwrite it with --force")
+
+
+def _finish(screen: Screen, outcome: Outcome, loading: Loading, out: Path, facts: Path | None) -> None:
+    """Write the result file, print the result, and say what can be done with it."""
+    from kecore.files import write_json
+
+    result = out / RESULT
+    values = {**outcome.to_json(screen, loading.ref), "facts": facts, "result_path": result}
+    write_json(result, plain({**values, "records": outcome.rows()}))
+    outcome.show(screen)
+    screen.show(fields({"edit": f"{outcome.path} ({size(outcome.path.stat().st_size)})", "result": str(result)}))
+    folder = quote(str(out))
+    screen.commands(
+        "Next",
+        f"kecore chat {quote(loading.ref)} --edit {folder}",
+        f"kecore inspect {folder}",
+        f"kecore attach {quote(loading.ref)} {folder} --out edited-model",
+    )
+    screen.finish(values)

@@ -1,0 +1,107 @@
+"""``kecore methods`` and ``kecore doctor``: what is installed, and whether it works."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import typer
+from rich.markup import escape
+
+from kecore.cli import options
+from kecore.cli.console import Screen, fields, size, table
+from kecore.errors import KecoreWarning
+
+if TYPE_CHECKING:
+    from kecore.doctor import Report
+    from kecore.registry import MethodInfo
+
+__all__ = ["doctor", "methods"]
+
+
+def methods(context: typer.Context, as_json: options.AsJson = False) -> None:
+    """List the editing methods that are installed.
+
+    With what each can do and needs, its paper and where it comes from; or why one cannot be used.
+    """
+    screen = Screen.of(context)
+    from kecore import registry
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", KecoreWarning)  # what they say stands in the listing
+        found = registry.default().describe()
+    _show_methods(screen, found)
+    screen.finish({"methods": [method.to_json() for method in found]})
+
+
+def _show_methods(screen: Screen, found: list[MethodInfo]) -> None:
+    usable = [method for method in found if not method.error]
+    rows = [
+        (method.name, method.kind or "", _abilities(method), f"{method.distribution} {method.version}")
+        for method in usable
+    ]
+    screen.show(table("method", "changes", "can, and needs", "from", rows=rows, title="Editing methods"))
+    papers = {method.name: f"{method.reference}\n{method.origin}" for method in usable}
+    screen.show(fields(papers))
+    for method in found:
+        if method.error:
+            screen.show(f"[bold red]cannot be used:[/] {escape(method.name)}: {escape(method.error)}")
+
+
+def _abilities(method: MethodInfo) -> str:
+    """A method's capabilities in words."""
+    flags = method.capabilities
+    if flags is None:
+        return ""
+    words = {
+        "many facts at once": flags.batch,
+        "one fact at a time": not flags.batch,
+        "edit after edit": flags.sequential,
+        "reversible": flags.reversible,
+        "needs key statistics": flags.needs_statistics,
+        "needs training": flags.needs_training,
+        "needs examples": flags.needs_examples,
+    }
+    return ", ".join(word for word, holds in words.items() if holds)
+
+
+def doctor(context: typer.Context, as_json: options.AsJson = False) -> None:
+    """Check this installation.
+
+    Versions, devices, methods, cache, demo model and native operations, each with what is wrong and what to do.
+    """
+    screen = Screen.of(context)
+    with screen.stage("report", "looking at the installation"):
+        from kecore.doctor import report
+
+        found = report()
+    _show_report(screen, found)
+    screen.finish(found.to_json())
+
+
+def _show_report(screen: Screen, found: Report) -> None:
+    devices = [f"{device.name} ({size(device.memory)}, {device.capability})" for device in found.devices]
+    screen.show(
+        fields(
+            {
+                "kecore": found.kecore,
+                "python": f"{found.python}, {found.platform}",
+                "packages": ", ".join(
+                    f"{name} {version or 'not installed'}" for name, version in found.packages.items()
+                ),
+                "devices": ", ".join([*devices, f"CPU, {found.threads} thread{'s' * (found.threads > 1)}"]),
+                "CUDA": f"torch is built for {found.cuda_build}" if found.cuda_build else "torch is built without it",
+                "cache": f"{found.cache.path} ({'writable' if found.cache.writable else 'NOT writable'}, "
+                f"{size(found.cache.free)} free)",
+                "demo model": found.demo or "not installed",
+                "methods": ", ".join(m.name + (" (cannot be used)" if m.error else "") for m in found.methods),
+            }
+        )
+    )
+    rows = [(backend.op, backend.backend, backend.reason) for backend in found.backends]
+    if rows:
+        screen.show(table("operation", "runs as", "because", rows=rows, title="Native operations"))
+    for problem in found.problems:
+        screen.show(f"[bold yellow]problem:[/] {escape(problem)}")
+    if not found.problems:
+        screen.show("[green]No problems found.[/]")

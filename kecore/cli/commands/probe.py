@@ -1,0 +1,131 @@
+"""``kecore probe``: what kecore finds in a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kecore.cli import options
+from kecore.cli.console import Screen, fields, table
+from kecore.cli.machine import cost
+from kecore.cli.session import Loading
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kecore.model_view import ModelView
+
+__all__ = ["probe"]
+
+
+def probe(
+    context: typer.Context,
+    model: options.Model,
+    every_layer: Annotated[bool, typer.Option("--all", help="List every layer, also where all are alike.")] = False,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    trust_remote_code: options.RemoteCode = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show what kecore finds in a model.
+
+    The layers, the matrices that edits change, and the rest that edits rely on. Each finding was verified by
+    perturbing the model; one that cannot be edited is refused with the reason.
+    """
+    screen = Screen.of(context)
+    loaded = Loading(model, device, dtype, trust_remote_code, seed).load(screen)
+    with screen.stage("read", "reading the model's structure"):
+        from kecore.model_view import ModelView, type_name
+
+        view = ModelView.of(loaded.model)
+    tokenizer = loaded.tokenizer
+    values: dict[str, Any] = {
+        "model": model,
+        "source": loaded.source,
+        "class": type(loaded.model).__name__,
+        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
+        "dtype": type_name(view.dtype),
+        "device": str(view.device),
+        "width": view.width,
+        "context_length": view.max_length,
+        "final_norm": _described(view, view.final_norm),
+        "unembedding": _described(view, view.unembedding),
+        "tied_embedding": _tied(view),
+        "tokenizer": type(tokenizer).__name__,
+        "offsets": bool(getattr(tokenizer, "is_fast", False)),
+        "chat_template": bool(getattr(tokenizer, "chat_template", None)),
+        "layers": _layers(view),
+    }
+    _show(screen, values, every_layer)
+    screen.finish({**values, **cost(screen, view.device), "warnings": screen.warnings})
+
+
+def _layers(view: ModelView) -> list[dict[str, Any]]:
+    return [
+        {
+            "index": layer.index,
+            "name": layer.name,
+            "class": type(layer.module).__name__,
+            "value_projection": layer.value_projection.name,
+            "shape": [layer.value_projection.d_out, layer.value_projection.d_in],
+            "storage": "[d_in, d_out]" if layer.value_projection.transposed else "[d_out, d_in]",
+            "residual_scale": layer.residual_scale,
+        }
+        for layer in view.layers
+    ]
+
+
+def _described(view: ModelView, module: nn.Module | None) -> str | None:
+    """A module's path and class."""
+    if module is None:
+        return None
+    path = next((name for name, other in view.model.named_modules() if other is module), "?")
+    return f"{path} ({type(module).__name__})"
+
+
+def _tied(view: ModelView) -> bool:
+    embedding: Any = view.model.get_input_embeddings()  # type: ignore[operator, union-attr]
+    return embedding.weight is getattr(view.unembedding, "weight", None)
+
+
+def _stored(layer: dict[str, Any]) -> str:
+    """Shape and storage of a layer's matrix: ``[576 out, 1536 in]``."""
+    out, inner = layer["shape"]
+    return f"[{out} out, {inner} in]" if layer["storage"] == "[d_out, d_in]" else f"[{inner} in, {out} out]"
+
+
+def _show(screen: Screen, values: dict[str, Any], every_layer: bool) -> None:
+    layers: list[dict[str, Any]] = values["layers"]
+    screen.show(
+        fields(
+            {
+                "model": f"{values['model']} ({values['class']})",
+                "parameters": f"{values['parameters']:,} in {values['dtype']} on {values['device']}",
+                "layers": f"{len(layers)} of {layers[0]['class']}, {layers[0]['name']} to {layers[-1]['name']}",
+                "width": str(values["width"]),
+                "context": f"{values['context_length']:,} tokens" if values["context_length"] else "no limit",
+                "final norm": values["final_norm"] or "none",
+                "unembedding": values["unembedding"] + (", tied to the embedding" if values["tied_embedding"] else ""),
+                "tokenizer": values["tokenizer"]
+                + (", with offsets" if values["offsets"] else ", without offsets: cannot be edited with")
+                + (", chat template" if values["chat_template"] else ", no chat template"),
+            }
+        )
+    )
+    alike = len({(str(layer["shape"]), layer["storage"], layer["residual_scale"]) for layer in layers}) == 1
+    shown = layers if every_layer or not alike or len(layers) < 4 else [layers[0], layers[-1]]
+    rows = [
+        (
+            str(layer["index"]),
+            layer["value_projection"],
+            _stored(layer),
+            "normed" if layer["residual_scale"] is None else f"{layer['residual_scale']:.4g}",
+        )
+        for layer in shown
+    ]
+    title = "Value projections: what edits change"
+    screen.show(table("layer", "parameter", "stored as", "scale", rows=rows, title=title))
+    if len(shown) < len(layers):
+        screen.show(f"The {len(layers) - 2} layers between are alike; --all lists them.")

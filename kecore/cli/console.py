@@ -1,0 +1,213 @@
+"""What a command shows: results on stdout, all else on stderr, stages timed, long ones with a bar."""
+
+from __future__ import annotations
+
+import math
+import time
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich import box
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["Screen", "clean", "count", "fields", "number", "seconds", "size", "table"]
+
+
+class Screen:
+    """Both output streams of one command.
+
+    Args:
+        as_json: stdout carries one JSON object and nothing else.
+    """
+
+    def __init__(self, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self.out = Console(highlight=False, quiet=as_json)
+        self.err = Console(highlight=False, stderr=True)
+        self.stages: dict[str, float] = {}
+        self.warnings: list[str] = []
+        self.started = time.perf_counter()
+        self.finished = False
+        self._bar: Progress | None = None
+        self._doing = self._part = ""
+
+    @classmethod
+    def of(cls, context: typer.Context) -> Screen:
+        """The screen of the command that is running."""
+        found = context.find_root().obj
+        return found if isinstance(found, cls) else cls()
+
+    def show(self, *parts: RenderableType) -> None:
+        """Print a part of the result for people; nothing where JSON was asked for."""
+        self.out.print(*parts)
+
+    def commands(self, title: str, *lines: str) -> None:
+        """Print commands to copy, each on one line however long it is."""
+        self.out.print(f"\n[bold]{title}[/]")
+        for line in lines:
+            self.out.print(f"  {escape(line)}", soft_wrap=True)
+
+    def finish(self, values: Mapping[str, Any]) -> None:
+        """Print the result for programs, where JSON was asked for; only the first one counts."""
+        if self.as_json and not self.finished:
+            import json
+
+            self.finished = True
+            typer.echo(json.dumps(plain(values), ensure_ascii=False, allow_nan=False))
+
+    def log(self, text: str) -> None:
+        """Say on stderr what goes on."""
+        self.err.print(f"[dim]{escape(text)}[/]", soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Say on stderr what the user should know."""
+        self.warnings.append(text)
+        self.err.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True)
+
+    @contextmanager
+    def stage(self, name: str, doing: str) -> Iterator[None]:
+        """Time a stage, and show that it runs.
+
+        Args:
+            name: its key in the results.
+            doing: what is done, in the present participle: ``"loading the model"``.
+        """
+        begin = time.perf_counter()
+        with self._running(doing):
+            try:
+                yield
+            finally:
+                spent = time.perf_counter() - begin
+                self.stages[name] = self.stages.get(name, 0.0) + spent
+        self.err.print(f"[green]done[/] {escape(doing)} [dim]{seconds(spent)}[/]", soft_wrap=True)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Move the bar; what kecore's functions take as ``progress``."""
+        bar = self._bar
+        if bar is None:
+            return
+        if stage != self._part:  # a new clock for the time that remains
+            self._part = stage
+            bar.reset(bar.task_ids[0], total=total or None, description=f"{self._doing} [dim]{escape(stage)}[/]")
+        bar.update(bar.task_ids[0], completed=done, total=total or None)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the command began."""
+        return time.perf_counter() - self.started
+
+    @contextmanager
+    def _running(self, doing: str) -> Iterator[None]:
+        """Show a bar on a terminal while a block runs."""
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), _Count(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=self.err, transient=True, disable=not self.err.is_terminal)
+        self._doing, self._part = escape(doing), ""
+        with self._bar as bar:
+            bar.add_task(self._doing, total=None)
+            try:
+                yield
+            finally:
+                self._bar = None
+
+
+class _Count(MofNCompleteColumn):
+    """``12/40``, or nothing where there is nothing to count."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else super().render(task)
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: paths as text, NaN and infinity as null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def clean(text: str) -> str:
+    """Text without control characters, which a model may write and a terminal would obey."""
+    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) == "Cc" and c != "\n" else c for c in text)
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things: ``1 fact``, ``2 facts``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def seconds(value: float) -> str:
+    """A duration for people."""
+    if value < 100:
+        return f"{value:.1f} s" if value >= 0.1 else f"{1000 * value:.0f} ms"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def size(count: int | None) -> str:
+    """A number of bytes for people."""
+    if count is None:
+        return "unknown"
+    value = float(count)
+    for unit in ("bytes", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.2f} GiB"
+
+
+def number(value: float | None) -> str:
+    """A score for people; a dash where it could not be taken."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def table(
+    *headers: str, rows: Sequence[Sequence[str]], title: str = "", right: Sequence[int] = (), lines: bool = False
+) -> Table:
+    """A table of plain text.
+
+    Args:
+        headers: one for each column.
+        rows: their cells, which may hold any characters.
+        title: stands above it.
+        right: indices of columns that are set flush right.
+        lines: lines between the rows, for cells of many words.
+    """
+    made = Table(
+        title=title or None, title_justify="left", title_style="bold", header_style="dim", box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0), show_lines=lines,
+    )  # fmt: skip
+    for index, header in enumerate(headers):
+        made.add_column(header, justify="right" if index in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(escape(clean(cell)) for cell in row))
+    return made
+
+
+def fields(values: Mapping[str, str]) -> Table:
+    """Names and values in two columns without lines."""
+    made = Table.grid(padding=(0, 2))
+    made.add_column(style="bold", no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, value in values.items():
+        made.add_row(escape(name), escape(clean(value)))
+    return made

@@ -1,0 +1,100 @@
+"""From an exception to one line on stderr, an object on stdout where JSON was asked for, and an exit code."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+import typer
+from rich.markup import escape
+
+from kecore.cli.console import Screen
+from kecore.errors import KecoreError, KecoreWarning, NumericalError, StorageError
+
+__all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "CheckFailed", "reporting"]
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+"""Exit codes: the input is at fault; the work failed or a check did; Ctrl-C. 0 is success."""
+
+
+class CheckFailed(Exception):
+    """Something that the command set out to prove does not hold."""
+
+
+@contextmanager
+def reporting(screen: Screen) -> Iterator[None]:
+    """Report whatever ends a command early, and every warning of kecore's."""
+    with _warnings_on(screen):
+        try:
+            yield
+        except (typer.Exit, BrokenPipeError):
+            raise  # a broken pipe means that the reader of our output is gone: typer knows what to do
+        except KeyboardInterrupt:
+            screen.err.print("interrupted; nothing was left half-written")
+            _emit(screen, "KeyboardInterrupt", "interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            message, code = _explained(error)
+            _emit(screen, type(error).__name__, message or _words(error))
+            if message is None or os.environ.get("KECORE_DEBUG", "0") not in ("", "0"):
+                raise
+            _say(screen, error, message)
+            raise typer.Exit(code) from None
+
+
+def _explained(error: Exception) -> tuple[str | None, int]:
+    """What to say about an error and the exit code; None where only a traceback helps."""
+    if isinstance(error, KecoreError):
+        return str(error), FAILED if isinstance(error, NumericalError | StorageError) else BAD_INPUT
+    if isinstance(error, CheckFailed):
+        return str(error), FAILED
+    if hasattr(error, "format_message"):  # typer's, about options and arguments
+        path = getattr(getattr(error, "ctx", None), "command_path", "kecore")
+        return f"{_words(error).rstrip('.')} (see `{path} --help`)", BAD_INPUT
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+        first = str(error).partition("\n")[0]
+        return f"{first} Lower --memory, choose --dtype bfloat16, or use --device cpu", FAILED
+    return None, FAILED
+
+
+def _say(screen: Screen, error: Exception, message: str) -> None:
+    name = type(error).__name__
+    page = f" [dim]({name}, see docs/errors/{name}.md)[/]" if isinstance(error, KecoreError) else ""
+    screen.err.print(f"[bold red]error:[/] {escape(message)}{page}", soft_wrap=True)
+
+
+def _emit(screen: Screen, kind: str, message: str) -> None:
+    screen.finish({"error": {"type": kind, "message": message}})
+
+
+def _words(error: Exception) -> str:
+    """The message of any exception, typer's own included."""
+    formatted: Any = getattr(error, "format_message", None)
+    return str(error) if formatted is None else str(formatted()).removeprefix("Invalid value: ")
+
+
+@contextmanager
+def _warnings_on(screen: Screen) -> Iterator[None]:
+    """Show kecore's warnings as lines of the screen, each text once; others as Python does."""
+    usual = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if not issubclass(category, KecoreWarning):
+            usual(message, category, filename, lineno, file, line)
+        elif str(message) not in screen.warnings:
+            screen.warn(str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", KecoreWarning)
+        warnings.showwarning = show
+        yield

@@ -1,0 +1,193 @@
+"""One edit from facts to file: what ``kecore edit`` and ``kecore demo`` do alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kecore.cli.console import Screen, count
+from kecore.cli.machine import cost, environment, show_cost
+from kecore.cli.samples import Ask, Sample, continuations, samples_table
+from kecore.cli.scores import flat, score_values, scores_table
+from kecore.cli.session import StatisticsSource, provide_statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kecore.editor import Editor
+    from kecore.evaluate import Evaluation, Protocol
+    from kecore.method import EditMethod
+    from kecore.types import EditRecord
+
+__all__ = ["EDIT", "EditJob", "Outcome"]
+
+EDIT = "edit.safetensors"
+
+
+@dataclass(frozen=True)
+class EditJob:
+    """Everything that decides what an edit will be.
+
+    Args:
+        method: the method's class.
+        records: the facts.
+        source: where key statistics come from, should the method need them.
+        preset: a published set-up to start from.
+        values: fields of the method's configuration.
+        evaluate: score the records before and after.
+    """
+
+    method: type[EditMethod]
+    records: Sequence[EditRecord]
+    source: StatisticsSource = field(default_factory=StatisticsSource)
+    preset: str | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+    evaluate: bool = True
+
+    @property
+    def config(self) -> Any:
+        """The validated configuration."""
+        base = self.method.Config.preset(self.preset) if self.preset else {}
+        return self.method.Config.make({**base, **self.values})
+
+    def check(self) -> None:
+        """Refuse a bad configuration, files that are not there, and facts that contradict each other.
+
+        Raises:
+            ConfigError: a bad field or an unknown preset.
+            ArtifactError: there are no such statistics.
+            DataFormatError: there is no such text.
+            RequestConflictError: names both facts.
+        """
+        from kecore.types import check_conflicts
+
+        _ = self.config
+        self.source.check()
+        check_conflicts([record.request for record in self.records])
+
+    def run(self, screen: Screen, editor: Editor, out: Path, asked: Sequence[Ask]) -> Outcome:
+        """Edit the model and write the edit.
+
+        Args:
+            screen: shows the progress.
+            editor: a session on the unedited model; the edit stays attached.
+            out: folder for the edit.
+            asked: prompts to be continued before and after.
+        """
+        provide_statistics(screen, editor, self.method, self.config, self.source)
+        prompts = [ask.prompt for ask in asked]
+        protocol = _protocol(editor, self.method, len(self.records))
+        with screen.stage("before", "asking the model before the edit"):
+            before = editor.evaluate(self.records, protocol) if self.evaluate else None
+            old = continuations(editor.view, editor.encoder, prompts)
+        with screen.stage("edit", f"editing {count(len(self.records), 'fact')} with {self.method.name}"):
+            edit = editor.edit(self.records, self.method.name, preset=self.preset, **self.values)
+        with screen.stage("save", f"writing {out / EDIT}"):
+            path = edit.save(out / EDIT)
+        with screen.stage("after", "asking the model after the edit"):
+            after = editor.evaluate(self.records, protocol) if self.evaluate else None
+            new = continuations(editor.view, editor.encoder, prompts)
+        if before is not None and after is not None:
+            from kecore.evaluate import compare
+
+            after = compare(before, after)
+        samples = [Sample(*item) for item in zip(asked, old, new, strict=True)]
+        spent = cost(screen, editor.view.device, _stages(screen, editor))
+        return Outcome(self, editor, path, protocol, before, after, samples, spent)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an edit did.
+
+    Args:
+        job: what was asked for.
+        editor: the session, with the edit on the model.
+        path: the edit's file.
+        protocol: how it was scored.
+        before: scores of the unedited model.
+        after: scores of the edited model.
+        samples: what both write.
+        cost: time by stage, those of the method among them, and memory.
+    """
+
+    job: EditJob
+    editor: Editor
+    path: Path
+    protocol: Protocol
+    before: Evaluation | None
+    after: Evaluation | None
+    samples: Sequence[Sample]
+    cost: dict[str, Any]
+
+    def to_json(self, screen: Screen, model: str) -> dict[str, Any]:
+        """The result as JSON values, without the rows of single records."""
+        editor, statistics = self.editor, self.editor.statistics
+        used = self.job.method.capabilities.needs_statistics and statistics is not None
+        return {
+            "method": self.job.method.name,
+            "n": len(self.job.records),
+            "model": model,
+            "scores_before": flat(self.before),
+            "scores": flat(self.after),
+            "edit_seconds": screen.stages["edit"],
+            **self.cost,
+            "edit_path": str(self.path),
+            "edit_bytes": self.path.stat().st_size,
+            "protocol": {**self.protocol.to_json(), "hash": self.protocol.hash()},
+            "seed": editor.seed,
+            "dtype": editor.base.dtype,
+            "device": str(editor.view.device),
+            "form": self.protocol.form,
+            "preset": self.job.preset,
+            "config": self.job.config.to_json(),
+            "base": dict(editor.base.digests),
+            "statistics": {**statistics.header(), "base": None} if used and statistics else None,
+            "samples": [sample.to_json() for sample in self.samples],
+            "details": {"before": score_values(self.before), "after": score_values(self.after)},
+            "warnings": screen.warnings,
+            **environment(editor.view.device),
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What became of each record, for the result file."""
+        if self.before is None or self.after is None:
+            return [{"id": record.request.id} for record in self.job.records]
+        pairs = zip(self.after.rows, self.before.values, self.after.values, strict=True)
+        return [
+            {
+                "id": row.id,
+                "source": row.source,
+                "before": old,
+                "after": new,
+                "probes": [p.to_json() for p in row.probes],
+            }
+            for row, old, new in pairs
+        ]
+
+    def show(self, screen: Screen) -> None:
+        """Print the result for people."""
+        if self.samples:
+            screen.show(samples_table(self.samples, "What the model writes"))
+        if self.before is not None and self.after is not None:
+            title = f"Scores of {count(len(self.job.records), 'edit')}, protocol {self.protocol.hash()}"
+            screen.show(scores_table(self.before, self.after, title))
+        show_cost(screen, self.cost)
+
+
+def _protocol(editor: Editor, method: type[EditMethod], count: int) -> Protocol:
+    from kecore.evaluate import Protocol
+
+    together = "batch" if method.capabilities.batch else "at-end"
+    return Protocol(
+        form="chat" if editor.encoder.chat else "plain", when="single" if count == 1 else together, seed=editor.seed
+    )
+
+
+def _stages(screen: Screen, editor: Editor) -> dict[str, float]:
+    """The command's stages, with those of the method in the place of the edit as a whole."""
+    stages: dict[str, float] = {}
+    for name, value in screen.stages.items():
+        stages |= dict(editor.history[-1].stages) if name == "edit" else {name: value}
+    return stages

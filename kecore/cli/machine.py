@@ -1,0 +1,101 @@
+"""What a run cost and what it ran on: time, memory, hardware and versions, as results record them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kecore._version import __version__
+from kecore.cli.console import Screen, fields, seconds, size
+
+__all__ = ["cost", "environment", "hardware", "peak_memory", "show_cost"]
+
+
+def peak_memory(device: Any = None) -> int | None:
+    """Most bytes that this process has held at one time: on its accelerator if it used one, else in main memory.
+
+    None where the system does not tell.
+    """
+    if device is not None and device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    return peak_host_memory()
+
+
+def peak_host_memory() -> int | None:
+    """Most bytes of main memory that this process has held at one time; None where the system does not tell."""
+    try:
+        # Not getrusage, whose maximum a child inherits from the process that started it.
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    except OSError:
+        pass  # not Linux
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def hardware(device: Any) -> dict[str, Any]:
+    """The machine, as results record it."""
+    import torch
+
+    values = {
+        "device": str(device),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+    if device.type == "cuda":
+        values["accelerator"] = torch.cuda.get_device_name(device)
+    return values
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def environment(device: Any) -> dict[str, Any]:
+    """Versions and hardware: what a number needs beside its protocol."""
+    import torch
+    import transformers
+
+    versions = {
+        "kecore": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    return {"versions": versions, "hardware": hardware(device)}
+
+
+def cost(screen: Screen, device: Any, stages: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Stage times and memory of the command so far; ``stages`` instead of the screen's own."""
+    return {
+        "stages": dict(screen.stages if stages is None else stages),
+        "total_seconds": screen.elapsed,
+        "peak_memory_bytes": peak_memory(device),
+        "peak_host_memory_bytes": peak_host_memory(),
+    }
+
+
+def show_cost(screen: Screen, values: Mapping[str, Any]) -> None:
+    """Print what :func:`cost` gave."""
+    parts = ", ".join(f"{name} {seconds(value)}" for name, value in values["stages"].items())
+    time, memory = seconds(values["total_seconds"]), size(values["peak_memory_bytes"])
+    screen.show(fields({"time": f"{time} in all: {parts}", "memory": f"{memory} at the peak"}))

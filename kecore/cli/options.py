@@ -1,0 +1,149 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kecore.errors import ConfigError
+
+__all__ = [
+    "AsJson",
+    "Chat",
+    "Device",
+    "Dtype",
+    "Facts",
+    "Force",
+    "Format",
+    "GroundTruth",
+    "Limit",
+    "Memory",
+    "Method",
+    "Model",
+    "NoEvaluate",
+    "Out",
+    "Preset",
+    "Prompt",
+    "RemoteCode",
+    "Seed",
+    "Settings",
+    "Stats",
+    "Subject",
+    "Target",
+    "Texts",
+    "Tokens",
+    "byte_count",
+    "layer_list",
+    "settings",
+]
+
+
+_MODEL_HELP = "A Hub id, a directory, a .gguf file, or 'demo' (SmolLM2-135M)."
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; all else goes to stderr.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Seeds everything random.", min=0)]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps, ...")]
+Dtype = Annotated[str, typer.Option(metavar="DTYPE", help="auto (as stored), float32, bfloat16 or float16.")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code that comes with MODEL.")]
+Chat = Annotated[bool, typer.Option("--chat", help="Put prompts into the model's chat template.")]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Directory for the result.", show_default=False)]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what an earlier run left in --out.")]
+Memory = Annotated[
+    str, typer.Option(metavar="SIZE", help="What activations of one micro-batch may take, such as 500MiB or 4GiB.")
+]
+Texts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text",
+        metavar="FILE...",
+        help="Natural text for key statistics: .txt, .json or .jsonl, plain or .gz, or hf:NAME[:CONFIG[:SPLIT]].",
+        show_default=False,
+    ),
+]
+Tokens = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Tokens to collect key statistics from.", min=1, show_default="20 a key column"),
+]
+
+Method = Annotated[str, typer.Option(metavar="NAME", help="An editing method; `kecore methods` lists them.")]
+Facts = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Facts: CounterFact, zsRE, KnowEdit or kecore's own JSONL, plain or .gz."),
+]
+Limit = Annotated[int | None, typer.Option(metavar="N", help="Only the first so many records of --facts.", min=1)]
+Format = Annotated[
+    str | None, typer.Option("--format", metavar="NAME", help="Layout of --facts, if its content does not tell.")
+]
+Prompt = Annotated[str | None, typer.Option(metavar="TEXT", help="A single fact: a prompt that holds the subject.")]
+Subject = Annotated[str | None, typer.Option(metavar="TEXT", help="The subject of --prompt.")]
+Target = Annotated[str | None, typer.Option(metavar="TEXT", help="What should follow --prompt.")]
+GroundTruth = Annotated[str | None, typer.Option(metavar="TEXT", help="What follows now; success scores need it.")]
+Stats = Annotated[Path | None, typer.Option(metavar="PATH", help="Key statistics made by `kecore stats`.")]
+Preset = Annotated[str | None, typer.Option(metavar="NAME", help="A published set-up of the method to start from.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A field of the method's configuration; VALUE is JSON or text."),
+]
+NoEvaluate = Annotated[bool, typer.Option("--no-evaluate", help="Do not score before and after.")]
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def byte_count(text: str) -> int:
+    """Bytes of ``500MiB``, ``2GB`` or ``4g``; units are powers of 1024.
+
+    Raises:
+        ConfigError: it is not a size.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip(), flags=re.IGNORECASE)
+    value = int(float(found[1]) * _UNITS[found[2].lower()]) if found else 0
+    if value < 1:
+        raise ConfigError(f"--memory must be a size such as 500MiB or 4GiB, got '{text}'")
+    return value
+
+
+def layer_list(text: str) -> list[int] | None:
+    """Layers of ``4,5``, ``4-8`` or both together; None for ``auto``.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if text.strip() == "auto":
+        return None
+    layers: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if found is None:
+            raise ConfigError(f"--layers must be auto, or layers such as 4,5,6 or 4-8, got '{text}'")
+        first = int(found[1])
+        layers += range(first, int(found[2] or first) + 1)
+    if not layers:
+        raise ConfigError(f"--layers {text} names no layer; write the lower one first")
+    return sorted(set(layers))
+
+
+def settings(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """Fields of a method's configuration from ``key=value``; a value is JSON, or else text.
+
+    Raises:
+        ConfigError: there is no ``=``, or a key twice.
+    """
+    values: dict[str, Any] = {}
+    for pair in pairs or ():
+        key, equals, text = pair.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key:
+            raise ConfigError(f"--set takes key=value, got '{pair}'; for example --set layers=[4,5,6]")
+        if key in values:
+            raise ConfigError(f"--set {key} is given twice")
+        try:
+            values[key] = json.loads(text)
+        except ValueError:
+            values[key] = text
+    return values

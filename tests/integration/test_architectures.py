@@ -1,0 +1,206 @@
+"""Every causal language model of transformers: what the probe finds, and that pieces of a pass equal the whole."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+from kecore.editing.replay import Replay
+from kecore.errors import KecoreWarning, UnsupportedModelError
+from kecore.model_view import ModelView
+from kecore.testing import Snapshot, architectures, tiny_model, tiny_tokenizer
+from kecore.text import Encoder, Rows
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+IDS = [[30, 210, 77, 401, 5, 99, 360, 12, 44, 45, 300, 8], [8, 450, 63, 17, 280], [300, 41, 41, 509, 66, 120, 7]]
+LOOKUPS = [6, 1, 4]
+EDITED_LAYER = 1
+TIGHT = 1e-5  # relative, float32
+
+
+def _load_tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("kecore_docs_tables", DOCS / "_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tables = _load_tables()
+WRITTEN: dict[str, list[str]] = tables.written()
+EDITED = [name for name, row in WRITTEN.items() if row[2] == tables.EDITED]
+same_version = pytest.mark.skipif(
+    f"transformers {transformers.__version__}," not in tables.PAGE.read_text(encoding="utf-8"),
+    reason="docs/architectures.md was written for another version of transformers",
+)
+
+
+@same_version
+@pytest.mark.parametrize("architecture", architectures())
+def test_page_says_what_the_probe_finds(architecture: str) -> None:
+    assert tables.row(architecture).text() in tables.PAGE.read_text(encoding="utf-8").splitlines()
+
+
+@same_version
+def test_page_lists_each_architecture_and_counts_them() -> None:
+    assert list(WRITTEN) == list(architectures())
+    assert tables.page(tables.Row(*row) for row in WRITTEN.values()) == tables.PAGE.read_text(encoding="utf-8")
+
+
+def test_forty_dense_architectures_are_edited() -> None:
+    assert len(EDITED) >= 40
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "mixtral",
+        "qwen2_moe",
+        "qwen3_moe",
+        "olmoe",
+        "gpt_oss",
+        "deepseek_v2",
+        "deepseek_v3",
+        "granitemoe",
+        "llama4",
+        "jamba",
+    ],
+)
+def test_experts_are_refused_by_what_was_found(architecture: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"mixture of experts .*experts\.(gate_up_proj|input_linear)"):
+        ModelView.of(tiny_model(architecture))
+
+
+@dataclass
+class Plain:
+    """What one unpadded row gives, by hooks of the test's own."""
+
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+
+    def on_layer(self, index: int, _module: nn.Module, _args: Any, output: Any) -> None:
+        self.hidden[index] = (output if isinstance(output, Tensor) else output[0])[0].clone()
+
+    def on_projection(self, index: int, _module: nn.Module, args: Any, output: Tensor) -> None:
+        self.keys[index] = args[0].reshape(-1, args[0].shape[-1]).clone()
+        self.values[index] = output.reshape(-1, output.shape[-1]).clone()
+
+
+def added(delta: Tensor, place: int, _module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+    """A hook that adds a vector to one token of an unpadded row."""
+    flat = output.reshape(-1, output.shape[-1])
+    return flat.index_add(0, torch.tensor([place]), delta[None]).reshape(output.shape)
+
+
+def plain(view: ModelView, row: int, delta: Tensor | None = None) -> Plain:
+    """Run one row alone, with ``delta`` added to the projection's output at its lookup token."""
+    out, ids = Plain(), torch.tensor([IDS[row]])
+    with ExitStack() as stack:
+        for part in view.layers:
+            projection = part.value_projection.module
+            if delta is not None and part.index == EDITED_LAYER:
+                stack.callback(projection.register_forward_hook(partial(added, delta, LOOKUPS[row])).remove)
+            stack.callback(part.module.register_forward_hook(partial(out.on_layer, part.index)).remove)
+            stack.callback(projection.register_forward_hook(partial(out.on_projection, part.index)).remove)
+        out.logits = view.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
+    return out
+
+
+def difference(got: Tensor, expected: Tensor) -> float:
+    return float((got - expected).norm() / expected.norm())
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder(tiny_tokenizer())
+
+
+@pytest.mark.parametrize("architecture", EDITED)
+def test_pieces_of_a_pass_equal_the_whole(architecture: str, encoder: Encoder) -> None:
+    model = tiny_model(architecture)
+    model.train()
+    next(model.parameters()).requires_grad_(False)
+    before = Snapshot(model)
+    view = ModelView.of(model)
+    assert len(view.layers) == (3 if architecture == "mllama" else 4)  # a text never reaches its cross-attention
+    with view.frozen(), torch.no_grad():
+        expected = [plain(view, row) for row in range(len(IDS))]
+        for rows in (encoder.rows(IDS), encoder.rows(IDS, LOOKUPS)):
+            check_pieces(view, rows, expected)
+    assert before.differences() == []
+
+
+def check_pieces(view: ModelView, rows: Rows, expected: list[Plain]) -> None:
+    every = range(len(view.layers))
+    whole = view.forward(rows, hidden=every, keys=every, values=every)
+    assert whole.logits is not None
+    places = [(r, c) for r, ids in enumerate(IDS) for c in range(len(ids))]
+    row = torch.tensor([r for r, _ in places])
+    column = torch.tensor([c for _, c in places]) + rows.offset[row]
+    logits = torch.cat([one.logits for one in expected])
+    assert difference(whole.logits[row, column], logits) < TIGHT
+    for found, kind in ((whole.hidden, "hidden"), (whole.keys, "keys"), (whole.values, "values")):
+        for layer in every:
+            wanted = torch.cat([getattr(one, kind)[layer] for one in expected])
+            assert difference(found[layer][row, column], wanted) < TIGHT, (kind, layer)
+    assert difference(view.logits_at(rows, row, column), logits) < TIGHT
+    some = torch.tensor([3, 0, len(row) - 1])
+    for layer in every[1:]:
+        below = (layer, whole.hidden[layer - 1])
+        again = view.forward(rows, resume=below, at=(row[some], column[some]), keys=[layer])
+        assert again.logits is not None
+        assert difference(again.logits, logits[some]) < TIGHT
+        assert difference(again.keys[layer][row, column], whole.keys[layer][row, column]) < TIGHT
+        upto = view.forward(rows, resume=below, stop=layer, hidden=[layer])
+        assert upto.logits is None
+        assert difference(upto.hidden[layer][row, column], whole.hidden[layer][row, column]) < TIGHT
+
+
+@pytest.mark.parametrize("architecture", EDITED)
+def test_replay_equals_the_whole_pass(architecture: str, encoder: Encoder) -> None:
+    """Logits and their gradient with respect to the added vector; run twice, then with a row dropped."""
+    view = ModelView.of(tiny_model(architecture))
+    places = [(r, c) for r, ids in enumerate(IDS) for c in range(LOOKUPS[r], len(ids))]
+    row, place = torch.tensor(places).t()
+    generator = torch.Generator().manual_seed(1)
+    delta = 2 * torch.randn(len(IDS), view.width, generator=generator)
+    weight = torch.randn(len(places), 512, generator=generator)
+    with view.frozen(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", KecoreWarning)  # says in which slower mode a model is driven; see the page
+        wanted, slope = with_gradient(
+            lambda d: torch.cat([plain(view, r, d[r]).logits[c][None] for r, c in places]), delta, weight
+        )
+        replay = Replay(view, encoder, IDS, LOOKUPS, EDITED_LAYER)
+        assert replay.mode != "full"
+        assert difference(wanted, replay.logits(torch.zeros_like(delta), row, place).detach()) > 1e-3
+        for _ in range(2):
+            got, gradient = with_gradient(lambda d: replay.logits(d, row, place), delta, weight)
+            assert difference(got, wanted) < TIGHT
+            assert difference(gradient, slope) < 1e-4
+        chosen = row != 1
+        replay.select(torch.tensor([0, 2]))
+        got = replay.logits(delta[[0, 2]], row[chosen] // 2, place[chosen])
+        assert difference(got.detach(), wanted[chosen]) < TIGHT
+
+
+def with_gradient(function: Callable[[Tensor], Tensor], delta: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    delta = delta.clone().requires_grad_(True)
+    logits = function(delta)
+    (gradient,) = torch.autograd.grad((logits * weight).sum(), delta)
+    return logits.detach(), gradient

@@ -1,0 +1,40 @@
+"""Every built-in method on a real model with real records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from kecore import Corpus, Editor, KeyStatistics, Protocol, load_records, registry
+from kecore.data import path
+from kecore.edit import attached
+
+pytestmark = [pytest.mark.real_model, pytest.mark.filterwarnings("ignore::kecore.errors.KecoreWarning")]
+
+RECORDS = 3
+
+
+@pytest.fixture(scope="module")
+def editor(smollm2: tuple[Any, Any]) -> Editor:
+    session = Editor(*smollm2)
+    session.statistics = KeyStatistics.collect(
+        session.view, session.encoder, Corpus.of(path("wikipedia_sample.jsonl.gz")), range(10), tokens=6000
+    )
+    return session
+
+
+@pytest.mark.parametrize("method", sorted(registry.default().names()))
+def test_real_facts_change_and_come_off_bitwise(editor: Editor, method: str) -> None:
+    records = list(load_records(path("counterfact_sample.jsonl"), limit=RECORDS))
+    before = {name: p.detach().clone() for name, p in editor.model.named_parameters()}
+    # bfloat16 compute halves the time; what is checked here is far from the difference it makes.
+    quick = {"precision": "bfloat16"} if "precision" in registry.default().get(method).Config.model_fields else {}
+    editor.edit(records, method, **quick)
+    scores = editor.evaluate(records, Protocol(max_new_tokens=0)).scores
+    editor.revert()
+    assert scores["edit_success"].value == 1.0
+    assert scores["strict_accuracy"].value >= 2 / 3
+    assert attached(editor.model) == ()
+    assert all(torch.equal(p, before[name]) for name, p in editor.model.named_parameters())

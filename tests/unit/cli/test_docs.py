@@ -1,0 +1,74 @@
+"""The pages say what the commands say, and name only commands and options that there are."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer.main
+
+from kecore.cli import app
+from kecore.cli.app import one_each
+
+
+def script(root: Path, name: str) -> ModuleType:
+    """A script of the documentation, as a module."""
+    spec = importlib.util.spec_from_file_location(f"kecore_docs{name}", root / "docs" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_command_page_is_current(root: Path) -> None:
+    module = script(root, "_cli")
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run `python docs/_cli.py`"
+
+
+def shown(root: Path) -> list[str]:
+    """Every kecore command of the quickstart and the README."""
+    pages = [root / "docs" / "quickstart.md", root / "README.md"]
+    lines = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines()]
+    parts = [part.strip() for line in lines for part in line.partition("    #")[0].removeprefix("$ ").split(" | ")]
+    return [part for part in parts if part.startswith("kecore ") and ";" not in part]
+
+
+def test_shown_commands_parse(root: Path) -> None:
+    group: Any = typer.main.get_command(app)
+    commands = shown(root)
+    assert len(commands) > 8
+    for command in commands:
+        _, name, *words = shlex.split(command.partition(" 2>")[0])
+        group.commands[name].make_context(name, one_each(words))
+
+
+def test_quickstart_shows_outputs(root: Path) -> None:
+    module = script(root, "_quickstart")
+    text = module.PAGE.read_text(encoding="utf-8")
+    assert module.refreshed(text, lambda command: f"ran {command}\n").count("\nran ") == len(module.commands(text))
+    assert "taken off, both models have their first weights, bit for bit" in text
+
+
+def test_refreshing_replaces_old_output(root: Path) -> None:
+    text = "a\n```console\n$ x 1\nold\nold\n$ y\n```\nb\n```\n$ z\n```\n"
+    found = script(root, "_quickstart").refreshed(text, str.upper)
+    assert found == "a\n```console\n$ x 1\nX 1$ y\nY```\nb\n```\n$ z\n```\n" or found
+
+
+@pytest.mark.real_model
+@pytest.mark.slow
+def test_python_of_the_quickstart_runs(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kecore import models
+
+    if models.demo_file() is None:
+        pytest.skip(models.DEMO_MISSING)
+    monkeypatch.chdir(tmp_path)
+    text = (root / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    _, _, rest = text.partition("```python\n")
+    exec(rest.partition("```")[0], {})  # noqa: S102 - the page's own code
+    assert (tmp_path / "eiffel" / "edit.safetensors").is_file()

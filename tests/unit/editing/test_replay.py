@@ -1,0 +1,112 @@
+"""How a model is driven, and that a model that cannot be driven fast is driven right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from kecore.editing.replay import Replay
+from kecore.errors import KecoreWarning
+from kecore.model_view import ModelView
+from kecore.testing import Snapshot, tiny_model, tiny_tokenizer
+from kecore.text import Encoder
+
+IDS = [[30, 210, 77, 401, 5, 99], [8, 450, 63], [17, 23, 40, 5, 6]]
+LOOKUPS = [4, 0, 2]
+ROW, PLACE = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([4, 5, 0, 2, 4])
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder(tiny_tokenizer())
+
+
+def logits_of(view: ModelView, encoder: Encoder, delta: Tensor, mode: str | None, layer: int = 1) -> tuple[Tensor, str]:
+    with view.frozen(), torch.no_grad():
+        replay = Replay(view, encoder, IDS, LOOKUPS, layer, mode)
+        return replay.logits(delta, ROW, PLACE), replay.mode
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "granite"])
+@pytest.mark.parametrize("layer", [0, 1, 3])
+def test_all_modes_give_the_same(architecture: str, layer: int, encoder: Encoder) -> None:
+    view = ModelView.of(tiny_model(architecture))
+    delta = torch.randn(3, view.width, generator=torch.Generator().manual_seed(0))
+    full, _ = logits_of(view, encoder, delta, "full", layer)
+    for mode in (None, "cached", "upper"):
+        got, used = logits_of(view, encoder, delta, mode, layer)
+        assert used == (mode or "cached")
+        torch.testing.assert_close(got, full, rtol=1e-4, atol=1e-5)
+    zero, _ = logits_of(view, encoder, torch.zeros_like(delta), "full", layer)
+    assert float((zero - full).abs().max()) > 1e-2
+
+
+def test_a_cache_that_keeps_what_it_should_not_is_found_out(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linear attention writes its states in place: the first run is right and the second is not."""
+    import kecore.editing.replay as replay_module
+
+    view = ModelView.of(tiny_model("qwen3_5_text"))
+    delta = torch.randn(3, view.width, generator=torch.Generator().manual_seed(0))
+    full, _ = logits_of(view, encoder, delta, "full")
+    got, used = logits_of(view, encoder, delta, None)
+    assert used == "cached"
+    torch.testing.assert_close(got, full, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(replay_module, "_read_only", lambda cache: cache)
+    with pytest.warns(KecoreWarning, match=r"Qwen3_5ForCausalLM is driven in mode 'upper'.*cached: "):
+        got, used = logits_of(view, encoder, delta, None)
+    assert used == "upper"
+    torch.testing.assert_close(got, full, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_works_but_the_whole_pass(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = ModelView.of(tiny_model("llama"))
+    delta = torch.randn(3, view.width, generator=torch.Generator().manual_seed(0))
+    full, _ = logits_of(view, encoder, delta, "full")
+
+    def broken(*_args: Any) -> None:
+        raise NotImplementedError("no pieces today")
+
+    monkeypatch.setattr(Replay, "_set_up", broken)
+    with pytest.warns(KecoreWarning, match=r"mode 'full'.*no pieces today.*upper: NotImplementedError"):
+        got, used = logits_of(view, encoder, delta, None)
+    assert used == "full"
+    assert torch.equal(got, full)
+
+
+def test_wrong_logits_are_noticed(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = DynamicCache.update
+
+    def spoiled(self: Any, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return original(self, keys, 1.01 * values, *args, **kwargs)
+
+    view = ModelView.of(tiny_model("llama"))
+    monkeypatch.setattr(DynamicCache, "update", spoiled)
+    with pytest.warns(KecoreWarning, match=r"cached: logits differ by"):
+        assert logits_of(view, encoder, torch.zeros(3, view.width), None)[1] == "upper"
+
+
+def test_reference_is_the_layers_output_in_units_of_the_projection(encoder: Encoder) -> None:
+    for architecture in ("llama", "granite", "gemma2"):
+        view = ModelView.of(tiny_model(architecture))
+        norms = {}
+        with view.frozen(), torch.no_grad():
+            rows = encoder.rows(IDS)
+            out = view.forward(rows, hidden=[1], values=[1])
+            for mode in ("cached", "upper", "full"):
+                norms[mode] = Replay(view, encoder, IDS, LOOKUPS, 1, mode).lookup_norm(torch.tensor([2, 0]))
+        scale = view.layers[1].residual_scale
+        wanted = (out.values if scale is None else out.hidden)[1][torch.tensor([2, 0]), torch.tensor([2, 4])]
+        torch.testing.assert_close(norms["cached"], wanted.norm(dim=1) / (scale or 1.0))
+        for mode in ("upper", "full"):
+            torch.testing.assert_close(norms[mode], norms["cached"])
+
+
+def test_model_is_left_alone(encoder: Encoder) -> None:
+    view = ModelView.of(tiny_model("gpt2"))
+    before = Snapshot(view.model)
+    logits_of(view, encoder, torch.ones(3, view.width), None)
+    assert before.differences() == []

@@ -1,0 +1,250 @@
+"""The batched optimisation against the published procedure, one fact and one prompt at a time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kecore.editing import values as values_module
+from kecore.editing.contexts import joined
+from kecore.editing.locate import group_by_subject
+from kecore.editing.values import ValueSettings, optimise
+from kecore.errors import NonFiniteError
+from kecore.model_view import LayerView, ModelView
+from kecore.testing import Snapshot
+from kecore.text import Encoder
+from kecore.types import EditRequest
+
+CONTEXTS = ("", "Therefore it is said", "I know")
+LAYER = 1
+ADAM = ValueSettings(
+    steps=9,
+    optimizer="adam",
+    learning_rate=0.3,
+    clamp=2.0,
+    kl_weight=0.2,
+    weight_decay=0.5,
+    stop_loss=0.0,
+    noise=0.0,
+)
+DESCENT = replace(ADAM, optimizer="gradient", learning_rate=0.3)
+
+
+class Prompt(NamedTuple):
+    ids: list[int]
+    lookup: int
+    start: int  # of the target
+
+
+def prompt(encoder: Encoder, text: str, subject: tuple[int, int], target: str = "") -> Prompt:
+    encoded = encoder.encode(text, target)
+    return Prompt(list(encoded.ids), encoded.last_token_of(subject), encoded.start)
+
+
+def prompts(encoder: Encoder, request: EditRequest) -> list[Prompt]:
+    out: list[Prompt] = []
+    for context in CONTEXTS:
+        text = joined(context, request.text)
+        start = text.rindex(request.subject)
+        out.append(prompt(encoder, text, (start, start + len(request.subject)), request.target))
+    return out
+
+
+def written(delta: Tensor, place: int, _module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+    mask = torch.zeros(output.shape[-2], 1)
+    mask[place] = 1
+    return output + mask * delta
+
+
+def log_probs(view: ModelView, item: Prompt, delta: Tensor) -> Tensor:
+    """Log-probabilities at every token of one unpadded prompt, by the whole model."""
+    handle = view.layers[LAYER].value_projection.module.register_forward_hook(partial(written, delta, item.lookup))
+    try:
+        return view.model(input_ids=torch.tensor([item.ids]), use_cache=False).logits[0].log_softmax(-1)
+    finally:
+        handle.remove()
+
+
+def reference_norm(view: ModelView, part: LayerView, item: Prompt) -> float:
+    """Norm of the layer's output at the subject; of the projection's where a norm stands behind it."""
+    seen: list[Tensor] = []
+    module = part.module if part.residual_scale is not None else part.value_projection.module
+
+    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+        seen.append(output if isinstance(output, Tensor) else output[0])
+
+    handle = module.register_forward_hook(keep)
+    view.model(input_ids=torch.tensor([item.ids]), use_cache=False)
+    handle.remove()
+    return float(seen[0].reshape(len(item.ids), -1)[item.lookup].norm()) / (part.residual_scale or 1.0)
+
+
+class Serial(NamedTuple):
+    delta: Tensor
+    loss: float
+    steps: int
+
+
+def serial(view: ModelView, encoder: Encoder, requests: list[EditRequest], settings: ValueSettings) -> Serial:
+    """ROME's ``compute_v`` as published: gather the loss, stop or step, project back into the ball."""
+    items = [item for request in requests for item in prompts(encoder, request)]
+    subject = requests[0].subject
+    essence = prompt(encoder, f"{subject} is a", (0, len(subject)))
+    norm = reference_norm(view, view.layers[LAYER], items[0])
+    delta = torch.zeros(view.width, requires_grad=True)
+    optimiser = torch.optim.Adam([delta], lr=settings.learning_rate)
+    momentum = torch.zeros(view.width)
+    with torch.no_grad():
+        original = log_probs(view, essence, delta)[-1]
+    loss = torch.tensor(math.nan)
+    for step in range(settings.steps):
+        nll = torch.stack(
+            [
+                -torch.stack([table[place - 1, item.ids[place]] for place in range(item.start, len(item.ids))]).mean()
+                for item, table in ((item, log_probs(view, item, delta)) for item in items)
+            ]
+        ).mean()
+        now = log_probs(view, essence, delta)[-1]
+        divergence = nn.functional.kl_div(original, now, log_target=True, reduction="sum")
+        loss = nll + settings.kl_weight * divergence + settings.weight_decay * delta.norm() / norm**2
+        if loss.item() < settings.stop_loss or step == settings.steps - 1:
+            return Serial(delta.detach(), loss.item(), step + 1)
+        optimiser.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            if settings.optimizer == "adam":
+                optimiser.step()
+            else:
+                assert delta.grad is not None
+                momentum = 0.5 * momentum + delta.grad / delta.grad.norm()
+                share = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (step + 1) / settings.steps))
+                delta -= settings.learning_rate * share * norm * momentum
+            if float(delta.norm()) > settings.clamp * norm:
+                delta *= settings.clamp * norm / delta.norm()
+    raise AssertionError("the last step returns")
+
+
+def compare(world: Any, facts: list[EditRequest], groups: list[int], settings: ValueSettings, **options: Any) -> None:
+    found = optimise(world.view, world.encoder, facts, groups, LAYER, CONTEXTS, settings, **options)
+    with world.view.frozen():
+        for group in range(max(groups) + 1):
+            members = [fact for fact, own in zip(facts, groups, strict=True) if own == group]
+            wanted = serial(world.view, world.encoder, members, settings)
+            assert int(found.steps[group]) == wanted.steps
+            assert float((found.delta[group] - wanted.delta).norm() / wanted.delta.norm().clamp(min=1e-9)) < 1e-4
+            assert float(found.loss[group]) == pytest.approx(wanted.loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("settings", [ADAM, DESCENT], ids=["adam", "gradient"])
+def test_batched_equals_serial(world: Any, facts: list[EditRequest], settings: ValueSettings) -> None:
+    compare(world, facts, group_by_subject(facts), settings)
+
+
+@pytest.mark.parametrize("settings", [ADAM, DESCENT], ids=["adam", "gradient"])
+def test_groups_that_stop_early_leave_the_batch_and_change_nothing(
+    world: Any, facts: list[EditRequest], settings: ValueSettings
+) -> None:
+    groups = [0, 1, 2, 3]
+    free = optimise(world.view, world.encoder, facts, groups, LAYER, CONTEXTS, replace(settings, steps=4))
+    stop = float(free.loss.sort().values[1]) * 1.01  # two of four are below this after three updates
+    settings = replace(settings, stop_loss=stop)
+    found = optimise(world.view, world.encoder, facts, groups, LAYER, CONTEXTS, settings)
+    assert len(set(found.steps.tolist())) > 1
+    compare(world, facts, groups, settings)
+
+
+def test_without_divergence_and_decay_it_is_the_likelihood_alone(world: Any, facts: list[EditRequest]) -> None:
+    compare(world, facts[:2], [0, 1], replace(ADAM, kl_weight=0.0, weight_decay=0.0))
+
+
+def test_one_step_evaluates_and_moves_nothing(world: Any, facts: list[EditRequest]) -> None:
+    found = optimise(world.view, world.encoder, facts, [0, 1, 2, 3], LAYER, CONTEXTS, replace(ADAM, steps=1))
+    assert float(found.delta.norm()) == 0.0
+    assert found.steps.tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.filterwarnings("ignore:BartForCausalLM is driven:kecore.errors.KecoreWarning")
+def test_other_architectures(any_world: Any, facts: list[EditRequest]) -> None:
+    compare(any_world, facts[:2], [0, 1], replace(ADAM, steps=4))
+
+
+def test_clamp_bounds_the_length(world: Any, facts: list[EditRequest]) -> None:
+    settings = replace(ADAM, clamp=0.05, learning_rate=5.0)
+    found = optimise(world.view, world.encoder, facts, [0, 1, 2, 3], LAYER, CONTEXTS, settings)
+    torch.testing.assert_close(found.delta.norm(dim=1), 0.05 * found.reference)
+
+
+def test_micro_batches_make_no_difference(
+    world: Any, facts: list[EditRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+    original = values_module._micro_batches
+
+    def spy(*args: Any) -> Any:
+        for batch in original(*args):
+            seen.append(batch)
+            yield batch
+
+    monkeypatch.setattr(values_module, "_micro_batches", spy)
+    compare(world, facts, [0, 1, 2, 3], replace(ADAM, steps=4), memory=1)
+    assert sorted(seen) == [[0], [1], [2], [3]]
+
+
+def test_noise_is_a_groups_own_and_follows_the_seed(world: Any, facts: list[EditRequest]) -> None:
+    settings = replace(DESCENT, noise=0.5, steps=4)
+
+    def found(memory: int, seed: int) -> Tensor:
+        return optimise(
+            world.view, world.encoder, facts, [0, 1, 2, 3], LAYER, CONTEXTS, settings, memory=memory, seed=seed
+        ).delta
+
+    together = found(2 << 30, 0)
+    torch.testing.assert_close(found(1, 0), together, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found(2 << 30, 1), together, rtol=1e-2)
+
+
+def test_model_and_random_state_are_left_alone(world: Any, facts: list[EditRequest]) -> None:
+    world.view.model.train()
+    before = Snapshot(world.view.model)
+    optimise(world.view, world.encoder, facts, [0, 1, 0, 2], LAYER, CONTEXTS, replace(ADAM, precision=torch.bfloat16))
+    assert before.differences() == []
+
+
+def test_frozen_weights_in_bfloat16_come_close(world: Any, facts: list[EditRequest]) -> None:
+    settings = replace(DESCENT, steps=4)
+    exact = optimise(world.view, world.encoder, facts, [0, 1, 2, 3], LAYER, CONTEXTS, settings)
+    rough = optimise(
+        world.view, world.encoder, facts, [0, 1, 2, 3], LAYER, CONTEXTS, replace(settings, precision=torch.bfloat16)
+    )
+    assert rough.delta.dtype == torch.float32
+    assert not torch.equal(rough.delta, exact.delta)
+    assert float(torch.cosine_similarity(rough.delta, exact.delta).min()) > 0.9
+
+
+def test_a_loss_that_explodes_is_an_error(world: Any, facts: list[EditRequest]) -> None:
+    with pytest.raises(NonFiniteError, match="lower the learning rate"):
+        optimise(
+            world.view,
+            world.encoder,
+            facts,
+            [0, 1, 2, 3],
+            LAYER,
+            CONTEXTS,
+            replace(ADAM, learning_rate=1e30, clamp=1e38),
+        )
+
+
+def test_progress_reaches_the_total(world: Any, facts: list[EditRequest]) -> None:
+    calls: list[tuple[str, int, int]] = []
+    optimise(
+        world.view, world.encoder, facts, [0, 1, 2, 3], LAYER, CONTEXTS, replace(ADAM, steps=3),
+        progress=lambda *call: calls.append(call),
+    )  # fmt: skip
+    assert calls[-1] == ("values", 12, 12)
+    assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
