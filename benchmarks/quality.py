@@ -22,8 +22,7 @@ import torch
 import transformers
 
 import kecore
-from kecore import Corpus, Editor, KeyStatistics, Protocol, load_records
-from kecore import registry
+from kecore import Corpus, Editor, KeyStatistics, Protocol, load_records, registry
 from kecore.evaluate import Evaluation, merge
 
 COLUMNS = {

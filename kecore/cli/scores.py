@@ -50,7 +50,10 @@ def scores_table(before: Evaluation, after: Evaluation, title: str) -> Table:
     """The scores that people read first."""
     keys = [key for key in _LABELS if key in after.scores or key in before.scores]
     rows = [(_LABELS[key], *_row(before.scores.get(key), after.scores.get(key))) for key in keys]
-    return table("", "before", "after", "±", "n", "probes", rows=rows, title=title, right=(1, 2, 3, 4, 5))
+    headers = ["", "before", "after", "± (95 %)", "n", "probes"]
+    if not any(row[3] for row in rows):  # as for a single record
+        rows, headers = [row[:3] + row[4:] for row in rows], headers[:3] + headers[4:]
+    return table(*headers, rows=rows, title=title, right=range(1, len(headers)))
 
 
 def _row(before: Score | None, after: Score | None) -> tuple[str, str, str, str, str]:

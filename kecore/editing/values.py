@@ -58,7 +58,8 @@ class ValueSettings:
         optimizer: ``"gradient"`` or ``"adam"``.
         learning_rate: length of the first step relative to ``‖h‖`` for ``gradient`` (it falls to a tenth of that
             on a half cosine); Adam's rate, in units of the hidden state, for ``adam``.
-        weight_decay: factor of ``‖delta‖ / ‖h‖²``.
+        length_penalty: factor of ``‖delta‖ / ‖h‖``.
+        weight_decay: factor of ``‖delta‖ / ‖h‖²``, as the published code has it.
         clamp: largest ``‖delta‖ / ‖h‖``.
         kl_weight: factor of KL(edited ‖ original) on ``"<subject> is a"``.
         stop_loss: a group whose whole loss is below this is finished.
@@ -72,7 +73,8 @@ class ValueSettings:
     steps: int = 25
     optimizer: Literal["gradient", "adam"] = "gradient"
     learning_rate: float = 0.1
-    weight_decay: float = 1e-3
+    length_penalty: float = 0.2
+    weight_decay: float = 0.0
     clamp: float = 4.0
     kl_weight: float = 0.0625
     stop_loss: float = 1e-2
@@ -315,7 +317,8 @@ class _Batch:
                 self.original = torch.empty(u, now.shape[1], device=now.device).index_copy(0, group, now.detach())
             kl = (now.exp() * (now - self.original[group])).sum(-1)
             loss = loss.index_add(0, group, s.kl_weight * kl)
-        return loss + s.weight_decay * delta.norm(dim=1) / self.reference**2
+        penalty = s.length_penalty / self.reference + s.weight_decay / self.reference**2
+        return loss + penalty * delta.norm(dim=1)
 
     def _noise(self) -> Tensor | None:
         """Noise of this step, ``[rows, width, d_model]``."""

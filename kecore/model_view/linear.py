@@ -65,14 +65,14 @@ def orientation(module: nn.Module, x: Tensor, y: Tensor) -> bool | None:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
         return None
-    bias = getattr(module, "bias", None)
-    x64, y64, w64 = x.double(), y.double(), weight.detach().double()
-    shift = bias.detach().double() if isinstance(bias, Tensor) else 0.0
+    bias, eps = getattr(module, "bias", None), torch.finfo(y.dtype).eps
+    x, y, w = x.float(), y.float(), weight.detach().float()
+    shift = bias.detach().float() if isinstance(bias, Tensor) else 0.0
     # Rounding of the output, or of products where TF32 is on.
-    least, best = max(2e-3, 4 * torch.finfo(y.dtype).eps) * float(y64.norm()), None
-    for transposed, matrix in ((True, w64), (False, w64.t())):
+    least, best = max(2e-3, 4 * eps) * float(y.norm()), None
+    for transposed, matrix in ((True, w), (False, w.t())):
         if x.shape[-1] == matrix.shape[0] and y.shape[-1] == matrix.shape[1]:
-            error = float((x64 @ matrix + shift - y64).norm())
+            error = float((x @ matrix + shift - y).norm())
             if error <= least:
                 least, best = error, transposed
     return best

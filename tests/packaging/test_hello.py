@@ -59,7 +59,7 @@ def run(command: list[str], environment: dict[str, str], folder: Path) -> Any:
 
 def test_is_listed_beside_the_built_ins(environment: dict[str, str], tmp_path: Path) -> None:
     listed = run([str(Path(sys.executable).parent / "kecore"), "methods", "--json"], environment, tmp_path)
-    rows = {row["name"]: row for row in listed}
+    rows = {row["name"]: row for row in listed["methods"]}
     assert "memit" in rows
     assert (rows["hello"]["distribution"], rows["hello"]["error"]) == ("kecore-hello", "")
 

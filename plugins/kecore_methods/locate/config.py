@@ -28,9 +28,9 @@ class LocateConfig(MethodConfig):
         default=None, description="Edited layers; None takes the layers between depth_first and depth_last."
     )
     depth_first: float = Field(
-        default=0.0, ge=0, le=1, description="Depth of the first edited layer (0 bottom, 1 top)."
+        default=0.03, ge=0, le=1, description="Depth of the first edited layer (0 bottom, 1 top)."
     )
-    depth_last: float = Field(default=0.25, ge=0, le=1, description="Depth of the last edited layer.")
+    depth_last: float = Field(default=0.17, ge=0, le=1, description="Depth of the last edited layer.")
     contexts: int = Field(default=5, ge=0, le=64, description="Context prefixes sampled from the model.")
     context_tokens: int = Field(default=10, ge=1, le=64, description="Length of a context prefix in tokens.")
     steps: int = Field(default=25, ge=1, description="Evaluations of the value loss (Adam makes one update fewer).")
@@ -40,7 +40,8 @@ class LocateConfig(MethodConfig):
     learning_rate: float = Field(
         default=0.1, gt=0, description="First step relative to |h| (gradient), or Adam's rate in hidden units (adam)."
     )
-    weight_decay: float = Field(default=1e-3, ge=0, description="Factor of |delta| / |h|^2 in the value loss.")
+    length_penalty: float = Field(default=0.2, ge=0, description="Factor of |delta| / |h| in the value loss.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Factor of |delta| / |h|^2 in it, as published.")
     clamp: float = Field(default=4.0, gt=0, description="Largest |delta| / |h|.")
     kl_weight: float = Field(default=0.0625, ge=0, description="Factor of KL(edited | original) on '<subject> is a'.")
     stop_loss: float = Field(default=0.01, ge=0, description="A value whose loss is below this is finished.")
@@ -79,6 +80,7 @@ class LocateConfig(MethodConfig):
             steps=self.steps,
             optimizer=self.optimizer,
             learning_rate=self.learning_rate,
+            length_penalty=self.length_penalty,
             weight_decay=self.weight_decay,
             clamp=self.clamp,
             kl_weight=self.kl_weight,

@@ -33,7 +33,7 @@ class Memit:
         preset_key: ClassVar[str] = "memit"
 
         preservation: float = Field(
-            default=0.1,
+            default=0.05,
             ge=0,
             description="Weight of preserved keys, relative to the new keys' own: a lone edit "
             "realises 1 / (1 + preservation) of its residual.",

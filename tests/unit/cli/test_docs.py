@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shlex
 from pathlib import Path
 from types import ModuleType
@@ -31,11 +32,12 @@ def test_command_page_is_current(root: Path) -> None:
 
 
 def shown(root: Path) -> list[str]:
-    """Every kecore command of the quickstart and the README."""
-    pages = [root / "docs" / "quickstart.md", root / "README.md"]
-    lines = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines()]
-    parts = [part.strip() for line in lines for part in line.partition("    #")[0].removeprefix("$ ").split(" | ")]
-    return [part for part in parts if part.startswith("kecore ") and ";" not in part]
+    """Every kecore command in the blocks of the quickstart, the README and the page on installing."""
+    pages = [root / "docs" / "quickstart.md", root / "docs" / "install.md", root / "README.md"]
+    blocks = [block for page in pages for block in page.read_text(encoding="utf-8").split("```")[1::2]]
+    lines = [line.removeprefix("$ ").partition("    #")[0] for block in blocks for line in block.splitlines()]
+    parts = [part.strip() for line in lines for part in re.split(r" [|] |; ", line)]
+    return [part for part in parts if part.startswith("kecore ")]
 
 
 def test_shown_commands_parse(root: Path) -> None:
@@ -56,8 +58,8 @@ def test_quickstart_shows_outputs(root: Path) -> None:
 
 def test_refreshing_replaces_old_output(root: Path) -> None:
     text = "a\n```console\n$ x 1\nold\nold\n$ y\n```\nb\n```\n$ z\n```\n"
-    found = script(root, "_quickstart").refreshed(text, str.upper)
-    assert found == "a\n```console\n$ x 1\nX 1$ y\nY```\nb\n```\n$ z\n```\n" or found
+    found = script(root, "_quickstart").refreshed(text, lambda command: f"new {command}\n")
+    assert found == "a\n```console\n$ x 1\nnew x 1\n\n$ y\nnew y\n```\nb\n```\n$ z\n```\n"
 
 
 @pytest.mark.real_model

@@ -31,9 +31,10 @@ ADAM = ValueSettings(
     kl_weight=0.2,
     weight_decay=0.5,
     stop_loss=0.0,
+    length_penalty=0.0,
     noise=0.0,
 )
-DESCENT = replace(ADAM, optimizer="gradient", learning_rate=0.3)
+DESCENT = replace(ADAM, optimizer="gradient", learning_rate=0.3, length_penalty=0.4)
 
 
 class Prompt(NamedTuple):
@@ -92,7 +93,10 @@ class Serial(NamedTuple):
 
 
 def serial(view: ModelView, encoder: Encoder, requests: list[EditRequest], settings: ValueSettings) -> Serial:
-    """ROME's ``compute_v`` as published: gather the loss, stop or step, project back into the ball."""
+    """ROME's ``compute_v`` as published: gather the loss, stop or step, project back into the ball.
+
+    Gradient descent and the length penalty are kecore's own.
+    """
     items = [item for request in requests for item in prompts(encoder, request)]
     subject = requests[0].subject
     essence = prompt(encoder, f"{subject} is a", (0, len(subject)))
@@ -112,7 +116,8 @@ def serial(view: ModelView, encoder: Encoder, requests: list[EditRequest], setti
         ).mean()
         now = log_probs(view, essence, delta)[-1]
         divergence = nn.functional.kl_div(original, now, log_target=True, reduction="sum")
-        loss = nll + settings.kl_weight * divergence + settings.weight_decay * delta.norm() / norm**2
+        penalty = settings.weight_decay / norm**2 + settings.length_penalty / norm
+        loss = nll + settings.kl_weight * divergence + penalty * delta.norm()
         if loss.item() < settings.stop_loss or step == settings.steps - 1:
             return Serial(delta.detach(), loss.item(), step + 1)
         optimiser.zero_grad()

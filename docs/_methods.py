@@ -1,0 +1,53 @@
+"""Writes the table of methods in README.md from what the registry finds.
+
+Run ``python docs/_methods.py``. A test compares the table with what the script would write.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from kecore import registry
+
+PAGE = Path(__file__).resolve().parent.parent / "README.md"
+_BLOCK = re.compile(r"(<!-- methods: [^\n]*-->\n).*?(<!-- /methods -->)", re.DOTALL)
+
+
+def table() -> str:
+    """One row for each built-in method, from its capabilities."""
+    lines = [
+        "| method | changes | many at once | edits an edited model | needs | paper |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for info in registry.default().describe():
+        if info.distribution != registry.HOME or info.capabilities is None:
+            continue
+        can = info.capabilities
+        needs = [
+            word
+            for word, wanted in (
+                ("key statistics", can.needs_statistics),
+                ("training", can.needs_training),
+                ("examples", can.needs_examples),
+            )
+            if wanted
+        ]
+        lines.append(
+            f"| `{info.name}` | {can.kind} | {_word(can.batch, 'one by one')} | {_word(can.sequential, 'no')} "
+            f"| {', '.join(needs) or 'nothing'} | {info.reference} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def page() -> str:
+    """README.md as it should be."""
+    return _BLOCK.sub(lambda found: found[1] + table() + found[2], PAGE.read_text(encoding="utf-8"))
+
+
+def _word(holds: bool, otherwise: str) -> str:
+    return "yes" if holds else otherwise
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

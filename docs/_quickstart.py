@@ -1,0 +1,56 @@
+"""Runs the commands of docs/quickstart.md for real and puts what they print below them.
+
+Run ``python docs/_quickstart.py``; it takes a few minutes on a CPU. Lines that begin with ``$`` in ``console`` blocks
+are run one after another in one temporary directory; whatever stands below each is replaced.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+PAGE = Path(__file__).with_name("quickstart.md")
+BLOCK = re.compile(r"(?<=^```console\n).*?(?=^```$)", flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(text: str) -> list[str]:
+    """Every command of a page, in order."""
+    return [line[2:] for block in BLOCK.findall(text) for line in block.splitlines() if line.startswith("$ ")]
+
+
+def refreshed(text: str, run: Callable[[str], str]) -> str:
+    """The page with each command's output below it."""
+
+    def block(found: re.Match[str]) -> str:
+        return "\n".join(f"$ {command}\n{run(command)}" for command in commands(f"```console\n{found[0]}```\n"))
+
+    return BLOCK.sub(block, text)
+
+
+def _shell(folder: str) -> Callable[[str], str]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "COLUMNS": "100", "PYTHONUNBUFFERED": "1"}
+
+    bash = shutil.which("bash") or "bash"
+
+    def run(command: str) -> str:
+        done = subprocess.run(
+            [bash, "-c", command], cwd=folder, env=environment, text=True, stdout=-1, stderr=subprocess.STDOUT
+        )
+        if done.returncode:
+            raise SystemExit(f"$ {command}\n{done.stdout}")
+        lines = [line.rstrip() for line in done.stdout.replace(str(Path.home()), "~").splitlines()]
+        return "".join(f"{line}\n" for line in lines)
+
+    return run
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        PAGE.write_text(refreshed(PAGE.read_text(encoding="utf-8"), _shell(folder)), encoding="utf-8")
