@@ -25,7 +25,7 @@ class Corpus:
     """Passages of text with the identity of where they came from.
 
     Args:
-        sources: paths of ``.txt``, ``.jsonl`` or ``.json`` files (plain or ``.gz``; JSON records hold a
+        sources: paths of ``.txt`` (one passage a line), ``.jsonl`` or ``.json`` files (plain or ``.gz``; records hold a
             ``text`` field), or ``hf:NAME[:CONFIG[:SPLIT]]`` for a data set of the Hugging Face hub.
     """
 

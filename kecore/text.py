@@ -68,7 +68,7 @@ class Rows:
 
     @property
     def position_ids(self) -> Tensor:
-        """Position of each token in its own row, ``[rows, width]``; 0 on padding."""
+        """Position of each token in its own row, ``[rows, width]``; on padding that of the token before, or 0."""
         return (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
 
     def to(self, device: torch.device | str) -> Rows:

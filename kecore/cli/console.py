@@ -6,7 +6,7 @@ import math
 import time
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +81,16 @@ class Screen:
         self.err.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True)
 
     @contextmanager
-    def stage(self, name: str, doing: str) -> Iterator[None]:
+    def stage(self, name: str, doing: str, *, bar: bool = True) -> Iterator[None]:
         """Time a stage, and show that it runs.
 
         Args:
             name: its key in the results.
             doing: what is done, in the present participle: ``"loading the model"``.
+            bar: show a bar; not where something else may draw one.
         """
         begin = time.perf_counter()
-        with self._running(doing):
+        with self._running(doing) if bar else nullcontext():
             try:
                 yield
             finally:

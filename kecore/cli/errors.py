@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -26,8 +27,8 @@ class CheckFailed(Exception):
 
 @contextmanager
 def reporting(screen: Screen) -> Iterator[None]:
-    """Report whatever ends a command early, and every warning of kecore's."""
-    with _warnings_on(screen):
+    """Report whatever ends a command early, and every warning and notice of kecore's."""
+    with _warnings_on(screen), _notices_on(screen):
         try:
             yield
         except (typer.Exit, BrokenPipeError):
@@ -74,6 +75,29 @@ def _words(error: Exception) -> str:
     """The message of any exception, typer's own included."""
     formatted: Any = getattr(error, "format_message", None)
     return str(error) if formatted is None else str(formatted()).removeprefix("Invalid value: ")
+
+
+@contextmanager
+def _notices_on(screen: Screen) -> Iterator[None]:
+    """Show what kecore's modules log."""
+    logger, handler = logging.getLogger("kecore"), _Notices(screen)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _Notices(logging.Handler):
+    def __init__(self, screen: Screen) -> None:
+        super().__init__()
+        self.screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.screen.log(record.getMessage())
 
 
 @contextmanager

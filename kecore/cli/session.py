@@ -49,7 +49,7 @@ class Loading:
 
     def load(self, screen: Screen) -> LoadedModel:
         """The model and its tokenizer; see :func:`kecore.load_model`."""
-        with screen.stage("load", f"loading {self.ref}"):
+        with screen.stage("load", f"loading {self.ref}", bar=False):  # a download shows its own
             return self.load_quietly()
 
     def load_quietly(self) -> LoadedModel:

@@ -35,8 +35,8 @@ def second_moment_(moment: Tensor, keys: Tensor) -> Tensor:
     """Add ``keysᵀ keys`` to a symmetric moment, in place.
 
     Args:
-        moment: ``[d, d]`` float64 or float32. Only the lower triangle is touched; symmetrise with
-            ``moment.tril() + moment.tril(-1).T`` when all is added.
+        moment: ``[d, d]`` float64 or float32. Only the lower triangle is right afterwards (what is above it is
+            undefined); symmetrise with ``moment.tril() + moment.tril(-1).T`` when all is added.
         keys: ``[tokens, d]``, any floating type. Products are formed in float32, so bfloat16 and float16
             keys lose nothing; sums within one call are float32, across calls in the moment's type.
 

@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 
 from kecore import data, models
 from kecore.cli import app
+from kecore.cli.commands import demo
+from kecore.cli.session import Loading
 from kecore.testing import tiny_model, tiny_tokenizer
 
 FACT = ("--prompt", "The Eiffel Tower is in", "--subject", "The Eiffel Tower", "--target", "Rome")
@@ -314,6 +316,15 @@ class TestCheckpoints:
         assert same(weights(tmp_path / "two"), weights(tmp_path / "both"))
         assert error("attach", tmp_path / "one", edited / "berlin", "--dtype", "bfloat16", "--out", tmp_path / "x")
 
+    def test_edit_of_an_edited_checkpoint(self, tiny: Path, edited: Path, tmp_path: Path) -> None:
+        result("attach", tiny, edited / "rome", "--out", tmp_path / "one")
+        result("edit", tmp_path / "one", *FACT, *QUICK, "--out", tmp_path / "more", "--no-evaluate")
+        assert error("attach", tiny, tmp_path / "more", "--out", tmp_path / "x")[0] == "ArtifactMismatchError"
+        found = result("attach", tmp_path / "one", tmp_path / "more", "--out", tmp_path / "two")
+        assert found["model"] == str(tmp_path / "one")
+        result("revert", tmp_path / "two", "--out", tmp_path / "back")
+        assert same(weights(tmp_path / "back"), weights(tmp_path / "one"))
+
     def test_half_precision_rounds_from_its_own_base(self, tiny: Path, edited: Path, tmp_path: Path) -> None:
         result("attach", tiny, edited / "rome", "--dtype", "bfloat16", "--out", tmp_path / "half")
         result("revert", tmp_path / "half", "--out", tmp_path / "base")
@@ -430,6 +441,17 @@ class TestChat:
             "chat", tiny, "--edit", edited / "rome", *length, input=lines
         )["turns"]  # fmt: skip
 
+    def test_in_half_precision(self, tiny: Path, edited: Path, tmp_path: Path) -> None:
+        result("attach", tiny, edited / "rome", "--out", tmp_path / "one")
+        words = ("--dtype", "bfloat16", "--max-new-tokens", 5)
+        assert result("chat", tmp_path / "one", *words, input="Paris is\n")["turns"][0]["before"] is not None
+
+    def test_a_bad_prompt_does_not_end_it(self, tiny: Path) -> None:
+        found = result("chat", tiny, "--max-new-tokens", 3, input="Paris " * 300 + "\nParis is\n")
+        assert "the model's context holds 256" in found["turns"][0]["error"]
+        assert found["turns"][1]["after"] is not None
+        assert len(found["warnings"]) == 1
+
     def test_foreign_edit(self, edited: Path, tmp_path: Path) -> None:
         other = models.save_model(tiny_model("llama", seed=1), tiny_tokenizer(), tmp_path / "other")
         assert error("chat", other, "--edit", edited / "rome")[0] == "ArtifactMismatchError"
@@ -473,6 +495,20 @@ def test_interrupt_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
     assert running.returncode == 130
     assert json.loads(out)["error"]["type"] == "KeyboardInterrupt"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_demo_that_proves_nothing_fails(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "Loading", lambda _ref, *rest, **named: Loading(str(tiny), *rest, **named))
+    done = run("demo", "--records", 1, "--out", tmp_path / "out", "--json")
+    assert done.exit_code == 1
+    found = json.loads(done.stdout)  # one object, although the command fails
+    assert found["passed"] is False
+    holds = list(found["proofs"].values())
+    assert holds == [False, False, True, True, True]  # a random model knows no towers, but edits come off again
+    assert "error: not so: the model said Paris and now says Rome" in done.stderr
+    shown = run("demo", "--records", 1, "--out", tmp_path / "out")
+    assert "NO   the model said Paris" in shown.stdout
+    assert "yes  taken off, both models have their first weights" in shown.stdout
 
 
 @pytest.mark.real_model

@@ -17,6 +17,8 @@ from kecore.cli.session import Loading
 from kecore.errors import ArtifactError, KecoreWarning, RequestConflictError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from kecore.models import LoadedModel
 
 __all__ = ["attach", "revert"]
@@ -36,7 +38,8 @@ def attach(
     """Write MODEL with edits on it as a checkpoint.
 
     Any program that reads Hugging Face checkpoints can load --out. It also carries what `kecore revert` needs.
-    MODEL may itself be such a checkpoint: its edits stay, and the new ones are added to its base.
+    MODEL may itself be such a checkpoint: its edits stay, and new ones for the same base join them; those that were
+    made for the edited checkpoint take it for their base.
     """
     screen = Screen.of(context)
     check_out(out)
@@ -46,11 +49,19 @@ def attach(
         raise typer.BadParameter(f"{model} carries edits, so its weights keep their type; leave out --dtype")
     loaded = Loading(model, device, dtype, trust_remote_code, seed).load(screen)
     ref = model
-    if record is not None:
+    if record is not None and not _made_for(loaded.model, named):
         with screen.stage("restore", f"finding the base of {model}"):
             ref, named = record.model, record.load_edits() + named
             record.restore(loaded.model)
     _write(screen, loaded, named, out, ref)
+
+
+def _made_for(model: PreTrainedModel, edits: Sequence[NamedEdit]) -> bool:
+    """Whether edits were planned on a model just as it is."""
+    from kecore.model_view import Identity
+
+    identity, dtype = Identity(model), next(model.parameters()).dtype
+    return not any(item.edit.base.differs(identity, dtype) for item in edits)
 
 
 def revert(

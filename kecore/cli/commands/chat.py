@@ -17,6 +17,7 @@ from kecore.cli.checkpoint import read_record
 from kecore.cli.console import Screen, clean, table
 from kecore.cli.machine import cost
 from kecore.cli.session import Loading
+from kecore.errors import RequestError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -56,19 +57,22 @@ def chat(
         view = ModelView.of(loaded.model)
         encoder = Encoder(loaded.tokenizer, chat=chat_template, max_length=view.max_length)
         base = _put_on(loaded.model, model, edits or [])
-    turns: list[dict[str, Any]] = []
+    turns: list[dict[str, str | None]] = []
     for prompt in _prompts(screen):
-
-        def answer() -> str:
-            return generate(view, encoder, [prompt], max_new_tokens=max_new_tokens)[0].text  # noqa: B023
-
-        after = answer()
-        with view.overlay(base):
-            before = answer() if base else None
-        turns.append({"prompt": prompt, "before": before, "after": after})
-        _show(screen, prompt, before, after)
-    screen.finish({"model": model, "edits": [str(path) for path in edits or []], "turns": turns,
-                   **cost(screen, view.device)})  # fmt: skip
+        turn: dict[str, str | None] = {"prompt": prompt, "before": None}
+        turns.append(turn)
+        try:
+            turn["after"] = generate(view, encoder, [prompt], max_new_tokens=max_new_tokens)[0].text
+            if base:
+                with view.overlay(base):
+                    turn["before"] = generate(view, encoder, [prompt], max_new_tokens=max_new_tokens)[0].text
+        except RequestError as error:  # too long, for instance: the next prompt may be better
+            turn["after"], turn["error"] = None, str(error)
+            screen.warn(str(error))
+        else:
+            _show(screen, prompt, turn["before"], turn["after"])
+    values = {"model": model, "edits": [str(path) for path in edits or []], "turns": turns}
+    screen.finish({**values, **cost(screen, view.device), "warnings": screen.warnings})
 
 
 def _put_on(model: Any, ref: str, edits: list[Path]) -> dict[nn.Parameter, Tensor]:
@@ -77,7 +81,8 @@ def _put_on(model: Any, ref: str, edits: list[Path]) -> dict[nn.Parameter, Tenso
 
     parameters = dict(model.named_parameters())
     record = read_record(ref)
-    base = {} if record is None else {parameters[name]: data for name, data in record.base_data(model).items()}
+    stored = {} if record is None else record.base_data(model)
+    base = {parameters[name]: data.to(parameters[name].dtype) for name, data in stored.items()}
     for edit in [load_edit(path) for path in edits]:
         now = {name: parameters[name].data for name in edit.updates if name in parameters}
         edit.attach(model)
@@ -95,7 +100,7 @@ def _prompts(screen: Screen) -> Iterator[str]:
         screen.err.print("[dim]Type the beginning of a sentence; /quit leaves.[/]")
     while True:
         try:
-            line = (input("> ") if typing else _line()).strip()
+            line = (input("" if screen.as_json else "> ") if typing else _line()).strip()
         except EOFError:
             return
         if line in _QUIT:

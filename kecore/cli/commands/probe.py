@@ -8,7 +8,7 @@ import typer
 
 from kecore.cli import options
 from kecore.cli.console import Screen, fields, table
-from kecore.cli.machine import cost
+from kecore.cli.machine import cost, show_cost
 from kecore.cli.session import Loading
 
 if TYPE_CHECKING:
@@ -58,8 +58,10 @@ def probe(
         "chat_template": bool(getattr(tokenizer, "chat_template", None)),
         "layers": _layers(view),
     }
+    spent = cost(screen, view.device)
     _show(screen, values, every_layer)
-    screen.finish({**values, **cost(screen, view.device), "warnings": screen.warnings})
+    show_cost(screen, spent)
+    screen.finish({**values, **spent, "warnings": screen.warnings})
 
 
 def _layers(view: ModelView) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -152,6 +153,14 @@ def test_warnings_are_lines_and_are_shown_once(capsys: pytest.CaptureFixture[str
             warnings.warn("mind [this]", errors.KecoreWarning, stacklevel=1)
     assert capsys.readouterr().err == "warning: mind [this]\n"
     assert screen.warnings == ["mind [this]"]
+
+
+def test_notices_of_kecore_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("kecore.models")
+    with reporting(Screen()):
+        logger.info("unpacking %s", "[x]")
+    logger.info("not shown")
+    assert capsys.readouterr().err == "unpacking [x]\n"
 
 
 def test_methods(kecore: Run) -> None:
