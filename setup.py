@@ -16,9 +16,7 @@ METHODS = [
     "ft-m = kecore_methods.finetune.ft:FtM",
 ]
 
-packages = find_packages(include=["kecore", "kecore.*"]) + find_packages(
-    "plugins", include=["kecore_methods*"]
-)
+packages = find_packages(include=["kecore", "kecore.*"]) + find_packages("plugins", include=["kecore_methods*"])
 package_dir = {"kecore_methods": "plugins/kecore_methods"}
 package_data = {"": ["*.json"], "kecore": ["py.typed"], "kecore.data": ["*"]}
 

@@ -1,7 +1,7 @@
 """Runs the commands of docs/quickstart.md for real and puts what they print below them.
 
 Run ``python docs/_quickstart.py``; it takes a few minutes on a CPU. Lines that begin with ``$`` in ``console`` blocks
-are run one after another in one temporary directory; whatever stands below each is replaced.
+are run one after another in a temporary home directory; whatever stands below each is replaced.
 """
 
 from __future__ import annotations
@@ -33,24 +33,26 @@ def refreshed(text: str, run: Callable[[str], str]) -> str:
     return BLOCK.sub(block, text)
 
 
-def _shell(folder: str) -> Callable[[str], str]:
+def _shell(home: str) -> Callable[[str], str]:
+    """Runs commands as a newcomer would: in a home directory with nothing in it."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "COLUMNS": "100", "PYTHONUNBUFFERED": "1"}
-
+    own = {"HOME": home, "PATH": path, "COLUMNS": "100", "PYTHONUNBUFFERED": "1", "KECORE_CACHE": ""}
+    environment = {**os.environ, **own}
     bash = shutil.which("bash") or "bash"
 
     def run(command: str) -> str:
         done = subprocess.run(
-            [bash, "-c", command], cwd=folder, env=environment, text=True, stdout=-1, stderr=subprocess.STDOUT
+            [bash, "-c", command], cwd=home, env=environment, text=True, stdout=-1, stderr=subprocess.STDOUT
         )
         if done.returncode:
             raise SystemExit(f"$ {command}\n{done.stdout}")
-        lines = [line.rstrip() for line in done.stdout.replace(str(Path.home()), "~").splitlines()]
+        text = done.stdout.replace(home, "~").replace(sys.prefix, ".venv")
+        lines = [line.rstrip() for line in text.splitlines()]
         return "".join(f"{line}\n" for line in lines)
 
     return run
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        PAGE.write_text(refreshed(PAGE.read_text(encoding="utf-8"), _shell(folder)), encoding="utf-8")
+    with tempfile.TemporaryDirectory() as home:
+        PAGE.write_text(refreshed(PAGE.read_text(encoding="utf-8"), _shell(home)), encoding="utf-8")

@@ -45,6 +45,17 @@ class NamedEdit:
     edit: WeightEdit
     source: str
 
+    @classmethod
+    def read(cls, path: Path, source: str = "") -> NamedEdit:
+        """An edit file or folder.
+
+        Raises:
+            ArtifactError: missing, truncated, corrupt or foreign.
+        """
+        from kecore.edit import load_edit
+
+        return cls(load_edit(path), source or str(path))
+
     def to_json(self, file: str) -> dict[str, Any]:
         """What a checkpoint's record says about it."""
         requests = [f"{request.text} -> {request.target}" for request in self.edit.requests]
@@ -75,9 +86,7 @@ class Attached:
         Raises:
             ArtifactError: one is missing or broken.
         """
-        from kecore.edit import load_edit
-
-        return [NamedEdit(load_edit(self.folder / FOLDER / item["file"]), item["source"]) for item in self.edits]
+        return [NamedEdit.read(self.folder / FOLDER / item["file"], item["source"]) for item in self.edits]
 
     def base_data(self, model: nn.Module) -> dict[str, Tensor]:
         """Original data of the matrices that the edits changed, by parameter name.

@@ -89,6 +89,8 @@ class Screen:
             doing: what is done, in the present participle: ``"loading the model"``.
             bar: show a bar; not where something else may draw one.
         """
+        if not bar and self.err.is_terminal:
+            self.log(doing)
         begin = time.perf_counter()
         with self._running(doing) if bar else nullcontext():
             try:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kecore.errors import ConfigError
+from kecore.errors import ArtifactError, ConfigError
 
 __all__ = [
     "AsJson",
@@ -38,6 +38,7 @@ __all__ = [
     "Texts",
     "Tokens",
     "byte_count",
+    "check_free",
     "layer_list",
     "settings",
 ]
@@ -147,3 +148,20 @@ def settings(pairs: Sequence[str] | None) -> dict[str, Any]:
         except ValueError:
             values[key] = text
     return values
+
+
+def check_free(out: Path, file: str, force: bool) -> None:
+    """Refuse an output folder that holds a result already, or is no folder.
+
+    Args:
+        out: what ``--out`` names.
+        file: the result's name in it.
+        force: an earlier result may be overwritten.
+
+    Raises:
+        ArtifactError: says which.
+    """
+    if out.exists() and not out.is_dir():
+        raise ArtifactError(f"--out {out} is a file; name a directory")
+    if (out / file).exists() and not force:
+        raise ArtifactError(f"{out / file} exists; choose another --out, or overwrite it with --force")

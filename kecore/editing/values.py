@@ -9,7 +9,7 @@ group at a time.
 Two optimisers. Adam is the published one. It moves every coordinate by about the learning rate, needed or not,
 which makes long vectors that disturb other prompts. Gradient descent with steps of a length relative to the
 hidden state reaches a lower loss in fewer steps with a shorter vector, and needs no scale of the model's own
-(figures in docs/performance.md).
+(figures in docs/design/0001-values-and-keys.md).
 
 What never changes between steps is computed once: the layers up to the edited one, and keys and values of
 the attention for tokens before the subject's last (a causal model cannot see ``delta`` there). Rows are laid

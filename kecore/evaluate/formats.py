@@ -97,9 +97,7 @@ def _counterfact(fields: Fields) -> EditRecord:
         request,
         rephrases=fields.texts("paraphrase_prompts"),
         neighbourhood=fields.texts("neighborhood_prompts"),
-        locality=_filled(
-            {"distracting": (Probe(text, (truth,)) for text in distracting), "other_attribution": other}
-        ),
+        locality=_filled({"distracting": (Probe(text, (truth,)) for text in distracting), "other_attribution": other}),
         portability=_filled({"one_hop": _one_hop(fields), "subject_replace": replaced}),
         generation_prompts=fields.texts("generation_prompts"),
     )
@@ -119,9 +117,7 @@ def _flat(fields: Fields) -> EditRecord:
     truth = fields.text_or_none("ground_truth")
     prompt, answers = fields.text("locality_prompt"), fields.answers("locality_ground_truth")
     id = str(fields.values.get("case_id", ""))
-    request = _request(
-        fields, fields.text("prompt"), fields.text("subject"), fields.text("target_new"), truth, id
-    )
+    request = _request(fields, fields.text("prompt"), fields.text("subject"), fields.text("target_new"), truth, id)
     return EditRecord(
         request,
         rephrases=fields.texts("rephrase_prompt") + fields.texts("ood_rephrase"),
@@ -249,9 +245,7 @@ def _sanitation(fields: Fields) -> EditRecord:
 
 
 def _is_qaedit(values: Mapping[str, Any]) -> bool:
-    return _has("prompt", "target", "subject", "rephrase")(values) and isinstance(
-        values.get("locality"), list
-    )
+    return _has("prompt", "target", "subject", "rephrase")(values) and isinstance(values.get("locality"), list)
 
 
 def _qaedit(fields: Fields) -> EditRecord:
@@ -289,9 +283,7 @@ def _own(fields: Fields) -> EditRecord:
     """The layout of kecore; an unknown field is an error, since a misspelt one would silently drop probes."""
     unknown = sorted(set(fields.values) - set(_OWN))
     if unknown:
-        raise DataFormatError(
-            f"{fields.where}: unknown field '{unknown[0]}'; known fields: {', '.join(_OWN)}"
-        )
+        raise DataFormatError(f"{fields.where}: unknown field '{unknown[0]}'; known fields: {', '.join(_OWN)}")
     target = fields.text("target_new" if "target_new" in fields else "target")
     truth, id = fields.text_or_none("ground_truth"), str(fields.values.get("id", ""))
     return EditRecord(
@@ -346,9 +338,7 @@ LAYOUTS: tuple[Layout, ...] = (
         _is_knowedit,
         _knowedit,
     ),
-    Layout(
-        "knowedit-wikibio", "text, labels, concept, locality", _has("text", "labels", "concept"), _wikibio
-    ),
+    Layout("knowedit-wikibio", "text, labels, concept, locality", _has("text", "labels", "concept"), _wikibio),
     Layout("knowedit-convsent", "ent, pos, neg", _has("ent", "pos", "neg"), _convsent),
     Layout(
         "knowedit-sanitation",

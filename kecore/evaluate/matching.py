@@ -48,8 +48,7 @@ def matches(
         return text == answer
     starts = [0] if match == "prefix" else [m.start() for m in re.finditer(f"(?={re.escape(answer)})", text)]
     return any(
-        text.startswith(answer, start) and _cut(text, start) and _cut(text, start + len(answer))
-        for start in starts
+        text.startswith(answer, start) and _cut(text, start) and _cut(text, start + len(answer)) for start in starts
     )
 
 

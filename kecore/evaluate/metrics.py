@@ -175,9 +175,7 @@ METRICS: tuple[Metric, ...] = (
 SCORE_PARTS = ("edit_success", "paraphrase_success", "neighbourhood_success")
 
 
-def measure(
-    probes: Sequence[AnsweredProbe], protocol: Protocol, *, compared: bool
-) -> Mapping[str, tuple[float, int]]:
+def measure(probes: Sequence[AnsweredProbe], protocol: Protocol, *, compared: bool) -> Mapping[str, tuple[float, int]]:
     """One record's values.
 
     Args:

@@ -50,15 +50,12 @@ class Protocol(BaseModel):
     stop_at_newline: bool = Field(default=True, description="a line break ends a generated answer")
     match: Literal["prefix", "contains", "exact"] = Field(
         default="prefix",
-        description="when generated text is right: it begins with the answer, holds it as whole words, "
-        "or equals it",
+        description="when generated text is right: it begins with the answer, holds it as whole words, or equals it",
     )
     normalise: bool = Field(
         default=True, description="match without regard to case, punctuation, English articles and spacing"
     )
-    seed: int = Field(
-        default=0, description="seed of the edit; the evaluation itself draws nothing at random"
-    )
+    seed: int = Field(default=0, description="seed of the edit; the evaluation itself draws nothing at random")
     metrics: int = Field(default=METRIC_VERSION, description="version of the metric definitions")
 
     def to_json(self) -> dict[str, Any]:

@@ -121,9 +121,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataFormatError(
-            f"{path}: cannot be read ({error.strerror}); give a JSON or JSONL file"
-        ) from None
+        raise DataFormatError(f"{path}: cannot be read ({error.strerror}); give a JSON or JSONL file") from None
 
 
 def _text(path: Path, content: bytes) -> str:
@@ -162,9 +160,7 @@ def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise DataFormatError(
-            f"{where}: not JSON ({error}); expected a JSON array or one object a line"
-        ) from None
+        raise DataFormatError(f"{where}: not JSON ({error}); expected a JSON array or one object a line") from None
 
 
 def _layout(sample: Sequence[Any], format: str | None, name: str) -> Layout:
@@ -193,9 +189,7 @@ def _expand(layout: Layout, places: Iterable[tuple[str, Any]]) -> Iterator[tuple
             yield f"{where} record {i}", value
 
 
-def _parse(
-    layout: Layout, places: Iterable[tuple[str, Any]], skip: bool
-) -> tuple[list[EditRecord], list[Skipped]]:
+def _parse(layout: Layout, places: Iterable[tuple[str, Any]], skip: bool) -> tuple[list[EditRecord], list[Skipped]]:
     records: list[EditRecord] = []
     skipped: list[Skipped] = []
     seen: dict[str, str] = {}

@@ -125,9 +125,7 @@ def score_continuations(
     return [scores[pair] for pair in pairs]
 
 
-def _logits(
-    view: ModelView, encoder: Encoder, rows: Sequence[Sequence[int]], places: Sequence[int]
-) -> Tensor:
+def _logits(view: ModelView, encoder: Encoder, rows: Sequence[Sequence[int]], places: Sequence[int]) -> Tensor:
     """Logits of the last ``places[i]`` columns of each row ``i``, one after another: ``[sum, vocab]``."""
     padded = encoder.rows(rows)
     ends = (padded.offset + torch.tensor([len(r) for r in rows])).tolist()
@@ -148,8 +146,6 @@ def _scores(logits: Tensor, asked: Sequence[tuple[int, tuple[int, ...]]]) -> lis
     picked = (logits[place, token] - norm[place]).masked_fill(broken[place], -math.inf)
     log_probs = iter(picked.tolist())
     return [
-        ContinuationScore(
-            tuple(itertools.islice(log_probs, len(ids))), ids, tuple(argmax[end - len(ids) : end])
-        )
+        ContinuationScore(tuple(itertools.islice(log_probs, len(ids))), ids, tuple(argmax[end - len(ids) : end]))
         for end, ids in asked
     ]

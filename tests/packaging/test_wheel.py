@@ -68,9 +68,7 @@ def test_metadata(contents: dict[str, str]) -> None:
         "typer",
     }
     for extra in head.get_all("Provides-Extra") or []:
-        assert any(f"extra == '{extra}'" in n or f'extra == "{extra}"' in n for n in needs), (
-            f"[{extra}] is empty"
-        )
+        assert any(f"extra == '{extra}'" in n or f'extra == "{extra}"' in n for n in needs), f"[{extra}] is empty"
 
 
 def test_entry_points_lead_to_files_of_the_wheel(contents: dict[str, str]) -> None:
@@ -98,6 +96,4 @@ def test_unpacked_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) 
         "assert not [m.error for m in registry.default().describe() if m.error]; "
         f"assert kecore.__version__ == {__version__!r}"
     )
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}
-    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)})

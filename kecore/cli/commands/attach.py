@@ -43,7 +43,7 @@ def attach(
     """
     screen = Screen.of(context)
     check_out(out)
-    named = [NamedEdit(_read(path), str(path)) for path in edits]
+    named = [NamedEdit.read(path) for path in edits]
     record = read_record(model)
     if record is not None and dtype != "auto":
         raise typer.BadParameter(f"{model} carries edits, so its weights keep their type; leave out --dtype")
@@ -146,12 +146,6 @@ def _write(screen: Screen, loaded: LoadedModel, edits: Sequence[NamedEdit], out:
             "warnings": screen.warnings,
         }
     )
-
-
-def _read(path: Path) -> Any:
-    from kecore.edit import load_edit
-
-    return load_edit(path)
 
 
 def _warn_of_conflicts(edits: Sequence[NamedEdit]) -> None:

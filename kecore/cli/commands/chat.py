@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from kecore.cli import options
-from kecore.cli.checkpoint import read_record
+from kecore.cli.checkpoint import NamedEdit, read_record
 from kecore.cli.console import Screen, clean, table
 from kecore.cli.machine import cost
 from kecore.cli.session import Loading
@@ -21,6 +21,8 @@ from kecore.errors import RequestError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from kecore.edit import WeightEdit
 
 __all__ = ["chat"]
 
@@ -48,6 +50,7 @@ def chat(
     one a line. /quit or the end of the input leaves.
     """
     screen = Screen.of(context)
+    read = [NamedEdit.read(path).edit for path in edits or []]
     loaded = Loading(model, device, dtype, trust_remote_code, seed).load(screen)
     with screen.stage("read", "reading the model's structure"):
         from kecore.evaluate import generate
@@ -56,7 +59,7 @@ def chat(
 
         view = ModelView.of(loaded.model)
         encoder = Encoder(loaded.tokenizer, chat=chat_template, max_length=view.max_length)
-        base = _put_on(loaded.model, model, edits or [])
+        base = _put_on(loaded.model, model, read)
     turns: list[dict[str, str | None]] = []
     for prompt in _prompts(screen):
         turn: dict[str, str | None] = {"prompt": prompt, "before": None}
@@ -75,15 +78,13 @@ def chat(
     screen.finish({**values, **cost(screen, view.device), "warnings": screen.warnings})
 
 
-def _put_on(model: Any, ref: str, edits: list[Path]) -> dict[nn.Parameter, Tensor]:
+def _put_on(model: Any, ref: str, edits: list[WeightEdit]) -> dict[nn.Parameter, Tensor]:
     """Attach edits, and return the data of the unedited parameters; empty where nothing is edited."""
-    from kecore.edit import load_edit
-
     parameters = dict(model.named_parameters())
     record = read_record(ref)
     stored = {} if record is None else record.base_data(model)
     base = {parameters[name]: data.to(parameters[name].dtype) for name, data in stored.items()}
-    for edit in [load_edit(path) for path in edits]:
+    for edit in edits:
         now = {name: parameters[name].data for name in edit.updates if name in parameters}
         edit.attach(model)
         for name, data in now.items():
@@ -116,11 +117,13 @@ def _line() -> str:
     return line
 
 
-def _show(screen: Screen, prompt: str, before: str | None, after: str) -> None:
-    screen.show(f"[bold]{escape(prompt)}[/]" + ("" if before is not None else f" {escape(clean(after))}\n"))
+def _show(screen: Screen, prompt: str, before: str | None, after: str | None) -> None:
+    echo = "" if sys.stdin.isatty() else f"[bold]{escape(clean(prompt))}[/]"  # a person has just typed it
     if before is None:
+        screen.show(f"{echo} {escape(clean(after or ''))}\n")
         return
-    made = table("before", "after", rows=[(before, after if after != before else "(the same)")])
+    screen.show(echo)
+    made = table("before", "after", rows=[(before, after if after and after != before else "(the same)")])
     made.expand = True
     for column in made.columns:
         column.ratio = 1

@@ -13,7 +13,6 @@ from kecore.cli.console import Screen, fields, plain, size
 from kecore.cli.job import EDIT, EditJob, Outcome
 from kecore.cli.samples import asks
 from kecore.cli.session import Loading, StatisticsSource
-from kecore.errors import ArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -71,7 +70,7 @@ def edit(
     # Whatever is wrong with the input is said before the model is loaded.
     job.check()
     budget = options.byte_count(memory)
-    _check_free(out, force)
+    options.check_free(out, EDIT, force)
     loading = Loading(model, device, dtype, trust_remote_code, seed)
     editor = loading.edit(screen, chat=chat, memory=budget)
     outcome = job.run(screen, editor, out, asks(job.records))
@@ -118,18 +117,6 @@ def _records(
     if facts is not None:
         return load_records(facts, limit=limit, format=data_format)
     return [EditRecord(EditRequest(**{name: value or "" for name, value in single.items()}))]
-
-
-def _check_free(out: Path, force: bool) -> None:
-    """Refuse an output folder that holds an edit already, or is no folder.
-
-    Raises:
-        ArtifactError: says which.
-    """
-    if out.exists() and not out.is_dir():
-        raise ArtifactError(f"--out {out} is a file; name a directory")
-    if (out / EDIT).exists() and not force:
-        raise ArtifactError(f"{out / EDIT} exists; choose another --out, or overwrite it with --force")
 
 
 def _finish(screen: Screen, outcome: Outcome, loading: Loading, out: Path, facts: Path | None) -> None:

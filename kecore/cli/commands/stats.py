@@ -11,7 +11,6 @@ from kecore.cli import options
 from kecore.cli.console import Screen, fields, number, size
 from kecore.cli.machine import cost, environment, show_cost
 from kecore.cli.session import Loading, StatisticsSource, layers_for, span
-from kecore.errors import ArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +52,7 @@ def stats(
     asked = options.layer_list(layers)
     if not text:
         raise typer.BadParameter("no text: give --text FILE (`kecore edit` without --stats uses a bundled sample)")
-    _check_free(out, force)
+    options.check_free(out, FILE, force)
     from kecore.corpus import Corpus
 
     corpus = Corpus.of(*text)
@@ -110,10 +109,3 @@ def _default_layers(view: ModelView) -> list[int]:
         if method.capabilities.needs_statistics:
             chosen |= set(layers_for(method.Config(), view))
     return sorted(chosen) or list(range(len(view.layers)))
-
-
-def _check_free(out: Path, force: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise ArtifactError(f"--out {out} is a file; name a directory")
-    if (out / FILE).exists() and not force:
-        raise ArtifactError(f"{out / FILE} exists; choose another --out, or overwrite it with --force")

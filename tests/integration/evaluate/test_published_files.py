@@ -94,9 +94,7 @@ def test_sanitation_keeps_every_fact_once(shared_data: Path) -> None:
         assert {record.request.target for record in found} == {"I don't know."}
 
 
-@pytest.mark.parametrize(
-    "name", ["mquake/MQuAKE-CF-3k.json.gz", "glue_eval/cola.jsonl", "unke/final_data_v2.json.gz"]
-)
+@pytest.mark.parametrize("name", ["mquake/MQuAKE-CF-3k.json.gz", "glue_eval/cola.jsonl", "unke/final_data_v2.json.gz"])
 def test_other_data_sets_are_refused(shared_data: Path, name: str) -> None:
     with pytest.raises(DataFormatError, match="unknown layout"):
         load_records(shared_data / name)

@@ -84,9 +84,7 @@ KNOWEDIT = {
         "Subject_Aliasing": [{"prompt": "The capital of Gallia is", "ground_truth": "Rome"}],
         "Logical_Generalization": [],
     },
-    "locality": {
-        "Relation_Specificity": [{"prompt": "France's anthem is", "ground_truth": ["Marseillaise"]}]
-    },
+    "locality": {"Relation_Specificity": [{"prompt": "France's anthem is", "ground_truth": ["Marseillaise"]}]},
 }
 WIKIBIO = {
     "text": "This is a Wikipedia passage about ann smith. Ann Smith was a sailor.",

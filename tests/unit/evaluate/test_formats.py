@@ -80,9 +80,7 @@ def test_zsre(load: Any) -> None:
     assert record.request.text == "Where does The Danube flow?"
     assert (record.request.target, record.request.ground_truth) == ("the Baltic Sea", "the Black Sea")
     assert record.rephrases == ("Into what flows the Danube?",)
-    assert record.locality == {
-        "unrelated": (Probe("nq question: who wrote hamlet", ("William Shakespeare",)),)
-    }
+    assert record.locality == {"unrelated": (Probe("nq question: who wrote hamlet", ("William Shakespeare",)),)}
     assert record.portability == {"one_hop": (Probe("On which sea's shore?", ("Gdansk",)),)}
 
 

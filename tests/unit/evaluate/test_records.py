@@ -17,9 +17,7 @@ from kecore.evaluate.formats import LAYOUTS
 
 
 def facts(count: int) -> list[dict[str, Any]]:
-    return [
-        {"id": f"f{i}", "prompt": "{} is in", "subject": f"City {i}", "target": "Asia"} for i in range(count)
-    ]
+    return [{"id": f"f{i}", "prompt": "{} is in", "subject": f"City {i}", "target": "Asia"} for i in range(count)]
 
 
 @pytest.fixture

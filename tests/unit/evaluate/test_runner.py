@@ -66,9 +66,7 @@ def test_axes_and_probes_without_answers(small: World) -> None:
     assert (asked.text, own.scores) == (None, ())
     assert own.text is not None
     (hop,) = [p for p in before.rows[0].probes if p.kind == "portability"]
-    by_hand = [
-        log_probs(small.view.model, small.encoder.tokenizer, hop.prompt, a)[1] for a in ("Europe", "Asia")
-    ]
+    by_hand = [log_probs(small.view.model, small.encoder.tokenizer, hop.prompt, a)[1] for a in ("Europe", "Asia")]
     assert before.scores["portability.one_hop"].value == max(sum(c) / len(c) for c in by_hand)
     assert before.scores["locality_accuracy"].probes == 1
     assert "edit_success" not in before.scores

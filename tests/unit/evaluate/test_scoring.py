@@ -128,9 +128,7 @@ def test_too_long(small: World) -> None:
 
 def test_progress_ends_at_the_total(small: World) -> None:
     calls: list[tuple[str, int, int]] = []
-    score_continuations(
-        small.view, small.encoder, PAIRS, batch_tokens=64, progress=lambda *call: calls.append(call)
-    )
+    score_continuations(small.view, small.encoder, PAIRS, batch_tokens=64, progress=lambda *call: calls.append(call))
     assert calls[-1][1] == calls[-1][2]
     assert len(calls) > 1
 
