@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -199,7 +200,7 @@ class WeightEdit(Edit):
         dtype = next(iter(parameters[name] for name in self.updates)).dtype if self.updates else torch.float32
         if type_name(dtype) not in DTYPES:
             raise ArtifactMismatchError(f"the model's weights are {dtype}; edits attach to {', '.join(DTYPES)}")
-        with stack.lifted(model) if stack else _nothing():
+        with stack.lifted(model) if stack else nullcontext():
             difference = self.base.differs(base or Identity(model), dtype)
         if difference:
             raise ArtifactMismatchError(
@@ -447,12 +448,6 @@ def _mark(parameter: nn.Parameter) -> tuple[int, int]:
     """Changes when a parameter is written: torch's own count, which misses writes to ``.data``, and a sum of bits."""
     bits = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}[parameter.element_size()]
     return parameter._version, int(parameter.data.view(bits).sum(dtype=torch.int64))
-
-
-def _nothing() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext()
 
 
 def _shape(update: Update) -> tuple[int, int]:

@@ -160,7 +160,8 @@ class Editor:
             statistics=self._statistics,
             base=self.base,
             state=dict(self._states.get(cls.name, {})),
-            memo=self._memo,
+            # What is sampled from an edited model does not hold for the unedited one.
+            memo=dict(self._memo) if self._history else self._memo,
             progress=self.progress,
             stages=Stages(),
             memory=self.memory,

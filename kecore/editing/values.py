@@ -135,16 +135,8 @@ def optimise(
     essence = [EditRequest(_ESSENCE, r.subject, r.target, id=r.id) for r in requests] if settings.kl_weight else []
     # One essence prompt per group: its requests share the subject.
     first = {group: index for index, group in reversed(list(enumerate(groups)))}
-    kl = (
-        {
-            group: item
-            for group, item in zip(
-                first, locate(encoder, [essence[i] for i in first.values()], [""], target=False), strict=True
-            )
-        }
-        if essence
-        else {}
-    )
+    asked = [essence[i] for i in first.values()] if essence else []
+    kl = dict(zip(first, locate(encoder, asked, [""], target=False), strict=False))
     u = max(groups) + 1
     jobs = [[item for item in located if groups[item.request] == g] for g in range(u)]
     out = Values(*(torch.zeros(u, view.width), torch.zeros(u), torch.zeros(u), torch.zeros(u, dtype=torch.long)), "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -250,10 +250,6 @@ class ModelView:
     def frozen(self) -> Any:
         """Context: evaluation mode, frozen weights, random state untouched; restored on exit."""
         return hooks.frozen(self.model)
-
-    def select(self, layers: Sequence[int]) -> list[LayerView]:
-        """Several layers, checked."""
-        return [self.layer(index) for index in layers]
 
 
 class _Layout:
