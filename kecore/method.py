@@ -7,7 +7,7 @@ A method is a class with five attributes and one function. It never changes the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
@@ -84,11 +84,12 @@ class MethodContext:
     stages: Stages = field(default_factory=Stages)
     memory: int = 2 << 30
 
-    def need_statistics(self) -> KeyStatistics:
-        """The key statistics.
+    def need_statistics(self, layers: Iterable[int]) -> KeyStatistics:
+        """The key statistics, which cover these layers: asked for before a method does anything that takes long.
 
         Raises:
             UnsupportedCapabilityError: no statistics are at hand.
+            StatisticsMismatchError: they do not cover a layer.
         """
         if self.statistics is None:
             raise UnsupportedCapabilityError(
@@ -96,6 +97,8 @@ class MethodContext:
                 "`kecore stats MODEL --text FILE --out DIR` and pass --stats DIR "
                 "(in Python: Editor(model, tokenizer, statistics=KeyStatistics.load(DIR)))"
             )
+        for layer in layers:
+            self.statistics.moment(layer)
         return self.statistics
 
     def fingerprint(self, view: ModelView) -> Fingerprint:

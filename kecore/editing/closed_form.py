@@ -59,6 +59,7 @@ class ClosedForm:
         spread: residual ``[u, d_model]`` and number of layers still to come, to this layer's share.
         post: changes an update before it is used.
         merge_subjects: requests about one subject share key and value.
+        bare: weight of the bare prompt's key among its contexts'; see :class:`KeyPass`.
     """
 
     layers: tuple[int, ...]
@@ -69,6 +70,7 @@ class ClosedForm:
     spread: Callable[[Tensor, int], Tensor] = evenly
     post: Callable[[int, LowRank], LowRank] = lambda _layer, update: update
     merge_subjects: bool = True
+    bare: float | None = 0.5
 
     def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext, method: str) -> WeightEdit:
         """Run the stages; the model is bitwise as before when this returns.
@@ -150,7 +152,7 @@ class ClosedForm:
         updates: dict[int, LowRank] = {}
         solved: dict[str, dict[str, float]] = {}
         with context.stages("keys"):
-            keys = KeyPass(view, context.encoder, requests, groups, prefixes, layers, context.memory)
+            keys = KeyPass(view, context.encoder, requests, groups, prefixes, layers, context.memory, self.bare)
         last = view.layers[layers[-1]].residual_scale
         for place, layer in enumerate(layers):
             context.progress("layers", place, len(layers))

@@ -61,9 +61,10 @@ class KeyPass:
         encoder: text to tokens.
         requests: the edits.
         groups: group index of each request.
-        contexts: prefixes of every prompt.
+        contexts: prefixes of every prompt; the first is empty.
         layers: edited layers, ascending.
         memory: bytes of activations per chunk of rows.
+        bare: weight of the bare prompt's key, the contexts sharing the rest; None counts it as one of them.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class KeyPass:
         contexts: Sequence[str],
         layers: Sequence[int],
         memory: int = 2 << 30,
+        bare: float | None = 0.5,
     ) -> None:
         self.view, self.layers = view, list(layers)
         located = locate(encoder, requests, contexts, target=False)
@@ -82,10 +84,11 @@ class KeyPass:
         place: dict[tuple[int, ...], int] = {}
         index = [place.setdefault(item.encoded.ids[: item.lookup + 1], len(place)) for item in located]
         rows = list(place)
-        u = max(groups) + 1
+        u, others = max(groups) + 1, len(contexts) - 1
+        of_context = [1.0] if not others else [others * bare / (1 - bare) if bare is not None else 1.0] + [1.0] * others
         weight = torch.zeros(u, len(rows))
         for item, row in zip(located, index, strict=True):
-            weight[groups[item.request], row] += 1
+            weight[groups[item.request], row] += of_context[item.context]
         self.weight = weight / weight.sum(1, keepdim=True)
         self.chunks: list[tuple[Tensor, Rows, Tensor | None]] = []
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))

@@ -11,6 +11,8 @@ import torch
 
 from kecore import Corpus, Editor, EditRequest, KeyStatistics, errors, load_edit
 from kecore.edit import WeightEdit, attached
+from kecore.editing import contexts
+from kecore.editing.closed_form import ClosedForm
 from kecore.testing import tiny_model, tiny_tokenizer
 
 PARIS = EditRequest("{} is in the city of", "The tower", "Rome", "Paris")
@@ -184,13 +186,34 @@ def test_statistics_of_another_model_are_refused(statistics_file: Path) -> None:
         Editor(tiny_model("llama", seed=1), tiny_tokenizer(), statistics=KeyStatistics.load(statistics_file))
 
 
-def test_layer_without_statistics_is_named(editor: Editor, statistics_file: Path) -> None:
+@pytest.mark.parametrize("method", ["rome", "memit", "emmet", "alphaedit"])
+def test_layer_without_statistics_is_named_before_anything_runs(
+    editor: Editor, statistics_file: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = KeyStatistics.load(statistics_file)
     editor.statistics = KeyStatistics(
         {0: whole.moments[0]}, whole.tokens, {0: whole.base[0]}, whole.corpus, whole.sources
     )
+    monkeypatch.setattr(ClosedForm, "plan", lambda *_args: pytest.fail("the engine ran"))
     with pytest.raises(errors.StatisticsMismatchError, match="layer 2"):
-        editor.edit(PARIS, "memit", layers=[2], **FAST)
+        editor.edit(PARIS, method, layers=[2], **FAST)
+
+
+def test_contexts_sampled_from_an_edited_model_are_not_kept(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    sample = contexts.sample
+
+    def counted(*args: Any) -> tuple[str, ...]:
+        asked.append(len(editor.history))
+        return sample(*args)
+
+    monkeypatch.setattr(contexts, "sample", counted)
+    editor.edit(PARIS, "ft-m", steps=1)
+    editor.edit(COOK, "memit", **FAST)
+    editor.revert(2)
+    editor.edit(COOK, "memit", **FAST)
+    editor.edit(PARIS, "memit", **FAST)
+    assert asked == [1, 0]  # anew for the unedited model, whose contexts then serve later edits
 
 
 def test_known_answer_warns(editor: Editor) -> None:

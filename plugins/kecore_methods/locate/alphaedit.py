@@ -59,7 +59,8 @@ class AlphaEdit:
     def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
         """Plan the edit; keys of all edits so far travel in ``context.state``."""
         config: AlphaEdit.Config = context.config
-        statistics = context.need_statistics()
+        layers = config.edited_layers(view)
+        statistics = context.need_statistics(layers)
         absolute = config.eigenvalue_threshold is not None
         threshold = config.relative_threshold if config.eigenvalue_threshold is None else config.eigenvalue_threshold
 
@@ -74,4 +75,4 @@ class AlphaEdit:
             context.state[name] = every
             return kv_solve(every, residuals, ridge, shares=shares)
 
-        return config.engine(config.edited_layers(view), solve=solve).plan(view, requests, context, self.name)
+        return config.engine(layers, solve=solve).plan(view, requests, context, self.name)

@@ -33,6 +33,13 @@ class LocateConfig(MethodConfig):
     depth_last: float = Field(default=0.17, ge=0, le=1, description="Depth of the last edited layer.")
     contexts: int = Field(default=5, ge=0, le=64, description="Context prefixes sampled from the model.")
     context_tokens: int = Field(default=10, ge=1, le=64, description="Length of a context prefix in tokens.")
+    bare_weight: float | None = Field(
+        default=0.5,
+        ge=0,
+        lt=1,
+        description="Weight of the bare prompt's key, its contexts sharing the rest (half in MEMIT's released code); "
+        "None counts it as one of them (ROME's).",
+    )
     steps: int = Field(default=25, ge=1, description="Evaluations of the value loss (Adam makes one update fewer).")
     optimizer: Literal["gradient", "adam"] = Field(
         default="gradient", description="Normalised gradient descent, or Adam as published."
@@ -95,6 +102,7 @@ class LocateConfig(MethodConfig):
             layers=layers,
             contexts=self.contexts,
             context_tokens=self.context_tokens,
+            bare=self.bare_weight,
             values=self.value_settings(),
             **stages,
         )

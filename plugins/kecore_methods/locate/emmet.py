@@ -45,7 +45,8 @@ class Emmet:
     def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
         """Plan the edit; see :class:`kecore.editing.closed_form.ClosedForm`."""
         config: Emmet.Config = context.config
-        statistics = context.need_statistics()
+        layers = config.edited_layers(view)[-1:]
+        statistics = context.need_statistics(layers)
         absolute = config.ridge_lambda is not None
         weight = config.ridge if config.ridge_lambda is None else config.ridge_lambda
 
@@ -53,5 +54,4 @@ class Emmet:
             factor = statistics.factor(layer, config.statistics_ridge)
             return least_squares(keys, residuals, factor, weight, absolute=absolute, each=config.each_context)
 
-        engine = config.engine(config.edited_layers(view)[-1:], solve=solve)
-        return engine.plan(view, requests, context, self.name)
+        return config.engine(layers, solve=solve).plan(view, requests, context, self.name)

@@ -59,10 +59,10 @@ class Memit:
     def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
         """Plan the edit; see :class:`kecore.editing.closed_form.ClosedForm`."""
         config: Memit.Config = context.config
-        statistics = context.need_statistics()
         layers = config.edited_layers(view)
         if config.boundary_layers:
             layers = tuple(sorted({layers[0], layers[-1]}))
+        statistics = context.need_statistics(layers)
         absolute = config.preservation_lambda is not None
 
         def solve(layer: int, keys: Keys, residuals: Tensor) -> Solution:

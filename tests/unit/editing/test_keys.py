@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from kecore.testing import Snapshot, tiny_model
 from kecore.types import EditRequest
 
 CONTEXTS = ("", "Therefore it is said", "I")
+HALF = (0.5, 0.25, 0.25)  # the default: the bare prompt counts as much as all its contexts
 LAYERS = (0, 1, 3)
 
 
@@ -50,10 +53,19 @@ def whole(world: Any, request: EditRequest, context: str) -> tuple[dict[int, Ten
     return keys, moved[0]
 
 
-def means(world: Any, facts: list[EditRequest], groups: list[int]) -> tuple[dict[int, Tensor], Tensor]:
-    found = [[whole(world, fact, context) for context in CONTEXTS] for fact in facts]
+def means(
+    world: Any, facts: list[EditRequest], groups: list[int], weights: Sequence[float]
+) -> tuple[dict[int, Tensor], Tensor]:
+    """Per group, the mean over its requests of the weighted mean over contexts."""
+
+    def mean(context: Callable[[str], tuple[dict[int, Tensor], Tensor]]) -> tuple[dict[int, Tensor], Tensor]:
+        every = [context(prefix) for prefix in CONTEXTS]
+        keys = {i: sum(w * k[i] for w, (k, _) in zip(weights, every, strict=True)) for i in LAYERS}
+        return keys, sum(w * m for w, (_, m) in zip(weights, every, strict=True))
+
+    found = [mean(partial(whole, world, fact)) for fact in facts]
     rows = [
-        [item for group, items in zip(groups, found, strict=True) if group == g for item in items]
+        [item for group, item in zip(groups, found, strict=True) if group == g]
         for g in range(max(groups) + 1)
     ]
     keys = {i: torch.stack([torch.stack([k[i] for k, _ in row]).mean(0) for row in rows]) for i in LAYERS}
@@ -69,6 +81,23 @@ def overlay(view: ModelView, layers: tuple[int, ...]) -> dict[nn.Parameter, Tens
 @pytest.mark.parametrize("memory", [2 << 30, 1], ids=["one-chunk", "row-by-row"])
 def test_an_incremental_pass_equals_whole_ones(any_world: Any, facts: list[EditRequest], memory: int) -> None:
     check_pass(any_world, facts, memory)
+
+
+@pytest.mark.parametrize(
+    ("bare", "weights"), [(None, (1 / 3, 1 / 3, 1 / 3)), (0.8, (0.8, 0.1, 0.1)), (0.0, (0, 0.5, 0.5))]
+)
+def test_the_bare_prompt_has_the_weight_it_is_given(
+    world: Any, facts: list[EditRequest], bare: float | None, weights: tuple[float, ...]
+) -> None:
+    with world.view.frozen(), torch.no_grad():
+        keys = KeyPass(world.view, world.encoder, facts, [0, 1, 2, 3], CONTEXTS, LAYERS, bare=bare)
+        wanted, _ = means(world, facts, [0, 1, 2, 3], weights)
+        torch.testing.assert_close(keys.advance(0)[0].mean(), wanted[0].t(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_bare_prompt_alone_has_all_the_weight(world: Any, facts: list[EditRequest]) -> None:
+    with world.view.frozen():
+        assert KeyPass(world.view, world.encoder, facts[:1], [0], ("",), LAYERS, bare=0.5).weight.tolist() == [[1.0]]
 
 
 def test_layers_that_cannot_be_skipped(world: Any, facts: list[EditRequest]) -> None:
@@ -118,12 +147,12 @@ def check_pass(world: Any, facts: list[EditRequest], memory: int) -> None:
     groups = group_by_subject(facts)
     assert groups == [0, 1, 0, 2]
     with world.view.frozen(), torch.no_grad():
-        _, before = means(world, facts, groups)
+        _, before = means(world, facts, groups, HALF)
         keys = KeyPass(world.view, world.encoder, facts, groups, CONTEXTS, LAYERS, memory)
         for place, layer in enumerate(LAYERS):
             with world.view.overlay(overlay(world.view, LAYERS[:place])):
                 found, moved = keys.advance(layer)
-                wanted, after = means(world, facts, groups)
+                wanted, after = means(world, facts, groups, HALF)
             torch.testing.assert_close(found.mean(), wanted[layer].t(), rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(moved, after - before, rtol=1e-4, atol=2e-5)
             assert place == 0 or float(moved.norm()) > 0.1
