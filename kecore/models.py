@@ -87,8 +87,13 @@ def load_model(ref: str, *, device: str = "auto", dtype: str = "auto", trust_rem
         raise ModelLoadError(f"unknown dtype {dtype!r}; expected auto, {', '.join(_DTYPES)}")
     target = _device(device)
     source = _resolve(ref)
+    cached_only = not Path(source).is_dir() and _offline(source)
     model, tokenizer = _from_pretrained(
-        ref, source, dtype=_DTYPES.get(dtype, "auto"), trust_remote_code=trust_remote_code
+        ref,
+        source,
+        dtype=_DTYPES.get(dtype, "auto"),
+        trust_remote_code=trust_remote_code,
+        local_files_only=cached_only,
     )
     nn.Module.to(model, target)
     return LoadedModel(model, tokenizer, ref, source)
@@ -155,6 +160,21 @@ def _resolve(ref: str) -> str:
     if path.is_absolute() or ref.startswith((".", "~")) or path.suffix.lower() == ".gguf" or ref.count("/") > 1:
         raise ModelLoadError(f"{path} does not exist; expected a model directory or a .gguf file")
     return ref
+
+
+def _offline(hub_id: str) -> bool:
+    """Whether the Hub does not answer: transformers tries again for half a minute before it reads the Hub's cache."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(hub_id, "config.json"), timeout=10)
+    except HfHubHTTPError:  # an answer, if not a good one: transformers says what it means
+        return False
+    except Exception as error:  # noqa: BLE001 - errors of an HTTP library that the Hub's client has changed before
+        logger.info("the Hub cannot be reached (%s); reading its cache only", _brief(error))
+        return True
+    return False
 
 
 def _unpacked(file: Path) -> Path:
