@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kecore.errors import LayerError
 from kecore.model_view import hooks
+from kecore.model_view.gemm import by_onednn
 from kecore.model_view.identity import Identity
 from kecore.model_view.linear import LinearView
 
@@ -153,7 +154,7 @@ class ModelView:
         hidden: Collection[int] = (),
         keys: Collection[int] = (),
         values: Collection[int] = (),
-        change: Mapping[int, Callable[[Tensor], Tensor]] | None = None,
+        change: Mapping[Any, Callable[[Tensor], Tensor]] | None = None,
         add: Mapping[int, Tensor] | None = None,
         at: tuple[Tensor, Tensor] | None = None,
         past: tuple[Any, Tensor] | None = None,
@@ -168,7 +169,8 @@ class ModelView:
             hidden: layers whose output is wanted.
             keys: layers whose keys (input of the value projection) are wanted.
             values: layers whose value projection's output is wanted.
-            change: layer index to a function applied to the output of its value projection.
+            change: layer index to a function applied to the output of its value projection; or any module to one
+                applied to its own, which must be a state of the tokens.
             add: layer index to a matrix ``[d_out, d_in]`` that acts beside its value projection
                 (differentiable, unlike an overlay).
             at: ``(row [k], column [k])``: places whose logits are wanted. Only these hidden states go
@@ -193,7 +195,7 @@ class ModelView:
                 found = stack.enter_context(hooks.capture(modules, inputs=store is out.keys))
                 captured.append((store, list(wanted), found))
             for index, function in (change or {}).items():
-                module = self.layers[index].value_projection.module
+                module = self.layers[index].value_projection.module if isinstance(index, int) else index
                 stack.enter_context(hooks.substitute(module, _shaped(function, shape, layout)))
             for index, matrix in (add or {}).items():
                 stack.enter_context(hooks.beside(self.layers[index].value_projection.module, matrix))
@@ -203,6 +205,7 @@ class ModelView:
                 stack.enter_context(hooks.substitute(self.unembedding, _gather(at), inputs=True))
             if stop is not None:
                 stack.enter_context(hooks.stopped(self.layers[stop].module))
+            stack.enter_context(by_onednn(self.layers[0].value_projection.parameter))
             result = self.model(**self._arguments(rows, past, use_cache))
             out.logits = result.logits if at is None else result.logits[0]
             out.cache = getattr(result, "past_key_values", None)

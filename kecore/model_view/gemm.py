@@ -1,0 +1,75 @@
+"""Float32 matrix products of frozen weights by oneDNN, where torch would take MKL.
+
+MKL has no AVX-512 kernels for processors that are not Intel's: on two cores of an AMD EPYC (Zen 5) it was measured at
+205 GFLOP/s where oneDNN, which torch carries as well, reaches 458 (``[1050, 576] x [576, 1536]``), and it is four times
+slower on a few rows. Both compute in float32. ``benchmarks/bench_gemm.py`` shows it for the machine it runs on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["by_onednn"]
+
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def by_onednn(weight: Tensor) -> AbstractContextManager[Any]:
+    """Inside, products with frozen weights of this type and device are oneDNN's, where that is of use."""
+    usable = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    return _Products() if usable and _linear() is not None else nullcontext()
+
+
+def _linear() -> Callable[..., Tensor] | None:
+    """OneDNN's ``x Wᵀ + b``: what torch's compiler calls, so it may move."""
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _Products(TorchFunctionMode):
+    """Takes ``linear`` and ``addmm`` over, the two products that modules of transformers are made of."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if not kwargs:
+            if func is functional.linear and _fits(*args):
+                return _Frozen.apply(*args, *(None,) * (3 - len(args)))
+            if func is torch.addmm and len(args) == 3 and _fits(args[1], args[2].t(), args[0]):
+                return _Frozen.apply(args[1], args[2].t(), args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    given = [x, weight] if bias is None else [x, weight, bias]
+    return (
+        all(type(t) in _PLAIN and t.dtype == torch.float32 and t.device.type == "cpu" for t in given)
+        and not any(t.requires_grad for t in given[1:])
+        and (bias is None or bias.ndim == 1)
+        and x.ndim >= 2
+        and x.numel() > 0
+    )
+
+
+class _Frozen(torch.autograd.Function):
+    """``x Wᵀ + b``, differentiable in ``x`` alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (weight,) = ctx.saved_tensors
+        return _product(gradient.contiguous(), weight.t(), None), None, None
