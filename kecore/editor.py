@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from kecore import registry
 from kecore.edit import Edit, attached
 from kecore.errors import EditStateError, KecoreWarning, UnsupportedCapabilityError
-from kecore.method import MethodContext, Progress, Stages, silent
+from kecore.memory import MemoryPlan, Need, held, make_plan, scoring
+from kecore.method import EditMethod, MethodContext, Progress, Stages, silent
 from kecore.model_view import Fingerprint, ModelView, type_name
 from kecore.text import Encoder
 from kecore.types import EditRecord, EditRequest, check_conflicts
 
 if TYPE_CHECKING:
+    from kecore.config import MethodConfig
     from kecore.evaluate import Evaluation, Protocol
     from kecore.statistics import KeyStatistics
 
@@ -54,7 +56,8 @@ class Editor:
         statistics: key statistics of the unedited model, for methods that need them.
         chat: put prompts into the tokenizer's chat template.
         seed: seeds everything random.
-        memory: bytes that activations of one micro-batch may take.
+        memory: most bytes that the process may hold at one time on the model's device, program and weights
+            included; see :mod:`kecore.memory`. None takes three quarters of what is free.
         progress: called while long stages advance.
 
     Raises:
@@ -62,6 +65,7 @@ class Editor:
         TokenizerError: the tokenizer gives no offsets, or has no chat template when ``chat`` is asked for.
         StatisticsMismatchError: the statistics belong to other weights.
         EditStateError: the model carries edits already; the session would not know its base.
+        MemoryBudgetError: the budget cannot hold the model.
     """
 
     def __init__(
@@ -72,7 +76,7 @@ class Editor:
         statistics: KeyStatistics | None = None,
         chat: bool = False,
         seed: int = 0,
-        memory: int = 2 << 30,
+        memory: int | None = None,
         progress: Progress = silent,
     ) -> None:
         if attached(model):
@@ -90,6 +94,8 @@ class Editor:
         self._history: list[HistoryEntry] = []
         self._states: dict[str, Mapping[str, Tensor]] = {}
         self._memo: dict[Any, Any] = {}
+        self._held = held(self.view)
+        make_plan(self.view, memory, (), self._held)
 
     @classmethod
     def from_pretrained(cls, ref: str, *, device: str = "auto", dtype: str = "auto", **options: Any) -> Editor:
@@ -127,7 +133,7 @@ class Editor:
     def edit(
         self,
         requests: EditRequest | EditRecord | Sequence[EditRequest | EditRecord],
-        method: str = "memit",
+        method: str | type[Any] = "memit",
         *,
         preset: str | None = None,
         **config: Any,
@@ -136,7 +142,7 @@ class Editor:
 
         Args:
             requests: one or many facts.
-            method: name of an installed method.
+            method: name of an installed method, or a class that need not be installed.
             preset: a published set-up of the method, to start from.
             config: fields of the method's configuration.
 
@@ -145,16 +151,19 @@ class Editor:
 
         Raises:
             MethodNotFoundError: no such method.
+            PluginError: the class breaks the contract of a method.
             ConfigError: a bad field.
             UnsupportedCapabilityError: the method cannot do what is asked.
             RequestError: a bad request, or two that contradict each other.
+            MemoryBudgetError: the session's budget cannot hold what the edit needs.
         """
         asked = _requests(requests)
-        cls = registry.default().get(method)
+        cls = registry.default().get(method) if isinstance(method, str) else _checked(method)
         check_conflicts(asked)
-        values = dict(cls.Config.preset(preset)) if preset else {}
+        made = _config(cls, preset, config)
+        plan = self._plan(made, asked)
         context = MethodContext(
-            config=cls.Config.make({**values, **config}),
+            config=made,
             encoder=self.encoder,
             seed=self.seed,
             statistics=self._statistics,
@@ -164,10 +173,10 @@ class Editor:
             memo=dict(self._memo) if self._history else self._memo,
             progress=self.progress,
             stages=Stages(),
-            memory=self.memory,
+            memory=plan.activations,
         )
         self._check_capabilities(cls)
-        self._warn_of_known(asked)
+        self._warn_of_known(asked, plan)
         edit = cls().plan(self.view, asked, context)
         with context.stages("attach"):
             self._attach(edit)
@@ -175,6 +184,30 @@ class Editor:
         self._states[cls.name] = context.state
         self._history.append(HistoryEntry(edit, cls.name, dict(context.stages.seconds), before))
         return edit
+
+    def preflight(
+        self,
+        requests: EditRequest | EditRecord | Sequence[EditRequest | EditRecord],
+        method: str | type[Any] = "memit",
+        *,
+        preset: str | None = None,
+        **config: Any,
+    ) -> MemoryPlan:
+        """What :meth:`edit` with the same arguments would take in memory, and its micro-batches; nothing is computed.
+
+        Raises:
+            MemoryBudgetError: the session's budget cannot hold it; names what is needed.
+        """
+        cls = registry.default().get(method) if isinstance(method, str) else _checked(method)
+        return self._plan(_config(cls, preset, config), _requests(requests))
+
+    def memory_plan(self, needs: Sequence[Need]) -> MemoryPlan:
+        """How stages with these needs keep within the session's budget.
+
+        Raises:
+            MemoryBudgetError: they cannot; names what is needed.
+        """
+        return make_plan(self.view, self.memory, needs, self._held)
 
     def revert(self, count: int = 1) -> None:
         """Take the last ``count`` edits off; with none left the model is bitwise what it was.
@@ -193,9 +226,12 @@ class Editor:
     def evaluate(self, records: Sequence[EditRecord], protocol: Protocol | None = None) -> Evaluation:
         """Score the model as it is now; see :func:`kecore.evaluate.evaluate`."""
         from kecore.evaluate import Protocol, evaluate
+        from kecore.evaluate.scoring import BATCH_TOKENS
 
         protocol = protocol or Protocol(form="chat" if self.encoder.chat else "plain")
-        return evaluate(self.view, self.encoder, records, protocol, progress=self.progress)
+        need = scoring(self.view, BATCH_TOKENS)
+        tokens = need.micro_batch(self.memory_plan([need]).activations)
+        return evaluate(self.view, self.encoder, records, protocol, batch_tokens=tokens, progress=self.progress)
 
     def save(self, path: str | Path) -> Path:
         """Write the edits of this session as one edit.
@@ -245,16 +281,20 @@ class Editor:
         else:
             edit.attach(self.model)
 
-    def _warn_of_known(self, requests: Sequence[EditRequest]) -> None:
+    def _plan(self, config: MethodConfig, requests: Sequence[EditRequest]) -> MemoryPlan:
+        from kecore.evaluate.scoring import BATCH_TOKENS
+
+        check = scoring(self.view, BATCH_TOKENS, "check")
+        return self.memory_plan([check, *config.needs(self.view, self.encoder, requests)])
+
+    def _warn_of_known(self, requests: Sequence[EditRequest], plan: MemoryPlan) -> None:
         """Say which requests ask for what the model answers anyway."""
         from kecore.evaluate import score_continuations
 
         pairs = [(request.text, request.target) for request in requests]
-        known = [
-            request.id
-            for request, score in zip(requests, score_continuations(self.view, self.encoder, pairs), strict=True)
-            if score.exact
-        ]
+        tokens = plan.needs[0].micro_batch(plan.activations)
+        scores = score_continuations(self.view, self.encoder, pairs, batch_tokens=tokens)
+        known = [request.id for request, score in zip(requests, scores, strict=True) if score.exact]
         if known:
             shown = ", ".join(known[:5]) + (" ..." if len(known) > 5 else "")
             warnings.warn(
@@ -262,6 +302,15 @@ class Editor:
                 KecoreWarning,
                 stacklevel=3,
             )
+
+
+def _checked(method: type[Any]) -> type[EditMethod]:
+    return registry.check_contract(method, getattr(method, "name", method.__name__))
+
+
+def _config(cls: type[EditMethod], preset: str | None, fields: Mapping[str, Any]) -> MethodConfig:
+    values = dict(cls.Config.preset(preset)) if preset else {}
+    return cls.Config.make({**values, **fields})
 
 
 def _requests(given: EditRequest | EditRecord | Sequence[EditRequest | EditRecord]) -> list[EditRequest]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -42,6 +43,8 @@ class Snapshot:
         state: dict[str, Any] = {
             "random state of torch": torch.get_rng_state(),
             "random state of python": random.getstate(),
+            "random state of numpy": repr(np.random.get_state()),
+            "number of threads": torch.get_num_threads(),
             "gradients enabled": torch.is_grad_enabled(),
             "default dtype": torch.get_default_dtype(),
         }

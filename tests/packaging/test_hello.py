@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +78,16 @@ def test_edits_and_takes_the_edit_off(environment: dict[str, str], tmp_path: Pat
     seen = run([sys.executable, "-c", EDIT], environment, tmp_path)
     assert seen["before"] < 0.2 < 0.9 < seen["after"]
     assert seen["same"]
+
+
+def test_passes_its_own_conformance_test(environment: dict[str, str], tmp_path: Path, root: Path) -> None:
+    shutil.copy(root / "plugins" / "kecore-hello" / "test_kecore_hello.py", tmp_path)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_kecore_hello.py"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**environment, "OMP_NUM_THREADS": "1"}, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"^\d\d passed", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_core_does_not_know_it(root: Path) -> None:

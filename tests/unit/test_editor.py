@@ -134,7 +134,7 @@ def test_alphaedit_second_edit_leaves_the_first_keys_alone(editor: Editor) -> No
     assert isinstance(second, WeightEdit)
     for name, update in second.updates.items():
         layer = name.split(".")[2]
-        keys = first.state[f"keys/{layer}"]
+        keys = first.state[f"keys/{layer}/0"]
         moved, own = update.matrix() @ keys, first.updates[name].matrix() @ keys
         assert moved.norm() < 0.05 * own.norm()
 
@@ -269,3 +269,15 @@ def test_half_precision_rounds_once_from_the_base(statistics_file: Path, dtype: 
         assert torch.equal(dict(model.named_parameters())[name], expected)
     edit.revert(model)
     assert all(torch.equal(p, base[name]) for name, p in model.named_parameters())
+
+
+def test_a_class_need_not_be_installed(editor: Editor) -> None:
+    from kecore import registry
+
+    class Mine(registry.default().get("ft-m")):  # type: ignore[misc]
+        name = "mine"
+
+    assert editor.edit(PARIS, Mine, steps=1).inspect()["method"] == "mine"
+    Mine.reference = ""
+    with pytest.raises(errors.PluginError, match=r"reference must be the paper"):
+        editor.edit(COOK, Mine, steps=1)

@@ -1,0 +1,267 @@
+"""What a method under test stands on: a tiny model with all that a plan is given, and one plan that was watched."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kecore.corpus import Corpus
+from kecore.edit import Edit
+from kecore.editor import Editor
+from kecore.errors import KecoreWarning
+from kecore.evaluate import score_continuations
+from kecore.method import EditMethod, MethodContext, Progress, silent
+from kecore.model_view import ModelView
+from kecore.statistics import KeyStatistics
+from kecore.testing.models import tiny_model, tiny_tokenizer
+from kecore.testing.snapshot import Snapshot
+from kecore.testing.watch import watched
+from kecore.text import Encoder
+from kecore.types import EditRequest
+
+__all__ = [
+    "FACTS",
+    "MODELS",
+    "NEIGHBOURS",
+    "SHARED",
+    "Bench",
+    "NonConformance",
+    "Session",
+    "Trial",
+    "parameters",
+]
+
+MODELS = ("gpt2", "llama", "gptj", "gemma2")
+"""One tiny model a kind: ``Conv1D`` and a tied head; gated ``Linear``; a parallel block; norms behind blocks."""
+
+# In a tiny random model a change at the subject hardly reaches tokens far behind it, so the prompts end soon after it.
+FACTS = (
+    EditRequest("The continent of {}", "Vinson Massif", "Danube"),
+    EditRequest("The company of {}", "Tim Cook", "French"),
+    EditRequest("{}的首都是", "日本", "Berlin"),
+    EditRequest("The capital of {}", "Italy", "Apple"),
+)
+"""Requests about four subjects."""
+
+SHARED = (EditRequest("The capital of {}:", "France", "Rome"), EditRequest("A river in {}:", "France", "Paris"))
+"""Two requests about one more subject."""
+
+NEIGHBOURS = ("The mother tongue of Danielle", "Where does the Danube", "Antarctica is", "The iPhone", "It flows to")
+"""Prompts that no request is about."""
+
+_TEXT = "The tower number {} is in the city of Paris, and Anna, who is {} years old, speaks the language of the people."
+_TOKENS = 4000
+
+
+class NonConformance(AssertionError):
+    """A method does not do what its class says or what kecore asks of every method."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A method and how it is to be tested.
+
+    Args:
+        method: the class.
+        config: fields of its configuration, for methods whose defaults take long.
+        models: architectures of the tiny models; see :data:`MODELS`.
+        expected_failures: name of a check to the reason why the method does not pass it. Such a check must fail:
+            one that passes after all is reported as well.
+    """
+
+    method: type[Any]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    models: tuple[str, ...] = MODELS
+    expected_failures: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A plan and what it did beside planning.
+
+    Args:
+        edit: what came back, which should be an :class:`Edit`.
+        requests: what was asked for.
+        model: what changed in the model and the process; see :class:`Snapshot`.
+        arguments: what changed in the requests and the statistics.
+        notes: output, files and connections; see :func:`kecore.testing.watch.watched`.
+    """
+
+    edit: Any
+    requests: tuple[EditRequest, ...]
+    model: list[str]
+    arguments: list[str]
+    notes: list[str]
+
+
+class Bench:
+    """One tiny model for one method; each model that it hands out is a fresh copy.
+
+    Args:
+        trial: the method.
+        architecture: which tiny model.
+    """
+
+    def __init__(self, trial: Trial, architecture: str) -> None:
+        self.trial, self.architecture = trial, architecture
+        self.method, self.capabilities = trial.method, trial.method.capabilities
+
+    def model(self) -> nn.Module:
+        """The unedited model."""
+        return copy.deepcopy(_pristine(self.architecture))
+
+    def encoder(self, view: ModelView) -> Encoder:
+        """The model's tokenizer."""
+        return Encoder(_tokenizer(self.architecture), max_length=view.max_length)
+
+    def statistics(self) -> KeyStatistics | None:
+        """Key statistics, for methods that declare a need of them."""
+        return self._statistics if self.capabilities.needs_statistics else None
+
+    @cached_property
+    def _statistics(self) -> KeyStatistics:
+        return copy.deepcopy(_statistics(self.architecture))  # a method that spoils its own spoils nobody else's
+
+    def requests(self) -> tuple[EditRequest, ...]:
+        """As many requests as the method plans together."""
+        return (*FACTS, *SHARED) if self.capabilities.batch else FACTS[:1]
+
+    def plan(
+        self,
+        view: ModelView,
+        requests: Sequence[EditRequest],
+        *,
+        method: type[EditMethod] | None = None,
+        instance: EditMethod | None = None,
+        seed: int = 0,
+        progress: Progress = silent,
+        **context: Any,
+    ) -> Edit:
+        """One plan, in a context of its own; ``context`` holds further fields of it."""
+        cls = method or self.method
+        fields: dict[str, Any] = {"statistics": self.statistics(), "seed": seed, "progress": progress, **context}
+        given = MethodContext(cls.Config.make(self.trial.config), self.encoder(view), **fields)
+        with _quietly():
+            return (instance or cls()).plan(view, requests, given)
+
+    @contextmanager
+    def session(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Iterator[Session]:
+        """A session over a fresh model."""
+        with _quietly():
+            editor = Editor(self.model().to(device, dtype), _tokenizer(self.architecture))
+            if dtype == torch.float32:
+                editor.statistics = self.statistics()
+            elif self.capabilities.needs_statistics:  # those of the float32 weights belong to other weights
+                editor.statistics = _collected(editor.view, editor.encoder)
+            yield Session(editor, self)
+
+    @cached_property
+    def watched(self) -> Watched:
+        """A plan on a model in an unusual state; every later check reads it instead of planning again."""
+        model = self.model()
+        view = ModelView.of(model)
+        _dress(model)
+        requests, statistics = list(self.requests()), self.statistics()
+        moments = {i: c.clone() for i, c in statistics.moments.items()} if statistics else {}
+        before = Snapshot(model)
+        with watched() as notes:
+            edit = self.plan(view, requests)
+        arguments = [] if requests == list(self.requests()) else ["the list of requests"]
+        if statistics:
+            now = statistics.moments
+            arguments += [f"the statistics of layer {i}" for i, c in moments.items() if not torch.equal(c, now[i])]
+        return Watched(edit, self.requests(), before.differences(), arguments, notes)
+
+    def outcome(self, edit: Edit) -> dict[str, Tensor]:
+        """What a fresh model is with the edit on it: its parameters, and its log-probabilities on all prompts."""
+        model = self.model()
+        edit.attach(model)
+        return {**parameters(model), "log-probabilities": self.answers(model)}
+
+    def answers(self, model: nn.Module, texts: Sequence[str] | None = None) -> Tensor:
+        """Next-token log-probabilities, ``[texts, vocab]`` float64; by default of all requests and neighbours."""
+        encoder = Encoder(_tokenizer(self.architecture))
+        every = texts or [*(request.text for request in (*FACTS, *SHARED)), *NEIGHBOURS]
+        device = next(model.parameters()).device
+        with torch.no_grad():
+            rows = [
+                model(input_ids=torch.tensor([encoder.encode(text).ids], device=device), use_cache=False).logits[0, -1]
+                for text in every
+            ]
+        return torch.stack(rows).double().log_softmax(-1).cpu()
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """An editor, and how likely requests are in it."""
+
+    editor: Editor
+    bench: Bench
+
+    def edit(self, *requests: EditRequest) -> Edit:
+        """Edit with the method under test."""
+        return self.editor.edit(requests, self.bench.method, **self.bench.trial.config)
+
+    def likelihood(self, *requests: EditRequest) -> list[float]:
+        """Mean log-probability of each request's target tokens."""
+        pairs = [(request.text, request.target) for request in requests]
+        return [score.mean for score in score_continuations(self.editor.view, self.editor.encoder, pairs)]
+
+
+def parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of a model's parameters by name."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep kecore's warnings back: tiny random models are unusual, and say so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", KecoreWarning)
+        yield
+
+
+def _dress(model: nn.Module) -> None:
+    """Flags, modes, hooks and gradients that a plan has to put back."""
+    model.train()
+    first, *_, last = model.parameters()
+    last.requires_grad_(False)
+    first.grad = torch.ones_like(first)
+    model.register_forward_hook(_seen)
+
+
+def _seen(_module: nn.Module, _args: Any, _output: Any) -> None:
+    """A hook of somebody else's."""
+
+
+@cache
+def _pristine(architecture: str) -> nn.Module:
+    return tiny_model(architecture)
+
+
+@cache
+def _tokenizer(architecture: str) -> Any:
+    return tiny_tokenizer("byte-bpe" if architecture in ("gpt2", "gptj") else "llama-like")
+
+
+@cache
+def _statistics(architecture: str) -> KeyStatistics:
+    view = ModelView.of(copy.deepcopy(_pristine(architecture)))
+    return _collected(view, Encoder(_tokenizer(architecture)))
+
+
+def _collected(view: ModelView, encoder: Encoder) -> KeyStatistics:
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder) / "text.txt"
+        text.write_text("\n".join(_TEXT.format(i, i % 90) for i in range(400)), encoding="utf-8")
+        return KeyStatistics.collect(view, encoder, Corpus.of(text), range(len(view.layers)), tokens=_TOKENS)

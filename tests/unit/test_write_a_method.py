@@ -1,0 +1,48 @@
+"""docs/write-a-method.md shows the files of plugins/kecore-hello and the checks that there are."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from kecore.testing import Trial
+
+HELLO = Path("plugins", "kecore-hello")
+
+
+@pytest.fixture
+def text(root: Path) -> str:
+    return (root / "docs" / "write-a-method.md").read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def test_blocks_are_the_files(root: Path, text: str) -> None:
+    *method, test = blocks(text, "python")
+    assert lines("\n".join(method)) == lines((root / HELLO / "kecore_hello.py").read_text(encoding="utf-8"))
+    assert test == (root / HELLO / "test_kecore_hello.py").read_text(encoding="utf-8")
+    (entry,) = blocks(text, "toml")
+    assert entry in (root / HELLO / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_the_example_of_a_trial_names_its_fields(text: str) -> None:
+    (trial,) = re.findall(r"Trial\(\n(.*?)^    \)$", text, flags=re.MULTILINE | re.DOTALL)
+    assert set(re.findall(r"(\w+)=", trial)) == set(Trial.__dataclass_fields__) - {"method"}
+
+
+def test_table_of_checks_is_current(root: Path) -> None:
+    spec = importlib.util.spec_from_file_location("kecore_docs_checks", root / "docs" / "_checks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run `python docs/_checks.py`"
