@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kecore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from kecore.memory import Need
+    from kecore.model_view import ModelView
+    from kecore.text import Encoder
+    from kecore.types import EditRequest
 
 __all__ = ["MethodConfig"]
 
@@ -70,6 +76,13 @@ class MethodConfig(BaseModel):
                 "install the kecore release that wrote the edit"
             )
         return values
+
+    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> Sequence[Need]:
+        """What the method's stages will take in memory, so that micro-batches can be sized and a budget kept.
+
+        None unless a method says: an edit then gets all that a budget leaves.
+        """
+        return ()
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""

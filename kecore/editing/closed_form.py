@@ -7,7 +7,7 @@ key        what does the projection read for this subject?              :mod:`ke
 target     what should it write?                                        :mod:`kecore.editing.values`
 spread     which share of the residual does each layer take?            :class:`ClosedForm` ``spread``
 preserve   which update writes it and keeps everything else?            :class:`ClosedForm` ``solve``
-post       is the update changed before it is used?                     :class:`ClosedForm` ``post``
+post       is the update changed before it is used?                     :mod:`kecore.editing.post`
 accumulate what must the next edit know?                                ``context.state``
 ========== ============================================================ ==========================
 
@@ -16,6 +16,7 @@ ROME, MEMIT, EMMET and AlphaEdit are each a configuration and a choice of these.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,21 +25,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kecore.edit import LowRank, WeightEdit, updated
+from kecore.edit import LowRank, Update, WeightEdit, updated
 from kecore.editing import contexts as contexts_module
 from kecore.editing import values as values_module
 from kecore.editing.keys import KeyPass, Keys
 from kecore.editing.locate import group_by_subject
+from kecore.editing.post import Post, Site, untouched
 from kecore.errors import KecoreWarning
 from kecore.method import MethodContext
 from kecore.model_view import ModelView
 from kecore.ops import Solution
 from kecore.types import EditRequest, check_conflicts, unique
 
-__all__ = ["ClosedForm", "Solve", "evenly"]
+__all__ = ["ClosedForm", "Solve", "by_square_root", "evenly"]
 
 Solve = Callable[[int, Keys, Tensor], Solution]
 """``solve(layer, keys, residuals [d_out, u])`` to the update of that layer."""
+
+
+def by_square_root(residual: Tensor, remaining: int) -> Tensor:
+    """PMET's spread (arXiv 2308.08742): earlier layers take more than an equal share of what is left."""
+    return residual / math.sqrt(remaining)
 
 
 def evenly(residual: Tensor, remaining: int) -> Tensor:
@@ -56,10 +63,12 @@ class ClosedForm:
         context_tokens: length of each.
         values: numbers of the target stage.
         solve: the preservation stage.
+        projection: residuals are of the last layer's value projection, not of its output; see :class:`KeyPass`.
         spread: residual ``[u, d_model]`` and number of layers still to come, to this layer's share.
-        post: changes an update before it is used.
+        post: changes an update before it is used; see :mod:`kecore.editing.post`.
         merge_subjects: requests about one subject share key and value.
         bare: weight of the bare prompt's key among its contexts'; see :class:`KeyPass`.
+        gain: factor of the values, since a prompt whose key differs from the fitted ones receives a part only.
     """
 
     layers: tuple[int, ...]
@@ -68,9 +77,11 @@ class ClosedForm:
     values: values_module.ValueSettings
     solve: Solve
     spread: Callable[[Tensor, int], Tensor] = evenly
-    post: Callable[[int, LowRank], LowRank] = lambda _layer, update: update
+    post: Post = untouched
     merge_subjects: bool = True
     bare: float | None = 0.5
+    projection: bool = False
+    gain: float = 1.0
 
     def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext, method: str) -> WeightEdit:
         """Run the stages; the model is bitwise as before when this returns.
@@ -103,7 +114,7 @@ class ClosedForm:
                     memory=context.memory,
                     progress=context.progress,
                 )
-            updates, notes = self._insert(view, asked, groups, prefixes, layers, found.delta, context)
+            updates, notes = self._insert(view, asked, groups, prefixes, layers, self.gain * found.delta, context)
         notes |= {
             "layers": list(layers),
             "contexts": list(prefixes),
@@ -148,11 +159,13 @@ class ClosedForm:
         layers: tuple[int, ...],
         delta: Tensor,
         context: MethodContext,
-    ) -> tuple[dict[int, LowRank], dict[str, Any]]:
-        updates: dict[int, LowRank] = {}
+    ) -> tuple[dict[int, Update], dict[str, Any]]:
+        updates: dict[int, Update] = {}
         solved: dict[str, dict[str, float]] = {}
         with context.stages("keys"):
-            keys = KeyPass(view, context.encoder, requests, groups, prefixes, layers, context.memory, self.bare)
+            keys = KeyPass(
+                view, context.encoder, requests, groups, prefixes, layers, context.memory, self.bare, self.projection
+            )
         last = view.layers[layers[-1]].residual_scale
         for place, layer in enumerate(layers):
             context.progress("layers", place, len(layers))
@@ -161,19 +174,21 @@ class ClosedForm:
             share = self.spread(delta - moved, len(layers) - place)
             own = view.layers[layer].residual_scale
             share = share * (last / own) if last is not None and own is not None else share
+            weight = view.layers[layer].value_projection.weight
             with context.stages("solve"):
                 solution = self.solve(layer, key, share.t())
-            updates[layer] = self.post(layer, LowRank(solution.U, solution.V))
+                site = Site(layer, weight, context.state)
+                updates[layer] = self.post(site, LowRank(solution.U, solution.V))
             solved[str(layer)] = {
                 "edit_residual": solution.edit_residual,
                 "condition": solution.condition,
-                "relative_norm": updates[layer].norm() / float(view.layers[layer].value_projection.weight.norm()),
+                "relative_norm": updates[layer].norm() / float(weight.norm()),
             }
         context.progress("layers", len(layers), len(layers))
         return updates, {"solve": solved}
 
     @staticmethod
-    def _overlay(view: ModelView, updates: dict[int, LowRank]) -> dict[torch.nn.Parameter, Tensor]:
+    def _overlay(view: ModelView, updates: dict[int, Update]) -> dict[torch.nn.Parameter, Tensor]:
         projections = {i: view.layers[i].value_projection for i in updates}
         return {
             p.parameter: updated(p.name, p.parameter.data, [updates[i]], p.transposed) for i, p in projections.items()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kecore.editing.locate import locate
 from kecore.model_view import ModelView
+from kecore.model_view.view import Pass
 from kecore.text import Encoder, Rows
 from kecore.types import EditRequest
 
@@ -64,6 +65,8 @@ class KeyPass:
         contexts: prefixes of every prompt; the first is empty.
         layers: edited layers, ascending.
         memory: bytes of activations per chunk of rows.
+        projection: measure what the last edited layer gives at its value projection, not at its output, where the
+            layers below also have a part (PMET's targets).
         bare: weight of the bare prompt's key, the contexts sharing the rest; None counts it as one of them.
     """
 
@@ -77,8 +80,10 @@ class KeyPass:
         layers: Sequence[int],
         memory: int = 2 << 30,
         bare: float | None = 0.5,
+        projection: bool = False,
     ) -> None:
         self.view, self.layers = view, list(layers)
+        self.scale = None if projection else view.layers[self.layers[-1]].residual_scale
         located = locate(encoder, requests, contexts, target=False)
         # Requests that share subject and text before it have the same keys: each distinct row runs once.
         place: dict[tuple[int, ...], int] = {}
@@ -109,7 +114,6 @@ class KeyPass:
             model, in units of its value projection.
         """
         last = self.layers[-1]
-        scale = self.view.layers[last].residual_scale
         keys: list[Tensor] = []
         outputs: list[Tensor] = []
         for place, (index, rows, hidden) in enumerate(self.chunks):
@@ -119,22 +123,25 @@ class KeyPass:
             out = self.view.forward(rows, resume=resume, stop=last, keys=[layer], hidden=sorted(keep), values=[last])
             self.chunks[place] = (index, rows, out.hidden.get(layer - 1, hidden))
             keys.append(out.keys[layer][:, -1].float())
-            values = out.values[last][:, -1] if scale is None else out.hidden[last][:, -1] / scale
-            outputs.append(values.float())
+            outputs.append(self._given(out))
         if layer:
             self.below = layer - 1
         moved = self.weight @ self._ordered(outputs) - self.original
         return Keys(self._ordered(keys), self.weight), moved
 
     def _outputs(self, last: int) -> Tensor:
-        scale = self.view.layers[last].residual_scale
         found: list[Tensor] = []
         with torch.no_grad():
             for _, rows, _ in self.chunks:
                 out = self.view.forward(rows, stop=last, hidden=[last], values=[last])
-                values = out.values[last][:, -1] if scale is None else out.hidden[last][:, -1] / scale
-                found.append(values.float())
+                found.append(self._given(out))
         return self.weight @ self._ordered(found)
+
+    def _given(self, out: Pass) -> Tensor:
+        """What the last edited layer gives at the lookup token, in units of its value projection."""
+        last = self.layers[-1]
+        given = out.values[last][:, -1] if self.scale is None else out.hidden[last][:, -1] / self.scale
+        return given.float()
 
     def _ordered(self, parts: list[Tensor]) -> Tensor:
         """Rows of all chunks in their original order, on the CPU."""

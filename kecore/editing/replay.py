@@ -8,12 +8,13 @@ compared with the full forward pass; a model that cannot be driven this way fall
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kecore.errors import KecoreWarning
 from kecore.model_view import ModelView
@@ -32,6 +33,8 @@ class Replay:
         lookups: index of the lookup token in each row.
         layer: layer whose value projection's output is changed.
         mode: how to drive the model, if an earlier batch has found out; None to find out.
+        mixer: a module whose output is changed as well (:func:`kecore.model_view.mixer.mixer`); the vectors are then
+            two, one behind the other.
 
     Attributes:
         mode: ``"cached"`` (upper layers, tokens from the lookup on), ``"upper"`` (upper layers, all
@@ -46,9 +49,11 @@ class Replay:
         lookups: Sequence[int],
         layer: int,
         mode: str | None = None,
+        mixer: nn.Module | None = None,
     ) -> None:
-        self.view, self.layer = view, layer
-        self.scale = view.layers[layer].residual_scale
+        self.view, self.layer, self.mixer = view, layer, mixer
+        # What is added before the feed-forward block changes what that reads, so the layer itself has to run.
+        self.scale = view.layers[layer].residual_scale if mixer is None else None
         # Where nothing stands between projection and residual stream, the edited layer itself is done too.
         self.start = layer + 1 if self.scale is not None else layer
         self.rows = encoder.rows(ids, lookups).to(view.device)
@@ -85,13 +90,14 @@ class Replay:
         whole, column = self.rows, self.column
         some = torch.arange(min(4, len(whole.input_ids)), device=whole.input_ids.device)
         ends = whole.input_ids.shape[1] - 1 - whole.attention_mask[some].flip(1).argmax(1)
-        expected = self.view.forward(whole.select(some), at=(torch.arange(len(some)), ends)).logits
+        expected = self.view.forward(whole.select(some), at=(some, ends)).logits
         cut = column if mode == "cached" else 0
         try:
             self._set_up(whole, cut)
-            zero = torch.zeros(len(whole.input_ids), self.view.width, device=self.view.device)
-            self._run(zero, some, ends - cut)
-            got = self._run(zero, some, ends - cut)  # the second run, because a cache may keep the first
+            zero = torch.zeros(len(some), self.parts * self.view.width, device=self.view.device)
+            part = self.select(some)
+            part._run(zero, some, ends - cut)
+            got = part._run(zero, some, ends - cut)  # the second run, because a cache may keep the first
         except (
             RuntimeError,
             TypeError,
@@ -128,12 +134,16 @@ class Replay:
             self.hidden = self.view.forward(self.rows, past=self.past, stop=below, hidden=[below]).hidden[below]
 
     def _run(self, delta: Tensor, row: Tensor, column: Tensor, noise: Tensor | None = None) -> Tensor:
-        def add(output: Tensor) -> Tensor:
-            output = output.clone()
-            output[:, self.column] += delta.to(output)
-            return output
+        def add(part: Tensor) -> Callable[[Tensor], Tensor]:
+            def change(output: Tensor) -> Tensor:
+                output = output.clone()
+                output[:, self.column] += part.to(output)
+                return output
 
-        resume, change = None, {self.layer: add}
+            return change
+
+        parts = delta.split(self.view.width, dim=1)
+        resume, change = None, dict(zip((self.layer, self.mixer), map(add, parts), strict=False))
         if self.hidden is not None:
             hidden = self.hidden.clone()
             if noise is not None:
@@ -151,7 +161,7 @@ class Replay:
         """Logits with a vector added at each row's lookup token.
 
         Args:
-            delta: ``[rows, d_model]``, added to the value projection's output.
+            delta: ``[rows, parts * d_model]``, added to the value projection's output and to the mixer's.
             row: ``[k]`` rows.
             place: ``[k]`` token indices within the row's own tokens.
             noise: ``[rows, >= width, d_model]``, added to the hidden states behind the lookup token; without effect
@@ -163,6 +173,11 @@ class Replay:
         return self._run(delta, row, place + self._shift[row], noise)
 
     @property
+    def parts(self) -> int:
+        """Vectors that are added to a row."""
+        return 1 if self.mixer is None else 2
+
+    @property
     def _shift(self) -> Tensor:
         """Column of each row's token 0; negative where it lies in the cache."""
         width = self.rows.input_ids.shape[1]
@@ -172,28 +187,46 @@ class Replay:
 
     @torch.no_grad()
     def lookup_norm(self, rows: Tensor) -> Tensor:
-        """Norm that a value is relative to, ``[len(rows)]``.
+        """Norms that the vectors are relative to, ``[len(rows), parts]``.
 
-        That of the layer's output at the lookup token, in units of the value projection; of the projection's
-        own output where a norm follows it.
+        That of the layer's output at the lookup token, in units of the value projection; of the projection's own output
+        where a norm follows it, or where the mixer's is changed too, whose norm comes second.
         """
+        layer = self.layer
         if self.scale is not None and self.hidden is not None:
-            found = self.hidden
+            found = [self.hidden]
         else:
-            layer = self.layer
-            out = self.view.forward(self.rows, past=self.past, stop=layer, hidden=[layer], values=[layer])
-            found = (out.values if self.scale is None else out.hidden)[layer]
-        return found[rows, self.column].float().norm(dim=1) / abs(self.scale or 1.0)
+            beside: list[Tensor] = []
+            keep = {} if self.mixer is None else {self.mixer: lambda output: beside.append(output) or output}
+            out = self.view.forward(self.rows, past=self.past, stop=layer, hidden=[layer], values=[layer], change=keep)
+            found = [(out.values if self.scale is None else out.hidden)[layer], *beside]
+        at = torch.stack([part[rows, self.column] for part in found], dim=1)
+        return at.float().norm(dim=2) / abs(self.scale or 1.0)
 
-    def select(self, rows: Tensor) -> None:
-        """Keep only these rows."""
-        self.rows = self.rows.select(rows)
+    def select(self, rows: Tensor) -> Replay:
+        """These rows alone; this object keeps its own."""
+        some = copy.copy(self)
+        some.rows = self.rows.select(rows)
         if self.hidden is not None:
-            self.hidden = self.hidden[rows]
+            some.hidden = self.hidden[rows]
         if self.past is not None:
             cache, mask = self.past
+            cache = _copy(cache)
             cache.reorder_cache(rows)
-            self.past = (cache, mask[rows])
+            some.past = (cache, mask[rows])
+        return some
+
+
+def _copy(cache: Any) -> Any:
+    """A read-only cache whose layers may be changed without changing the other's; states are shared until then."""
+    outer = copy.copy(cache)
+    inner = outer
+    if hasattr(outer, "self_attention_cache"):
+        inner = outer.self_attention_cache = copy.copy(outer.self_attention_cache)
+    inner.layers = [copy.copy(layer) for layer in inner.layers]
+    for layer in inner.layers:
+        layer.__dict__.update((n, dict(v)) for n, v in layer.__dict__.items() if isinstance(v, dict))
+    return _read_only(outer)
 
 
 def _read_only(cache: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kecore.editing.accumulate import Past
 from kecore.editing.keys import Keys
 from kecore.ops import Solution, kv_solve
 from kecore.statistics import KeyStatistics
@@ -20,6 +21,7 @@ def least_squares(
     *,
     absolute: bool = False,
     each: bool = True,
+    past: Past | None = None,
 ) -> Solution:
     """MEMIT's and EMMET's update: residuals against the preserved keys' second moment.
 
@@ -32,11 +34,15 @@ def least_squares(
         absolute: ``weight`` is λ.
         each: fit the key of every context instead of their mean. The published methods fit the mean; a
             prompt's own key then gets only part of its value.
+        past: keys of the edits before, which are to stay where they were mapped; takes the new ones in.
     """
     columns, shares = keys.each() if each else (keys.mean(), None)
     if not absolute:
         white = columns if factor is None else factor @ columns.to(factor.dtype)
         weight *= float(white.double().square().sum()) / residuals.shape[1]
+    if past is not None:
+        groups = torch.arange(residuals.shape[1]) if shares is None else shares.argmax(1)
+        weight, columns = past.joined(weight, columns, groups)
     return kv_solve(columns, residuals, weight, factor, shares)
 
 

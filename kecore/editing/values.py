@@ -33,6 +33,7 @@ from kecore.editing.replay import Replay
 from kecore.errors import NonFiniteError
 from kecore.method import Progress, silent
 from kecore.model_view import ModelView
+from kecore.model_view.mixer import mixer
 from kecore.text import Encoder
 from kecore.types import EditRequest
 
@@ -63,9 +64,13 @@ class ValueSettings:
         clamp: largest ``‖delta‖ / ‖h‖``.
         kl_weight: factor of KL(edited ‖ original) on ``"<subject> is a"``.
         stop_loss: a group whose whole loss is below this is finished.
+        stop_most_probable: a group is finished as well once every token of its targets is the most probable one in
+            all contexts (ENCORE's early stop, arXiv 2502.01636).
         noise: Gaussian noise on the hidden states of the tokens behind the subject, in units of each coordinate's
             standard deviation; anew at each step, on every context but the bare prompt. A value that must work
             through it does not hang on the prompt's wording. None of the published methods has it.
+        mixer: optimise a second vector, added to the output of the layer's attention, and forget it afterwards (PMET,
+            arXiv 2308.08742). Both are then relative to the norms of the outputs that they are added to.
         precision: type of the frozen weights and activations; ``delta``, its gradient sums and the loss
             are float32 in any case.
     """
@@ -78,7 +83,9 @@ class ValueSettings:
     clamp: float = 4.0
     kl_weight: float = 0.0625
     stop_loss: float = 1e-2
+    stop_most_probable: bool = False
     noise: float = 0.5
+    mixer: bool = False
     precision: torch.dtype | None = None
 
 
@@ -152,9 +159,9 @@ def optimise(
                 if not active:
                     break
             index = torch.tensor(batch)
-            out.delta[index], out.reference[index] = part.delta.cpu(), part.reference.cpu()
+            out.delta[index], out.reference[index] = part.delta[:, : view.width].cpu(), part.reference[:, 0].cpu()
             out.loss[index], out.steps[index] = part.loss.cpu(), part.steps.cpu()
-            mode, done = part.replay.mode, done + len(batch)
+            mode, done = part.mode, done + len(batch)
     progress("values", u * settings.steps, u * settings.steps)
     return Values(out.delta, out.reference, out.loss, out.steps, mode or "full")
 
@@ -196,7 +203,7 @@ def _micro_batches(view: ModelView, jobs: list[list[Located]], layer: int, memor
     heads = view.layers[layer].value_projection
     # Kept for the backward pass, per token and layer: about 8 residual and 5 feed-forward widths in float32.
     per_token = 4 * (8 * heads.d_out + 5 * heads.d_in) * max(1, len(view.layers) - layer)
-    length = [max(len(item.encoded.ids) - item.lookup for item in job) for job in jobs]
+    length = [max(len(item.encoded.ids) - 1 - item.lookup for item in job) for job in jobs]
     batch: list[int] = []
     rows = 0
     for g in sorted(range(len(jobs)), key=lambda g: length[g]):
@@ -210,6 +217,45 @@ def _micro_batches(view: ModelView, jobs: list[list[Located]], layer: int, memor
         batch.append(g)
         rows += size
     yield batch
+
+
+class _Work:
+    """Rows of some groups, and where in them the loss is read.
+
+    Args:
+        replay: runs the rows.
+        group: ``[rows]``, the group of each.
+        context: ``[rows]``, index of its context; 0 for the bare prompt and for an essence.
+        essence: ``[rows]``, true where a row stands for the KL term.
+        row: ``[k]``, rows of the positions whose logits are read.
+        place: ``[k]``, their token indices.
+        token: ``[k]``, the target token; -1 on essence rows.
+    """
+
+    def __init__(
+        self,
+        replay: Replay,
+        group: Tensor,
+        context: Tensor,
+        essence: Tensor,
+        row: Tensor,
+        place: Tensor,
+        token: Tensor,
+    ) -> None:
+        self.replay, self.group, self.context, self.essence = replay, group, context, essence
+        self.row, self.place, self.token = row, place, token
+
+    def keep(self, mask: Tensor) -> _Work:
+        """The rows where ``mask [rows]`` is true."""
+        rows = mask.nonzero().flatten()
+        index = torch.full((len(mask),), -1, device=mask.device)
+        index[rows] = torch.arange(len(rows), device=mask.device)
+        chosen = mask[self.row]
+        return _Work(
+            self.replay.select(rows),
+            *(self.group[rows], self.context[rows], self.essence[rows]),
+            *(index[self.row[chosen]], self.place[chosen], self.token[chosen]),
+        )
 
 
 class _Batch:
@@ -229,9 +275,11 @@ class _Batch:
         rows = [(g, item, False) for g, (items, _) in enumerate(members) for item in items]
         rows += [(g, kl, True) for g, (_, kl) in enumerate(members) if kl is not None]
         device = view.device
-        self.group = torch.tensor([g for g, _, _ in rows], device=device)
-        ids, lookups = [item.encoded.ids for _, item, _ in rows], [item.lookup for _, item, _ in rows]
-        self.replay = Replay(view, encoder, ids, lookups, layer, mode)
+        # A target's last token is predicted, never read.
+        ids = [item.encoded.ids if kl else item.encoded.ids[:-1] for _, item, kl in rows]
+        lookups = [item.lookup for _, item, _ in rows]
+        replay = Replay(view, encoder, ids, lookups, layer, mode, mixer(view, layer) if settings.mixer else None)
+        self.mode, self.parts = replay.mode, replay.parts
         places = [
             (row, place, item.encoded.ids[place + 1] if not kl else -1)
             for row, (_, item, kl) in enumerate(rows)
@@ -239,17 +287,17 @@ class _Batch:
                 range(item.encoded.start - 1, len(item.encoded.ids) - 1) if not kl else [len(item.encoded.ids) - 1]
             )
         ]
-        self.row, self.place, self.token = torch.tensor(places, device=device).t()
+        about = torch.tensor([(g, 0 if kl else item.context, kl) for g, item, kl in rows], device=device).t()
+        self.work = _Work(replay, about[0], about[1], about[2].bool(), *torch.tensor(places, device=device).t())
         count = len(members)
-        # Rows of the bare prompt, and of the essence, stay as they are.
-        self.blur = torch.tensor([0 if kl else item.context for _, item, kl in rows], device=device)
         bare = torch.tensor([next(i for i, r in enumerate(rows) if r[0] == g) for g in range(count)], device=device)
-        self.reference = self.replay.lookup_norm(bare)
-        self.delta = torch.zeros(count, view.width, device=device)
+        self.reference = replay.lookup_norm(bare)
+        self.delta = torch.zeros(count, self.parts * view.width, device=device)
         self.first, self.second = torch.zeros_like(self.delta), torch.zeros_like(self.delta)
         self.loss = torch.full((count,), float("nan"), device=device)
         self.steps = torch.zeros(count, dtype=torch.long, device=device)
         self.active = torch.ones(count, dtype=torch.bool, device=device)
+        self.said = torch.zeros_like(self.active)  # whether the last step's logits say the whole target everywhere
         self.original: Tensor | None = None  # log-probabilities on the essence prompts, by group
 
     def step(self, *, last: bool) -> bool:
@@ -261,15 +309,15 @@ class _Batch:
             raise NonFiniteError("the loss of a target value became NaN or infinite; lower the learning rate")
         self.loss = torch.where(self.active, loss.detach(), self.loss)
         self.steps += self.active
-        moving = self.active & (loss.detach() >= s.stop_loss)
+        moving = self.active & (loss.detach() >= s.stop_loss) & ~(self.said & s.stop_most_probable)
         if last or not bool(moving.any()):
             return False
         (gradient,) = torch.autograd.grad(loss[moving].sum(), delta)
         t = int(self.steps.max())
         moved = self.delta - (self._adam if s.optimizer == "adam" else self._descent)(gradient, t)
         mask = moving[:, None]
-        scale = (s.clamp * self.reference / moved.norm(dim=1)).clamp(max=1.0)
-        self.delta = torch.where(mask, moved * scale[:, None], self.delta)
+        scale = (s.clamp * self.reference / self._lengths(moved)).clamp(max=1.0)
+        self.delta = torch.where(mask, self._scaled(moved, scale), self.delta)
         self._compact(moving)
         return True
 
@@ -285,53 +333,56 @@ class _Batch:
         direction = gradient / gradient.norm(dim=1, keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
         self.first = _MOMENTUM * self.first + direction
         fall = _FLOOR + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * t / self.settings.steps))
-        return self.settings.learning_rate * fall * self.reference[:, None] * self.first
+        return self._scaled(self.first, self.settings.learning_rate * fall * self.reference)
+
+    def _lengths(self, vectors: Tensor) -> Tensor:
+        """Norms of the parts, ``[u, parts]``."""
+        return vectors.unflatten(1, (self.parts, -1)).norm(dim=2)
+
+    def _scaled(self, vectors: Tensor, factor: Tensor) -> Tensor:
+        """Each part times its factor ``[u, parts]``."""
+        return (vectors.unflatten(1, (self.parts, -1)) * factor[:, :, None]).flatten(1)
 
     def _loss(self, delta: Tensor) -> Tensor:
         """Loss of each group, ``[u]``; groups whose rows are gone keep zero."""
-        s, u = self.settings, len(delta)
-        logits = self.replay.logits(delta[self.group], self.row, self.place, self._noise()).float()
-        targets = self.token >= 0
+        s, u, work = self.settings, len(delta), self.work
+        logits = work.replay.logits(delta[work.group], work.row, work.place, self._noise()).float()
+        targets = work.token >= 0
         picked = logits[targets]
-        nll = picked.logsumexp(-1) - picked.gather(1, self.token[targets, None]).squeeze(1)
-        row = self.row[targets]
-        rows = len(self.group)
+        nll = picked.logsumexp(-1) - picked.gather(1, work.token[targets, None]).squeeze(1)
+        row = work.row[targets]
+        missed = (picked.detach().argmax(-1) != work.token[targets]).long()
+        self.said = torch.zeros(u, dtype=torch.long, device=nll.device).index_add(0, work.group[row], missed) == 0
+        rows = len(work.group)
         ones = torch.ones_like(nll)
         length = torch.zeros(rows, device=nll.device).index_add(0, row, ones)
         per_row = torch.zeros(rows, device=nll.device).index_add(0, row, nll) / length.clamp(min=1)
-        speaks = (length > 0).float()
-        count = torch.zeros(u, device=nll.device).index_add(0, self.group, speaks)
-        loss = torch.zeros(u, device=nll.device).index_add(0, self.group, per_row) / count.clamp(min=1)
+        speaks = (~work.essence).float()
+        count = torch.zeros(u, device=nll.device).index_add(0, work.group, speaks)
+        loss = torch.zeros(u, device=nll.device).index_add(0, work.group, per_row) / count.clamp(min=1)
         if bool((~targets).any()):
             now = logits[~targets].log_softmax(-1)
-            group = self.group[self.row[~targets]]
+            group = work.group[work.row[~targets]]
             if self.original is None:
                 self.original = torch.empty(u, now.shape[1], device=now.device).index_copy(0, group, now.detach())
             kl = (now.exp() * (now - self.original[group])).sum(-1)
             loss = loss.index_add(0, group, s.kl_weight * kl)
         penalty = s.length_penalty / self.reference + s.weight_decay / self.reference**2
-        return loss + penalty * delta.norm(dim=1)
+        return loss + (penalty * self._lengths(delta)).sum(1)
 
     def _noise(self) -> Tensor | None:
-        """Noise of this step, ``[rows, width, d_model]``."""
+        """Noise of this step, ``[rows, width, d_model]``; none on bare prompts and essences."""
         if not self.settings.noise:
             return None
-        step = int(self.steps.max())
-        place = torch.arange(self.replay.rows.input_ids.shape[1], device=self.blur.device)
-        index = self.blur[:, None] * 7919 + place[None, :] * 3571 + step * 104729  # primes: no two alike soon
+        step, work = int(self.steps.max()), self.work
+        place = torch.arange(work.replay.rows.input_ids.shape[1], device=work.context.device)
+        index = work.context[:, None] * 7919 + place[None, :] * 3571 + step * 104729  # primes: no two alike soon
         noise = self.settings.noise * self.bank[index % len(self.bank)]
-        return noise * (self.blur > 0)[:, None, None]
+        return noise * (work.context > 0)[:, None, None]
 
     def _compact(self, moving: Tensor) -> None:
         """Drop the rows of finished groups, once there are enough of them."""
         self.active = moving
-        keep = moving[self.group]
-        if float(keep.float().mean()) > _COMPACT:
-            return
-        rows = keep.nonzero().flatten()
-        place = torch.full((len(keep),), -1, device=keep.device)
-        place[rows] = torch.arange(len(rows), device=keep.device)
-        chosen = keep[self.row]
-        self.row, self.place, self.token = place[self.row[chosen]], self.place[chosen], self.token[chosen]
-        self.group, self.blur = self.group[rows], self.blur[rows]
-        self.replay.select(rows)
+        keep = moving[self.work.group]
+        if float(keep.float().mean()) <= _COMPACT:
+            self.work = self.work.keep(keep)

@@ -13,6 +13,7 @@ from kecore.config import MethodConfig
 from kecore.edit import Dense, WeightEdit
 from kecore.editing.layers import at_depth
 from kecore.errors import NonFiniteError
+from kecore.memory import Need, backward_bytes, logits_bytes
 from kecore.method import MethodContext
 from kecore.model_view import ModelView
 from kecore.text import Encoder, Rows
@@ -45,6 +46,25 @@ class FineTuneConfig(MethodConfig):
         description="Largest change of any weight (L-infinity, arXiv 2012.00363); None for no bound.",
     )
 
+    def tuned_layer(self, view: ModelView) -> int:
+        """The layer, chosen by depth unless given."""
+        return at_depth(view, self.depth, self.depth)[0] if self.layer is None else view.layer(self.layer).index
+
+    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
+        """The change with its gradient and Adam's moments, and a batch of requests, which is not cut further."""
+        layer = self.tuned_layer(view)
+        encoded = [encoder.encode(request.text, request.target) for request in requests]
+        every, longest = sum(len(item.ids) for item in encoded), max(len(item.ids) for item in encoded)
+        places = sum(len(item.ids) - item.start for item in encoded)
+        projection = view.layers[layer].value_projection
+        parts = {
+            "change, gradient and moments": 4 * 4 * projection.d_out * projection.d_in,
+            "hidden states below the layer": every * view.width * view.dtype.itemsize,
+        }
+        batch = longest * min(self.batch_size, len(encoded))
+        token = backward_bytes(view, layer) + places * logits_bytes(view) // every
+        return [Need("tune", parts, token, batch, batch)]
+
 
 class _FineTune:
     """Both baselines: they differ in what the loss asks for."""
@@ -60,9 +80,7 @@ class _FineTune:
         config: FineTuneConfig = context.config
         check_conflicts(requests)
         asked = unique(requests)
-        layer = (
-            at_depth(view, config.depth, config.depth)[0] if config.layer is None else view.layer(config.layer).index
-        )
+        layer = config.tuned_layer(view)
         projection = view.layers[layer].value_projection
         with view.frozen(), context.stages("tune"):
             delta, losses = _tune(view, context, asked, layer, config, self.objective)

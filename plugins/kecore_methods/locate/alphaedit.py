@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from kecore.edit import WeightEdit
+from kecore.editing.accumulate import append, gathered
 from kecore.editing.keys import Keys
+from kecore.editing.needs import Shape
 from kecore.editing.solve import NullSpace
 from kecore.method import MethodContext
 from kecore.model_view import ModelView
@@ -48,6 +50,10 @@ class AlphaEdit:
             default=None, gt=0, description="The same as an absolute number (10 in the paper's code)."
         )
 
+        def memory_shape(self, view: ModelView) -> Shape:
+            """What of this configuration decides memory."""
+            return replace(super().memory_shape(view), derived="spectrum")
+
     name = "alphaedit"
     capabilities = Capabilities(kind="weights", batch=True, sequential=True, needs_statistics=True)
     reference = (
@@ -70,9 +76,7 @@ class AlphaEdit:
             projected = NullSpace(statistics, layer, threshold, absolute=absolute).project(columns)
             size = float(projected.double().square().sum()) / residuals.shape[1]
             ridge = config.l2 * size if config.l2_lambda is None else config.l2_lambda
-            before = context.state.get(name)
-            every = projected if before is None else torch.cat([before, projected], dim=1)
-            context.state[name] = every
-            return kv_solve(every, residuals, ridge, shares=shares)
+            append(context.state, name, projected)
+            return kv_solve(gathered(context.state, name), residuals, ridge, shares=shares)
 
         return config.engine(layers, solve=solve).plan(view, requests, context, self.name)

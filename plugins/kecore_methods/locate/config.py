@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from kecore.config import MethodConfig
 from kecore.editing.closed_form import ClosedForm
 from kecore.editing.layers import at_depth
+from kecore.editing.needs import Shape, closed_form
 from kecore.editing.values import ValueSettings
 from kecore.errors import ConfigError
 from kecore.model_view import DTYPES, ModelView
+from kecore_methods.locate.stages import StagedConfig
+
+if TYPE_CHECKING:
+    from kecore.memory import Need
+    from kecore.text import Encoder
+    from kecore.types import EditRequest
 
 __all__ = ["BatchConfig", "LocateConfig"]
 
 
-class LocateConfig(MethodConfig):
+class LocateConfig(StagedConfig):
     """Stages that every closed-form method shares; defaults are relative, so they carry over to any model."""
 
     preset_key: ClassVar[str] = ""
@@ -52,10 +59,21 @@ class LocateConfig(MethodConfig):
     clamp: float = Field(default=4.0, gt=0, description="Largest |delta| / |h|.")
     kl_weight: float = Field(default=0.0625, ge=0, description="Factor of KL(edited | original) on '<subject> is a'.")
     stop_loss: float = Field(default=0.01, ge=0, description="A value whose loss is below this is finished.")
+    stop_most_probable: bool = Field(
+        default=False,
+        description="A value is also finished once its target is the most probable answer in all contexts "
+        "(ENCORE's early stop, arXiv 2502.01636).",
+    )
     noise: float = Field(
         default=0.5,
         ge=0,
         description="Noise on the tokens behind the subject while values are optimised; 0 as published.",
+    )
+    gain: float = Field(
+        default=1.1,
+        gt=0,
+        description="Factor of the values when they are written: prompts whose keys differ from the fitted ones "
+        "receive a part of it only; 1 as published.",
     )
     precision: Literal["model", "float32", "bfloat16", "float16"] = Field(
         default="model", description="Type of frozen weights while values are optimised."
@@ -78,8 +96,8 @@ class LocateConfig(MethodConfig):
         if self.layers is not None:
             if not self.layers:
                 raise ConfigError("'layers' is empty; name at least one layer, or leave it out")
-            return tuple(view.layer(i).index for i in self.layers)
-        return at_depth(view, self.depth_first, self.depth_last)
+            return self.boundary(tuple(view.layer(i).index for i in self.layers))
+        return self.boundary(at_depth(view, self.depth_first, self.depth_last))
 
     def value_settings(self) -> ValueSettings:
         """Numbers of the target stage."""
@@ -92,8 +110,24 @@ class LocateConfig(MethodConfig):
             clamp=self.clamp,
             kl_weight=self.kl_weight,
             stop_loss=self.stop_loss,
+            stop_most_probable=self.stop_most_probable,
             noise=self.noise,
             precision=None if self.precision == "model" else DTYPES[self.precision],
+        )
+
+    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> Sequence[Need]:
+        """Needs of the engine's stages."""
+        return closed_form(view, encoder, requests, self.memory_shape(view))
+
+    def memory_shape(self, view: ModelView) -> Shape:
+        """What of this configuration decides memory."""
+        return Shape(
+            layers=self.edited_layers(view),
+            contexts=self.contexts,
+            context_tokens=self.context_tokens,
+            each=False,
+            kl=self.kl_weight > 0,
+            precision=self.value_settings().precision,
         )
 
     def engine(self, layers: tuple[int, ...], **stages: Any) -> ClosedForm:
@@ -103,8 +137,9 @@ class LocateConfig(MethodConfig):
             contexts=self.contexts,
             context_tokens=self.context_tokens,
             bare=self.bare_weight,
+            gain=self.gain,
             values=self.value_settings(),
-            **stages,
+            **{**stages, **self.engine_stages()},
         )
 
 
@@ -115,3 +150,7 @@ class BatchConfig(LocateConfig):
         default=True,
         description="Fit the key of every context; False fits their mean, as the published methods do.",
     )
+
+    def memory_shape(self, view: ModelView) -> Shape:
+        """What of this configuration decides memory."""
+        return replace(super().memory_shape(view), each=self.each_context)

@@ -5,27 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from kecore.edit import WeightEdit
+from kecore.editing.accumulate import Past
 from kecore.editing.keys import Keys
 from kecore.editing.solve import least_squares
 from kecore.method import MethodContext
 from kecore.model_view import ModelView
 from kecore.ops import Solution
-from kecore.types import Capabilities, EditRequest
+from kecore.statistics import KeyStatistics
+from kecore.types import Capabilities, EditRequest, unique
 from kecore_methods.locate.config import BatchConfig
 
-__all__ = ["Memit"]
+__all__ = ["LeastSquares", "Memit"]
 
 
-class Memit:
-    """Mass-Editing Memory in a Transformer: least squares against the second moment of natural keys.
-
-    Requests about one subject share a value (MEMIT-Merge); with ``boundary_layers`` only the first and last
-    layer are edited (BLUE).
-    """
+class LeastSquares:
+    """MEMIT's solve; the methods that add stages to it differ in name, paper and configuration only."""
 
     class Config(BatchConfig):
         """Configuration of MEMIT."""
@@ -47,28 +46,70 @@ class Memit:
             default=True,
             description="Requests about one subject share key and value (MEMIT-Merge, arXiv 2502.07322).",
         )
+        norm_weight: float = Field(
+            default=0.0,
+            ge=0,
+            description="Weight of the update's own norm beside the preserved keys, relative to their mean square "
+            "(ENCORE's constraint, arXiv 2502.01636).",
+        )
+        norm_lambda: float | None = Field(
+            default=None, gt=0, description="The same as ENCORE's absolute lambda_n; needs preservation_lambda."
+        )
+        accumulate: bool = Field(
+            default=False,
+            description="Keep what the keys of this session's earlier edits are mapped to, so that edits one after "
+            "another give what one edit of all would (arXiv 2605.26670).",
+        )
         boundary_layers: bool = Field(
             default=False, description="Edit only the first and last of the layers (BLUE, arXiv 2502.03748)."
         )
 
-    name = "memit"
+        @model_validator(mode="after")
+        def _norm_is_relative_to_a_lambda(self) -> Self:
+            if self.norm_lambda is not None and self.preservation_lambda is None:
+                raise ValueError("'norm_lambda' counts beside 'preservation_lambda'; give both, or use 'norm_weight'")
+            return self
+
+        def norm(self, statistics: KeyStatistics, layer: int) -> float:
+            """Weight of ``‖Δ‖²`` in units of the preserved keys' mean square at a layer."""
+            if self.norm_lambda is None or self.preservation_lambda is None:
+                return self.norm_weight
+            return self.norm_lambda / (self.preservation_lambda * statistics.mean_square(layer))
+
+    name: ClassVar[str]
     capabilities = Capabilities(kind="weights", batch=True, sequential=True, needs_statistics=True)
-    reference = "Meng et al., Mass-Editing Memory in a Transformer, ICLR 2023, arXiv:2210.07229"
     api = (1, 1)
 
     def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
         """Plan the edit; see :class:`kecore.editing.closed_form.ClosedForm`."""
-        config: Memit.Config = context.config
+        config: LeastSquares.Config = context.config
         layers = config.edited_layers(view)
         if config.boundary_layers:
             layers = tuple(sorted({layers[0], layers[-1]}))
         statistics = context.need_statistics(layers)
         absolute = config.preservation_lambda is not None
+        merge = config.merge_subjects or "merge" in config.stages
+        asked = [request.subject for request in unique(requests)]
+        subjects = list(dict.fromkeys(asked)) if merge else asked
 
         def solve(layer: int, keys: Keys, residuals: Tensor) -> Solution:
-            factor = statistics.factor(layer, config.statistics_ridge)
+            factor = statistics.factor(layer, config.statistics_ridge + config.norm(statistics, layer))
             weight = config.preservation if config.preservation_lambda is None else config.preservation_lambda
-            return least_squares(keys, residuals, factor, weight, absolute=absolute, each=config.each_context)
+            past = Past(context.state, layer, subjects) if config.accumulate else None
+            return least_squares(
+                keys, residuals, factor, weight, absolute=absolute, each=config.each_context, past=past
+            )
 
         engine = config.engine(layers, solve=solve, merge_subjects=config.merge_subjects)
         return engine.plan(view, requests, context, self.name)
+
+
+class Memit(LeastSquares):
+    """Mass-Editing Memory in a Transformer: least squares against the second moment of natural keys.
+
+    Requests about one subject share a value (MEMIT-Merge); with ``boundary_layers`` only the first and last
+    layer are edited (BLUE).
+    """
+
+    name = "memit"
+    reference = "Meng et al., Mass-Editing Memory in a Transformer, ICLR 2023, arXiv:2210.07229"

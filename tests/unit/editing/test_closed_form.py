@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kecore.config import MethodConfig
 from kecore.edit import LowRank, WeightEdit
 from kecore.editing import values as values_module
-from kecore.editing.closed_form import ClosedForm, evenly
+from kecore.editing.closed_form import ClosedForm, by_square_root, evenly
 from kecore.editing.keys import Keys
 from kecore.editing.solve import least_squares
 from kecore.editing.values import Values, ValueSettings
@@ -67,20 +67,25 @@ def wanted(any_world: Any, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     return delta
 
 
-@pytest.mark.parametrize("layers", [(1,), (3,), (0, 1, 2)])
+@pytest.mark.parametrize(("layers", "gain"), [((1,), 1.0), ((3,), 1.5), ((0, 1, 2), 1.0), ((0, 1, 2), 1.5)])
 def test_the_last_layer_moves_by_the_value_however_many_share_it(
-    any_world: Any, facts: list[EditRequest], wanted: Tensor, layers: tuple[int, ...], recwarn: pytest.WarningsRecorder
+    any_world: Any,
+    facts: list[EditRequest],
+    wanted: Tensor,
+    layers: tuple[int, ...],
+    gain: float,
+    recwarn: pytest.WarningsRecorder,
 ) -> None:
     """Exact solves: what earlier layers leave over, the last one writes."""
     facts = facts[1:]
     before = [at_subject(any_world, fact, layers[-1]) for fact in facts]
-    edit = engine(layers).plan(any_world.view, facts, context(any_world), "test")
+    edit = engine(layers, gain=gain).plan(any_world.view, facts, context(any_world), "test")
     scale = any_world.view.layers[layers[-1]].residual_scale
     behind_norm = scale is None and len(layers) > 1
     assert edit.notes["layers"] == list(layers[-1:] if behind_norm else layers)
     assert [w.category for w in recwarn] == [KecoreWarning] * behind_norm
     edit.attach(any_world.view.model)
-    for fact, (hidden, value), delta in zip(facts, before, wanted, strict=True):
+    for fact, (hidden, value), delta in zip(facts, before, gain * wanted, strict=True):
         now_hidden, now_value = at_subject(any_world, fact, layers[-1])
         if scale is None:
             torch.testing.assert_close(now_value - value, delta, rtol=1e-3, atol=1e-3)
@@ -176,3 +181,23 @@ def _quietly() -> Any:
     from contextlib import nullcontext
 
     return nullcontext()
+
+
+@pytest.mark.parametrize("layers", [(1,), (0, 1, 2)])
+def test_targets_of_the_projection_are_met_by_the_projection(
+    world: Any, facts: list[EditRequest], layers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PMET's targets: what layers below push through the residual stream does not count."""
+    delta, ones = torch.randn(3, world.view.width, generator=torch.Generator().manual_seed(0)), torch.ones(3)
+    monkeypatch.setattr(values_module, "optimise", lambda *_a, **_k: Values(delta, ones, ones, ones, "full"))
+    facts = facts[1:]
+    before = [at_subject(world, fact, layers[-1])[1] for fact in facts]
+    form = engine(layers, projection=True, spread=by_square_root)
+    form.plan(world.view, facts, context(world), "test").attach(world.view.model)
+    for fact, value, wanted in zip(facts, before, delta, strict=True):
+        torch.testing.assert_close(at_subject(world, fact, layers[-1])[1] - value, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_square_root_spread() -> None:
+    shares = [float(by_square_root(torch.ones(1, 1), remaining)) for remaining in (4, 3, 2, 1)]
+    assert shares == pytest.approx([1 / 2, 3**-0.5, 2**-0.5, 1.0])

@@ -64,10 +64,7 @@ def means(
         return keys, sum(w * m for w, (_, m) in zip(weights, every, strict=True))
 
     found = [mean(partial(whole, world, fact)) for fact in facts]
-    rows = [
-        [item for group, item in zip(groups, found, strict=True) if group == g]
-        for g in range(max(groups) + 1)
-    ]
+    rows = [[item for group, item in zip(groups, found, strict=True) if group == g] for g in range(max(groups) + 1)]
     keys = {i: torch.stack([torch.stack([k[i] for k, _ in row]).mean(0) for row in rows]) for i in LAYERS}
     return keys, torch.stack([torch.stack([m for _, m in row]).mean(0) for row in rows])
 

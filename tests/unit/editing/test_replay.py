@@ -45,6 +45,24 @@ def test_all_modes_give_the_same(architecture: str, layer: int, encoder: Encoder
     assert float((zero - full).abs().max()) > 1e-2
 
 
+@pytest.mark.parametrize("mode", ["cached", "upper", "full"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3_5_text"])
+def test_some_rows_give_what_they_gave_and_the_others_stay(architecture: str, mode: str, encoder: Encoder) -> None:
+    view = ModelView.of(tiny_model(architecture))
+    delta = torch.randn(3, view.width, generator=torch.Generator().manual_seed(0))
+    with view.frozen(), torch.no_grad():
+        replay = Replay(view, encoder, IDS, LOOKUPS, 1, mode)
+        every = replay.logits(delta, ROW, PLACE)
+        for rows in ([2, 0], [1]):
+            some = replay.select(torch.tensor(rows))
+            chosen = torch.cat([(ROW == row).nonzero().flatten() for row in rows])
+            place = torch.tensor([rows.index(int(row)) for row in ROW[chosen]])
+            for _ in range(2):  # the second run, because a cache may keep the first
+                got = some.logits(delta[rows], place, PLACE[chosen])
+                torch.testing.assert_close(got, every[chosen], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(replay.logits(delta, ROW, PLACE), every, rtol=1e-4, atol=1e-5)
+
+
 def test_a_cache_that_keeps_what_it_should_not_is_found_out(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Linear attention writes its states in place: the first run is right and the second is not."""
     import kecore.editing.replay as replay_module
@@ -97,7 +115,7 @@ def test_reference_is_the_layers_output_in_units_of_the_projection(encoder: Enco
             rows = encoder.rows(IDS)
             out = view.forward(rows, hidden=[1], values=[1])
             for mode in ("cached", "upper", "full"):
-                norms[mode] = Replay(view, encoder, IDS, LOOKUPS, 1, mode).lookup_norm(torch.tensor([2, 0]))
+                norms[mode] = Replay(view, encoder, IDS, LOOKUPS, 1, mode).lookup_norm(torch.tensor([2, 0]))[:, 0]
         scale = view.layers[1].residual_scale
         wanted = (out.values if scale is None else out.hidden)[1][torch.tensor([2, 0]), torch.tensor([2, 4])]
         torch.testing.assert_close(norms["cached"], wanted.norm(dim=1) / (scale or 1.0))

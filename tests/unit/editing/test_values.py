@@ -253,3 +253,53 @@ def test_progress_reaches_the_total(world: Any, facts: list[EditRequest]) -> Non
     )  # fmt: skip
     assert calls[-1] == ("values", 12, 12)
     assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
+
+
+@torch.no_grad()
+def says(world: Any, request: EditRequest, delta: Tensor) -> list[bool]:
+    """Whether the target's tokens are the most probable ones, context by context."""
+    out: list[bool] = []
+    for item in prompts(world.encoder, request):
+        best = log_probs(world.view, item, delta).argmax(-1)
+        out.append(best[item.start - 1 : -1].tolist() == item.ids[item.start :])
+    return out
+
+
+def test_a_value_is_done_when_its_target_is_most_probable_everywhere(world: Any, facts: list[EditRequest]) -> None:
+    """ENCORE's early stop, checked with the whole model before and after the last step."""
+    settings = replace(DESCENT, steps=40, stop_most_probable=True)
+
+    def run(steps: int) -> values_module.Values:
+        return optimise(world.view, world.encoder, facts, range(4), LAYER, CONTEXTS, replace(settings, steps=steps))
+
+    found = run(40)
+    done = [i for i, steps in enumerate(found.steps.tolist()) if steps < 40]
+    assert done
+    for i in done:
+        assert all(says(world, facts[i], found.delta[i]))
+    first = min(done, key=lambda i: int(found.steps[i]))
+    before = int(found.steps[first]) - 1  # the step that made the last update began from what this leaves
+    assert not all(says(world, facts[first], _after(world, facts, settings, before - 1)[first]))
+
+
+def _after(world: Any, facts: list[EditRequest], settings: ValueSettings, updates: int) -> Tensor:
+    """The vectors after so many updates of a run of ``settings.steps``."""
+
+    class Enough(Exception):
+        pass
+
+    taken: list[Tensor] = []
+    batch = values_module._Batch
+    original = batch.step
+
+    def step(self: Any, *, last: bool) -> bool:
+        if int(self.steps.max()) == updates:
+            taken.append(self.delta.clone())
+            raise Enough
+        return original(self, last=last)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "step", step)
+        with pytest.raises(Enough):
+            optimise(world.view, world.encoder, facts, range(4), LAYER, CONTEXTS, settings)
+    return taken[0]
