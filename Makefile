@@ -21,8 +21,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# Ten minutes on two cores, and 10 GB. The verbose table of pytest-benchmark would hide the ratios.
 bench: $(READY)
-	$(BIN)/pytest benchmarks --benchmark-enable --benchmark-only $(PYTEST_ARGS)
+	mkdir -p out
+	$(BIN)/pytest benchmarks/bench_ops.py -q --benchmark-enable --benchmark-only --benchmark-columns=min \
+		--benchmark-json=out/bench.json $(PYTEST_ARGS)
+	$(BIN)/python benchmarks/report_ops.py out/bench.json
 
 clean:
 	rm -rf build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -17,7 +17,7 @@ import torch
 
 from kecore import models, registry
 from kecore._version import __version__
-from kecore.errors import KecoreWarning
+from kecore.errors import ConfigError, KecoreWarning, NativeError
 
 __all__ = ["Backend", "Cache", "Device", "Report", "report"]
 
@@ -60,11 +60,13 @@ class Backend:
         op: the operation.
         backend: ``aot``, ``jit``, ``torch`` and so on, in the words of :mod:`kecore.ops`.
         reason: why this one.
+        relative_error: of its result on a small problem, against float64.
     """
 
     op: str
     backend: str
     reason: str
+    relative_error: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,8 @@ class Report:
         methods: every offered method, usable or not.
         cache: the cache directory.
         demo: path of the demo model's file; None where its wheel is not installed.
-        backends: what runs each native operation.
+        backends: what runs each native operation; empty where what was asked for cannot be had.
+        refused: ``KECORE_NATIVE`` asks for native code that is not what runs.
         problems: what is wrong, and what to do about it; empty where all is well.
     """
 
@@ -97,6 +100,7 @@ class Report:
     cache: Cache
     demo: str | None
     backends: tuple[Backend, ...]
+    refused: bool
     problems: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -115,7 +119,7 @@ def report() -> Report:
         methods = tuple(registry.default().describe())
     cache = _cache()
     demo = models.demo_file()
-    backends, backend_problem = _backends()
+    backends, refused, backend_problems = _backends()
     problems = [method.error for method in methods if method.error]
     if not methods:
         problems.append("no editing methods are installed; install kecore with pip, so that they register")
@@ -123,8 +127,7 @@ def report() -> Report:
         problems.append(f"the cache {cache.path} cannot be written; set KECORE_CACHE to a directory that can")
     if demo is None:
         problems.append(models.DEMO_MISSING)
-    if backend_problem:
-        problems.append(backend_problem)
+    problems += backend_problems
     return Report(
         kecore=__version__,
         python=platform.python_version(),
@@ -137,6 +140,7 @@ def report() -> Report:
         cache=cache,
         demo=str(demo) if demo else None,
         backends=backends,
+        refused=refused,
         problems=tuple(problems),
     )
 
@@ -167,11 +171,19 @@ def _cache() -> Cache:
     return Cache(str(path), writable, shutil.disk_usage(parent).free)
 
 
-def _backends() -> tuple[tuple[Backend, ...], str]:
-    """The native operations, and what went wrong in asking for them."""
-    from kecore import ops
+def _backends() -> tuple[tuple[Backend, ...], bool, list[str]]:
+    """The native operations, whether what was asked for is refused, and what is wrong with them."""
+    from kecore.ops import measure
 
     try:
-        return tuple(Backend(*row) for row in ops.backend_report()), ""
+        found = tuple(Backend(*row) for row in measure.self_test())
+    except (NativeError, ConfigError) as error:
+        return (), True, [str(error)]
     except Exception as error:  # noqa: BLE001 - a report on broken compilers must survive them
-        return (), f"the native operations cannot be inspected: {type(error).__name__}: {error}"
+        return (), True, [f"the native operations cannot be inspected: {type(error).__name__}: {error}"]
+    wrong = [
+        f"{b.op} of {b.backend} is off by {b.relative_error:.1e}: set KECORE_NATIVE=off, and report it with this text"
+        for b in found
+        if measure.too_far(b.op, b.relative_error)
+    ]
+    return found, False, wrong

@@ -17,11 +17,14 @@ __all__ = [
     "KecoreError",
     "KecoreWarning",
     "LayerError",
+    "MemoryBudgetError",
     "MethodNotFoundError",
     "MissingDependencyError",
     "ModelLoadError",
+    "NativeError",
     "NonFiniteError",
     "NumericalError",
+    "OperandError",
     "PluginError",
     "PromptTooLongError",
     "RequestConflictError",
@@ -102,12 +105,24 @@ class EditStateError(KecoreError, RuntimeError):
     """An edit is attached twice, or taken off a model it is not attached to."""
 
 
+class MemoryBudgetError(KecoreError, MemoryError):
+    """A memory budget cannot hold the model, or the smallest micro-batch of an edit (names what is needed)."""
+
+
 class NumericalError(KecoreError, ArithmeticError):
     """A linear system cannot be solved to a useful accuracy (says which ridge would help)."""
 
 
 class NonFiniteError(NumericalError):
     """Weights, keys, values or an update hold NaN or infinity; nothing was attached."""
+
+
+class OperandError(KecoreError, ValueError):
+    """A tensor given to a native operation has the wrong shape, type, device or strides, or shares memory."""
+
+
+class NativeError(KecoreError, RuntimeError):
+    """``KECORE_NATIVE`` asks for native code that cannot be had here (says what is missing)."""
 
 
 class PluginError(KecoreError, ImportError):

@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
 
 from kecore._version import __version__
-from kecore.cli.console import Screen, fields, seconds, size
+from kecore.cli.console import Screen, fields, seconds, size, table
 
-__all__ = ["cost", "environment", "hardware", "peak_memory", "show_cost"]
+if TYPE_CHECKING:
+    from kecore.memory import MemoryPlan, Need
+
+__all__ = ["cost", "environment", "hardware", "peak_memory", "plan_table", "show_cost"]
 
 
 def peak_memory(device: Any = None) -> int | None:
@@ -92,6 +97,41 @@ def cost(screen: Screen, device: Any, stages: Mapping[str, float] | None = None)
         "peak_memory_bytes": peak_memory(device),
         "peak_host_memory_bytes": peak_host_memory(),
     }
+
+
+def plan_table(plans: Sequence[MemoryPlan]) -> Table:
+    """What stages are expected to take in memory, and how they keep within the budget."""
+    first = plans[0]
+    there = ", ".join(f"{name} {size(count)}" for name, count in first.held.items())
+    limit = "no limit known" if first.budget is None else f"budget {size(first.budget)}"
+    return table(
+        "stage",
+        "holds",
+        "micro-batch",
+        "at the peak",
+        rows=[
+            [need.stage, _holds(need), _batches(plan, need), size(plan.peak(need))]
+            for plan in plans
+            for need in plan.needs
+        ],
+        title=f"Memory: {limit}; there already: {there}",
+        right=(3,),
+    )
+
+
+def _holds(need: Need) -> str:
+    """The largest parts in words; the rest together."""
+    ordered = sorted(need.parts.items(), key=lambda part: -part[1])
+    shown = [
+        f"{name} {size(count)}{' from disk' if name in need.mapped else ''}" for name, count in ordered[:3] if count
+    ]
+    rest = sum(count for _, count in ordered[3:])
+    return ", ".join([*shown, *([f"other {size(rest)}"] if rest else [])]) or "-"
+
+
+def _batches(plan: MemoryPlan, need: Need) -> str:
+    tokens = need.micro_batch(plan.activations)
+    return f"{tokens:,} of {need.tokens:,} tokens, {size(need.token * tokens)}" if tokens else "-"
 
 
 def show_cost(screen: Screen, values: Mapping[str, Any]) -> None:

@@ -1,11 +1,9 @@
 """The two computations that kecore's speed rests on, with documented shapes and error bounds."""
 
-from kecore.ops.reference import Solution, kv_solve, second_moment_
+from kecore.ops import schema
+from kecore.ops.api import Solution, Solutions, kv_solve, kv_solve_batch, second_moment_
 
-__all__ = ["Solution", "backend_report", "kv_solve", "second_moment_"]
+__all__ = ["OPS", "Solution", "Solutions", "kv_solve", "kv_solve_batch", "second_moment_"]
 
-
-def backend_report() -> list[tuple[str, str, str]]:
-    """Which implementation each op uses: ``(op, backend, reason)``."""
-    reason = "this version of kecore has no native kernels"
-    return [(op.__name__, "torch", reason) for op in (second_moment_, kv_solve)]
+OPS = schema.OPS
+"""Names in ``torch.ops.kecore``."""

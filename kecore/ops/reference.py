@@ -1,120 +1,168 @@
-"""Torch implementations of the ops: what runs where no native kernel does, and the tests' oracle in fp64."""
+"""The ops in torch: what runs where no native kernel does, and what native kernels are compared with."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kecore.errors import NonFiniteError, NumericalError
-
-__all__ = ["Solution", "kv_solve", "second_moment_"]
+__all__ = ["factor_product", "gram_solve", "kv_solve", "second_moment_"]
 
 _PANEL = 512  # columns of one panel of the lower triangle; measured best on CPU at d = 1536
+_TOKENS = 8192  # tokens that are summed in float32
+_FEW = 4  # columns below which a general product of torch, bound by memory, beats the triangular one
+_CUDA_COLUMNS = 64  # KE_MAX_COLUMNS of csrc/kernels/kecore.h
 
 
-class Solution(NamedTuple):
-    """A low-rank update ``U Vᵀ`` of a weight ``[d_out, d_in]``, and how good it is.
-
-    Args:
-        U: ``[d_out, n]`` float32.
-        V: ``[d_in, n]`` float32.
-        edit_residual: ``‖U Vᵀ K - R‖ / ‖R‖`` over the new keys: 0 writes every value exactly, 1 nothing.
-        condition: estimated condition number of the ``n x n`` system.
-    """
-
-    U: Tensor
-    V: Tensor
-    edit_residual: float
-    condition: float
+@contextmanager
+def _single_precision(device: torch.device) -> Iterator[None]:
+    """Products of float32 stay in float32, whatever the caller allows elsewhere (TF32, bfloat16, autocast)."""
+    backends: Any = torch.backends
+    backend = backends.cuda.matmul if device.type == "cuda" else backends.mkldnn.matmul
+    before = backend.fp32_precision
+    backend.fp32_precision = "ieee"
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        backend.fp32_precision = before
 
 
-@torch.no_grad()
-def second_moment_(moment: Tensor, keys: Tensor) -> Tensor:
-    """Add ``keysᵀ keys`` to a symmetric moment, in place.
+def second_moment_(
+    moments: Sequence[Tensor], keys: Sequence[Tensor], rows: Tensor | None = None, mask: Tensor | None = None
+) -> None:
+    """``moments[i] += keys[i][chosen]ᵀ keys[i][chosen]`` on and below the diagonal."""
+    chosen = mask if rows is None else rows
+    for moment, all_keys in zip(moments, keys, strict=True):
+        with _single_precision(moment.device):
+            x = all_keys if chosen is None else all_keys[chosen]
+            for part in x.split(_TOKENS):
+                _add_panels(moment, part)
 
-    Args:
-        moment: ``[d, d]`` float64 or float32. Only the lower triangle is right afterwards (what is above it is
-            undefined); symmetrise with ``moment.tril() + moment.tril(-1).T`` when all is added.
-        keys: ``[tokens, d]``, any floating type. Products are formed in float32, so bfloat16 and float16
-            keys lose nothing; sums within one call are float32, across calls in the moment's type.
 
-    Returns:
-        ``moment``.
-
-    Raises:
-        ValueError: shapes or types do not fit.
-    """
-    d = moment.shape[0]
-    if moment.shape != (d, d) or keys.ndim != 2 or keys.shape[1] != d:
-        raise ValueError(
-            f"expected moment [d, d] and keys [tokens, d], got {tuple(moment.shape)} and {tuple(keys.shape)}"
-        )
-    x = keys.to(moment.device, torch.float32)
+def _add_panels(moment: Tensor, x: Tensor) -> None:
+    # CUDA multiplies 16-bit keys as they are and sums in float32; elsewhere the result would be rounded to 16 bits.
+    tensor_cores = x.is_cuda and x.dtype != torch.float32
+    x = x if tensor_cores else x.float()
+    d = len(moment)
     for begin in range(0, d, _PANEL):
         end = min(begin + _PANEL, d)
-        moment[begin:, begin:end] += x[:, begin:].t() @ x[:, begin:end]
-    return moment
+        left, right = x[:, begin:].t(), x[:, begin:end]
+        product = torch.mm(left, right, out_dtype=torch.float32) if tensor_cores else left @ right
+        below = moment[begin:, begin:end]
+        below[end - begin :] += product[end - begin :]
+        below[: end - begin] += product[: end - begin].tril()
 
 
-@torch.no_grad()
+def factor_product(factor: Tensor, x: Tensor, transposed: bool) -> Tensor:
+    """``L⁻¹ x`` or ``L⁻ᵀ x``: factor ``[d, d]`` lower triangular, zero above; x ``[batch, d, n]``; both float32."""
+    with _single_precision(x.device):
+        batch, d, n = x.shape
+        columns = x.permute(1, 0, 2).reshape(d, batch * n)
+        product = (factor.t() if transposed else factor) @ columns
+        return product.reshape(d, batch, n).permute(1, 0, 2).contiguous()
+
+
+def gram_solve(white: Tensor, ridge: Tensor, shares: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Gram matrices ``G``, weights ``(G + ridge I)⁻¹ P`` and the extreme pivots of each system's Cholesky factor.
+
+    Args:
+        white: ``[batch, d, n]`` float32.
+        ridge: ``[batch]`` float64.
+        shares: ``[batch, c, u]`` float64, the last rows of ``P [n, u]``; None for the identity.
+
+    Returns:
+        ``[batch, n, n]``, ``[batch, n, u]``, ``[batch, 2]`` (largest and smallest; the smallest is 0 where the
+        system is not positive definite), all float64.
+    """
+    y = white.double()
+    gram = y.mT @ y
+    weights, pivots = _spd_solve(gram, ridge, _targets(gram, shares))
+    return gram, weights, pivots
+
+
+def _targets(gram: Tensor, shares: Tensor | None) -> Tensor:
+    batch, n, _ = gram.shape
+    if shares is None:
+        return torch.eye(n, dtype=gram.dtype, device=gram.device).expand(batch, n, n)
+    return torch.cat([shares.new_zeros(batch, n - shares.shape[1], shares.shape[2]), shares], dim=1)
+
+
+def _spd_solve(matrix: Tensor, ridge: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """``(matrix + ridge I)⁻¹ right`` and the pivots of its factor, by Cholesky."""
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    factor, info = torch.linalg.cholesky_ex(matrix + ridge[:, None, None] * eye)
+    diagonal = factor.diagonal(dim1=1, dim2=2)
+    smallest = torch.where(info == 0, diagonal.amin(1), 0.0)
+    return torch.cholesky_solve(right, factor).contiguous(), torch.stack([diagonal.amax(1), smallest], dim=1)
+
+
 def kv_solve(
     keys: Tensor,
     residuals: Tensor,
-    ridge: float,
+    ridge: Tensor,
     inverse_factor: Tensor | None = None,
     shares: Tensor | None = None,
-) -> Solution:
-    """Smallest update that maps new keys to residuals and preserved keys to zero, in dual form.
-
-    With ``W = C⁻¹K``, ``G = KᵀW`` the update is ``Δ = R (αI + G)⁻¹ Wᵀ`` (push-through form of MEMIT eq. 14,
-    arXiv 2210.07229), an ``n x n`` system instead of ``d x d``. One formula serves the family:
-
-    * MEMIT: ``ridge`` is the preservation weight λ. EMMET: its ``emmet_lambda``. ROME: ``n = 1``,
-      ``ridge = 0``, which writes the value exactly.
-    * AlphaEdit: no factor (``C = I``), keys projected on the null space, earlier keys before the new ones.
+    parts: Any = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The right factor of each system's update, its edit residual and its condition.
 
     Args:
-        keys: ``[d_in, n_old + c]``. The last ``c`` columns are to be mapped to residuals, the ones before them
-            to zero.
-        residuals: ``[d_out, n]``.
-        ridge: α, not negative.
-        inverse_factor: ``[d_in, d_in]``, ``L⁻¹`` of ``C = L Lᵀ``; None for ``C = I``.
-        shares: ``[c, n]``: new key ``j`` is to be mapped to ``residuals @ shares[j]``. None for one key a
-            residual (``c = n``).
+        keys: ``[batch, d, n]`` float32.
+        residuals: ``[batch, d_out, u]`` float32.
+        ridge: ``[batch]`` float64.
+        inverse_factor: ``[d, d]``, or ``[batch, d, d]`` for one a system; float32.
+        shares: ``[batch, c, u]`` float64; None for the identity (``c = u``).
+        parts: what offers ``factor_product`` and ``gram_solve``; this module by default.
 
     Returns:
-        Factors of the update. The ``n x n`` system is solved in float64.
-
-    Raises:
-        NonFiniteError: keys or residuals hold NaN or infinity.
-        NumericalError: the system is not positive definite; names a ridge that would make it so.
+        ``V [batch, d, u]`` float32; ``[batch]`` float64 twice. The condition is infinite where a system is not
+        positive definite; V is undefined there.
     """
-    if not bool(torch.isfinite(keys).all()) or not bool(torch.isfinite(residuals).all()):
-        raise NonFiniteError("keys and residuals must be finite; the model or the target values overflowed")
-    eye = torch.eye(residuals.shape[1], dtype=torch.float64, device=keys.device)
-    shares = eye if shares is None else shares.to(keys.device, torch.float64)
-    new = len(shares)
-    white = keys if inverse_factor is None else inverse_factor @ keys.to(inverse_factor.dtype)
-    gram = white.double().t() @ white.double()
-    system = gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    factor, info = torch.linalg.cholesky_ex(system)
-    pivots = factor.diagonal()
-    smallest = float(pivots.min()) if int(info) == 0 else 0.0
-    condition = float(pivots.max()) ** 2 / smallest**2 if smallest > 0 else float("inf")
-    if condition > 1e14:
-        raise NumericalError(
-            f"the {len(gram)} keys are linearly dependent (condition {condition:.1e}), so their values cannot all "
-            f"be written with ridge {ridge:g}; merge requests with the same subject, or use a ridge of at least "
-            f"{1e-8 * float(gram.diagonal().mean()):.1e}"
-        )
-    pick = torch.zeros(len(gram), shares.shape[1], dtype=gram.dtype, device=gram.device)
-    pick[-new:] = shares
-    weights = torch.cholesky_solve(pick, factor)
-    back = white if inverse_factor is None else inverse_factor.t() @ white
-    v = back.double() @ weights
-    target = residuals.double() @ shares.t()
-    written = residuals.double() @ (weights.t() @ gram[:, -new:])
-    residual = float((written - target).norm() / target.norm().clamp(min=1e-300))
-    return Solution(residuals.float(), v.float(), residual, condition)
+    this = sys.modules[__name__]
+    parts = parts or this
+    batch, d, n = keys.shape
+    u = residuals.shape[2]
+    if shares is None and u < n:  # the last keys get their own residual, those before them zero
+        shares = torch.eye(u, dtype=torch.float64, device=keys.device).expand(batch, u, u).contiguous()
+    product = parts if batch * n >= _FEW else this
+    white = keys if inverse_factor is None else _whiten(product, inverse_factor, keys, False)
+    r = residuals.double()
+    # What the update gives on the new keys is multiplied from the left: [u, c] would be the largest tensor of all.
+    if n > d:
+        v, given, pivots = _primal(white, ridge, shares, r)
+    else:
+        solver = this if keys.is_cuda and n > _CUDA_COLUMNS else parts
+        gram, weights, pivots = solver.gram_solve(white, ridge, shares)
+        back = white if inverse_factor is None else _whiten(product, inverse_factor, white, True)
+        v = (back.double() @ weights).float()
+        given = (r @ weights.mT) @ gram[:, :, n - (n if shares is None else shares.shape[1]) :]
+    if n > d and inverse_factor is not None:
+        v = _whiten(product, inverse_factor, v, True)
+    wanted = r if shares is None else r @ shares.mT
+    residual = (given - wanted).flatten(1).norm(dim=1) / wanted.flatten(1).norm(dim=1).clamp(min=1e-300)
+    return v, residual, (pivots[:, 0] / pivots[:, 1]).square().nan_to_num(nan=float("inf"))
+
+
+def _primal(white: Tensor, ridge: Tensor, shares: Tensor | None, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """More keys than columns: a ``d x d`` system, ``(ridge I + Y Yᵀ)⁻¹ Y P``, equal by push-through.
+
+    Returns:
+        Right factors in white coordinates ``[batch, d, u]``, what the update gives on the new keys
+        ``[batch, d_out, c]``, pivots.
+    """
+    y = white.double()
+    new = y if shares is None else y[:, :, -shares.shape[1] :]
+    v, pivots = _spd_solve(y @ y.mT, ridge, new if shares is None else new @ shares)
+    return v.float(), (r @ v.mT) @ new, pivots
+
+
+def _whiten(parts: Any, factor: Tensor, x: Tensor, transposed: bool) -> Tensor:
+    if factor.ndim == 2:
+        return parts.factor_product(factor, x, transposed)
+    each = zip(factor, x.split(1), strict=True)
+    return torch.cat([parts.factor_product(one, columns, transposed) for one, columns in each])

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from kecore import _version, doctor, models, ops, registry
+from kecore import _version, doctor, models, registry
+from kecore.cli import app
+from kecore.errors import KecoreError
+from kecore.ops import loader, measure
 from kecore.registry import MethodInfo, Registry
 
 
@@ -27,14 +33,38 @@ def test_report_is_true_and_plain_json(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert plain["cache"]["free"] == found.cache.free
 
 
-def test_backends_come_from_ops(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [("kv_solve", "torch", "no compiler was found")]
-    monkeypatch.setattr(ops, "backend_report", lambda: rows, raising=False)
-    assert doctor.report().backends == (doctor.Backend("kv_solve", "torch", "no compiler was found"),)
+def test_every_op_is_tested_numerically() -> None:
+    found = doctor.report()
+    assert {backend.op for backend in found.backends} >= {"second_moment_", "kv_solve"}
+    assert all(0 < backend.relative_error < 1e-6 for backend in found.backends)
+    assert not found.refused
+
+
+def test_a_wrong_result_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [("kv_solve on cuda", "jit", "why", 3e-2), ("second_moment_", "jit", "why", float("nan"))]
+    monkeypatch.setattr(measure, "self_test", lambda: rows)
+    found = doctor.report()
+    assert found.backends[0] == doctor.Backend("kv_solve on cuda", "jit", "why", 3e-2)
+    text = "\n".join(found.problems)
+    assert "kv_solve on cuda of jit is off by 3.0e-02: set KECORE_NATIVE=off" in text
+    assert "second_moment_ of jit is off by nan" in text
+
+
+def test_what_is_forced_and_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "_resolved", None)
+    monkeypatch.setenv("KECORE_NATIVE", "aot")
+    found = doctor.report()
+    assert found.refused
+    assert found.backends == ()
+    assert any(problem.startswith("KECORE_NATIVE=aot, but there is no native library") for problem in found.problems)
+    monkeypatch.setenv("KECORE_NATIVE", "fast")
+    found = doctor.report()
+    assert found.refused
+    assert any("expected one of auto, aot, jit, require, off" in problem for problem in found.problems)
 
 
 def test_each_problem_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def broken() -> list[tuple[str, str, str]]:
+    def broken() -> list[tuple[str, str, str, float]]:
         raise RuntimeError("ninja fell over")
 
     def describe(self: Registry) -> list[MethodInfo]:
@@ -42,7 +72,7 @@ def test_each_problem_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
     (tmp_path / "file").touch()
     monkeypatch.setenv("KECORE_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(ops, "backend_report", broken, raising=False)
+    monkeypatch.setattr(measure, "self_test", broken)
     monkeypatch.setattr(models, "demo_file", lambda: None)
     monkeypatch.setattr(Registry, "describe", describe)
     found = doctor.report()
@@ -58,3 +88,62 @@ def test_each_problem_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_no_methods_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "default", lambda: Registry([]))
     assert any("no editing methods" in problem for problem in doctor.report().problems)
+
+
+@pytest.fixture
+def kecore() -> Callable[..., Any]:
+    runner = CliRunner()
+    return lambda *words: runner.invoke(app, list(words))
+
+
+def test_command_ends_with_an_error_where_a_forced_backend_is_missing(
+    kecore: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "_resolved", None)
+    monkeypatch.setenv("KECORE_NATIVE", "aot")
+    done = kecore("doctor", "--json")
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["refused"] is True
+
+
+def test_command_prints_backends_and_their_errors(kecore: Callable[..., Any]) -> None:
+    done = kecore("doctor")
+    assert done.exit_code == 0
+    assert "kv_solve" in done.stdout
+    assert "e-07" in done.stdout
+
+
+def test_bench_measures_each_op_against_torch_and_peers(
+    kecore: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = (measure.MomentCase(64, 100), measure.MomentCase(48, 40, torch.float32), measure.SolveCase(70, 5))
+    monkeypatch.setattr(measure, "CASES", cases)
+    found = json.loads(kecore("doctor", "--bench", "--json").stdout)
+    assert [(r["d"], r["n"], r["dtype"]) for r in found["second_moment_"]] == [
+        (64, 100, "bfloat16"),
+        (48, 40, "float32"),
+    ]
+    (solve,) = found["kv_solve"]
+    assert set(solve) == {"d", "n", "dtype", "native_s", "torch_s", "peers_s", "relative_error"}
+    assert solve["relative_error"] < 1e-6
+    assert min(solve["native_s"], solve["torch_s"], solve["peers_s"]) > 0
+    assert "than peers" in kecore("doctor", "--bench").stdout
+
+
+def test_a_wrong_competitor_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = measure.MomentCase(30, 20)
+    monkeypatch.setattr(measure, "second_moment_", lambda moment, keys: moment)
+    with pytest.raises(KecoreError, match="computed wrongly"):
+        measure.row(case)
+
+
+@pytest.mark.parametrize("n", [1, 9])
+def test_the_benchmarks_covariance_is_its_factors(n: int) -> None:
+    """What competitors are given are one and the same problem."""
+    case = measure.SolveCase(60, n)
+    inverse = torch.linalg.inv(case.covariance)
+    factor = case.factor.double()
+    assert float((factor.t() @ factor - inverse).norm() / inverse.norm()) < 1e-6
+    k = case.keys.double()
+    wanted = torch.linalg.solve(case.d * case.covariance + k @ k.t(), k)
+    assert float((case.wanted - wanted).norm() / wanted.norm()) < 1e-10
