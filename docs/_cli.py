@@ -52,6 +52,13 @@ Input is checked before a model is loaded where that is possible. Files and chec
 under a digest of weights, text, layers, number of tokens and seed, so that the next run on the same model is quick and
 another model never sees them. The sample is enough for a try; for numbers that you report, collect them from more text.
 
+**Memory.** `--memory 4GiB` is the most that the whole process may hold at one time in main memory, or on the GPU if the
+model is there: program, weights and everything that the work adds. Before they begin, `kecore edit` and `kecore stats`
+print what each stage is expected to take, how large its micro-batches are, and what is mapped from disk instead of
+being read (key statistics, their factors, which are kept in the cache by content). The expectation is worked out from
+shapes. A budget that cannot hold the model, or the smallest micro-batch, is refused at once with what is needed. With
+`auto`, three quarters of what is free are used.
+
 **Threads.** `kecore` asks OpenMP's threads to wait without spinning (`OMP_WAIT_POLICY=PASSIVE`, unless it is set).
 Where other programs want the same cores, spinning threads starve each other: an evaluation that takes 8 seconds this
 way took 80 to 260 without.
@@ -70,6 +77,7 @@ scores and answers of each. The fields that programs read first:
 | `samples` | what the model writes before and after |
 | `stages` | seconds by stage: those of the command and, in the place of the edit, those of the method |
 | `edit_seconds`, `total_seconds` | seconds of planning and attaching; of the whole command until the result |
+| `memory_plan` | the budget, and by stage what was expected: parts, tokens of a micro-batch, peak |
 | `peak_memory_bytes` | the most that was held at one time, on the accelerator if there is one |
 | `edit_path`, `result_path` | the files |
 | `protocol` | how scores were taken, with its `hash`: numbers with different hashes do not belong in one table |

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,9 @@ from torch import Tensor
 
 from kecore.errors import ArtifactError, KecoreError, StorageError
 
-__all__ = ["read_tensors", "write_atomic", "write_json", "write_tensors", "writing"]
+__all__ = ["cache_dir", "kept", "read_tensors", "write_atomic", "write_json", "write_tensors", "writing"]
+
+logger = logging.getLogger(__name__)
 
 _KEY = "kecore"
 _HEADER = "header_digest"
@@ -142,6 +145,43 @@ def read_tensors(
     if verify and _digest(tensors) != header.get("digest"):
         raise ArtifactError(f"{path}: the tensors do not match the digest in the header; the file is corrupt")
     return header, tensors
+
+
+def cache_dir() -> Path:
+    """Where kecore keeps what it made from other files: ``$KECORE_CACHE``, or ``~/.cache/kecore``."""
+    return Path(os.environ.get("KECORE_CACHE") or Path.home() / ".cache" / "kecore")
+
+
+def kept(folder: str, name: str, kind: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors that were made before, memory-mapped from kecore's cache; else made now and kept there.
+
+    Another process that wants the same waits for this one. A damaged file is made anew. A cache that cannot be
+    written costs the time to make them each time, and nothing else.
+
+    Args:
+        folder: name of a folder in the cache.
+        name: digest of everything that the tensors depend on.
+        kind: what they are, as in :func:`write_tensors`.
+        make: makes them.
+    """
+    from filelock import FileLock
+
+    file = cache_dir() / folder / f"{name}.safetensors"
+    made: dict[str, Tensor] | None = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):
+            if file.is_file():
+                try:
+                    return read_tensors(file, kind)[1]
+                except ArtifactError as error:
+                    logger.info("made anew: %s", error)
+            made = make()
+            write_tensors(file, kind, {}, made)
+        return read_tensors(file, kind, verify=False)[1]
+    except OSError as error:
+        logger.info("not kept in the cache: %s", error)
+        return made if made is not None else make()
 
 
 def _header_digest(header: Mapping[str, Any]) -> str:

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from kecore.config import MethodConfig
 from kecore.errors import UnsupportedCapabilityError
 from kecore.model_view.identity import Fingerprint
 from kecore.types import Capabilities, EditRequest
@@ -20,6 +19,7 @@ from kecore.types import Capabilities, EditRequest
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kecore.config import MethodConfig
     from kecore.edit import Edit
     from kecore.model_view import ModelView
     from kecore.statistics import KeyStatistics
@@ -98,7 +98,7 @@ class MethodContext:
                 "(in Python: Editor(model, tokenizer, statistics=KeyStatistics.load(DIR)))"
             )
         for layer in layers:
-            self.statistics.moment(layer)
+            self.statistics.need(layer)
         return self.statistics
 
     def fingerprint(self, view: ModelView) -> Fingerprint:

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from kecore.errors import MissingDependencyError, ModelLoadError
-from kecore.files import writing
+from kecore.files import cache_dir, writing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,11 +62,6 @@ class LoadedModel:
     tokenizer: Any
     ref: str
     source: str
-
-
-def cache_dir() -> Path:
-    """Where kecore keeps what it made from other files: ``$KECORE_CACHE``, or ``~/.cache/kecore``."""
-    return Path(os.environ.get("KECORE_CACHE") or Path.home() / ".cache" / "kecore")
 
 
 def load_model(ref: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False) -> LoadedModel:

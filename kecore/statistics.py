@@ -3,31 +3,38 @@
 What MEMIT calls ``C = E[k kᵀ]`` (arXiv 2210.07229, eq. 14). Peers run the whole model once per layer over a
 hundred thousand documents; here one pass over packed tokens serves all layers and stops at the last one,
 and the number of tokens follows from the key width (a small multiple is enough: arXiv 2506.04226), with a
-figure that tells whether it was.
+figure that tells whether it was. Files are memory-mapped, one layer at a time is unpacked, and what is derived from a
+moment (its factor, its eigenvectors) is kept on disk under a digest of the moment and mapped from there.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from kecore._version import __version__
 from kecore.corpus import Corpus
-from kecore.errors import NonFiniteError, NumericalError, StatisticsMismatchError
-from kecore.files import read_tensors, write_tensors
+from kecore.errors import KecoreWarning, NonFiniteError, NumericalError, StatisticsMismatchError
+from kecore.files import kept, read_tensors, write_tensors
+from kecore.memory import Need, forward_bytes
 from kecore.method import Progress, silent
-from kecore.model_view import Fingerprint, Identity, ModelView
+from kecore.model_view import Fingerprint, Identity, LinearView, ModelView
 from kecore.ops import second_moment_
 from kecore.text import Encoder, Rows
+from kecore.triangular import action_change, cholesky_, inverse_, packed, symmetrise_, triangle_width, unpacked
 
-__all__ = ["TOKENS_PER_WIDTH", "KeyStatistics", "token_budget"]
+__all__ = ["TOKENS_PER_WIDTH", "KeyStatistics", "collecting", "token_budget"]
 
 TOKENS_PER_WIDTH = 20
 """Tokens per column of the key; arXiv 2506.04226 finds 10 enough for Llama-2 with a ridge."""
@@ -40,6 +47,8 @@ _SEQUENCE = 512
 _TOKENS_PER_PASS = 4096
 _SAVE_EVERY = 20.0  # seconds between checkpoints of a long run
 _CHARACTERS_PER_PASSAGE = 100  # lower bound, to size the reservoir
+_WORTH_KEEPING = 1024  # columns below which a factor is made as quickly as it is read
+_METHOD = "1"  # of deriving factors and spectra: raised when other numbers would come out
 
 
 def token_budget(view: ModelView) -> int:
@@ -52,7 +61,8 @@ class KeyStatistics:
     """Second moments of the keys of some layers of one model.
 
     Args:
-        moments: layer index to ``[d_in, d_in]`` float64, the mean of ``k kᵀ``; symmetric.
+        moments: layer index to ``[d_in, d_in]`` float64, the mean of ``k kᵀ``; symmetric. Those of a file are
+            unpacked from it each time they are asked for.
         tokens: how many keys each is the mean of.
         base: layer index to the fingerprint of the weights that the keys depend on.
         corpus: digest of the text.
@@ -73,12 +83,24 @@ class KeyStatistics:
     sequence: int = _SEQUENCE
     convergence: Mapping[int, float] = field(default_factory=dict)
     version: str = __version__
-    _memo: dict[Any, Any] = field(default_factory=dict, repr=False)
+    _memo: dict[Any, Any] = field(default_factory=dict, repr=False, init=False)
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Layers that have statistics, ascending."""
         return tuple(sorted(self.moments))
+
+    def need(self, layer: int) -> None:
+        """Refuse a layer that was not collected.
+
+        Raises:
+            StatisticsMismatchError: names those that were.
+        """
+        if layer not in self.moments:
+            raise StatisticsMismatchError(
+                f"no statistics for layer {layer}; these cover {list(self.layers)}. Collect it with "
+                f"`kecore stats MODEL --layers {layer} ...`, or edit one of the covered layers"
+            )
 
     def moment(self, layer: int) -> Tensor:
         """The second moment of one layer, ``[d_in, d_in]`` float64.
@@ -86,12 +108,26 @@ class KeyStatistics:
         Raises:
             StatisticsMismatchError: the layer was not collected.
         """
-        if layer not in self.moments:
-            raise StatisticsMismatchError(
-                f"no statistics for layer {layer}; these cover {list(self.layers)}. Collect it with "
-                f"`kecore stats MODEL --layers {layer} ...`, or edit one of the covered layers"
-            )
+        self.need(layer)
         return self.moments[layer]
+
+    def width(self, layer: int) -> int:
+        """``d_in`` of one layer.
+
+        Raises:
+            StatisticsMismatchError: the layer was not collected.
+        """
+        return triangle_width(self._triangle(layer))
+
+    def mean_square(self, layer: int) -> float:
+        """Mean square of a key's coordinates: the moment's mean diagonal, read without unpacking it.
+
+        Raises:
+            StatisticsMismatchError: the layer was not collected.
+        """
+        triangle = self._triangle(layer)
+        place = torch.arange(triangle_width(triangle))
+        return float(triangle[place * (place + 3) // 2].mean())
 
     def factor(self, layer: int, ridge: float = 0.0) -> Tensor:
         """``L⁻¹`` of ``C + ridge·mean(diag C)·I = L Lᵀ``, ``[d_in, d_in]`` float32.
@@ -102,31 +138,51 @@ class KeyStatistics:
         Raises:
             NumericalError: C is singular; names the ridge that helps.
         """
-        key = ("factor", layer, ridge)
-        if key not in self._memo:
-            c = self.moment(layer)
-            size = float(c.diagonal().mean())
-            eye = torch.eye(len(c), dtype=c.dtype)
-            lower, info = torch.linalg.cholesky_ex(c + ridge * size * eye)
-            if int(info) != 0:
+
+        def make() -> dict[str, Tensor]:
+            c = unpacked(self._triangle(layer))
+            c.diagonal().add_(ridge * float(c.diagonal().mean()))
+            lower = cholesky_(c)
+            if lower is None:
                 raise NumericalError(
                     f"the key statistics of layer {layer} are singular ({self.tokens} tokens for width {len(c)}); "
                     f"collect more tokens, or use a ridge of at least {max(1e-6, 10 * ridge):.0e}"
                 )
-            self._memo[key] = torch.linalg.solve_triangular(lower, eye, upper=False).float()
-        return self._memo[key]
+            return {"factor": torch.empty(c.shape, dtype=torch.float32).copy_(inverse_(lower))}
+
+        return self._derived("factor", layer, ridge, make)["factor"]
 
     def spectrum(self, layer: int) -> tuple[Tensor, Tensor]:
         """Eigenvalues (descending) ``[d_in]`` and eigenvectors ``[d_in, d_in]`` of C, float64."""
-        key = ("spectrum", layer)
-        if key not in self._memo:
+
+        def make() -> dict[str, Tensor]:
             threads = torch.get_num_threads()
             torch.set_num_threads(1)  # two LAPACK threads on busy cores were measured 20x slower
             try:
-                values, vectors = torch.linalg.eigh(self.moment(layer))
+                values, vectors = torch.linalg.eigh(unpacked(self._triangle(layer)))
             finally:
                 torch.set_num_threads(threads)
-            self._memo[key] = (values.flip(0), vectors.flip(1))
+            return {"values": values.flip(0), "vectors": vectors.flip(1)}
+
+        found = self._derived("spectrum", layer, 0.0, make)
+        return found["values"], found["vectors"]
+
+    def _triangle(self, layer: int) -> Tensor:
+        self.need(layer)
+        mapped = self.moments
+        return mapped.triangles[layer] if isinstance(mapped, _Mapped) else packed(mapped[layer])
+
+    def _derived(self, what: str, layer: int, ridge: float, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What follows from a moment alone: made once, kept on disk by content, and memory-mapped from there."""
+        key = (what, layer, ridge)
+        if key not in self._memo:
+            triangle = self._triangle(layer)
+            if triangle.numel() < _WORTH_KEEPING**2 // 2:
+                self._memo[key] = make()
+            else:
+                digest = hashlib.sha256(triangle.numpy().data)
+                digest.update(repr((_METHOD, what, ridge)).encode())
+                self._memo[key] = kept(f"{what}s", digest.hexdigest()[:32], what, make)
         return self._memo[key]
 
     def check(self, view: ModelView, identity: Identity | None = None) -> None:
@@ -152,7 +208,7 @@ class KeyStatistics:
         """Write ``statistics.safetensors`` into a folder (or to a ``.safetensors`` file), atomically."""
         path = Path(path)
         file = path if path.suffix == ".safetensors" else path / _FILE
-        return write_tensors(file, _KIND, self.header(), {f"{i}": _packed(c) for i, c in self.moments.items()})
+        return write_tensors(file, _KIND, self.header(), {f"{i}": self._triangle(i) for i in self.layers})
 
     def header(self) -> dict[str, Any]:
         """What identifies the statistics, as JSON values."""
@@ -178,7 +234,7 @@ class KeyStatistics:
         path = Path(path)
         header, tensors = read_tensors(path / _FILE if path.is_dir() else path, _KIND, newest=_FORMAT)
         return cls(
-            moments={int(i): _unpacked(t) for i, t in tensors.items()},
+            moments=_Mapped({int(i): t for i, t in tensors.items()}),
             tokens=header["tokens"],
             base={int(i): Fingerprint(**f) for i, f in header["base"].items()},
             corpus=header["corpus"],
@@ -198,7 +254,9 @@ class KeyStatistics:
         layers: Sequence[int],
         *,
         tokens: int | None = None,
+        until: float | None = None,
         seed: int = 0,
+        memory: int | None = None,
         out: str | Path | None = None,
         progress: Progress = silent,
     ) -> KeyStatistics:
@@ -210,10 +268,16 @@ class KeyStatistics:
             corpus: natural text.
             layers: which layers.
             tokens: how many tokens; by default :func:`token_budget`. Less if the corpus is smaller.
+            until: stop early, at a half, a quarter, an eighth ... of ``tokens``, once ``convergence`` is at most this
+                in every layer. Warns where it never is.
             seed: seeds the choice of passages.
+            memory: bytes of activations per pass; fewer tokens then run at once, down to one row.
             out: folder for the result. A run that was killed continues from its last checkpoint there and
                 counts nothing twice.
             progress: called with tokens done.
+
+        Returns:
+            The statistics; memory-mapped where ``out`` is given.
 
         Raises:
             NonFiniteError: the keys hold NaN or infinity.
@@ -224,42 +288,128 @@ class KeyStatistics:
         identity = view.identity()
         base = {i: Fingerprint.of(identity, view.dtype, _below(view, i)) for i in layers}
         blank = cls({}, 0, base, digest, corpus.sources, seed, min(_SEQUENCE, view.max_length or _SEQUENCE))
-        run = _Run(view, blank, layers, wanted, Path(out) if out is not None else None)
+        run = _Run(view, blank, layers, wanted, until, Path(out) if out is not None else None)
         rows = _packed_rows(encoder, passages, blank.sequence, wanted)
         with view.frozen():
-            run.over(rows, progress)
+            run.over(rows, _tokens_per_pass(view, layers, memory), progress)
         result = run.result()
-        if out is not None:
-            result.save(out)
-            (Path(out) / _PARTIAL).unlink(missing_ok=True)
-        return result
+        del run  # its sums are the result's moments, which are mapped from the file in a moment
+        if until is not None and not max(result.convergence.values(), default=math.inf) <= until:
+            warnings.warn(_unconverged(result, until), KecoreWarning, stacklevel=2)
+        if out is None:
+            return result
+        file = result.save(out)
+        (Path(out) / _PARTIAL).unlink(missing_ok=True)
+        return cls.load(file)
+
+
+def collecting(view: ModelView, layers: Sequence[int], tokens: int) -> Need:
+    """What collecting the statistics of these layers takes in memory."""
+    widths = [view.layer(i).value_projection.d_in for i in layers]
+    row = min(_SEQUENCE, view.max_length or _SEQUENCE)
+    parts = {
+        "sums": sum(8 * d * d for d in widths),
+        "sums at half": sum(4 * d * d for d in widths),
+        "comparison": 16 * max(widths) ** 2,
+        "checkpoint": sum(4 * d * d for d in widths),
+    }
+    token = forward_bytes(view) + 4 * sum(widths)
+    return Need("statistics", parts, token, min(tokens, _TOKENS_PER_PASS), row)
+
+
+def _tokens_per_pass(view: ModelView, layers: Sequence[int], memory: int | None) -> int:
+    return _TOKENS_PER_PASS if memory is None else collecting(view, layers, _TOKENS_PER_PASS).micro_batch(memory)
+
+
+def _unconverged(found: KeyStatistics, until: float) -> str:
+    worst = max(found.convergence.values(), default=math.inf)
+    return (
+        f"the key statistics still change by {worst:.3g} from half of their {found.tokens:,} tokens to all of them "
+        f"(asked for {until:g}); take more tokens, or more text if it was used up"
+    )
+
+
+class _Mapped(Mapping[int, Tensor]):
+    """Moments in a memory-mapped file; one is unpacked when asked for, and forgotten when nobody holds it."""
+
+    def __init__(self, triangles: dict[int, Tensor]) -> None:
+        self.triangles = triangles
+        self._held: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+
+    def __getitem__(self, layer: int) -> Tensor:
+        found = self._held.get(layer)
+        if found is None:
+            found = self._held[layer] = unpacked(self.triangles[layer])
+        return found
+
+    def __contains__(self, layer: object) -> bool:
+        return layer in self.triangles
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.triangles)
+
+    def __len__(self) -> int:
+        return len(self.triangles)
 
 
 class _Run:
     """Sums of a collection under way, and its checkpoints."""
 
-    def __init__(self, view: ModelView, blank: KeyStatistics, layers: list[int], wanted: int, out: Path | None) -> None:
-        self.view, self.blank, self.layers, self.wanted = view, blank, layers, wanted
+    def __init__(
+        self,
+        view: ModelView,
+        blank: KeyStatistics,
+        layers: list[int],
+        wanted: int,
+        until: float | None,
+        out: Path | None,
+    ) -> None:
+        self.view, self.blank, self.layers, self.wanted, self.until = view, blank, layers, wanted, until
         self.partial = out / _PARTIAL if out is not None else None
-        width = {i: view.layers[i].value_projection.d_in for i in layers}
-        self.sums = {i: torch.zeros(width[i], width[i], dtype=torch.float64) for i in layers}
-        self.half: dict[int, Tensor] = {}
-        self.rows = self.tokens = self.half_tokens = 0
+        self.sums = {i: _zeros(view.layers[i].value_projection) for i in layers}
+        self.half: dict[int, Tensor] = {}  # packed
+        self.rows = self.tokens = self.half_tokens = self.compared = 0
+        self.convergence: dict[int, float] = {}
+        # Where the sums are kept, to be compared with later ones. Fewer tokens than columns say nothing.
+        self.marks = [wanted / 2]
+        while until is not None and self.marks[-1] / 2 >= max(len(c) for c in self.sums.values()):
+            self.marks.append(self.marks[-1] / 2)
         self._resume()
 
-    def over(self, rows: Iterator[list[int]], progress: Progress) -> None:
+    def over(self, rows: Iterator[list[int]], most: int, progress: Progress) -> None:
         saved = time.monotonic()
         for _ in range(self.rows):
             next(rows, None)
         progress("statistics", self.tokens, self.wanted)
-        while batch := list(islice(rows, max(1, _TOKENS_PER_PASS // self.blank.sequence))):
+        while batch := list(islice(rows, max(1, most // self.blank.sequence))):
             self._add(batch)
             progress("statistics", min(self.tokens, self.wanted), self.wanted)
-            if not self.half and self.tokens >= self.wanted / 2:
-                self.half, self.half_tokens = {i: c.clone() for i, c in self.sums.items()}, self.tokens
+            if self._arrived() and self._converged():
+                return
             if self.partial is not None and time.monotonic() - saved > _SAVE_EVERY:
                 self._checkpoint()
                 saved = time.monotonic()
+
+    def _arrived(self) -> bool:
+        """Whether a mark was passed since the last one."""
+        return any(self.half_tokens < mark <= self.tokens for mark in self.marks)
+
+    def _converged(self) -> bool:
+        """Compare with the sums of the mark before, if early stopping is asked for; else keep these instead."""
+        if self.half and self.until is not None:
+            self.convergence = self._change()
+            if max(self.convergence.values()) <= self.until:
+                return True
+        self.half = {i: packed(c).cpu() for i, c in self.sums.items()}
+        self.half_tokens = self.compared = self.tokens
+        return False
+
+    def _change(self) -> dict[int, float]:
+        self.compared = self.tokens
+        return {
+            i: action_change(self.half[i] / self.half_tokens, packed(c).cpu() / self.tokens)
+            for i, c in self.sums.items()
+        }
 
     @torch.no_grad()
     def _add(self, batch: list[list[int]]) -> None:
@@ -270,36 +420,39 @@ class _Run:
             ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
         rows = Rows(ids, mask, torch.zeros(len(batch), dtype=torch.long))
         keys = self.view.forward(rows, stop=self.layers[-1], keys=self.layers).keys
-        real = mask.bool()
-        for i in self.layers:
-            second_moment_(self.sums[i], keys[i][real.to(keys[i].device)])
+        real = mask.bool().flatten()
+        for device in {c.device for c in self.sums.values()}:
+            here = [i for i in self.layers if self.sums[i].device == device]
+            every = [keys[i].flatten(0, 1).to(device) for i in here]
+            if every[0].dtype == torch.float64:
+                every = [x.float() for x in every]
+            second_moment_([self.sums[i] for i in here], every, mask=real.to(device))
         self.rows += len(batch)
         self.tokens += int(mask.sum())
 
     def result(self) -> KeyStatistics:
-        moments = {i: _symmetric(c) / max(1, self.tokens) for i, c in self.sums.items()}
-        for i, c in moments.items():
-            if not bool(torch.isfinite(c).all()):
+        """The statistics, in the memory of the sums."""
+        for i, c in self.sums.items():
+            if not bool(torch.isfinite(c.diagonal()).all()):  # a square that is finite has finite factors
                 raise NonFiniteError(
                     f"the keys of layer {i} hold NaN or infinity; load the model in float32 or bfloat16"
                 )
-        convergence: dict[int, float] = {}
-        if self.half and self.half_tokens < self.tokens:
-            convergence = {
-                i: _action_change(_symmetric(self.half[i]) / self.half_tokens, moments[i]) for i in self.layers
-            }
+        if self.half and self.compared < self.tokens:
+            self.convergence = self._change()
+        moments = {i: symmetrise_(c.cpu().div_(max(1, self.tokens))) for i, c in self.sums.items()}
         b = self.blank
-        return KeyStatistics(moments, self.tokens, b.base, b.corpus, b.sources, b.seed, b.sequence, convergence)
+        return KeyStatistics(moments, self.tokens, b.base, b.corpus, b.sources, b.seed, b.sequence, self.convergence)
 
     def _identity(self) -> dict[str, Any]:
         header = self.blank.header()
-        return {**header, "layers": self.layers, "wanted": self.wanted}
+        return {**header, "layers": self.layers, "wanted": self.wanted, "until": self.until}
 
     def _checkpoint(self) -> None:
         if self.partial is None:
             return
         header = {"of": self._identity(), "rows": self.rows, "counts": [self.tokens, self.half_tokens]}
-        tensors = {f"sum/{i}": c for i, c in self.sums.items()} | {f"half/{i}": c for i, c in self.half.items()}
+        sums = {f"sum/{i}": packed(c) for i, c in self.sums.items()}
+        tensors = sums | {f"half/{i}": c for i, c in self.half.items()}
         write_tensors(self.partial, _KIND + "-partial", header, tensors)
 
     def _resume(self) -> None:
@@ -309,8 +462,10 @@ class _Run:
         if header["of"] != self._identity():
             return  # of another model, text or request: start anew and overwrite it
         self.rows, (self.tokens, self.half_tokens) = header["rows"], header["counts"]
-        self.sums = {i: tensors[f"sum/{i}"].clone() for i in self.layers}
-        self.half = {i: tensors[f"half/{i}"].clone() for i in self.layers if f"half/{i}" in tensors}
+        self.compared = self.half_tokens
+        for i in self.layers:
+            self.sums[i].copy_(unpacked(tensors[f"sum/{i}"]))
+        self.half = {i: tensors[f"half/{i}"] for i in self.layers if f"half/{i}" in tensors}
 
 
 def _below(view: ModelView, layer: int) -> Callable[[str], bool]:
@@ -344,32 +499,9 @@ def _packed_rows(encoder: Encoder, passages: list[str], length: int, tokens: int
         yield buffer[:left]
 
 
-def _symmetric(lower: Tensor) -> Tensor:
-    return lower.tril() + lower.tril(-1).t()
-
-
-def _action_change(half: Tensor, whole: Tensor) -> float:
-    """Relative change of ``C⁻¹`` on random keys drawn from C."""
-    d = len(whole)
-    ridge = 1e-4 * float(whole.diagonal().mean()) * torch.eye(d, dtype=whole.dtype)
-    lower = torch.linalg.cholesky(whole + ridge)
-    noise = torch.randn(d, 16, dtype=whole.dtype, generator=torch.Generator().manual_seed(0))
-    keys = lower @ noise
-    new = torch.cholesky_solve(keys, lower)
-    old = torch.cholesky_solve(keys, torch.linalg.cholesky(half + ridge))
-    return float((old - new).norm() / new.norm())
-
-
-def _packed(matrix: Tensor) -> Tensor:
-    """The lower triangle of a symmetric matrix, row after row."""
-    return torch.cat([matrix[i, : i + 1] for i in range(len(matrix))])
-
-
-def _unpacked(triangle: Tensor) -> Tensor:
-    d = int(((8 * triangle.numel() + 1) ** 0.5 - 1) / 2)
-    out = torch.zeros(d, d, dtype=triangle.dtype)
-    begin = 0
-    for i in range(d):
-        out[i, : i + 1] = triangle[begin : begin + i + 1]
-        begin += i + 1
-    return _symmetric(out)
+def _zeros(projection: LinearView) -> Tensor:
+    """Sums of a layer's keys: beside them on a GPU; on the CPU otherwise, for not every device has float64."""
+    device = projection.weight.device
+    return torch.zeros(
+        projection.d_in, projection.d_in, dtype=torch.float64, device=device if device.type == "cuda" else "cpu"
+    )

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kecore.cli.console import Screen, count
-from kecore.cli.machine import cost, environment, show_cost
+from kecore.cli.machine import cost, environment, plan_table, show_cost
 from kecore.cli.samples import Ask, Sample, continuations, samples_table
 from kecore.cli.scores import flat, score_values, scores_table
-from kecore.cli.session import StatisticsSource, provide_statistics
+from kecore.cli.session import StatisticsSource, provide_statistics, statistics_needs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kecore.editor import Editor
     from kecore.evaluate import Evaluation, Protocol
+    from kecore.memory import MemoryPlan
     from kecore.method import EditMethod
     from kecore.types import EditRecord
 
@@ -75,6 +76,7 @@ class EditJob:
             out: folder for the edit.
             asked: prompts to be continued before and after.
         """
+        plans = self.preflight(screen, editor)
         provide_statistics(screen, editor, self.method, self.config, self.source)
         prompts = [ask.prompt for ask in asked]
         protocol = _protocol(editor, self.method, len(self.records))
@@ -94,7 +96,25 @@ class EditJob:
             after = compare(before, after)
         samples = [Sample(*item) for item in zip(asked, old, new, strict=True)]
         spent = cost(screen, editor.view.device, _stages(screen, editor))
-        return Outcome(self, editor, path, protocol, before, after, samples, spent)
+        return Outcome(self, editor, path, protocol, before, after, samples, spent, plans)
+
+    def preflight(self, screen: Screen, editor: Editor) -> list[MemoryPlan]:
+        """Say what each stage will take in memory, before any begins.
+
+        Raises:
+            MemoryBudgetError: the session's budget cannot hold it; names what is needed.
+        """
+        from kecore.evaluate.scoring import BATCH_TOKENS
+        from kecore.memory import scoring
+
+        groups = [
+            statistics_needs(editor, self.method, self.config, self.source),
+            [scoring(editor.view, BATCH_TOKENS)],
+        ]
+        plans = [editor.memory_plan(needs) for needs in groups if needs]
+        plans.append(editor.preflight(self.records, self.method, preset=self.preset, **self.values))
+        screen.err.print(plan_table(plans))
+        return plans
 
 
 @dataclass(frozen=True)
@@ -110,6 +130,7 @@ class Outcome:
         after: scores of the edited model.
         samples: what both write.
         cost: time by stage, those of the method among them, and memory.
+        plans: what the stages were expected to take in memory.
     """
 
     job: EditJob
@@ -120,6 +141,7 @@ class Outcome:
     after: Evaluation | None
     samples: Sequence[Sample]
     cost: dict[str, Any]
+    plans: Sequence[MemoryPlan]
 
     def to_json(self, screen: Screen, model: str) -> dict[str, Any]:
         """The result as JSON values, without the rows of single records."""
@@ -133,6 +155,10 @@ class Outcome:
             "scores": flat(self.after),
             "edit_seconds": screen.stages["edit"],
             **self.cost,
+            "memory_plan": {
+                **self.plans[-1].to_json(),
+                "stages": [stage for plan in self.plans for stage in plan.to_json()["stages"]],
+            },
             "edit_path": str(self.path),
             "edit_bytes": self.path.stat().st_size,
             "protocol": {**self.protocol.to_json(), "hash": self.protocol.hash()},

@@ -56,7 +56,12 @@ Chat = Annotated[bool, typer.Option("--chat", help="Put prompts into the model's
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Directory for the result.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what an earlier run left in --out.")]
 Memory = Annotated[
-    str, typer.Option(metavar="SIZE", help="What activations of one micro-batch may take, such as 500MiB or 4GiB.")
+    str,
+    typer.Option(
+        metavar="SIZE",
+        help="Most that the whole process may hold in main memory (with a GPU: on it), such as 4GiB; auto: three "
+        "quarters of what is free.",
+    ),
 ]
 Texts = Annotated[
     list[str] | None,
@@ -96,16 +101,18 @@ NoEvaluate = Annotated[bool, typer.Option("--no-evaluate", help="Do not score be
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
-def byte_count(text: str) -> int:
-    """Bytes of ``500MiB``, ``2GB`` or ``4g``; units are powers of 1024.
+def byte_count(text: str) -> int | None:
+    """Bytes of ``500MiB``, ``2GB`` or ``4g``; units are powers of 1024. None for ``auto``.
 
     Raises:
         ConfigError: it is not a size.
     """
+    if text.strip() == "auto":
+        return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip(), flags=re.IGNORECASE)
     value = int(float(found[1]) * _UNITS[found[2].lower()]) if found else 0
     if value < 1:
-        raise ConfigError(f"--memory must be a size such as 500MiB or 4GiB, got '{text}'")
+        raise ConfigError(f"--memory must be a size such as 500MiB or 4GiB, or auto, got '{text}'")
     return value
 
 

@@ -18,12 +18,13 @@ from kecore.errors import ArtifactError, StatisticsMismatchError
 
 if TYPE_CHECKING:
     from kecore.editor import Editor
+    from kecore.memory import Need
     from kecore.method import EditMethod
     from kecore.model_view import ModelView
     from kecore.models import LoadedModel
     from kecore.statistics import KeyStatistics
 
-__all__ = ["Loading", "StatisticsSource", "collected", "layers_for", "provide_statistics", "span"]
+__all__ = ["Loading", "StatisticsSource", "collected", "layers_for", "provide_statistics", "span", "statistics_needs"]
 
 SAMPLE = "wikipedia_sample.jsonl.gz"
 """The bundled text that statistics are collected from where nobody names another."""
@@ -112,6 +113,15 @@ def layers_for(config: Any, view: ModelView) -> list[int]:
     return sorted(chosen(view)) if chosen is not None else list(range(len(view.layers)))
 
 
+def statistics_needs(editor: Editor, method: type[EditMethod], config: Any, source: StatisticsSource) -> list[Need]:
+    """What :func:`provide_statistics` takes in memory if the statistics are not in the cache."""
+    from kecore.statistics import collecting, token_budget
+
+    if source.saved is not None or not method.capabilities.needs_statistics:
+        return []
+    return [collecting(editor.view, layers_for(config, editor.view), source.tokens or token_budget(editor.view))]
+
+
 def provide_statistics(
     screen: Screen, editor: Editor, method: type[EditMethod], config: Any, source: StatisticsSource
 ) -> None:
@@ -149,7 +159,7 @@ def collected(screen: Screen, editor: Editor, layers: Sequence[int], source: Sta
     """
     from kecore import data
     from kecore.corpus import Corpus
-    from kecore.statistics import KeyStatistics, token_budget
+    from kecore.statistics import KeyStatistics, collecting, token_budget
 
     corpus = Corpus.of(*(source.texts or (data.path(SAMPLE),)))
     tokens = source.tokens or token_budget(editor.view)
@@ -158,9 +168,10 @@ def collected(screen: Screen, editor: Editor, layers: Sequence[int], source: Sta
         found = _cached(screen, folder)
         if found is None:
             screen.log(f"collecting them in one pass over {tokens:,} tokens; kept in {folder}")
+            plan = editor.memory_plan([collecting(editor.view, layers, tokens)])
             found = KeyStatistics.collect(
-                editor.view, editor.encoder, corpus, layers,
-                tokens=tokens, seed=editor.seed, out=folder, progress=screen.progress,
+                editor.view, editor.encoder, corpus, layers, tokens=tokens,
+                seed=editor.seed, memory=plan.activations, out=folder, progress=screen.progress,
             )  # fmt: skip
         return found
 

@@ -137,6 +137,25 @@ class TestEdit:
         assert found["scores_before"] is None
         assert len(found["samples"]) == 1
 
+    def test_memory_is_planned_and_kept_within(self, tiny: Path, tmp_path: Path) -> None:
+        words = ("edit", tiny, *FACT, *QUICK, "--no-evaluate")
+        found = result(*words, "--out", tmp_path / "out", "--memory", "8GiB")
+        plan = found["memory_plan"]
+        assert plan["budget"] == 8 << 30
+        assert plan["held"].keys() == {"weights", "program"}
+        names = [stage["stage"] for stage in plan["stages"]]
+        assert names == ["statistics", "score", "check", "values", "keys", "solve"]
+        assert all(stage["peak_bytes"] <= 8 << 30 for stage in plan["stages"])
+        shown = run(*words, "--out", tmp_path / "again", "--memory", "8GiB")
+        assert "Memory: budget 8.00 GiB" in shown.stderr
+        assert shown.stderr.index("Memory: budget") < shown.stderr.index("key statistics of layers")
+
+    def test_too_little_memory_is_said_before_anything_is_computed(self, tiny: Path, tmp_path: Path) -> None:
+        kind, message = error("edit", tiny, *FACT, *QUICK, "--out", tmp_path / "out", "--memory", "1MiB")
+        assert kind == "MemoryBudgetError"
+        assert "a memory budget of 1 MiB is too small" in message
+        assert not (tmp_path / "out").exists()
+
     def test_in_the_chat_template(self, tiny: Path, tmp_path: Path) -> None:
         found = result("edit", tiny, *FACT, *QUICK, "--out", tmp_path / "out", "--chat")
         assert (found["form"], found["protocol"]["form"]) == ("chat", "chat")
@@ -261,6 +280,17 @@ class TestStatistics:
         assert shown["layers"]["1"]["width"] > 0
         assert error("stats", tiny, "--text", text, "--out", tmp_path / "stats")[0] == "ArtifactError"
         assert "convergence" in run("inspect", tmp_path / "stats").stdout
+
+    def test_collection_stops_when_told_to(self, tiny: Path, tmp_path: Path) -> None:
+        text = data.path("wikipedia_sample.jsonl.gz")
+        words = ("stats", tiny, "--text", text, "--tokens", 20000, "--layers", "0")
+        early = result(*words, "--until", 1000, "--memory", "8GiB", "--out", tmp_path / "early")
+        assert early["tokens"] < 10000
+        assert early["tokens_per_second"] > 0
+        assert 0 < early["convergence"]["0"] < 1000
+        assert "budget 8.00 GiB" in run(*words, "--until", 1000, "--memory", "8GiB", "--out", tmp_path / "b").stderr
+        assert error(*words, "--until", 0, "--out", tmp_path / "x")[0] == "BadParameter"
+        assert error(*words, "--memory", "1MiB", "--out", tmp_path / "x")[0] == "MemoryBudgetError"
 
     def test_layers_of_installed_methods(self, tiny: Path, tmp_path: Path) -> None:
         text = data.path("wikipedia_sample.jsonl.gz")

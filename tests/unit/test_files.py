@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from kecore import files
-from kecore.errors import ArtifactError
-from kecore.files import read_tensors, write_atomic, write_json, write_tensors
+from kecore.errors import ArtifactError, NumericalError
+from kecore.files import kept, read_tensors, write_atomic, write_json, write_tensors
 
 HEADER = {"format": 1, "version": "9.9", "note": "ein Wörtchen 中", "list": [1, 2.5, None], "by": {"a": "b"}}
 TENSORS = {
@@ -137,3 +138,73 @@ def test_json(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_json(file, {"a": object()})
     assert json.loads(file.read_text(encoding="utf-8")) == HEADER
+
+
+# What is kept in the cache.
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KECORE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+class Maker:
+    """Counts how often it makes the same tensors."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self) -> dict[str, torch.Tensor]:
+        self.calls += 1
+        return {"a": torch.arange(6.0).reshape(2, 3)}
+
+
+def same(found: dict[str, torch.Tensor]) -> bool:
+    return found.keys() == {"a"} and torch.equal(found["a"], torch.arange(6.0).reshape(2, 3))
+
+
+def test_kept_tensors_are_made_once(cache: Path) -> None:
+    make = Maker()
+    assert all(same(kept("things", "digest", "thing", make)) for _ in range(3))
+    assert make.calls == 1
+    assert (cache / "things" / "digest.safetensors").is_file()
+    assert same(kept("things", "another", "thing", make))
+    assert make.calls == 2
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "foreign"])
+def test_a_damaged_file_is_made_anew(cache: Path, damage: str) -> None:
+    make = Maker()
+    kept("things", "digest", "thing", make)
+    file = cache / "things" / "digest.safetensors"
+    whole = file.read_bytes()
+    flipped = whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]
+    file.write_bytes({"truncated": whole[:-5], "flipped": flipped, "foreign": b"no tensors"}[damage])
+    assert same(kept("things", "digest", "thing", make))
+    assert make.calls == 2
+    assert same(kept("things", "digest", "thing", make))
+    assert make.calls == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(cache: Path) -> None:
+    cache.write_text("a file, where a folder is needed")
+    make = Maker()
+    assert same(kept("things", "digest", "thing", make))
+    assert make.calls == 1
+
+
+def test_two_that_want_the_same_make_it_once(cache: Path) -> None:
+    make = Maker()
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(lambda _: same(kept("things", "digest", "thing", make)), range(8)))
+    assert make.calls == 1
+
+
+def test_an_error_of_the_maker_is_passed_on(cache: Path) -> None:
+    def fail() -> dict[str, torch.Tensor]:
+        raise NumericalError("singular")
+
+    with pytest.raises(NumericalError):
+        kept("things", "digest", "thing", fail)
+    assert same(kept("things", "digest", "thing", Maker()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,19 @@ from torch import Tensor, nn
 
 from kecore import files, statistics
 from kecore.corpus import Corpus
-from kecore.errors import ArtifactError, LayerError, NonFiniteError, NumericalError, StatisticsMismatchError
+from kecore.errors import (
+    ArtifactError,
+    KecoreWarning,
+    LayerError,
+    NonFiniteError,
+    NumericalError,
+    StatisticsMismatchError,
+)
 from kecore.model_view import ModelView
 from kecore.statistics import TOKENS_PER_WIDTH, KeyStatistics, token_budget
 from kecore.testing import Snapshot, tiny_model, tiny_tokenizer
 from kecore.text import Encoder
+from kecore.triangular import action_change, packed
 
 LAYERS = (0, 1, 3)
 TOKENS = 1500
@@ -53,13 +62,13 @@ def small_passes() -> Iterator[None]:
         yield
 
 
-def brute_force(view: ModelView, encoder: Encoder, corpus: Corpus, layer: int) -> Tensor:
+def brute_force(view: ModelView, encoder: Encoder, corpus: Corpus, layer: int, tokens: int = TOKENS) -> Tensor:
     """Mean ``k kᵀ`` in float64 over the same tokens, one row at a time through the whole model."""
     passages, _ = corpus.sample(10_000, 0)
     stream: list[int] = []
     for passage in passages:
         stream += encoder.tokenizer(passage, add_special_tokens=False)["input_ids"] + [encoder.tokenizer.eos_token_id]
-    stream = stream[:TOKENS]
+    stream = stream[:tokens]
     keys: list[Tensor] = []
 
     def keep(_module: nn.Module, args: Any) -> None:
@@ -71,19 +80,24 @@ def brute_force(view: ModelView, encoder: Encoder, corpus: Corpus, layer: int) -
             view.model(input_ids=torch.tensor([stream[begin : begin + ROW]]), use_cache=False)
     handle.remove()
     k = torch.cat(keys)
-    assert len(k) == TOKENS
-    return k.t() @ k / TOKENS
+    assert len(k) == tokens
+    return k.t() @ k / tokens
 
 
 def collect(view: ModelView, encoder: Encoder, corpus: Corpus, **options: Any) -> KeyStatistics:
     return KeyStatistics.collect(view, encoder, corpus, LAYERS, **{"tokens": TOKENS, **options})
 
 
+def take_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every run take all passages, in one order, so that brute force sees the same text."""
+    sample = Corpus.sample
+    monkeypatch.setattr(Corpus, "sample", lambda self, _count, seed: sample(self, 10_000, seed))
+
+
 def test_moments_are_those_of_brute_force(
     view: ModelView, encoder: Encoder, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sample = Corpus.sample
-    monkeypatch.setattr(Corpus, "sample", lambda self, _count, seed: sample(self, 10_000, seed))
+    take_all(monkeypatch)
     found = collect(view, encoder, corpus)
     assert (found.layers, found.tokens, found.sequence) == (LAYERS, TOKENS, ROW)
     for layer in LAYERS:
@@ -132,6 +146,85 @@ def test_a_small_corpus_is_used_up(view: ModelView, encoder: Encoder, tmp_path: 
     (tmp_path / "a.txt").write_text(text)
     found = KeyStatistics.collect(view, encoder, Corpus.of(tmp_path / "a.txt"), [0])
     assert found.tokens == len(encoder.tokenizer(text)["input_ids"]) + 1  # and the end token
+
+
+def test_little_memory_makes_smaller_passes(view: ModelView, encoder: Encoder, corpus: Corpus) -> None:
+    widths: list[int] = []
+    handle = view.model.get_input_embeddings().register_forward_hook(lambda _m, args, _o: widths.append(len(args[0])))
+    found = collect(view, encoder, corpus, memory=1)
+    handle.remove()
+    assert set(widths) == {1}
+    for layer in LAYERS:
+        torch.testing.assert_close(
+            found.moment(layer), collect(view, encoder, corpus).moment(layer), rtol=1e-5, atol=1e-7
+        )
+
+
+# Stopped early. Three rows of 128 tokens are one pass, so the marks at 94, 188 and 375 of 1500 tokens are passed after
+# 384 and that at 750 after 768.
+
+
+def change(half: Tensor, whole: Tensor) -> float:
+    """Relative change of the inverse on keys drawn from the whole, densely."""
+    ridge = 1e-4 * whole.diagonal().mean() * torch.eye(len(whole), dtype=whole.dtype)
+    noise = torch.randn(len(whole), 16, dtype=whole.dtype, generator=torch.Generator().manual_seed(0))
+    keys = torch.linalg.cholesky(whole + ridge) @ noise
+    old, new = torch.linalg.inv(half + ridge) @ keys, torch.linalg.inv(whole + ridge) @ keys
+    return float((old - new).norm() / new.norm())
+
+
+@pytest.fixture
+def changes(
+    view: ModelView, encoder: Encoder, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> list[dict[int, float]]:
+    """What brute force finds from 384 tokens to 768, and from there to all 1500."""
+    take_all(monkeypatch)
+    found: list[dict[int, float]] = []
+    for few, many in ((384, 768), (768, 1500)):
+        pairs = {i: [brute_force(view, encoder, corpus, i, count) for count in (few, many)] for i in LAYERS}
+        found.append({i: change(*pair) for i, pair in pairs.items()})
+    return found
+
+
+def test_collection_stops_when_nothing_changes_any_more(
+    view: ModelView, encoder: Encoder, corpus: Corpus, changes: list[dict[int, float]]
+) -> None:
+    found = collect(view, encoder, corpus, until=1.01 * max(changes[0].values()))
+    assert found.tokens == 768
+    assert found.convergence == pytest.approx(changes[0], rel=1e-3)
+    wanted = brute_force(view, encoder, corpus, 1, 768)
+    assert float((found.moment(1) - wanted).norm() / wanted.norm()) < 1e-5
+
+
+def test_every_layer_must_have_converged(
+    view: ModelView, encoder: Encoder, corpus: Corpus, changes: list[dict[int, float]]
+) -> None:
+    first, last = max(changes[0].values()), max(changes[1].values())
+    assert last < 0.99 * first  # else this test says nothing
+    found = collect(view, encoder, corpus, until=0.99 * first)
+    assert found.tokens == TOKENS
+    assert found.convergence == pytest.approx(changes[1], rel=1e-3)
+
+
+def test_statistics_that_never_converge_are_warned_of(view: ModelView, encoder: Encoder, corpus: Corpus) -> None:
+    with pytest.warns(KecoreWarning, match=r"still change by 0\.\d+ from half of their 1,500 tokens .*asked for 1e-05"):
+        found = collect(view, encoder, corpus, until=1e-5)
+    assert found.tokens == TOKENS
+
+
+@pytest.mark.usefixtures("checkpoints")
+@pytest.mark.parametrize("call", [3, 4])
+def test_a_killed_run_stops_early_all_the_same(
+    view: ModelView, encoder: Encoder, corpus: Corpus, tmp_path: Path, changes: list[dict[int, float]], call: int
+) -> None:
+    until = 0.99 * max(changes[0].values())
+    whole = collect(view, encoder, corpus, until=until)
+    with pytest.raises(Killed):
+        collect(view, encoder, corpus, until=until, out=tmp_path, progress=kill_at(call))
+    found = collect(view, encoder, corpus, until=until, out=tmp_path)
+    assert (found.tokens, found.convergence) == (whole.tokens, whole.convergence)
+    for layer in LAYERS:
+        assert torch.equal(found.moment(layer), whole.moment(layer))
 
 
 # Killed and continued.
@@ -185,13 +278,15 @@ def test_a_killed_run_counts_nothing_twice(
 
 
 @pytest.mark.usefixtures("checkpoints")
-@pytest.mark.parametrize("other", [{"seed": 1}, {"tokens": TOKENS - 1}, {"weights": True}, {"layers": (0, 1)}])
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"tokens": TOKENS - 1}, {"weights": True}, {"layers": (0, 1)}, {"until": 1e3}]
+)
 def test_a_checkpoint_of_another_run_is_not_continued(
     view: ModelView, encoder: Encoder, corpus: Corpus, tmp_path: Path, other: dict[str, Any]
 ) -> None:
     with pytest.raises(Killed):
         collect(view, encoder, corpus, out=tmp_path, progress=kill_at(4))
-    options = {k: v for k, v in other.items() if k in {"seed", "tokens"}}
+    options = {k: v for k, v in other.items() if k in {"seed", "tokens", "until"}}
     layers = other.get("layers", LAYERS)
     model = view if "weights" not in other else ModelView.of(tiny_model("llama", seed=1, max_position_embeddings=ROW))
     options = {"tokens": TOKENS, **options}
@@ -237,6 +332,71 @@ def test_factor_is_the_inverse_cholesky_factor(found: KeyStatistics, ridge: floa
     assert found.factor(1, ridge).dtype == torch.float32
 
 
+@pytest.fixture
+def derived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache, where even small factors are kept."""
+    monkeypatch.setattr(statistics, "_WORTH_KEEPING", 1)
+    monkeypatch.setenv("KECORE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def kept_files(cache: Path) -> set[str]:
+    return {str(file.relative_to(cache)) for file in cache.rglob("*.safetensors")}
+
+
+def test_factors_are_kept_by_content(
+    found: KeyStatistics, derived: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = replace(found)  # without what the fixture remembers
+    factor, (values, vectors) = made.factor(1, 1e-4), made.spectrum(1)
+    first = kept_files(derived)
+    assert len(first) == 2
+    stored = KeyStatistics.load(found.save(tmp_path / "saved"))
+    with monkeypatch.context() as patch:
+        patch.setattr(statistics, "cholesky_", None)  # what is kept is not made again
+        assert torch.equal(stored.factor(1, 1e-4), factor)
+        assert torch.equal(stored.spectrum(1)[0], values)
+        assert torch.equal(stored.spectrum(1)[1], vectors)
+    assert kept_files(derived) == first
+    stored.factor(1, 1e-3)
+    stored.factor(3, 1e-4)
+    assert len(kept_files(derived)) == 4
+    other = replace(found, moments={1: found.moment(1) * 1.001})
+    assert not torch.equal(other.factor(1, 1e-4), factor)
+    assert len(kept_files(derived)) == 5
+
+
+def test_a_damaged_factor_is_made_anew(found: KeyStatistics, derived: Path) -> None:
+    factor = replace(found).factor(1, 1e-4).clone()  # it is mapped from the very file
+    (file,) = derived.rglob("*.safetensors")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-8] + bytes(8))
+    assert torch.equal(replace(found).factor(1, 1e-4), factor)
+    assert file.read_bytes() == whole
+
+
+def test_small_factors_leave_no_files(found: KeyStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KECORE_CACHE", str(tmp_path))
+    replace(found).factor(1, 1e-4)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_moments_of_a_file_are_unpacked_only_while_they_are_used(found: KeyStatistics, tmp_path: Path) -> None:
+    stored = KeyStatistics.load(found.save(tmp_path))
+    assert stored.layers == found.layers
+    stored.need(3)
+    moment = stored.moment(3)
+    assert stored.moment(3) is moment
+    gone = weakref.ref(moment)
+    del moment
+    assert gone() is None
+    for layer in LAYERS:
+        assert (stored.width(layer), found.width(layer)) == (80, 80)
+        assert stored.mean_square(layer) == pytest.approx(float(found.moment(layer).diagonal().mean()))
+    with pytest.raises(StatisticsMismatchError, match="no statistics for layer 2"):
+        stored.mean_square(2)
+
+
 def test_a_singular_moment_names_what_helps() -> None:
     k = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)).double()
     few = KeyStatistics({4: k.t() @ k / 3}, 3, {}, "text")
@@ -254,8 +414,8 @@ def test_spectrum(found: KeyStatistics) -> None:
 
 def test_convergence_is_the_change_of_the_inverse(found: KeyStatistics) -> None:
     c = found.moment(0)
-    assert statistics._action_change(c, c) == 0.0
-    assert statistics._action_change(2 * c, c) == pytest.approx(0.5, rel=1e-2)
+    assert action_change(packed(c), packed(c)) == 0.0
+    assert action_change(packed(2 * c), packed(c)) == pytest.approx(0.5, rel=1e-2)
     assert found.convergence.keys() == set(LAYERS)
     assert all(0 < change < 2 for change in found.convergence.values())
 

@@ -47,7 +47,7 @@ def edit(
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
-    memory: options.Memory = "2GiB",
+    memory: options.Memory = "auto",
     trust_remote_code: options.RemoteCode = False,
     force: options.Force = False,
     as_json: options.AsJson = False,

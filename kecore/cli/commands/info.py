@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -65,18 +65,52 @@ def _abilities(method: MethodInfo) -> str:
     return ", ".join(word for word, holds in words.items() if holds)
 
 
-def doctor(context: typer.Context, as_json: options.AsJson = False) -> None:
+def doctor(
+    context: typer.Context,
+    bench: Annotated[
+        bool, typer.Option("--bench", help="Measure the native operations instead, against torch and the peers' code.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
     """Check this installation.
 
-    Versions, devices, methods, cache, demo model and native operations, each with what is wrong and what to do.
+    Versions, devices, methods, cache, demo model and native operations, each with what is wrong and what to do. Ends
+    with code 1 where KECORE_NATIVE asks for native code that cannot be had.
     """
     screen = Screen.of(context)
+    if bench:
+        from kecore.ops import measure
+
+        with screen.stage("bench", "measuring the native operations, for about a minute"):
+            measured = measure.bench(screen.log)
+        _show_bench(screen, measured)
+        screen.finish(measured)
+        return
     with screen.stage("report", "looking at the installation"):
         from kecore.doctor import report
 
         found = report()
     _show_report(screen, found)
     screen.finish(found.to_json())
+    if found.refused:
+        raise typer.Exit(1)
+
+
+def _show_bench(screen: Screen, measured: dict[str, list[dict[str, Any]]]) -> None:
+    for op, rows in measured.items():
+        cells = [
+            (
+                f"{row['d']}",
+                f"{row['n']}",
+                row["dtype"],
+                *(f"{1000 * row[f'{name}_s']:.1f} ms" for name in ("native", "torch", "peers")),
+                *(f"{row[f'{name}_s'] / row['native_s']:.1f} x" for name in ("torch", "peers")),
+                f"{row['relative_error']:.1e}",
+            )
+            for row in rows
+        ]
+        heads = ("d", "n", "keys", "kecore", "torch", "peers", "than torch", "than peers", "error")
+        screen.show(table(*heads, rows=cells, title=op))
 
 
 def _show_report(screen: Screen, found: Report) -> None:
@@ -98,9 +132,9 @@ def _show_report(screen: Screen, found: Report) -> None:
             }
         )
     )
-    rows = [(backend.op, backend.backend, backend.reason) for backend in found.backends]
+    rows = [(b.op, b.backend, b.reason, f"{b.relative_error:.1e}") for b in found.backends]
     if rows:
-        screen.show(table("operation", "runs as", "because", rows=rows, title="Native operations"))
+        screen.show(table("operation", "runs as", "because", "error", rows=rows, title="Native operations"))
     for problem in found.problems:
         screen.show(f"[bold yellow]problem:[/] {escape(problem)}")
     if not found.problems:

@@ -125,9 +125,9 @@ def _statistics(screen: Screen, file: Path) -> None:
     found = KeyStatistics.load(file)
     layers = {
         str(layer): {
-            "width": len(found.moments[layer]),
+            "width": found.width(layer),
             "convergence": found.convergence.get(layer),
-            "mean_diagonal": float(found.moments[layer].diagonal().mean()),
+            "mean_diagonal": found.mean_square(layer),
         }
         for layer in found.layers
     }

@@ -9,12 +9,10 @@ import typer
 
 from kecore.cli import options
 from kecore.cli.console import Screen, fields, number, size
-from kecore.cli.machine import cost, environment, show_cost
+from kecore.cli.machine import cost, environment, plan_table, show_cost
 from kecore.cli.session import Loading, StatisticsSource, layers_for, span
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from kecore.model_view import ModelView
     from kecore.statistics import KeyStatistics
 
@@ -36,6 +34,15 @@ def stats(
         ),
     ] = "auto",
     tokens: options.Tokens = None,
+    until: Annotated[
+        float | None,
+        typer.Option(
+            metavar="CHANGE",
+            help="Stop at a half, a quarter, ... of --tokens once the convergence figure is at most this (0.2, say).",
+            show_default=False,
+        ),
+    ] = None,
+    memory: options.Memory = "auto",
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -52,45 +59,64 @@ def stats(
     asked = options.layer_list(layers)
     if not text:
         raise typer.BadParameter("no text: give --text FILE (`kecore edit` without --stats uses a bundled sample)")
+    if until is not None and not until > 0:
+        raise typer.BadParameter("--until is a relative change and must be above 0")
     options.check_free(out, FILE, force)
+    budget = options.byte_count(memory)
     from kecore.corpus import Corpus
 
     corpus = Corpus.of(*text)
     loaded = Loading(model, device, dtype, trust_remote_code, seed).load(screen)
     with screen.stage("read", "reading the model's structure"):
+        from kecore.memory import make_plan
         from kecore.model_view import ModelView
-        from kecore.statistics import KeyStatistics
+        from kecore.statistics import KeyStatistics, collecting, token_budget
         from kecore.text import Encoder
 
         view = ModelView.of(loaded.model)
         encoder = Encoder(loaded.tokenizer, max_length=view.max_length)
         chosen = _default_layers(view) if asked is None else [view.layer(index).index for index in asked]
+    wanted = tokens or token_budget(view)
+    plan = make_plan(view, budget, [collecting(view, chosen, wanted)])
+    screen.err.print(plan_table([plan]))
+    seen: list[int] = []  # tokens done, the first of them before this run
+
+    def progress(stage: str, done: int, total: int) -> None:
+        seen.append(done)
+        screen.progress(stage, done, total)
+
     with screen.stage(
         "statistics", f"key statistics of layers {span(chosen)} from {StatisticsSource(texts=tuple(text)).name}"
     ):
         found = KeyStatistics.collect(
-            view, encoder, corpus, chosen, tokens=tokens, seed=seed, out=out, progress=screen.progress
-        )
-    _finish(screen, found, view, out / FILE, model, chosen)
+            view, encoder, corpus, chosen, tokens=wanted,
+            until=until, seed=seed, memory=plan.activations, out=out, progress=progress,
+        )  # fmt: skip
+    rate = (found.tokens - seen[0]) / screen.stages["statistics"]
+    _finish(screen, found, view, out / FILE, model, rate)
 
 
-def _finish(
-    screen: Screen, found: KeyStatistics, view: ModelView, path: Path, model: str, layers: Sequence[int]
-) -> None:
+def _finish(screen: Screen, found: KeyStatistics, view: ModelView, path: Path, model: str, rate: float) -> None:
     worst = max(found.convergence.values(), default=None)
     screen.show(
         fields(
             {
                 "statistics": f"{path} ({size(path.stat().st_size)})",
-                "layers": span(layers),
-                "tokens": f"{found.tokens:,}, {found.tokens / screen.stages['statistics']:,.0f} a second",
+                "layers": span(found.layers),
+                "tokens": f"{found.tokens:,}, {rate:,.0f} a second through all layers at once",
                 "convergence": f"{number(worst)} (largest change of the inverse from half the tokens to all)",
             }
         )
     )
     spent = cost(screen, view.device)
     show_cost(screen, spent)
-    values = {**found.header(), "layers": list(found.layers), "model": model, "path": str(path)}
+    values = {
+        **found.header(),
+        "layers": list(found.layers),
+        "model": model,
+        "path": str(path),
+        "tokens_per_second": rate,
+    }
     screen.finish({**values, **spent, **environment(view.device), "warnings": screen.warnings})
 
 

@@ -23,6 +23,10 @@ def test_size(text: str, count: int | None) -> None:
         assert byte_count(text) == count
 
 
+def test_size_that_is_worked_out() -> None:
+    assert byte_count(" auto") is None
+
+
 @pytest.mark.parametrize("text", ["", "lots", "0", "-1", "GiB"])
 def test_bad_size(text: str) -> None:
     with pytest.raises(ConfigError, match="such as 500MiB"):

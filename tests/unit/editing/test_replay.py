@@ -55,7 +55,7 @@ def test_some_rows_give_what_they_gave_and_the_others_stay(architecture: str, mo
         every = replay.logits(delta, ROW, PLACE)
         for rows in ([2, 0], [1]):
             some = replay.select(torch.tensor(rows))
-            chosen = torch.cat([(ROW == row).nonzero().flatten() for row in rows])
+            chosen = torch.cat([(row == ROW).nonzero().flatten() for row in rows])
             place = torch.tensor([rows.index(int(row)) for row in ROW[chosen]])
             for _ in range(2):  # the second run, because a cache may keep the first
                 got = some.logits(delta[rows], place, PLACE[chosen])

@@ -1,0 +1,170 @@
+"""Ten thousand synthetic keys through the solver: in one batch, and in a hundred batches one after another.
+
+    python benchmarks/scale.py [--widths 1536,8192] [--keys 10000] [--batches 100] [--json]
+
+Keys are drawn from a random second moment, residuals are Gaussian. What the one batch writes is compared with what the
+dense system in float64 writes, on a sample of the keys. Memory is the peak of the process over what it held before; a
+batch in a sequence must not take more than the ones before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from bench_common import peak, reset_peak
+from torch import Tensor
+
+from kecore import KeyStatistics
+from kecore.editing.accumulate import Past
+from kecore.memory import resident
+from kecore.ops import kv_solve
+
+CPU = torch.device("cpu")
+RIDGE = 1e-4
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--widths", default="1536")
+    made.add_argument("--d-out", type=int, default=576)
+    made.add_argument("--keys", type=int, default=10000)
+    made.add_argument("--batches", type=int, default=100)
+    made.add_argument("--weight", type=float, default=1500.0, help="λ, absolute")
+    made.add_argument("--accumulate", action="store_true", help="batches keep the keys of those before them in place")
+    made.add_argument("--threads", type=int, default=2)
+    made.add_argument("--json", action="store_true")
+    options = made.parse_args()
+    torch.set_num_threads(options.threads)
+    with TemporaryDirectory() as cache:
+        os.environ["KECORE_CACHE"] = cache  # so that the factor is made, once
+        widths(options)
+
+
+def widths(options: argparse.Namespace) -> None:
+    """Every width."""
+    for width in map(int, options.widths.split(",")):
+        found = run(width, options)
+        sys.stdout.write((json.dumps(found) if options.json else text(found)) + "\n")
+        sys.stdout.flush()
+
+
+def run(d: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One width."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(d, d, generator=generator) / d**0.5
+    # Coordinates of natural keys differ in size by orders of magnitude.
+    mixing *= torch.logspace(0, -2, d)[None, :]
+    sample = torch.randn(2 * d, d, generator=generator) @ mixing.t()
+    moment = (sample.t() @ sample).double() / len(sample)
+    del sample
+    keys = mixing @ torch.randn(d, options.keys, generator=generator)
+    residuals = torch.randn(options.d_out, options.keys, generator=generator)
+    del mixing
+    kv_solve(keys[:, :1], residuals[:, :1], 1.0)  # compiles or loads the native code
+    statistics = KeyStatistics({0: moment}, 2 * d, {}, "synthetic")
+    begin = time.perf_counter()
+    factor = statistics.factor(0, RIDGE)
+    factoring = time.perf_counter() - begin
+    one = whole(statistics, factor, keys, residuals, options.weight)
+    begin = time.perf_counter()
+    KeyStatistics({0: moment}, 2 * d, {}, "synthetic").factor(0, RIDGE)
+    mapping = time.perf_counter() - begin
+    many = sequence(factor, keys, residuals, options, {} if options.accumulate else None)
+    return {
+        "d": d,
+        "keys": options.keys,
+        "factor_seconds": round(factoring, 3),
+        "factor_again_seconds": round(mapping, 3),
+        "matrix_bytes": 8 * d * d,
+        "one_batch": one,
+        "batches": many,
+    }
+
+
+def whole(statistics: KeyStatistics, factor: Tensor, keys: Tensor, residuals: Tensor, weight: float) -> dict[str, Any]:
+    """All keys at once, compared with the dense system in float64."""
+    reset_peak()
+    before = resident(CPU)
+    begin = time.perf_counter()
+    solution = kv_solve(keys, residuals, weight, factor)
+    seconds = time.perf_counter() - begin
+    memory = peak() - before
+    k = keys.double()
+    system = k @ k.t()
+    moment = statistics.moment(0)
+    system += weight * moment
+    system.diagonal().add_(weight * RIDGE * float(moment.diagonal().mean()))
+    some = keys[:, :50].double()
+    wanted = residuals.double() @ (k.t() @ torch.linalg.solve(system, some))
+    got = solution.U.double() @ (solution.V.double().t() @ some)
+    error = float((got - wanted).norm() / wanted.norm())
+    if not error < 1e-3:
+        raise SystemExit(f"the update is wrong by {error:.1e}")
+    return {"seconds": round(seconds, 3), "added_bytes": memory, "relative_error": error}
+
+
+def sequence(
+    factor: Tensor, keys: Tensor, residuals: Tensor, options: argparse.Namespace, state: dict[str, Tensor] | None
+) -> dict[str, Any]:
+    """Batches one after another, each kept as an edit's factors are; with a state, their keys as well."""
+    size = options.keys // options.batches
+    reset_peak()
+    before = resident(CPU)
+    kept: list[tuple[Tensor, Tensor]] = []
+    added: list[int] = []
+    own: list[int] = []
+    seconds: list[float] = []
+    for i in range(options.batches):
+        reset_peak()
+        here = resident(CPU)
+        begin = time.perf_counter()
+        part = slice(i * size, (i + 1) * size)
+        columns = keys[:, part].contiguous()
+        if state is not None:
+            subjects = [str(j) for j in range(i * size, (i + 1) * size)]
+            _, columns = Past(state, 0, subjects).joined(options.weight, columns, torch.arange(size))
+        solution = kv_solve(columns, residuals[:, part].contiguous(), options.weight, factor)
+        kept.append((solution.U, solution.V))
+        seconds.append(time.perf_counter() - begin)
+        added.append(peak() - here)
+        own.append(4 * (solution.U.numel() + solution.V.numel() + (keys.shape[0] * size if state is not None else 0)))
+    reset_peak()
+    grown = resident(CPU) - before
+    return {
+        "seconds": round(sum(seconds), 3),
+        "first_seconds": round(seconds[0], 4),
+        "last_seconds": round(seconds[-1], 4),
+        "added_bytes_first": added[0],
+        "added_bytes_last": added[-1],
+        "added_bytes_most": max(added),
+        "edit_bytes": own[0],
+        "grown_bytes": grown,
+        "all_edits_bytes": sum(own),
+    }
+
+
+def text(found: dict[str, Any]) -> str:
+    """A width for people."""
+    one, many, unit = found["one_batch"], found["batches"], 2**20
+    parts = [
+        f"d = {found['d']} (a float64 matrix is {found['matrix_bytes'] / unit:.0f} MiB): "
+        f"factor {found['factor_seconds']} s, from the cache {found['factor_again_seconds']} s",
+        f"{found['keys']} keys at once {one['seconds']} s, {one['added_bytes'] / unit:.0f} MiB, "
+        f"error {one['relative_error']:.1e}",
+        f"in batches {many['seconds']} s, {many['added_bytes_first'] / unit:.0f} MiB for the first, "
+        f"{many['added_bytes_last'] / unit:.0f} MiB for the last",
+        f"{many['grown_bytes'] / unit:.0f} MiB kept for {many['all_edits_bytes'] / unit:.0f} MiB of edits",
+    ]
+    return "; ".join(parts)
+
+
+if __name__ == "__main__":
+    main()
