@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kecore.editing.locate import locate
+from kecore.memory import forward_bytes
 from kecore.model_view import ModelView
 from kecore.model_view.view import Pass
 from kecore.text import Encoder, Rows
@@ -97,8 +98,7 @@ class KeyPass:
         self.weight = weight / weight.sum(1, keepdim=True)
         self.chunks: list[tuple[Tensor, Rows, Tensor | None]] = []
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        per_token = 4 * (8 * view.width + 5 * view.layers[0].value_projection.d_in)
-        for chunk in _chunks(order, [len(row) for row in rows], max(1, memory // per_token)):
+        for chunk in _chunks(order, [len(row) for row in rows], max(1, memory // forward_bytes(view))):
             ids = [rows[i] for i in chunk]
             padded = encoder.rows(ids, [len(row) - 1 for row in ids]).to(view.device)
             self.chunks.append((torch.tensor(chunk), padded, None))

@@ -31,6 +31,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from kecore.editing.locate import Located, locate
 from kecore.editing.replay import Replay
 from kecore.errors import NonFiniteError
+from kecore.memory import backward_bytes
 from kecore.method import Progress, silent
 from kecore.model_view import ModelView
 from kecore.model_view.mixer import mixer
@@ -200,9 +201,7 @@ def _noise_bank(view: ModelView, encoder: Encoder, contexts: Sequence[str], laye
 
 def _micro_batches(view: ModelView, jobs: list[list[Located]], layer: int, memory: int) -> Iterator[list[int]]:
     """Groups of similar length together, as many as the activations of a backward pass leave room for."""
-    heads = view.layers[layer].value_projection
-    # Kept for the backward pass, per token and layer: about 8 residual and 5 feed-forward widths in float32.
-    per_token = 4 * (8 * heads.d_out + 5 * heads.d_in) * max(1, len(view.layers) - layer)
+    per_token = backward_bytes(view, layer)
     length = [max(len(item.encoded.ids) - 1 - item.lookup for item in job) for job in jobs]
     batch: list[int] = []
     rows = 0

@@ -194,8 +194,8 @@ def test_replay_equals_the_whole_pass(architecture: str, encoder: Encoder) -> No
             assert difference(got, wanted) < TIGHT
             assert difference(gradient, slope) < 1e-4
         chosen = row != 1
-        replay.select(torch.tensor([0, 2]))
-        got = replay.logits(delta[[0, 2]], row[chosen] // 2, place[chosen])
+        some = replay.select(torch.tensor([0, 2]))
+        got = some.logits(delta[[0, 2]], row[chosen] // 2, place[chosen])
         assert difference(got.detach(), wanted[chosen]) < TIGHT
 
 
