@@ -87,23 +87,17 @@ def chart(op: str, rows: list[Row], file: Path) -> None:
     panels = list(dict.fromkeys(row[by] for row in rows))
     figure, axes = plt.subplots(1, len(panels), figsize=(3.3 * len(panels) + 0.6, 3.4), sharey=True, squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
-        chosen = [row for row in rows if row[by] == panel]
+        chosen = sorted((row for row in rows if row[by] == panel), key=lambda row: row["d"])
         widths = [row["d"] for row in chosen]
         for name, label in NAMES.items():
             times = [row[name] for row in chosen]
             axis.plot(widths, times, marker="o", markersize=4, color=COLOURS[name], label=label, linewidth=1.8)
         last = chosen[-1]
-        axis.annotate(
-            f"{last['peers'] / last['native']:.0f} x",
-            (last["d"], (last["peers"] * last["native"]) ** 0.5),
-            xytext=(-6, 0),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-            fontsize=10,
-            fontweight="bold",
-        )
         axis.plot([last["d"]] * 2, [last["native"], last["peers"]], color="#444444", linewidth=0.8, linestyle=":")
+        middle = (last["d"], (last["peers"] * last["native"]) ** 0.5)
+        ratio = f"{last['peers'] / last['native']:.0f} x"
+        axis.annotate(ratio, middle, xytext=(5, 0), textcoords="offset points", va="center", fontweight="bold")
+        axis.set_xlim(widths[0] / 1.15, widths[-1] * 1.75)
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_xticks(widths, [f"{w:,}".replace(",", " ") for w in widths], rotation=45, fontsize=8)

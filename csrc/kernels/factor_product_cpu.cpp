@@ -4,6 +4,7 @@
  * rows (or columns, transposed) from where they begin to the diagonal.
  */
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "cpu_isa.h"
@@ -116,19 +117,20 @@ extern "C" int ke_factor_product_cpu(const ke_factor_product_args* args, int thr
     if (!d || !columns) return KE_OK;
     const Memory panels(std::min(kGroup, (columns + kWidth - 1) / kWidth) * d * kWidth * 4);
     if (!panels.bytes) return KE_NO_MEMORY;
-    const bool small = d * d * columns < (1 << 20); // about what starting a thread costs
+    if (d * d * columns < (1 << 20)) threads = 1;  // about what starting a thread costs
     std::atomic<bool> no_memory{false};
     const int64_t side = d / 192 < 4 * std::max(threads, 2) ? kWidth : 4 * kWidth;
     for (int64_t first = 0; first < columns; first += kGroup * kWidth) {
         const int64_t count = std::min(kGroup * kWidth, columns - first);
         const FactorProduct pass{*args, cpu_isa(), first, count, side, reinterpret_cast<float*>(panels.bytes)};
-        run_team(small ? 1 : threads, pass.strips(), [&](Team& team) {
+        share(threads, pass.strips(), [&](Items& items) {
+            for (int64_t item; items.take(&item);) pass.pack(item);
+        });
+        share(threads, pass.strips(), [&](Items& items) {
             const Memory sums(side / kWidth * pass.n_panels() * kSquare * static_cast<int64_t>(sizeof(double)));
             if (!sums.bytes) no_memory = true;
-            team.share(pass.strips(), [&](int64_t item) { pass.pack(item); });
-            team.share(pass.strips(), [&](int64_t item) {
-                if (!no_memory) pass.strip(item, reinterpret_cast<double*>(sums.bytes));
-            });
+            for (int64_t item; !no_memory && items.take(&item);)
+                pass.strip(item, reinterpret_cast<double*>(sums.bytes));
         });
         if (no_memory) return KE_NO_MEMORY;
     }

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <vector>
 
 #include "arguments.h"
 #include "cpu_isa.h"
@@ -58,13 +57,12 @@ extern "C" int ke_gram_solve_cpu(const ke_gram_solve_args* args, int threads) {
     const int64_t rows = std::min(kecore::kChunk, x.d);
     const int64_t panels = kecore::round_up(x.n, isa.twice->width) / isa.twice->width * isa.twice->bytes_a_token * rows;
     std::atomic<bool> no_memory{false};
-    const bool small = x.batch * x.n * x.n * (x.d + x.n) < (1 << 20); // about what starting a thread costs
-    kecore::run_team(small ? 1 : threads, x.batch, [&](kecore::Team& team) {
+    if (x.batch * x.n * x.n * (x.d + x.n) < (1 << 20)) threads = 1;  // about what starting a thread costs
+    kecore::share(threads, x.batch, [&](kecore::Items& items) {
         const kecore::Memory packed(panels), system(x.n * x.n * static_cast<int64_t>(sizeof(double)));
         if (!packed.bytes || !system.bytes) no_memory = true;
-        team.share(x.batch, [&](int64_t item) {
-            if (!no_memory) kecore::solve_one(isa, x, item, packed.bytes, reinterpret_cast<double*>(system.bytes));
-        });
+        for (int64_t item; !no_memory && items.take(&item);)
+            kecore::solve_one(isa, x, item, packed.bytes, reinterpret_cast<double*>(system.bytes));
     });
     return no_memory ? KE_NO_MEMORY : KE_OK;
 }

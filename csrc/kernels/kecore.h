@@ -86,6 +86,13 @@ typedef struct {
 
 int ke_factor_product_cpu(const ke_factor_product_args* args, int threads);
 
+/* How the CPU functions get their threads: `run` calls work(context) n times, at the same time or one after the other,
+ * and returns when all calls have. Null, as at the start: they start threads of their own. A program that has a pool
+ * gives it here, lest the pool's idle threads, which may spin, compete with the new ones. */
+typedef void (*ke_parallel)(int n, void (*work)(const void* context), const void* context);
+
+void ke_set_parallel(ke_parallel run);
+
 /* Which instruction set the CPU kernels run with here: "amx-bf16", "avx512-bf16", "avx512", "avx2", "generic". */
 const char* ke_cpu_isa(void);
 

@@ -6,6 +6,7 @@
  */
 #include <algorithm>
 #include <new>
+#include <vector>
 
 #include "arguments.h"
 #include "cpu_isa.h"
@@ -81,16 +82,18 @@ void add_layer(const ke_moment_layer& x, int key_dtype, int moment_dtype, int th
     const Accumulation all{x, format, key_dtype, moment_dtype, side, memory.bytes};
     const int64_t blocks = all.sides() * (all.sides() + 1) / 2;
     const int64_t size = key_dtype == KE_F32 ? 4 : 2;
-    const bool small = x.d * x.d * tokens < (1 << 21); // about what starting a thread costs
-    run_team(small ? 1 : threads, blocks, [&](Team& team) {
-        for (int64_t begin = 0; begin < tokens; begin += kChunk) {
-            const int64_t n = std::min(kChunk, tokens - begin), padded = round_up(n, format.tokens_a_step);
-            const void* keys = rows ? x.keys : static_cast<const char*>(x.keys) + begin * x.key_stride * size;
-            const Chunk chunk{keys, key_dtype, x.key_stride, rows ? rows + begin : nullptr, n, x.d};
-            team.share(all.sides(), [&](int64_t item) { all.pack(chunk, padded, item); });
-            team.share(blocks, [&](int64_t item) { all.add(padded, item); });
-        }
-    });
+    if (x.d * x.d * tokens < (1 << 21)) threads = 1; // about what starting a thread costs
+    for (int64_t begin = 0; begin < tokens; begin += kChunk) {
+        const int64_t n = std::min(kChunk, tokens - begin), padded = round_up(n, format.tokens_a_step);
+        const void* keys = rows ? x.keys : static_cast<const char*>(x.keys) + begin * x.key_stride * size;
+        const Chunk chunk{keys, key_dtype, x.key_stride, rows ? rows + begin : nullptr, n, x.d};
+        share(threads, all.sides(), [&](Items& items) {
+            for (int64_t item; items.take(&item);) all.pack(chunk, padded, item);
+        });
+        share(threads, blocks, [&](Items& items) {
+            for (int64_t item; items.take(&item);) all.add(padded, item);
+        });
+    }
 }
 
 } // namespace

@@ -1,4 +1,11 @@
+#include "cpu_team.h"
 #include "kecore.h"
+
+namespace kecore {
+std::atomic<ke_parallel> parallel{nullptr};
+}
+
+extern "C" void ke_set_parallel(ke_parallel run) { kecore::parallel = run; }
 
 extern "C" const char* ke_status_message(int status) {
     switch (status) {

@@ -184,7 +184,7 @@ def _load_jit(forced: bool) -> tuple[Path, str]:
 def _compile(folder: Path, home: Path | None) -> None:
     """Compile the library in ``folder`` and load it; the caller holds the folder's lock."""
     (folder / "lock").unlink(missing_ok=True)  # torch's own, left by a process that was killed while compiling
-    logger.warning("kecore compiles its native kernels once, for %s; this takes about half a minute", folder)
+    logger.warning("compiling native kernels once, for %s; this takes about half a minute", folder)
     if home is not None:
         os.environ.setdefault("CUDA_HOME", str(home))  # torch reads it when cpp_extension is imported
     from torch.utils import cpp_extension

@@ -15,7 +15,8 @@ __all__ = ["factor_product", "gram_solve", "kv_solve", "second_moment_"]
 _PANEL = 512  # columns of one panel of the lower triangle; measured best on CPU at d = 1536
 _TOKENS = 8192  # tokens that are summed in float32
 _FEW = 4  # columns below which a general product of torch, bound by memory, beats the triangular one
-_CUDA_COLUMNS = 64  # KE_MAX_COLUMNS of csrc/kernels/kecore.h
+# Columns of one system beyond which libraries are faster, or that a CUDA kernel does not take (KE_MAX_COLUMNS).
+_COLUMNS = {"cpu": 128, "cuda": 64}
 
 
 @contextmanager
@@ -94,8 +95,9 @@ def _targets(gram: Tensor, shares: Tensor | None) -> Tensor:
 
 def _spd_solve(matrix: Tensor, ridge: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """``(matrix + ridge I)⁻¹ right`` and the pivots of its factor, by Cholesky."""
-    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    factor, info = torch.linalg.cholesky_ex(matrix + ridge[:, None, None] * eye)
+    system = matrix.clone()
+    system.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
+    factor, info = torch.linalg.cholesky_ex(system)
     diagonal = factor.diagonal(dim1=1, dim2=2)
     smallest = torch.where(info == 0, diagonal.amin(1), 0.0)
     return torch.cholesky_solve(right, factor).contiguous(), torch.stack([diagonal.amax(1), smallest], dim=1)
@@ -136,7 +138,7 @@ def kv_solve(
     if n > d:
         v, given, pivots = _primal(white, ridge, shares, r)
     else:
-        solver = this if keys.is_cuda and n > _CUDA_COLUMNS else parts
+        solver = parts if n <= _COLUMNS.get(keys.device.type, 0) else this
         gram, weights, pivots = solver.gram_solve(white, ridge, shares)
         back = white if inverse_factor is None else _whiten(product, inverse_factor, white, True)
         v = (back.double() @ weights).float()
