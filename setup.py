@@ -24,13 +24,75 @@ METHODS = [
     "ote-se = kecore_methods.locate.ote_se:OteSe",
     "emmet = kecore_methods.locate.emmet:Emmet",
     "alphaedit = kecore_methods.locate.alphaedit:AlphaEdit",
+    "sphere = kecore_methods.locate.sphere:Sphere",
+    "evoedit = kecore_methods.locate.evoedit:EvoEdit",
+    "memit-fe = kecore_methods.locate.memit_fe:MemitFE",
+    "eamet = kecore_methods.locate.eamet:Eamet",
+    "simie = kecore_methods.locate.simie:SimIE",
+    "ultraedit = kecore_methods.locate.ultraedit:UltraEdit",
+    "stableedit = kecore_methods.locate.stableedit:StableEdit",
     "ft-l = kecore_methods.finetune.ft:FtL",
     "ft-m = kecore_methods.finetune.ft:FtM",
+    "locft-bf = kecore_methods.finetune.locft:LocFtBf",
+    "lora = kecore_methods.finetune.lora:Lora",
+    "adalora = kecore_methods.finetune.lora:AdaLora",
+    "dpo = kecore_methods.finetune.dpo:Dpo",
+    "grace = kecore_methods.memory.grace:Grace",
+    "wise = kecore_methods.memory.wise:Wise",
+    "neuraldb = kecore_methods.memory.neuraldb:NeuralDb",
+    "ice = kecore_methods.prompt.ice:Ice",
+    "retrieval = kecore_methods.prompt.retrieval:Retrieval",
+    "ike = kecore_methods.prompt.ike:Ike",
+    "mello = kecore_methods.prompt.mello:Mello",
+    "mend = kecore_methods.meta.mend:Mend",
+    "ke = kecore_methods.meta.ke:Ke",
+    "malmen = kecore_methods.meta.malmen:Malmen",
 ]
 
-packages = find_packages(include=["kecore", "kecore.*"]) + find_packages("plugins", include=["kecore_methods*"])
-package_dir = {"kecore_methods": "plugins/kecore_methods"}
-package_data = {"": ["*.json"], "kecore": ["py.typed"], "kecore.data": ["*"]}
+METRICS = [
+    "success = kecore.evaluate.metrics:SUCCESS",
+    "magnitude = kecore.evaluate.metrics:MAGNITUDE",
+    "strict-accuracy = kecore.evaluate.metrics:STRICT_ACCURACY",
+    "token-accuracy = kecore.evaluate.metrics:TOKEN_ACCURACY",
+    "free-generation = kecore.evaluate.metrics:FREE_GENERATION",
+    "stability = kecore.evaluate.metrics:STABILITY",
+    "multi-hop = kecore.evaluate.metrics:MULTI_HOP",
+    "kl = kecore.evaluate.metrics:DIVERGENCE",
+    "fluency = kecore.evaluate.texts:FLUENCY",
+    "consistency = kecore.evaluate.texts:CONSISTENCY",
+    "rouge = kecore.evaluate.texts:ROUGE",
+    "bertscore = kecore.evaluate.texts:BERTSCORE",
+    "judge = kecore.evaluate.judge:JUDGE",
+]
+
+DATASETS = [
+    "kecore = kecore.evaluate.formats:OWN",
+    "counterfact = kecore_datasets.counterfact:COUNTERFACT",
+    "easyedit = kecore_datasets.counterfact:EASYEDIT",
+    "zsre = kecore_datasets.zsre:ZSRE",
+    "knowedit = kecore_datasets.knowedit:KNOWEDIT",
+    "knowedit-wikibio = kecore_datasets.knowedit:WIKIBIO",
+    "knowedit-convsent = kecore_datasets.knowedit:CONVSENT",
+    "knowedit-sanitation = kecore_datasets.knowedit:SANITATION",
+    "mquake = kecore_datasets.multihop:MQUAKE",
+    "akew = kecore_datasets.multihop:AKEW",
+    "rippleedits = kecore_datasets.ripple:RIPPLEEDITS",
+    "qaedit = kecore_datasets.questions:QAEDIT",
+    "wikibigedit = kecore_datasets.questions:WIKIBIGEDIT",
+    "hallueditbench = kecore_datasets.questions:HALLUEDITBENCH",
+    "unke = kecore_datasets.longform:UNKE",
+    "editeverything = kecore_datasets.longform:EDITEVERYTHING",
+    "safeedit = kecore_datasets.longform:SAFEEDIT",
+    "mzsre = kecore_datasets.multilingual:PARALLEL",
+    "mlake = kecore_datasets.multilingual:MLAKE",
+    "cknowedit = kecore_datasets.multilingual:CKNOWEDIT",
+    "knowns = kecore_datasets.knowns:KNOWNS",
+]
+
+packages = find_packages(include=["kecore", "kecore.*"])
+packages += find_packages("plugins", include=["kecore_methods*", "kecore_datasets*"])
+package_dir = {name: f"plugins/{name}" for name in ("kecore_methods", "kecore_datasets")}
+package_data = {"": ["*.json", "*.css", "*.js"], "kecore": ["py.typed"], "kecore.data": ["*"]}
 
 if Path("csrc").is_dir():
     # The sources travel in the wheel, so that an installed kecore can compile them at first use.
@@ -67,5 +129,10 @@ setup(
     packages=packages,
     package_dir=package_dir,
     package_data=package_data,
-    entry_points={"console_scripts": ["kecore = kecore.cli:main"], "kecore.methods": METHODS},
+    entry_points={
+        "console_scripts": ["kecore = kecore.cli:main"],
+        "kecore.methods": METHODS,
+        "kecore.metrics": METRICS,
+        "kecore.datasets": DATASETS,
+    },
 )

@@ -75,7 +75,7 @@ def compare(
     editor: Editor, method: str, records: list[Any], config: dict[str, Any], options: argparse.Namespace
 ) -> dict[str, Any]:
     """One method on both sides."""
-    protocol = Protocol(when="at-end")
+    protocol = Protocol()
     if options.steps:
         config = {**config, "steps": options.steps}
     begin = time.perf_counter()

@@ -77,7 +77,10 @@ def row(architecture: str) -> Row:
     try:
         model = tiny_model(architecture)
     except Exception as error:  # noqa: BLE001 - a configuration class may raise anything
-        return Row(architecture, name, NOT_BUILT, remark=_brief(f"{type(error).__name__}: {error}"))
+        # Which library is missed first depends on what else is installed.
+        missing = "needs libraries that kecore does not ask for"
+        remark = missing if isinstance(error, ImportError) else _brief(f"{type(error).__name__}: {error}")
+        return Row(architecture, name, NOT_BUILT, remark=remark)
     try:
         view = ModelView.of(model)
     except UnsupportedModelError as error:

@@ -17,7 +17,7 @@ from kecore._version import __version__
 if TYPE_CHECKING:
     from kecore.config import MethodConfig
     from kecore.corpus import Corpus
-    from kecore.edit import Edit, LowRank, WeightEdit, attached, load_edit, merge
+    from kecore.edit import Edit, LowRank, ModuleEdit, PromptEdit, WeightEdit, attached, load_edit, merge
     from kecore.editor import Editor
     from kecore.errors import KecoreError, KecoreWarning
     from kecore.evaluate import Protocol, load_records
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from kecore.models import load_model, save_model
     from kecore.statistics import KeyStatistics
     from kecore.text import Encoder
-    from kecore.types import Capabilities, EditRecord, EditRequest, Probe
+    from kecore.trained import TrainedEditor
+    from kecore.training import Schedule
+    from kecore.types import Capabilities, EditRecord, EditRequest, MultiHop, Probe
 
 _HOME = {
     "METHOD_API": "kecore.method",
@@ -45,8 +47,13 @@ _HOME = {
     "MethodConfig": "kecore.config",
     "MethodContext": "kecore.method",
     "ModelView": "kecore.model_view",
+    "ModuleEdit": "kecore.edit",
+    "MultiHop": "kecore.types",
     "Probe": "kecore.types",
+    "PromptEdit": "kecore.edit",
     "Protocol": "kecore.evaluate",
+    "Schedule": "kecore.training",
+    "TrainedEditor": "kecore.trained",
     "WeightEdit": "kecore.edit",
     "attached": "kecore.edit",
     "load_edit": "kecore.edit",
@@ -73,8 +80,13 @@ __all__ = [
     "MethodConfig",
     "MethodContext",
     "ModelView",
+    "ModuleEdit",
+    "MultiHop",
     "Probe",
+    "PromptEdit",
     "Protocol",
+    "Schedule",
+    "TrainedEditor",
     "WeightEdit",
     "__version__",
     "attached",

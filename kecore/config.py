@@ -15,9 +15,29 @@ if TYPE_CHECKING:
     from kecore.text import Encoder
     from kecore.types import EditRequest
 
-__all__ = ["MethodConfig"]
+__all__ = ["MethodConfig", "validated"]
 
 C = TypeVar("C", bound="MethodConfig")
+M = TypeVar("M", bound=BaseModel)
+
+
+def validated(cls: type[M], values: Mapping[str, Any]) -> M:
+    """``values`` as a pydantic model.
+
+    Raises:
+        ConfigError: names each bad key, what was expected and what came.
+    """
+    try:
+        return cls.model_validate(dict(values))
+    except ValidationError as error:
+        lines: list[str] = []
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"]) or "(config)"
+            if item["type"] == "extra_forbidden":
+                lines.append(f"unknown key '{key}'; known: {', '.join(sorted(cls.model_fields))}")
+            else:
+                lines.append(f"'{key}': {item['msg']}, got {item['input']!r}")
+        raise ConfigError(f"bad configuration for {cls.__qualname__}: " + "; ".join(lines)) from None
 
 
 class MethodConfig(BaseModel):
@@ -31,6 +51,9 @@ class MethodConfig(BaseModel):
 
     version: ClassVar[int] = 1
 
+    free: ClassVar[frozenset[str]] = frozenset()
+    """Fields that an edit may set otherwise than the training of its method had them; see docs/train.md."""
+
     @classmethod
     def make(cls: type[C], values: Mapping[str, Any]) -> C:
         """Validate ``values``.
@@ -38,17 +61,7 @@ class MethodConfig(BaseModel):
         Raises:
             ConfigError: names each bad key, what was expected and what came.
         """
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            lines: list[str] = []
-            for item in error.errors():
-                key = ".".join(str(part) for part in item["loc"]) or "(config)"
-                if item["type"] == "extra_forbidden":
-                    lines.append(f"unknown key '{key}'; known: {', '.join(sorted(cls.model_fields))}")
-                else:
-                    lines.append(f"'{key}': {item['msg']}, got {item['input']!r}")
-            raise ConfigError(f"bad configuration for {cls.__qualname__}: " + "; ".join(lines)) from None
+        return validated(cls, values)
 
     @classmethod
     def presets(cls) -> Mapping[str, Mapping[str, Any]]:

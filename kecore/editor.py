@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from kecore import registry
-from kecore.edit import Edit, attached
+from kecore.edit import Edit, acting, attached
 from kecore.errors import EditStateError, KecoreWarning, UnsupportedCapabilityError
 from kecore.memory import MemoryPlan, Need, held, make_plan, scoring
-from kecore.method import EditMethod, MethodContext, Progress, Stages, silent
+from kecore.method import EditMethod, MethodContext, Progress, Stages, no_examples, silent
 from kecore.model_view import Fingerprint, ModelView, type_name
 from kecore.text import Encoder
+from kecore.trained import untrained
 from kecore.types import EditRecord, EditRequest, check_conflicts
 
 if TYPE_CHECKING:
     from kecore.config import MethodConfig
     from kecore.evaluate import Evaluation, Protocol
     from kecore.statistics import KeyStatistics
+    from kecore.trained import TrainedEditor
 
 __all__ = ["Editor", "HistoryEntry"]
 
@@ -54,6 +56,8 @@ class Editor:
         model: any transformers causal language model; it stays usable as it is.
         tokenizer: its fast tokenizer.
         statistics: key statistics of the unedited model, for methods that need them.
+        trained: trained editors of the unedited model, for methods that need them; at most one a method.
+        examples: records that methods may take demonstrations from, for methods that need them.
         chat: put prompts into the tokenizer's chat template.
         seed: seeds everything random.
         memory: most bytes that the process may hold at one time on the model's device, program and weights
@@ -64,6 +68,7 @@ class Editor:
         UnsupportedModelError: the model's structure cannot be read.
         TokenizerError: the tokenizer gives no offsets, or has no chat template when ``chat`` is asked for.
         StatisticsMismatchError: the statistics belong to other weights.
+        ArtifactMismatchError: a trained editor belongs to other weights.
         EditStateError: the model carries edits already; the session would not know its base.
         MemoryBudgetError: the budget cannot hold the model.
     """
@@ -74,6 +79,8 @@ class Editor:
         tokenizer: Any,
         *,
         statistics: KeyStatistics | None = None,
+        trained: TrainedEditor | Sequence[TrainedEditor] = (),
+        examples: Sequence[EditRecord] = (),
         chat: bool = False,
         seed: int = 0,
         memory: int | None = None,
@@ -91,6 +98,9 @@ class Editor:
         self.base = Fingerprint.of(self._identity, self.view.dtype)
         self._statistics: KeyStatistics | None = None
         self.statistics = statistics
+        self._trained: dict[str, TrainedEditor] = {}
+        self.trained = trained
+        self.examples = tuple(examples)
         self._history: list[HistoryEntry] = []
         self._states: dict[str, Mapping[str, Tensor]] = {}
         self._memo: dict[Any, Any] = {}
@@ -126,6 +136,18 @@ class Editor:
         self._statistics = value
 
     @property
+    def trained(self) -> tuple[TrainedEditor, ...]:
+        """Trained editors of the unedited model."""
+        return tuple(self._trained.values())
+
+    @trained.setter
+    def trained(self, value: TrainedEditor | Sequence[TrainedEditor]) -> None:
+        every = list(value) if isinstance(value, Sequence) else [value]
+        for editor in every:
+            editor.check(self.view, editor.method, self.base)
+        self._trained = {editor.method: editor for editor in every}
+
+    @property
     def history(self) -> tuple[HistoryEntry, ...]:
         """Edits that are on the model, oldest first."""
         return tuple(self._history)
@@ -153,20 +175,24 @@ class Editor:
             MethodNotFoundError: no such method.
             PluginError: the class breaks the contract of a method.
             ConfigError: a bad field.
-            UnsupportedCapabilityError: the method cannot do what is asked.
+            UnsupportedCapabilityError: the method cannot do what is asked, was not trained, or has no examples.
+            ArtifactMismatchError: the configuration is not the one that the method was trained with.
             RequestError: a bad request, or two that contradict each other.
             MemoryBudgetError: the session's budget cannot hold what the edit needs.
         """
         asked = _requests(requests)
         cls = registry.default().get(method) if isinstance(method, str) else _checked(method)
         check_conflicts(asked)
-        made = _config(cls, preset, config)
+        made = self._config(cls, preset, config)
         plan = self._plan(made, asked)
         context = MethodContext(
             config=made,
             encoder=self.encoder,
             seed=self.seed,
             statistics=self._statistics,
+            trained=self._trained.get(cls.name),
+            examples=self.examples,
+            earlier=acting(entry.edit for entry in self._history if entry.method == cls.name),
             base=self.base,
             state=dict(self._states.get(cls.name, {})),
             # What is sampled from an edited model does not hold for the unedited one.
@@ -179,7 +205,7 @@ class Editor:
         self._warn_of_known(asked, plan)
         edit = cls().plan(self.view, asked, context)
         with context.stages("attach"):
-            self._attach(edit)
+            edit.attach(self.model, base=self._identity)
         before = self._states.get(cls.name, {})
         self._states[cls.name] = context.state
         self._history.append(HistoryEntry(edit, cls.name, dict(context.stages.seconds), before))
@@ -199,7 +225,7 @@ class Editor:
             MemoryBudgetError: the session's budget cannot hold it; names what is needed.
         """
         cls = registry.default().get(method) if isinstance(method, str) else _checked(method)
-        return self._plan(_config(cls, preset, config), _requests(requests))
+        return self._plan(self._config(cls, preset, config), _requests(requests))
 
     def memory_plan(self, needs: Sequence[Need]) -> MemoryPlan:
         """How stages with these needs keep within the session's budget.
@@ -237,18 +263,21 @@ class Editor:
         """Write the edits of this session as one edit.
 
         Raises:
-            EditStateError: nothing was edited.
+            EditStateError: nothing was edited, or the edits cannot be one file.
         """
         from kecore.edit import WeightEdit, merge
 
-        edits = [entry.edit for entry in self._history]
+        edits = acting(entry.edit for entry in self._history)
         if not edits:
             raise EditStateError("nothing was edited yet, so there is nothing to save")
-        weights = [edit for edit in edits if isinstance(edit, WeightEdit)]
-        if len(edits) == 1 or len(weights) < len(edits):
-            if len(edits) > 1:
-                raise EditStateError("edits of different kinds cannot be saved as one; save each (`edit.save`)")
+        if len(edits) == 1:
             return edits[0].save(path)
+        weights = [edit for edit in edits if isinstance(edit, WeightEdit)]
+        if len(weights) < len(edits):
+            raise EditStateError(
+                f"edits of {', '.join(dict.fromkeys(edit.method for edit in edits))} cannot be saved as one, as not "
+                "all of them change weights; save each (`edit.save`)"
+            )
         return merge(weights).save(path)
 
     def __enter__(self) -> Editor:
@@ -260,6 +289,9 @@ class Editor:
         if self._history:
             self.revert(len(self._history))
 
+    def _config(self, cls: type[EditMethod], preset: str | None, fields: Mapping[str, Any]) -> MethodConfig:
+        return configured(cls, preset, fields, self._trained.get(cls.name))
+
     def _check_capabilities(self, cls: Any) -> None:
         needs = cls.capabilities
         dtype = type_name(self.view.dtype)
@@ -268,18 +300,14 @@ class Editor:
                 f"method '{cls.name}' edits {', '.join(needs.dtypes)} weights, the model's are {dtype}; "
                 "load it in another dtype"
             )
+        if needs.needs_training and cls.name not in self._trained:
+            raise untrained(cls.name)
+        if needs.needs_examples and not self.examples:
+            raise no_examples(cls.name)
         if self._history and not needs.sequential:
             raise UnsupportedCapabilityError(
                 f"method '{cls.name}' does not edit an edited model; revert first, or give all requests at once"
             )
-
-    def _attach(self, edit: Edit) -> None:
-        from kecore.edit import WeightEdit
-
-        if isinstance(edit, WeightEdit):
-            edit.attach(self.model, base=self._identity)
-        else:
-            edit.attach(self.model)
 
     def _plan(self, config: MethodConfig, requests: Sequence[EditRequest]) -> MemoryPlan:
         from kecore.evaluate.scoring import BATCH_TOKENS
@@ -308,11 +336,25 @@ def _checked(method: type[Any]) -> type[EditMethod]:
     return registry.check_contract(method, getattr(method, "name", method.__name__))
 
 
-def _config(cls: type[EditMethod], preset: str | None, fields: Mapping[str, Any]) -> MethodConfig:
-    values = dict(cls.Config.preset(preset)) if preset else {}
-    return cls.Config.make({**values, **fields})
+def configured(
+    cls: type[EditMethod], preset: str | None, fields: Mapping[str, Any], trained: TrainedEditor | None = None
+) -> MethodConfig:
+    """The configuration of one edit.
+
+    Args:
+        cls: the method.
+        preset: a published set-up to start from.
+        fields: what was asked for beside it.
+        trained: the trained editor that is used; its configuration is the start, and most of it cannot change.
+
+    Raises:
+        ConfigError: a bad field or an unknown preset.
+        ArtifactMismatchError: the trained editor was trained with another value of a field.
+    """
+    values = {**(cls.Config.preset(preset) if preset else {}), **fields}
+    return trained.configure(cls, values) if trained else cls.Config.make(values)
 
 
 def _requests(given: EditRequest | EditRecord | Sequence[EditRequest | EditRecord]) -> list[EditRequest]:
     items = [given] if isinstance(given, EditRequest | EditRecord) else list(given)
-    return [item.request if isinstance(item, EditRecord) else item for item in items]
+    return [r for item in items for r in (item.requests if isinstance(item, EditRecord) else (item,))]

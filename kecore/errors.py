@@ -13,7 +13,9 @@ __all__ = [
     "ConfigError",
     "DataFormatError",
     "EditStateError",
+    "HubError",
     "IncompatiblePluginError",
+    "JudgeError",
     "KecoreError",
     "KecoreWarning",
     "LayerError",
@@ -27,10 +29,12 @@ __all__ = [
     "OperandError",
     "PluginError",
     "PromptTooLongError",
+    "ProtocolMismatchError",
     "RequestConflictError",
     "RequestError",
     "StatisticsMismatchError",
     "StorageError",
+    "StoreInUseError",
     "TokenizerError",
     "UnsupportedCapabilityError",
     "UnsupportedModelError",
@@ -61,12 +65,20 @@ class ConfigError(KecoreError, ValueError):
     """A method's configuration has an unknown key or a value outside its bounds."""
 
 
+class ProtocolMismatchError(ConfigError):
+    """Results of two protocols were to stand in one table or one store (names what differs)."""
+
+
 class LayerError(KecoreError, IndexError):
     """A layer was asked for that the model does not have."""
 
 
 class DataFormatError(KecoreError, ValueError):
     """A facts file cannot be read: unknown layout, a bad line, a missing field."""
+
+
+class HubError(KecoreError, OSError):
+    """The Hugging Face hub cannot be reached, or has no such data set, file or split."""
 
 
 class ModelLoadError(KecoreError, OSError):
@@ -94,11 +106,15 @@ class ArtifactError(KecoreError, ValueError):
 
 
 class ArtifactMismatchError(ArtifactError):
-    """An edit was made for another base model than the one it is to be attached to."""
+    """An edit or a trained editor was made for another base model than the one it is to be used with."""
 
 
 class StorageError(KecoreError, OSError):
     """A file cannot be written: the disk is full, or the place is not writable; nothing was left half-written."""
+
+
+class StoreInUseError(KecoreError, RuntimeError):
+    """Another run is writing to the store of results."""
 
 
 class EditStateError(KecoreError, RuntimeError):
@@ -123,6 +139,10 @@ class OperandError(KecoreError, ValueError):
 
 class NativeError(KecoreError, RuntimeError):
     """``KECORE_NATIVE`` asks for native code that cannot be had here (says what is missing)."""
+
+
+class JudgeError(KecoreError, RuntimeError):
+    """A judge of free text cannot be asked: it has no credentials, or its server does not answer."""
 
 
 class PluginError(KecoreError, ImportError):

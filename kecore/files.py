@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kecore.errors import ArtifactError, KecoreError, StorageError
 
-__all__ = ["cache_dir", "kept", "read_tensors", "write_atomic", "write_json", "write_tensors", "writing"]
+__all__ = ["cache_dir", "kept", "kind_of", "read_tensors", "write_atomic", "write_json", "write_tensors", "writing"]
 
 logger = logging.getLogger(__name__)
 
@@ -115,23 +115,8 @@ def read_tensors(
     Raises:
         ArtifactError: missing, truncated, corrupt, foreign, of another kind, or of a newer format.
     """
-    if not path.is_file():
-        raise ArtifactError(f"{path}: no such file; expected a kecore {kind}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            raw = (file.metadata() or {}).get(_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(
-            f"{path}: truncated or not a safetensors file ({error}); copy it again or make it anew"
-        ) from error
-    if raw is None:
-        raise ArtifactError(f"{path}: a safetensors file without a kecore header; expected a kecore {kind}")
-    try:
-        header: dict[str, Any] = json.loads(raw)
-        header_digest = header.pop(_HEADER, None)
-    except (ValueError, AttributeError) as error:
-        raise ArtifactError(f"{path}: the header is corrupt ({error})") from error
+    header, tensors = _opened(path, kind)
+    header_digest = header.pop(_HEADER, None)
     if header.get("kind") != kind:
         raise ArtifactError(f"{path}: expected a kecore {kind}, got a kecore {header.get('kind')}")
     if verify and header_digest not in (None, _header_digest(header)):  # older files have none
@@ -145,6 +130,40 @@ def read_tensors(
     if verify and _digest(tensors) != header.get("digest"):
         raise ArtifactError(f"{path}: the tensors do not match the digest in the header; the file is corrupt")
     return header, tensors
+
+
+def kind_of(path: Path, expected: str = "artifact") -> str:
+    """What a file written by :func:`write_tensors` says it holds; no tensor is read.
+
+    Args:
+        path: the file.
+        expected: what an error says it should be.
+
+    Raises:
+        ArtifactError: missing, truncated, corrupt or foreign.
+    """
+    return str(_opened(path, expected, tensors=False)[0].get("kind"))
+
+
+def _opened(path: Path, expected: str, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors as they stand in a file, unverified."""
+    if not path.is_file():
+        raise ArtifactError(f"{path}: no such file or directory; expected a kecore {expected}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            raw = (file.metadata() or {}).get(_KEY)
+            found = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{path}: truncated or not a safetensors file ({error}); copy it again or make it anew"
+        ) from error
+    if raw is None:
+        raise ArtifactError(f"{path}: a safetensors file without a kecore header; expected a kecore {expected}")
+    try:
+        header = dict(json.loads(raw))
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(f"{path}: the header is corrupt ({error})") from error
+    return header, found
 
 
 def cache_dir() -> Path:

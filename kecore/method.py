@@ -7,14 +7,14 @@ A method is a class with five attributes and one function. It never changes the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from kecore.errors import UnsupportedCapabilityError
 from kecore.model_view.identity import Fingerprint
-from kecore.types import Capabilities, EditRequest
+from kecore.types import Capabilities, EditRecord, EditRequest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kecore.model_view import ModelView
     from kecore.statistics import KeyStatistics
     from kecore.text import Encoder
+    from kecore.trained import TrainedEditor
 
 __all__ = ["METHOD_API", "EditMethod", "MethodContext", "Progress", "Stages"]
 
@@ -63,6 +64,10 @@ class MethodContext:
         encoder: text to token rows, with or without chat template.
         seed: seeds everything random in the method.
         statistics: key statistics of the unedited model; None where none are at hand.
+        trained: what the method's training left; None where nothing is at hand.
+        examples: records that demonstrations may be taken from; none of them is to be written.
+        earlier: edits of this method that act on the model now, oldest first; a further edit may take over what they
+            hold (``supersedes``).
         base: fingerprint of the unedited model; None to take it from the model as it is.
         state: tensors that survive from one edit of this method to the next on the same model. A method
             reads it and writes what the next edit needs; kept only if the edit is attached.
@@ -77,6 +82,9 @@ class MethodContext:
     encoder: Encoder
     seed: int = 0
     statistics: KeyStatistics | None = None
+    trained: TrainedEditor | None = None
+    examples: Sequence[EditRecord] = ()
+    earlier: Sequence[Edit] = ()
     base: Fingerprint | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
     memo: dict[Any, Any] = field(default_factory=dict)
@@ -101,9 +109,42 @@ class MethodContext:
             self.statistics.need(layer)
         return self.statistics
 
+    def need_trained(self, view: ModelView, method: str) -> Mapping[str, Tensor]:
+        """The trained tensors, which belong to this method and model: asked for before anything that takes long.
+
+        Raises:
+            UnsupportedCapabilityError: none are at hand.
+            ArtifactMismatchError: they belong to another method or model; names what differs.
+        """
+        from kecore.trained import untrained
+
+        if self.trained is None:
+            raise untrained(method)
+        self.trained.check(view, method, self.fingerprint(view))
+        return self.trained.tensors
+
+    def need_examples(self, method: str) -> Sequence[EditRecord]:
+        """The records that demonstrations are taken from.
+
+        Raises:
+            UnsupportedCapabilityError: none were given.
+        """
+        if not self.examples:
+            raise no_examples(method)
+        return self.examples
+
     def fingerprint(self, view: ModelView) -> Fingerprint:
         """What the edit will be an edit of."""
         return self.base or Fingerprint.of(view.identity(), view.dtype)
+
+
+def no_examples(method: str) -> UnsupportedCapabilityError:
+    """The refusal of a method that was asked for without examples."""
+    return UnsupportedCapabilityError(
+        f"method '{method}' takes its demonstrations from a pool of examples and none were given; pass "
+        "--examples FILE, facts with paraphrases and neighbours that are not among those to be edited "
+        "(in Python: Editor(model, tokenizer, examples=load_records(FILE)))"
+    )
 
 
 @runtime_checkable
@@ -117,7 +158,9 @@ class EditMethod(Protocol):
         reference: the paper, as ``"Authors, Title, venue year, arXiv:..."``.
         api: lowest and highest :data:`METHOD_API` that the method is written for.
 
-    A method that trains also has ``prepare(view, corpus, context) -> None``.
+    A method that trains also has what :class:`kecore.training.Trainable` asks for: a ``schedule``, and
+    ``prepare(view, records, context)``, which returns a :class:`~kecore.training.Learner`. Its ``plan`` takes what the
+    training left from :meth:`MethodContext.need_trained`.
     """
 
     name: ClassVar[str]

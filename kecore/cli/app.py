@@ -10,7 +10,24 @@ import typer
 from typer.core import TyperGroup
 
 from kecore._version import __version__
-from kecore.cli.commands import attach, chat, demo, edit, info, inspect, probe, stats
+from kecore.cli.commands import (
+    attach,
+    bench,
+    chat,
+    compare,
+    demo,
+    edit,
+    export,
+    info,
+    inspect,
+    probe,
+    report,
+    stats,
+    trace,
+    train,
+)
+from kecore.cli.commands import eval as evaluation
+from kecore.cli.commands import import_triples as triples
 from kecore.cli.console import Screen
 from kecore.cli.errors import reporting
 
@@ -46,14 +63,22 @@ for _command in (
     edit.edit,
     attach.attach,
     attach.revert,
+    export.export,
     inspect.inspect,
     chat.chat,
     stats.stats,
+    train.train,
     probe.probe,
+    trace.trace,
+    compare.compare,
+    bench.bench,
+    report.report,
+    triples.import_triples,
     info.methods,
     info.doctor,
 ):
     app.command()(_command)
+app.command("eval")(evaluation.evaluate)  # a function of that name would hide Python's
 
 
 def _print_version(asked: bool) -> None:

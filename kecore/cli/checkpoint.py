@@ -50,11 +50,17 @@ class NamedEdit:
         """An edit file or folder.
 
         Raises:
-            ArtifactError: missing, truncated, corrupt or foreign.
+            ArtifactError: missing, truncated, corrupt or foreign, or an edit that changes no weights.
         """
-        from kecore.edit import load_edit
+        from kecore.edit import WeightEdit, load_edit
 
-        return cls(load_edit(path), source or str(path))
+        edit = load_edit(path)
+        if not isinstance(edit, WeightEdit):
+            raise ArtifactError(
+                f"{path}: an edit of method '{edit.method}' leaves the weights alone, so no checkpoint can carry it; "
+                "`kecore chat MODEL --edit EDIT` uses it, and in Python load_edit(path).attach(model)"
+            )
+        return cls(edit, source or str(path))
 
     def to_json(self, file: str) -> dict[str, Any]:
         """What a checkpoint's record says about it."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kecore.evaluate import Evaluation, Protocol
     from kecore.memory import MemoryPlan
     from kecore.method import EditMethod
+    from kecore.trained import TrainedEditor
     from kecore.types import EditRecord
 
 __all__ = ["EDIT", "EditJob", "Outcome"]
@@ -37,6 +38,8 @@ class EditJob:
         preset: a published set-up to start from.
         values: fields of the method's configuration.
         evaluate: score the records before and after.
+        trained: what the method's training left, should it need one.
+        examples: where demonstrations are taken from, should the method need some.
     """
 
     method: type[EditMethod]
@@ -45,12 +48,15 @@ class EditJob:
     preset: str | None = None
     values: dict[str, Any] = field(default_factory=dict)
     evaluate: bool = True
+    trained: TrainedEditor | None = None
+    examples: Sequence[EditRecord] = ()
 
     @property
     def config(self) -> Any:
         """The validated configuration."""
-        base = self.method.Config.preset(self.preset) if self.preset else {}
-        return self.method.Config.make({**base, **self.values})
+        from kecore.editor import configured
+
+        return configured(self.method, self.preset, self.values, self.trained)
 
     def check(self) -> None:
         """Refuse a bad configuration, files that are not there, and facts that contradict each other.
@@ -58,14 +64,22 @@ class EditJob:
         Raises:
             ConfigError: a bad field or an unknown preset.
             ArtifactError: there are no such statistics.
+            ArtifactMismatchError: the trained editor is one of another method or configuration.
             DataFormatError: there is no such text.
             RequestConflictError: names both facts.
+            UnsupportedCapabilityError: the method needs training or examples and there are none.
         """
+        from kecore.method import no_examples
+        from kecore.trained import untrained
         from kecore.types import check_conflicts
 
+        if self.trained is None and self.method.capabilities.needs_training:
+            raise untrained(self.method.name)
+        if not self.examples and self.method.capabilities.needs_examples:
+            raise no_examples(self.method.name)
         _ = self.config
         self.source.check()
-        check_conflicts([record.request for record in self.records])
+        check_conflicts([request for record in self.records for request in record.requests])
 
     def run(self, screen: Screen, editor: Editor, out: Path, asked: Sequence[Ask]) -> Outcome:
         """Edit the model and write the edit.
@@ -79,7 +93,7 @@ class EditJob:
         plans = self.preflight(screen, editor)
         provide_statistics(screen, editor, self.method, self.config, self.source)
         prompts = [ask.prompt for ask in asked]
-        protocol = _protocol(editor, self.method, len(self.records))
+        protocol = _protocol(editor, len(self.records))
         with screen.stage("before", "asking the model before the edit"):
             before = editor.evaluate(self.records, protocol) if self.evaluate else None
             old = continuations(editor.view, editor.encoder, prompts)
@@ -202,12 +216,11 @@ class Outcome:
         show_cost(screen, self.cost)
 
 
-def _protocol(editor: Editor, method: type[EditMethod], count: int) -> Protocol:
+def _protocol(editor: Editor, count: int) -> Protocol:
     from kecore.evaluate import Protocol
 
-    together = "batch" if method.capabilities.batch else "at-end"
     return Protocol(
-        form="chat" if editor.encoder.chat else "plain", when="single" if count == 1 else together, seed=editor.seed
+        form="chat" if editor.encoder.chat else "plain", edits="single" if count == 1 else "batch", seed=editor.seed
     )
 
 

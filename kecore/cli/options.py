@@ -15,31 +15,42 @@ from kecore.errors import ArtifactError, ConfigError
 __all__ = [
     "AsJson",
     "Chat",
+    "Checksum",
     "Device",
     "Dtype",
+    "Examples",
     "Facts",
     "Force",
     "Format",
     "GroundTruth",
+    "Jobs",
     "Limit",
     "Memory",
     "Method",
+    "Methods",
     "Model",
     "NoEvaluate",
     "Out",
     "Preset",
     "Prompt",
+    "ProtocolFields",
     "RemoteCode",
     "Seed",
     "Settings",
+    "Split",
     "Stats",
+    "StorePath",
     "Subject",
     "Target",
     "Texts",
     "Tokens",
+    "Trained",
+    "Variant",
+    "Without",
     "byte_count",
     "check_free",
     "layer_list",
+    "names",
     "settings",
 ]
 
@@ -80,23 +91,57 @@ Tokens = Annotated[
 Method = Annotated[str, typer.Option(metavar="NAME", help="An editing method; `kecore methods` lists them.")]
 Facts = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Facts: CounterFact, zsRE, KnowEdit or kecore's own JSONL, plain or .gz."),
+    typer.Option(metavar="FILE", help="Facts: a file, a folder or hf:OWNER/NAME, in any layout of docs/datasets.md."),
 ]
 Limit = Annotated[int | None, typer.Option(metavar="N", help="Only the first so many records of --facts.", min=1)]
 Format = Annotated[
     str | None, typer.Option("--format", metavar="NAME", help="Layout of --facts, if its content does not tell.")
+]
+Split = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Split of --facts, where that is a folder or on the hub.")
+]
+Variant = Annotated[
+    str | None, typer.Option(metavar="NAME", help="How to edit records of --facts that can be edited in several ways.")
+]
+Checksum = Annotated[
+    str | None, typer.Option("--sha256", metavar="HEX", help="What the digest of --facts must be, or begin with.")
 ]
 Prompt = Annotated[str | None, typer.Option(metavar="TEXT", help="A single fact: a prompt that holds the subject.")]
 Subject = Annotated[str | None, typer.Option(metavar="TEXT", help="The subject of --prompt.")]
 Target = Annotated[str | None, typer.Option(metavar="TEXT", help="What should follow --prompt.")]
 GroundTruth = Annotated[str | None, typer.Option(metavar="TEXT", help="What follows now; success scores need it.")]
 Stats = Annotated[Path | None, typer.Option(metavar="PATH", help="Key statistics made by `kecore stats`.")]
+Trained = Annotated[
+    Path | None, typer.Option(metavar="PATH", help="An editor trained by `kecore train`, for methods that need it.")
+]
+Examples = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Facts that demonstrations are taken from, for methods that need examples; as --facts."
+    ),
+]
 Preset = Annotated[str | None, typer.Option(metavar="NAME", help="A published set-up of the method to start from.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A field of the method's configuration; VALUE is JSON or text."),
 ]
 NoEvaluate = Annotated[bool, typer.Option("--no-evaluate", help="Do not score before and after.")]
+StorePath = Annotated[
+    Path, typer.Argument(metavar="STORE", help="File of results; made if it is not there.", show_default=False)
+]
+Methods = Annotated[str | None, typer.Option(metavar="NAME,NAME", help="Editing methods; `kecore methods` lists them.")]
+Without = Annotated[
+    str | None,
+    typer.Option(metavar="NAME,NAME", help="Rows to leave out: unedited, ice, retrieval, ft-m or lora."),
+]
+ProtocolFields = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="A field of the protocol, such as edits=single; docs/evaluate.md lists them. May be given several times.",
+    ),
+]
+Jobs = Annotated[int, typer.Option(metavar="N", help="Processes that share the work.", min=1)]
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -136,8 +181,13 @@ def layer_list(text: str) -> list[int] | None:
     return sorted(set(layers))
 
 
-def settings(pairs: Sequence[str] | None) -> dict[str, Any]:
-    """Fields of a method's configuration from ``key=value``; a value is JSON, or else text.
+def names(text: str | None) -> list[str]:
+    """The parts of ``a,b,c``; none of nothing."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def settings(pairs: Sequence[str] | None, option: str = "--set") -> dict[str, Any]:
+    """Fields of a configuration from ``key=value``; a value is JSON, or else text.
 
     Raises:
         ConfigError: there is no ``=``, or a key twice.
@@ -147,9 +197,9 @@ def settings(pairs: Sequence[str] | None) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         key = key.strip().replace("-", "_")
         if not equals or not key:
-            raise ConfigError(f"--set takes key=value, got '{pair}'; for example --set layers=[4,5,6]")
+            raise ConfigError(f"{option} takes key=value, got '{pair}'; VALUE is JSON or text, such as layers=[4,5,6]")
         if key in values:
-            raise ConfigError(f"--set {key} is given twice")
+            raise ConfigError(f"{option} {key} is given twice")
         try:
             values[key] = json.loads(text)
         except ValueError:

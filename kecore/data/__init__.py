@@ -12,15 +12,15 @@ from kecore.errors import DataFormatError
 
 __all__ = ["path"]
 
-_NAMES = ("counterfact_sample.jsonl", "wikipedia_sample.jsonl.gz")
+_NAMES = ("counterfact_sample.jsonl", "wikipedia_sample.jsonl.gz", "relation_templates.json")
 
 
 def path(name: str) -> Path:
     """Where a bundled file lies.
 
     Args:
-        name: ``counterfact_sample.jsonl`` (60 records) or ``wikipedia_sample.jsonl.gz`` (articles as
-            ``{"title", "text"}``).
+        name: ``counterfact_sample.jsonl`` (60 records), ``wikipedia_sample.jsonl.gz`` (articles as
+            ``{"title", "text"}``), or ``relation_templates.json`` (prompts of 85 relations).
 
     Raises:
         DataFormatError: no such file is bundled.

@@ -4,7 +4,8 @@
 stage      question                                                     where
 ========== ============================================================ ==========================
 key        what does the projection read for this subject?              :mod:`kecore.editing.keys`
-target     what should it write?                                        :mod:`kecore.editing.values`
+target     what should it write?                                        :mod:`kecore.editing.values`,
+                                                                        :mod:`kecore.editing.target`
 spread     which share of the residual does each layer take?            :class:`ClosedForm` ``spread``
 preserve   which update writes it and keeps everything else?            :class:`ClosedForm` ``solve``
 post       is the update changed before it is used?                     :mod:`kecore.editing.post`
@@ -20,6 +21,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,9 +30,11 @@ from torch import Tensor
 from kecore.edit import LowRank, Update, WeightEdit, updated
 from kecore.editing import contexts as contexts_module
 from kecore.editing import values as values_module
+from kecore.editing.align import Alignment
 from kecore.editing.keys import KeyPass, Keys
 from kecore.editing.locate import group_by_subject
 from kecore.editing.post import Post, Site, untouched
+from kecore.editing.target import ForwardReplay, Target, as_found
 from kecore.errors import KecoreWarning
 from kecore.method import MethodContext
 from kecore.model_view import ModelView
@@ -64,6 +68,10 @@ class ClosedForm:
         values: numbers of the target stage.
         solve: the preservation stage.
         projection: residuals are of the last layer's value projection, not of its output; see :class:`KeyPass`.
+        align: from one key a group, ``[u, d_in]``, to what makes values lie to each other as the keys do (EAMET).
+        target: changes the values before they are written; see :mod:`kecore.editing.target`.
+        forward: values are optimised for the first layer, and what they make of each later layer's output is its
+            target (MEMIT-FE); nothing is spread.
         spread: residual ``[u, d_model]`` and number of layers still to come, to this layer's share.
         post: changes an update before it is used; see :mod:`kecore.editing.post`.
         merge_subjects: requests about one subject share key and value.
@@ -76,6 +84,9 @@ class ClosedForm:
     context_tokens: int
     values: values_module.ValueSettings
     solve: Solve
+    align: Callable[[Tensor], Alignment] | None = None
+    target: Target = as_found
+    forward: bool = False
     spread: Callable[[Tensor, int], Tensor] = evenly
     post: Post = untouched
     merge_subjects: bool = True
@@ -101,20 +112,24 @@ class ClosedForm:
                 if key not in context.memo:
                     context.memo[key] = contexts_module.sample(view, context.encoder, *key[1:])
                 prefixes = context.memo[key]
+            passes = partial(self._pass, view, context, asked, groups, prefixes)
+            anchor = layers[0] if self.forward else layers[-1]
             with context.stages("values"), torch.enable_grad():
                 found = values_module.optimise(
                     view,
                     context.encoder,
                     asked,
                     groups,
-                    layers[-1],
+                    anchor,
                     prefixes,
                     self.values,
                     seed=context.seed,
                     memory=context.memory,
                     progress=context.progress,
+                    align=self.align and self.align(passes((anchor,)).advance(anchor)[0].mean().t()),
                 )
-            updates, notes = self._insert(view, asked, groups, prefixes, layers, self.gain * found.delta, context)
+            delta = self.target(lambda: passes((anchor,), projection=True).original, found.delta, context.state)
+            updates, notes = self._insert(view, passes, layers, self.gain * delta, context)
         notes |= {
             "layers": list(layers),
             "contexts": list(prefixes),
@@ -150,12 +165,25 @@ class ClosedForm:
             return layers[-1:]
         return layers
 
-    def _insert(
+    def _pass(
         self,
         view: ModelView,
+        context: MethodContext,
         requests: list[EditRequest],
         groups: list[int],
         prefixes: tuple[str, ...],
+        layers: tuple[int, ...],
+        *,
+        projection: bool = False,
+    ) -> KeyPass:
+        return KeyPass(
+            view, context.encoder, requests, groups, prefixes, layers, context.memory, self.bare, projection=projection
+        )
+
+    def _insert(
+        self,
+        view: ModelView,
+        passes: Callable[..., KeyPass],
         layers: tuple[int, ...],
         delta: Tensor,
         context: MethodContext,
@@ -163,21 +191,18 @@ class ClosedForm:
         updates: dict[int, Update] = {}
         solved: dict[str, dict[str, float]] = {}
         with context.stages("keys"):
-            keys = KeyPass(
-                view, context.encoder, requests, groups, prefixes, layers, context.memory, self.bare, self.projection
-            )
-        last = view.layers[layers[-1]].residual_scale
+            if self.forward:
+                advance = ForwardReplay(view, passes, layers, delta).advance
+            else:
+                advance = self._backward(view, passes(layers, projection=self.projection), layers, delta)
         for place, layer in enumerate(layers):
             context.progress("layers", place, len(layers))
             with context.stages("keys"), view.overlay(self._overlay(view, updates)):
-                key, moved = keys.advance(layer)
-            share = self.spread(delta - moved, len(layers) - place)
-            own = view.layers[layer].residual_scale
-            share = share * (last / own) if last is not None and own is not None else share
+                key, share = advance(layer)
             weight = view.layers[layer].value_projection.weight
             with context.stages("solve"):
                 solution = self.solve(layer, key, share.t())
-                site = Site(layer, weight, context.state)
+                site = Site(layer, weight, key, context.state)
                 updates[layer] = self.post(site, LowRank(solution.U, solution.V))
             solved[str(layer)] = {
                 "edit_residual": solution.edit_residual,
@@ -186,6 +211,20 @@ class ClosedForm:
             }
         context.progress("layers", len(layers), len(layers))
         return updates, {"solve": solved}
+
+    def _backward(
+        self, view: ModelView, keys: KeyPass, layers: tuple[int, ...], delta: Tensor
+    ) -> Callable[[int], tuple[Keys, Tensor]]:
+        """A function of a layer: its keys under the updates in place, and its share of what the last one misses."""
+        last = view.layers[layers[-1]].residual_scale
+
+        def advance(layer: int) -> tuple[Keys, Tensor]:
+            key, moved = keys.advance(layer)
+            share = self.spread(delta - moved, len(layers) - layers.index(layer))
+            own = view.layers[layer].residual_scale
+            return key, share * (last / own) if last is not None and own is not None else share
+
+        return advance
 
     @staticmethod
     def _overlay(view: ModelView, updates: dict[int, Update]) -> dict[torch.nn.Parameter, Tensor]:

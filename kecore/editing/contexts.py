@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from kecore.model_view import ModelView
+from kecore.model_view.decoding import Decoding
 from kecore.text import Encoder
 
 __all__ = ["joined", "sample"]
@@ -37,19 +38,19 @@ def sample(view: ModelView, encoder: Encoder, count: int, tokens: int, seed: int
         return ("",)
     plain = Encoder(encoder.tokenizer)
     generator = torch.Generator().manual_seed(seed)
-    ids = [list(plain.encode(_OPENINGS[i % len(_OPENINGS)]).ids) for i in range(count)]
-    skip = [len(row) for row in ids]
-    for _ in range(tokens):
-        rows = plain.rows(ids)
-        ends = torch.tensor([len(row) - 1 for row in ids])
-        logits = view.logits_at(rows, torch.arange(count), ends).float().cpu()
-        best, index = logits.topk(min(_TOP_K, logits.shape[-1]))
-        choice = torch.multinomial(best.softmax(-1), 1, generator=generator)
-        for row, token in zip(ids, index.gather(1, choice).flatten().tolist(), strict=True):
+    openings = [list(plain.encode(_OPENINGS[i % len(_OPENINGS)]).ids) for i in range(count)]
+    written: list[list[int]] = [[] for _ in openings]
+    decoding = Decoding(view, plain.rows(openings, [len(row) - 1 for row in openings]))
+    for place in range(tokens):
+        best, index = decoding.logits().float().cpu().topk(_TOP_K)
+        choice = index.gather(1, torch.multinomial(best.softmax(-1), 1, generator=generator)).flatten()
+        for row, token in zip(written, choice.tolist(), strict=True):
             row.append(int(token))
+        if place + 1 < tokens:
+            decoding.append(choice)
     texts = [
-        _OPENINGS[i % len(_OPENINGS)] + plain.tokenizer.decode(row[skip[i] :], skip_special_tokens=True)
-        for i, row in enumerate(ids)
+        _OPENINGS[i % len(_OPENINGS)] + plain.tokenizer.decode(row, skip_special_tokens=True)
+        for i, row in enumerate(written)
     ]
     # Braces would collide with the subject's slot, and line breaks end a prompt for some models.
     return ("", *(" ".join(text.replace("{", " ").replace("}", " ").split()) for text in texts))

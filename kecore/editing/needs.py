@@ -34,6 +34,7 @@ class Shape:
         kl: there is a prompt more for each group.
         precision: type of the weights while values are optimised; None for the model's.
         derived: what of the key statistics the solve reads.
+        anchor: layer that values are optimised for; None for the last edited one.
     """
 
     layers: tuple[int, ...]
@@ -43,6 +44,7 @@ class Shape:
     kl: bool = True
     precision: torch.dtype | None = None
     derived: Literal["factor", "spectrum", "nothing"] = "factor"
+    anchor: int | None = None
 
 
 def closed_form(view: ModelView, encoder: Encoder, requests: Sequence[EditRequest], shape: Shape) -> list[Need]:
@@ -50,7 +52,7 @@ def closed_form(view: ModelView, encoder: Encoder, requests: Sequence[EditReques
     asked = unique(requests)
     groups = group_by_subject(asked)
     bare = locate(encoder, asked, [""], target=True)
-    last = max(shape.layers)
+    last = max(shape.layers) if shape.anchor is None else shape.anchor
     prefix = _OPENING + shape.context_tokens if shape.contexts else 0
     return [
         _values(view, shape, last, groups, [(i.lookup, len(i.encoded.ids), i.encoded.start) for i in bare], prefix),

@@ -13,8 +13,20 @@ import torch
 from torch import Tensor
 
 from kecore.edit import Dense, LowRank, Update
+from kecore.editing.accumulate import append, gathered
+from kecore.editing.keys import Keys
+from kecore.ops import kv_solve
 
-__all__ = ["Post", "Site", "chained", "largest_relative_changes", "restrained_spectrum", "untouched"]
+__all__ = [
+    "Post",
+    "Site",
+    "besides_principal_directions",
+    "chained",
+    "largest_relative_changes",
+    "restrained_spectrum",
+    "simulated_ideal",
+    "untouched",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +36,13 @@ class Site:
     Args:
         layer: index of the layer.
         weight: ``[d_out, d_in]``, the model's own, as it is before the update, with all edits so far on it.
+        keys: keys that the update was made for.
         state: tensors that survive to the next edit of the sequence; a stage prefixes its keys with its own name.
     """
 
     layer: int
     weight: Tensor
+    keys: Keys
     state: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -76,9 +90,9 @@ def restrained_spectrum(base: float) -> Post:
     """PRUNE: singular values of the sum of all updates are held near the largest one of the unedited weight.
 
     The restraint of arXiv 2405.16821: with ``m`` the largest singular value of ``W``, each ``σ > m`` of the
-    summed update becomes ``log_base(σ) - log_base(m) + m``, and the others stay. The paper does it once, after the last
-    edit. Here each edit leaves the sum restrained: the update that is returned is what is missing to the restrained
-    sum of all that was asked for, from the restrained sum before it.
+    summed update becomes ``log_base(σ) - log_base(m) + m`` where that is less, and the others stay. The paper does it
+    once, after the last edit. Here each edit leaves the sum restrained: the update that is returned is what is missing
+    to the restrained sum of all that was asked for, from the restrained sum before it.
 
     Args:
         base: base of the logarithm, above 1; a larger one restrains more.
@@ -97,6 +111,59 @@ def restrained_spectrum(base: float) -> Post:
         now = [(u, _restrained(s, top, base), v)]
         then = [(a, -_restrained(b, top, base), c) for a, b, c in before]
         return LowRank(*(part.float() for part in _summed([*now, *then])))
+
+    return post
+
+
+def besides_principal_directions(ratio: float, suppression: float) -> Post:
+    """SPHERE: an update leaves alone the directions that the rows of its weight crowd around.
+
+    arXiv 2510.01172: rows are neurons on a sphere, so each is scaled to length one; the eigenvectors of their second
+    moment with the largest eigenvalues are the principal directions ``Q``, and ``ΔW`` becomes
+    ``ΔW (I - suppression·Q Qᵀ)``.
+
+    Args:
+        ratio: share of the eigenvalues' sum that the principal directions hold at least, 0 to 1.
+        suppression: how much of the update along them goes; 1 is all.
+    """
+
+    def post(site: Site, update: Update) -> Update:
+        rows = site.weight.detach().double().cpu()
+        rows = rows / rows.norm(dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+        # The right singular vectors of rows are the eigenvectors of their second moment.
+        directions = torch.linalg.svd(rows, full_matrices=False)
+        share = directions.S.square().cumsum(0) / directions.S.square().sum()
+        principal = directions.Vh[: int((share < ratio).sum()) + 1]
+        u, v = _factors(update)
+        moved = v.double() - suppression * (principal.t() @ (principal @ v.double()))
+        return LowRank(u, moved.float()) if isinstance(update, LowRank) else Dense(u @ moved.float().t())
+
+    return post
+
+
+def simulated_ideal(ridge: float) -> Post:
+    """SimIE: an update does to the keys of all edits what one edit of them all would have done.
+
+    With ``K_t`` the keys of edit ``t`` and ``Δ_t`` its update, the smallest shift that gives every key what its own
+    edit gave it solves a linear system; its recursive form (openreview VdEG08ZJCH) replaces ``Δ_t`` by
+
+        Δ_t K_t K_tᵀ (λI + Σ_{s≤t} K_s K_sᵀ)⁻¹
+
+    Args:
+        ridge: λ, relative to the mean squared norm of the first edit's keys.
+    """
+
+    def post(site: Site, update: Update) -> Update:
+        name = f"simie/{site.layer}"
+        new, _ = site.keys.each()
+        if f"{name}/ridge" not in site.state:
+            size = float(new.double().square().sum()) / len(site.keys.weight)
+            site.state[f"{name}/ridge"] = torch.tensor(ridge * size, dtype=torch.float64)
+        append(site.state, f"{name}/keys", new)
+        u, v = _factors(update)
+        given = u.double() @ (v.double().t() @ new.double())
+        solution = kv_solve(gathered(site.state, f"{name}/keys"), given, float(site.state[f"{name}/ridge"]))
+        return LowRank(solution.U, solution.V)
 
     return post
 
@@ -124,7 +191,8 @@ def _thin(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _restrained(s: Tensor, top: float, base: float) -> Tensor:
     above = (s.clamp(min=top) / top).log() / math.log(base) + top
-    return torch.where(s > top, above, s)
+    # Below 1 / ln(base) the logarithm is steeper than a line: it would raise values just above ``top``.
+    return torch.where(s > top, above.minimum(s), s)
 
 
 def _largest_singular_value(weight: Tensor) -> float:

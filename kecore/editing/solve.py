@@ -10,7 +10,7 @@ from kecore.editing.keys import Keys
 from kecore.ops import Solution, kv_solve
 from kecore.statistics import KeyStatistics
 
-__all__ = ["NullSpace", "least_squares", "one_by_one"]
+__all__ = ["NullSpace", "least_squares", "one_by_one", "outside"]
 
 
 def least_squares(
@@ -67,6 +67,24 @@ def one_by_one(keys: Tensor, residuals: Tensor, factor: Tensor | None, fitted: T
     written = u @ (v.t() @ fitted.double())
     error = float((written - residuals.double()).norm() / residuals.double().norm().clamp(min=1e-300))
     return Solution(u.float(), v.float(), error, 1.0)
+
+
+def outside(taken: Tensor, keys: Tensor, threshold: float) -> Tensor:
+    """Keys without the directions that others take.
+
+    Args:
+        taken: ``[d_in, n]``, the other keys; ``n`` may be 0.
+        keys: ``[d_in, c]``.
+        threshold: a direction is taken if the others' squared components along it add up to more.
+
+    Returns:
+        ``[d_in, c]`` float32.
+    """
+    others, k = taken.double(), keys.double()
+    values, vectors = torch.linalg.eigh(others.t() @ others)
+    strong = values > threshold
+    basis = others @ (vectors[:, strong] * values[strong].rsqrt())
+    return (k - basis @ (basis.t() @ k)).float()
 
 
 class NullSpace:

@@ -20,14 +20,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy
 
+from kecore.editing.align import Alignment
 from kecore.editing.locate import Located, locate
 from kecore.editing.replay import Replay
 from kecore.errors import NonFiniteError
@@ -45,8 +45,7 @@ _EPS = 1e-8
 _MOMENTUM = 0.5  # of gradient descent
 _FLOOR = 0.1  # what its steps shrink to
 _COMPACT = 0.75  # rows are gathered anew once a quarter of the groups has finished
-_ENOUGH = 1024  # tokens that keep two CPU cores or a GPU's tiles busy
-_UNEVEN = 1.2
+_ENOUGH = {"cpu": 320, "cuda": 4096}  # tokens that keep a few cores, or a GPU's tiles, busy
 _BANK = 4096
 _ESSENCE = "{} is a"  # the KL prompt of ROME, section 3.1
 
@@ -76,7 +75,7 @@ class ValueSettings:
             are float32 in any case.
     """
 
-    steps: int = 25
+    steps: int = 20
     optimizer: Literal["gradient", "adam"] = "gradient"
     learning_rate: float = 0.1
     length_penalty: float = 0.2
@@ -121,6 +120,7 @@ def optimise(
     seed: int = 0,
     memory: int = 2 << 30,
     progress: Progress = silent,
+    align: Alignment | None = None,
 ) -> Values:
     """Optimise the values of all requests.
 
@@ -135,6 +135,8 @@ def optimise(
         seed: seeds the noise.
         memory: bytes of activations per micro-batch.
         progress: called after each step of each micro-batch.
+        align: makes values lie to each other as their keys do; those of a micro-batch then depend on each other and on
+            the micro-batches before.
 
     Raises:
         NonFiniteError: a loss became NaN or infinite.
@@ -149,29 +151,25 @@ def optimise(
     jobs = [[item for item in located if groups[item.request] == g] for g in range(u)]
     out = Values(*(torch.zeros(u, view.width), torch.zeros(u), torch.zeros(u), torch.zeros(u, dtype=torch.long)), "")
     mode, done = None, 0
-    with view.frozen(), view.overlay(_cast(view, settings.precision)), _attention(view, settings.precision):
+    with view.frozen(), view.overlay(_cast(view, settings.precision)):
         bank = _noise_bank(view, encoder, contexts, layer, seed) if settings.noise else torch.empty(0)
         for batch in _micro_batches(view, jobs, layer, memory):
             members = [(jobs[g], kl.get(g)) for g in batch]
-            part = _Batch(view, encoder, members, layer, settings, mode, bank)
+            index = torch.tensor(batch)
+            others = None if align is None else (align, index.to(view.device))
+            part = _Batch(view, encoder, members, layer, settings, mode, bank, others)
             for step in range(settings.steps):
                 active = part.step(last=step == settings.steps - 1)
                 progress("values", done * settings.steps + (step + 1) * len(batch), u * settings.steps)
                 if not active:
                     break
-            index = torch.tensor(batch)
+            if others is not None:
+                others[0].keep(part.delta[:, : view.width], others[1])
             out.delta[index], out.reference[index] = part.delta[:, : view.width].cpu(), part.reference[:, 0].cpu()
             out.loss[index], out.steps[index] = part.loss.cpu(), part.steps.cpu()
             mode, done = part.mode, done + len(batch)
     progress("values", u * settings.steps, u * settings.steps)
     return Values(out.delta, out.reference, out.loss, out.steps, mode or "full")
-
-
-def _attention(view: ModelView, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    """On CPUs, the fused backward pass of attention in 16 bits is 4 times slower than the plain one at these sizes."""
-    if view.device.type == "cpu" and (dtype or view.dtype) != torch.float32:
-        return sdpa_kernel(SDPBackend.MATH)
-    return nullcontext()
 
 
 def _cast(view: ModelView, dtype: torch.dtype | None) -> dict[torch.nn.Parameter, Tensor]:
@@ -201,7 +199,7 @@ def _noise_bank(view: ModelView, encoder: Encoder, contexts: Sequence[str], laye
 
 def _micro_batches(view: ModelView, jobs: list[list[Located]], layer: int, memory: int) -> Iterator[list[int]]:
     """Groups of similar length together, as many as the activations of a backward pass leave room for."""
-    per_token = backward_bytes(view, layer)
+    per_token, enough = backward_bytes(view, layer), _ENOUGH.get(view.device.type, 1024)
     length = [max(len(item.encoded.ids) - 1 - item.lookup for item in job) for job in jobs]
     batch: list[int] = []
     rows = 0
@@ -209,7 +207,7 @@ def _micro_batches(view: ModelView, jobs: list[list[Located]], layer: int, memor
         size = len(jobs[g]) + 1
         full = (rows + size) * length[g] * per_token > memory
         # Padding is wasted work; a batch that already fills the machine need not take longer rows in.
-        uneven = rows * length[g] > _ENOUGH and length[g] > _UNEVEN * length[batch[0]]
+        uneven = batch and length[g] > length[batch[-1]] and rows * length[batch[-1]] > enough
         if batch and (full or uneven):
             yield batch
             batch, rows = [], 0
@@ -226,9 +224,10 @@ class _Work:
         group: ``[rows]``, the group of each.
         context: ``[rows]``, index of its context; 0 for the bare prompt and for an essence.
         essence: ``[rows]``, true where a row stands for the KL term.
-        row: ``[k]``, rows of the positions whose logits are read.
+        row: ``[k]``, rows of the positions whose logits are read, those of targets first.
         place: ``[k]``, their token indices.
         token: ``[k]``, the target token; -1 on essence rows.
+        spoken: how many of the positions are those of targets.
     """
 
     def __init__(
@@ -240,9 +239,10 @@ class _Work:
         row: Tensor,
         place: Tensor,
         token: Tensor,
+        spoken: int,
     ) -> None:
         self.replay, self.group, self.context, self.essence = replay, group, context, essence
-        self.row, self.place, self.token = row, place, token
+        self.row, self.place, self.token, self.spoken = row, place, token, spoken
 
     def keep(self, mask: Tensor) -> _Work:
         """The rows where ``mask [rows]`` is true."""
@@ -254,6 +254,7 @@ class _Work:
             self.replay.select(rows),
             *(self.group[rows], self.context[rows], self.essence[rows]),
             *(index[self.row[chosen]], self.place[chosen], self.token[chosen]),
+            int(chosen[: self.spoken].sum()),
         )
 
 
@@ -269,8 +270,9 @@ class _Batch:
         settings: ValueSettings,
         mode: str | None,
         bank: Tensor,
+        others: tuple[Alignment, Tensor] | None = None,
     ) -> None:
-        self.settings, self.bank = settings, bank
+        self.settings, self.bank, self.others = settings, bank, others
         rows = [(g, item, False) for g, (items, _) in enumerate(members) for item in items]
         rows += [(g, kl, True) for g, (_, kl) in enumerate(members) if kl is not None]
         device = view.device
@@ -287,7 +289,9 @@ class _Batch:
             )
         ]
         about = torch.tensor([(g, 0 if kl else item.context, kl) for g, item, kl in rows], device=device).t()
-        self.work = _Work(replay, about[0], about[1], about[2].bool(), *torch.tensor(places, device=device).t())
+        row, place, token = torch.tensor(places, device=device).t()
+        spoken = int((token >= 0).sum())
+        self.work = _Work(replay, about[0], about[1], about[2].bool(), row, place, token, spoken)
         count = len(members)
         bare = torch.tensor([next(i for i, r in enumerate(rows) if r[0] == g) for g in range(count)], device=device)
         self.reference = replay.lookup_norm(bare)
@@ -346,12 +350,13 @@ class _Batch:
         """Loss of each group, ``[u]``; groups whose rows are gone keep zero."""
         s, u, work = self.settings, len(delta), self.work
         logits = work.replay.logits(delta[work.group], work.row, work.place, self._noise()).float()
-        targets = work.token >= 0
-        picked = logits[targets]
-        nll = picked.logsumexp(-1) - picked.gather(1, work.token[targets, None]).squeeze(1)
-        row = work.row[targets]
-        missed = (picked.detach().argmax(-1) != work.token[targets]).long()
-        self.said = torch.zeros(u, dtype=torch.long, device=nll.device).index_add(0, work.group[row], missed) == 0
+        # Slices, as a mask would copy logits: they are the widest tensors here.
+        picked, rest = logits[: work.spoken], logits[work.spoken :]
+        row, token = work.row[: work.spoken], work.token[: work.spoken]
+        nll = cross_entropy(picked, token, reduction="none")
+        if s.stop_most_probable:
+            missed = (picked.detach().argmax(-1) != token).long()
+            self.said = torch.zeros(u, dtype=torch.long, device=nll.device).index_add(0, work.group[row], missed) == 0
         rows = len(work.group)
         ones = torch.ones_like(nll)
         length = torch.zeros(rows, device=nll.device).index_add(0, row, ones)
@@ -359,13 +364,16 @@ class _Batch:
         speaks = (~work.essence).float()
         count = torch.zeros(u, device=nll.device).index_add(0, work.group, speaks)
         loss = torch.zeros(u, device=nll.device).index_add(0, work.group, per_row) / count.clamp(min=1)
-        if bool((~targets).any()):
-            now = logits[~targets].log_softmax(-1)
-            group = work.group[work.row[~targets]]
+        if len(rest):
+            now = rest.log_softmax(-1)
+            group = work.group[work.row[work.spoken :]]
             if self.original is None:
                 self.original = torch.empty(u, now.shape[1], device=now.device).index_copy(0, group, now.detach())
             kl = (now.exp() * (now - self.original[group])).sum(-1)
             loss = loss.index_add(0, group, s.kl_weight * kl)
+        if self.others is not None:
+            align, members = self.others
+            loss = loss + align.loss(delta.unflatten(1, (self.parts, -1))[:, 0], members)
         penalty = s.length_penalty / self.reference + s.weight_decay / self.reference**2
         return loss + (penalty * self._lengths(delta)).sum(1)
 

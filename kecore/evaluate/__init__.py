@@ -1,8 +1,8 @@
 """Loading facts, scoring a model on them, and telling by which protocol."""
 
-from kecore.evaluate.formats import record_to_json
+from kecore.evaluate.formats import Layout, Published, record_to_json
 from kecore.evaluate.generation import Generation, generate
-from kecore.evaluate.metrics import METRICS, AnsweredProbe, Metric
+from kecore.evaluate.metrics import STANDARD, AnsweredProbe, Metric, family, metrics_of
 from kecore.evaluate.protocol import METRIC_VERSION, Protocol
 from kecore.evaluate.records import RecordSet, Skipped, load_records
 from kecore.evaluate.result import Evaluation, RecordResult, Score, compare, merge
@@ -10,23 +10,27 @@ from kecore.evaluate.runner import evaluate
 from kecore.evaluate.scoring import ContinuationScore, score_continuations
 
 __all__ = [
-    "METRICS",
     "METRIC_VERSION",
+    "STANDARD",
     "AnsweredProbe",
     "ContinuationScore",
     "Evaluation",
     "Generation",
+    "Layout",
     "Metric",
     "Protocol",
+    "Published",
     "RecordResult",
     "RecordSet",
     "Score",
     "Skipped",
     "compare",
     "evaluate",
+    "family",
     "generate",
     "load_records",
     "merge",
+    "metrics_of",
     "record_to_json",
     "score_continuations",
 ]

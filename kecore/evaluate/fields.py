@@ -14,6 +14,8 @@ __all__ = ["Fields"]
 class Fields:
     """One JSON object of a facts file.
 
+    A field that holds null or NaN (what pandas writes for a missing text) counts as missing.
+
     Args:
         values: the object.
         where: its place in the file, for error messages.
@@ -30,7 +32,8 @@ class Fields:
         self.where = where
 
     def __contains__(self, name: str) -> bool:
-        return self.values.get(name) is not None
+        value = self.values.get(name)
+        return value is not None and not (isinstance(value, float) and value != value)
 
     def fail(self, name: str, expected: str) -> DataFormatError:
         """The error for a field that does not hold what is ``expected``."""
@@ -53,15 +56,31 @@ class Fields:
         """A field that holds text, or is missing, null or empty (then None)."""
         return (self.text(name).strip() or None) if name in self else None
 
+    def id(self, name: str) -> str:
+        """A field that names the record, by text or number; empty where there is no such field."""
+        if name not in self.values:
+            return ""
+        value = self.values[name]
+        if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
+            raise self.fail(name, "a text or a number that is not empty; leave it out to have one made")
+        return str(value).strip()
+
     def texts(self, name: str) -> tuple[str, ...]:
         """A field that holds texts, stripped and without blanks: a list, one text, or nothing."""
-        value: Any = self.values.get(name)
-        if value is None:
+        if name not in self:
             return ()
+        value: Any = self.values[name]
         items = cast("list[Any]", value) if isinstance(value, list) else [value]
         if not all(isinstance(item, str) for item in items):
             raise self.fail(name, "a list of texts")
         return tuple(text for item in items if (text := item.strip()))
+
+    def flag(self, name: str) -> bool:
+        """A field that holds true or false; false where it is missing."""
+        value = self.values.get(name, False)
+        if not isinstance(value, bool):
+            raise self.fail(name, "true or false")
+        return value
 
     def object(self, name: str) -> Fields:
         """A field that holds an object."""
@@ -77,6 +96,10 @@ class Fields:
         items = cast("list[Any]", value)
         return [Fields(item, f"{self.where}, '{name}'[{i}]") for i, item in enumerate(items)]
 
+    def objects_or_none(self, name: str) -> list[Fields]:
+        """The same, empty where the field is missing."""
+        return self.objects(name) if name in self else []
+
     def answers(self, name: str) -> tuple[str, ...]:
         """All answers that count: a text, a list of texts, or a list of lists of aliases (flattened)."""
         found: list[str] = []
@@ -91,6 +114,22 @@ class Fields:
                 raise self.fail(name, "an answer or a list of answers")
         return tuple(dict.fromkeys(text.strip() for text in found if text.strip()))
 
+    def answers_or_none(self, name: str) -> tuple[str, ...]:
+        """The same, empty where the field is missing."""
+        return self.answers(name) if name in self else ()
+
+    def probe(self, prompt: str, answers: str) -> Probe:
+        """A probe whose prompt must not be blank, and whose answers may be missing.
+
+        Args:
+            prompt: the field with the prompt.
+            answers: the field with its answers.
+        """
+        text = self.text(prompt).strip()
+        if not text:
+            raise self.fail(prompt, "text that is not empty")
+        return Probe(text, self.answers_or_none(answers))
+
     def axes(self, name: str, answers: str) -> dict[str, tuple[Probe, ...]]:
         """Probes by axis: an object of lists of ``{"prompt": ..., answers: ...}``; empty axes are dropped.
 
@@ -100,13 +139,8 @@ class Fields:
         """
         if name not in self:
             return {}
-        found: dict[str, tuple[Probe, ...]] = {}
         group = self.object(name)
-        for axis in group.values:
-            probes = tuple(
-                Probe(item.text("prompt").strip(), item.answers(answers) if answers in item else ())
-                for item in group.objects(axis)
-            )
-            if probes:
-                found[axis] = probes
-        return found
+        found = {
+            axis: tuple(item.probe("prompt", answers) for item in group.objects_or_none(axis)) for axis in group.values
+        }
+        return {axis: probes for axis, probes in found.items() if probes}

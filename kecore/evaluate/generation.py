@@ -1,17 +1,21 @@
-"""Greedy generation, batched: the same text for a prompt whatever else is in its batch."""
+"""Generation, batched: the same text for a prompt whatever else is in its batch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from kecore.edit import Reader, written
 from kecore.errors import ConfigError
 from kecore.evaluate.batching import micro_batches
 from kecore.evaluate.scoring import BATCH_TOKENS
 from kecore.method import Progress, silent
+from kecore.model_view.decoding import Decoding
 from kecore.text import Rows
 
 if TYPE_CHECKING:
@@ -43,12 +47,14 @@ def generate(
     encoder: Encoder,
     prompts: Sequence[str],
     *,
-    max_new_tokens: int = 32,
+    max_new_tokens: int | Sequence[int] = 32,
     stop_at_newline: bool = False,
+    top_k: int = 1,
+    seed: int = 0,
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress = silent,
 ) -> list[Generation]:
-    """Continue prompts with the most probable token, again and again.
+    """Continue prompts with the most probable token, again and again; or with one drawn from the most probable ones.
 
     The loop is kecore's own: ``model.generate`` merges the model's generation settings (a repetition
     penalty, banned tokens) into any it is given, and then the text is no longer the model's argmax. Rows
@@ -59,8 +65,10 @@ def generate(
         view: the model.
         encoder: decides special tokens and template.
         prompts: equal prompts are continued once.
-        max_new_tokens: most tokens to write.
+        max_new_tokens: most tokens to write; one number, or one a prompt.
         stop_at_newline: a line break after the first visible character ends the text.
+        top_k: draw each token from so many of the most probable ones, in proportion to their probabilities.
+        seed: of the draws; each prompt has a stream of its own, so that the others do not matter.
         batch_tokens: padded tokens of one micro-batch, the new ones included.
         progress: called after each micro-batch.
 
@@ -68,20 +76,24 @@ def generate(
         One generation a prompt, in order.
 
     Raises:
-        ConfigError: ``max_new_tokens`` is below 1.
+        ConfigError: ``max_new_tokens`` or ``top_k`` is below 1.
     """
-    if max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    rows = {prompt: encoder.encode(prompt).ids for prompt in dict.fromkeys(prompts)}
-    names, ids = list(rows), list(rows.values())
+    limits = itertools.repeat(max_new_tokens) if isinstance(max_new_tokens, int) else max_new_tokens
+    limit = dict(zip(prompts, limits, strict=False))
+    if min(limit.values(), default=1) < 1 or top_k < 1:
+        raise ConfigError(f"max_new_tokens and top_k must be at least 1, got {max_new_tokens} and {top_k}")
+    names = list(dict.fromkeys(prompts))
+    ids = [encoder.encode(text).ids for text in written(view.model, names, Reader(view, encoder))]
     end = _Ending(encoder, _closing_ids(view, encoder), stop_at_newline)
+    draws = [random.Random(f"{seed} {name}") for name in names] if top_k > 1 else []  # noqa: S311 - no secret
     found: dict[str, Generation] = {}
     with view.frozen(), torch.no_grad():
         sizes = [len(row) for row in ids]
-        for batch in micro_batches(sizes, [max_new_tokens] * len(ids), batch_tokens):
+        for batch in micro_batches(sizes, [limit[name] for name in names], batch_tokens):
             padded = encoder.rows([ids[i] for i in batch], [len(ids[i]) - 1 for i in batch])
-            written = _decode(view, padded, max_new_tokens, end)
-            found.update((names[i], end.read(new)) for i, new in zip(batch, written, strict=True))
+            choose = _Choice(top_k, [draws[i] for i in batch]) if draws else _most_probable
+            new = _decode(view, padded, [limit[names[i]] for i in batch], end, choose)
+            found.update((names[i], end.read(text)) for i, text in zip(batch, new, strict=True))
             progress("generate", len(found), len(names))
     return [found[prompt] for prompt in prompts]
 
@@ -118,32 +130,38 @@ class _Ending:
         return Generation(text.strip(), tuple(ids), finished)
 
 
-def _decode(view: ModelView, rows: Rows, max_new_tokens: int, end: _Ending) -> list[list[int]]:
+def _most_probable(logits: Tensor) -> Tensor:
+    return logits.argmax(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """Draws one of the ``count`` most probable tokens of each row, from that row's own stream."""
+
+    count: int
+    streams: Sequence[random.Random]
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        top, ids = logits.double().topk(min(self.count, logits.shape[-1]))
+        share = top.softmax(-1).cumsum(-1)
+        drawn = torch.tensor([[stream.random()] for stream in self.streams], dtype=share.dtype, device=share.device)
+        place = (share < drawn).sum(-1, keepdim=True).clamp(max=share.shape[-1] - 1)
+        return ids.gather(-1, place).squeeze(-1)
+
+
+def _decode(
+    view: ModelView, rows: Rows, limits: Sequence[int], end: _Ending, choose: Callable[[Tensor], Tensor]
+) -> list[list[int]]:
     """New token ids of rows that all end in the last column."""
-    written: list[list[int]] = [[] for _ in range(len(rows.input_ids))]
-    running = set(range(len(written)))
-    rows = rows.to(view.device)
-    step, past = rows, None
-    every = torch.arange(len(written), device=view.device)
+    ids: list[list[int]] = [[] for _ in range(len(rows.input_ids))]
+    running = set(range(len(ids)))
+    decoding = Decoding(view, rows)
     while running:
-        last = torch.full_like(every, step.input_ids.shape[1] - 1)
-        out = view.forward(step, at=(every, last), past=past, use_cache=True)
-        token = cast("Tensor", out.logits).argmax(-1).to(view.device)
+        token = choose(decoding.logits())
         values = token.tolist()
         for i in list(running):
-            written[i].append(values[i])
-            if len(written[i]) == max_new_tokens or end.reached(written[i]):
+            ids[i].append(values[i])
+            if len(ids[i]) == limits[i] or end.reached(ids[i]):
                 running.discard(i)
-        new = Rows(token.unsqueeze(-1), torch.ones_like(token).unsqueeze(-1), torch.zeros_like(token))
-        rows = _append(rows, new)
-        # A model without a key-value cache reads the grown rows again.
-        step, past = (rows, None) if out.cache is None else (new, (out.cache, rows.attention_mask))
-    return written
-
-
-def _append(rows: Rows, new: Rows) -> Rows:
-    return Rows(
-        torch.cat([rows.input_ids, new.input_ids], -1),
-        torch.cat([rows.attention_mask, new.attention_mask], -1),
-        rows.offset,
-    )
+        decoding.append(token)
+    return ids

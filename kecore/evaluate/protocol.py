@@ -1,23 +1,30 @@
-"""The protocol of a score: everything that could change the number without changing the edit."""
+"""The protocol of a score: everything that could change the number without changing the method."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["METRIC_VERSION", "ProbeKind", "Protocol"]
+from kecore.config import validated
+from kecore.errors import ProtocolMismatchError
+
+__all__ = ["AFTER", "AT_EDIT", "AT_END", "METRIC_VERSION", "ProbeKind", "Protocol", "same_protocol"]
 
 METRIC_VERSION = 1
 """Rises when a metric's definition changes, so that old and new numbers have different hashes."""
 
-ProbeKind = Literal["edit", "paraphrase", "neighbourhood", "locality", "portability"]
+ProbeKind = Literal["edit", "paraphrase", "neighbourhood", "locality", "portability", "multi_hop", "hop", "generation"]
+
+AFTER, AT_EDIT, AT_END = "after", "at-edit", "at-end"
+"""Moments of scoring: after the one edit there is; of a sequence, right after a fact's own step, and after all."""
 
 
 class Protocol(BaseModel):
-    """How scores are taken; frozen, and part of every result.
+    """What is edited and how scores are taken; frozen, and part of every result.
 
     Numbers whose :meth:`hash` differs do not belong into one table.
 
@@ -28,14 +35,25 @@ class Protocol(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
+    edits: Literal["single", "batch", "sequential"] = Field(
+        default="batch",
+        description="single: each fact alone on the base model, which is restored before the next; batch: all facts "
+        "by one edit; sequential: one step after another on the same model",
+    )
+    step: int = Field(default=1, ge=1, description="facts of one step of a sequence")
+    when: tuple[Literal["at-edit", "at-end"], ...] = Field(
+        default=("at-edit", "at-end"),
+        min_length=1,
+        description="when the facts of a sequence are scored: each right after its own step, all after the last step",
+    )
+    retention: int = Field(
+        default=0,
+        ge=0,
+        description="how often, at even distances along a sequence, all facts edited so far are scored again",
+    )
     form: Literal["plain", "chat"] = Field(
         default="plain",
         description="prompts as bare text, or as the user's message in the model's chat template",
-    )
-    when: Literal["single", "batch", "sequential-at-edit", "at-end"] = Field(
-        default="batch",
-        description="single: each edit alone on the base model; batch: after one joint edit; "
-        "sequential-at-edit: each edit right after it was made; at-end: all edits after the last one",
     )
     probability: Literal["mean", "sum"] = Field(
         default="mean",
@@ -57,6 +75,77 @@ class Protocol(BaseModel):
     )
     seed: int = Field(default=0, description="seed of the edit; the evaluation itself draws nothing at random")
     metrics: int = Field(default=METRIC_VERSION, description="version of the metric definitions")
+    extra: tuple[str, ...] = Field(
+        default=(),
+        description="metric families that are taken beside the standard ones; they change no other number, so they "
+        "are not in the hash",
+    )
+    judge: str = Field(
+        default="local",
+        description="who judges where the family 'judge' is taken: local, local:MODEL, or hosted:MODEL",
+    )
+
+    @model_validator(mode="after")
+    def _only_of_a_sequence(self) -> Protocol:
+        # A field without effect must not give two hashes to one protocol.
+        if self.edits != "sequential":
+            for name in ("step", "when", "retention"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"'{name}' is of sequential editing only; leave it out, or set edits: sequential")
+        if tuple(sorted(set(self.when))) != self.when:
+            raise ValueError("'when' names moments once, in the order at-edit, at-end")
+        return self
+
+    @classmethod
+    def make(cls, values: Mapping[str, Any]) -> Protocol:
+        """Validate ``values``.
+
+        Raises:
+            ConfigError: names each bad key, what was expected and what came.
+        """
+        return validated(cls, values)
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """When an edited fact is scored: :data:`AFTER`, or :data:`AT_EDIT` and :data:`AT_END` of a sequence."""
+        return self.when if self.edits == "sequential" else (AFTER,)
+
+    def checkpoints(self, records: int) -> dict[int, str]:
+        """Steps of a sequence after which all facts so far are scored again, and what that moment is called.
+
+        Args:
+            records: facts of the whole sequence.
+
+        Returns:
+            Number of steps done to the moment's name, which tells the facts edited by then; the last step is not
+            among them, it is :data:`AT_END`.
+
+        Examples:
+            >>> Protocol(edits="sequential", step=10, retention=2).checkpoints(60)
+            {2: 'after-20', 4: 'after-40'}
+        """
+        steps = -(-records // self.step)
+        at = [round(i * steps / (self.retention + 1)) for i in range(1, self.retention + 1)]
+        return {step: f"after-{step * self.step}" for step in at if 0 < step < steps}
+
+    def describe(self) -> str:
+        """The protocol in words."""
+        some = f"{self.step} facts" if self.step > 1 else "1 fact"
+        how = {
+            "single": "each fact edited alone on the base model, scored, and taken off again",
+            "batch": "all facts edited together by one edit, then scored",
+            "sequential": f"one edit of {some} after another on the same model, scored "
+            + " and ".join({AT_EDIT: "right after each", AT_END: "after the last"}[moment] for moment in self.when),
+        }[self.edits]
+        kinds = ", ".join(self.generate)
+        text = f"{how}; {self.form} prompts; P of an answer by the {self.probability} of its log-probabilities"
+        if not self.max_new_tokens:
+            return f"{text}; no free generation; seed {self.seed}"
+        return (
+            f"{text}; greedy generation of up to {self.max_new_tokens} tokens"
+            f"{', to the end of the line,' if self.stop_at_newline else ''} on {kinds}, right by {self.match} match"
+            f"{' of normalised text' if self.normalise else ''}; seed {self.seed}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -64,5 +153,30 @@ class Protocol(BaseModel):
 
     def hash(self) -> str:
         """Twelve hex digits of the SHA-256 of the canonical JSON."""
-        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        values = self.to_json()
+        extra = values.pop("extra")
+        if "judge" not in extra:
+            del values["judge"]
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return sha256(text.encode()).hexdigest()[:12]
+
+
+def same_protocol(one: Protocol, other: Protocol, what: str) -> None:
+    """Refuse to put numbers of two protocols side by side.
+
+    Args:
+        one: a protocol.
+        other: another one.
+        what: what the two are of, to begin the message with.
+
+    Raises:
+        ProtocolMismatchError: they differ; names the fields.
+    """
+    if one.hash() == other.hash():
+        return
+    mine, theirs = one.to_json(), other.to_json()
+    fields = ", ".join(f"{key} {mine[key]} and {theirs[key]}" for key in mine if mine[key] != theirs[key])
+    raise ProtocolMismatchError(
+        f"{what} follow different protocols, {one.hash()} and {other.hash()} ({fields}); their numbers do not belong "
+        "into one table: run both by one protocol, or report them apart"
+    )

@@ -1,32 +1,31 @@
-"""Reading fact files: published benchmarks and kecore's own JSONL, the layout recognised by content."""
+"""Loading facts: published benchmarks and kecore's own layout, from a file, a folder or the Hugging Face hub."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import warnings
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from hashlib import sha256
+from hashlib import sha256 as digest_of
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, cast, overload
+from typing import Any, NamedTuple, overload
 
 from kecore.errors import ConfigError, DataFormatError, KecoreWarning
 from kecore.evaluate.fields import Fields
-from kecore.evaluate.formats import LAYOUTS, Layout
+from kecore.evaluate.formats import Layout, Part, default, record_to_json, sniff
+from kecore.evaluate.sources import HUB, Document, open_source
 from kecore.types import EditRecord, EditRequest
 
 __all__ = ["RecordSet", "Skipped", "load_records"]
 
 _SAMPLE = 5
 """Objects looked at to recognise a layout: more than one, so that a bad first line gets its own error."""
+_SHORTEST_DIGEST = 12  # hex digits of an expected checksum
 
 
 class Skipped(NamedTuple):
-    """A record of a file that could not be represented, and why."""
+    """A record that could not be represented, or a file of a folder that holds none, and why."""
 
     where: str
     reason: str
@@ -34,14 +33,18 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True)
 class RecordSet(Sequence[EditRecord]):
-    """The records of one file, with what is needed to say which file that was.
+    """The records of one source, with what is needed to say which source that was.
 
     Args:
         records: in file order.
-        skipped: records that are not among them.
+        skipped: what is not among them.
         format: name of the recognised layout.
-        path: the file.
-        sha256: digest of the file's bytes as stored (of the ``.gz`` where it is one).
+        path: the file or folder; for the hub its reference, ``hf:...``.
+        sha256: digest of the file's bytes as stored (of the ``.gz`` where it is one); of a folder, of the
+            names and digests of its files; of a hub data set, of its rows as JSON.
+        renamed: records whose published id stood on an earlier record, and what they are called here.
+        variant: how the records are edited, where the layout has several ways; else empty.
+        split: the split that was asked for, else empty.
     """
 
     records: tuple[EditRecord, ...]
@@ -49,11 +52,38 @@ class RecordSet(Sequence[EditRecord]):
     format: str
     path: Path
     sha256: str
+    renamed: tuple[Skipped, ...] = ()
+    variant: str = ""
+    split: str = ""
 
     @property
     def requests(self) -> list[EditRequest]:
-        """The edits, without their probes."""
-        return [record.request for record in self.records]
+        """The edits, without their probes; of records with joint edits, all of them."""
+        return [request for record in self.records for request in record.requests]
+
+    @property
+    def content_sha256(self) -> str:
+        """Digest of the records themselves: equal for equal records, however they were stored and compressed."""
+        h = digest_of()
+        for record in self.records:
+            values = {name: value for name, value in record_to_json(record).items() if name != "source"}
+            h.update(json.dumps(values, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+        return h.hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Where the records come from and how many there are, as JSON values, without the records."""
+        return {
+            "path": str(self.path),
+            "format": self.format,
+            "variant": self.variant,
+            "split": self.split,
+            "sha256": self.sha256,
+            "content_sha256": self.content_sha256,
+            "records": len(self.records),
+            "edits": len(self.requests),
+            "skipped": [item._asdict() for item in self.skipped],
+            "renamed": [item._asdict() for item in self.renamed],
+        }
 
     @overload
     def __getitem__(self, index: int) -> EditRecord: ...
@@ -67,27 +97,38 @@ class RecordSet(Sequence[EditRecord]):
 
 
 def load_records(
-    path: str | Path,
+    source: str | Path,
     *,
     limit: int | None = None,
     format: str | None = None,
     skip_errors: bool | None = None,
+    split: str | None = None,
+    variant: str | None = None,
+    sha256: str | None = None,
 ) -> RecordSet:
-    """Read a facts file: JSON or JSONL, plain or gzipped, in any layout of :data:`formats.LAYOUTS`.
+    """Read facts in any installed layout (``docs/datasets.md`` lists them).
 
     Args:
-        path: the file.
-        limit: only the first so many records of the file; skipped ones count, so that a limit means the
-            same records for everyone.
+        source: a JSON, JSONL, CSV or TSV file, plain or gzipped; a folder of such files in one layout; or
+            ``hf:OWNER/NAME[:CONFIG]`` and ``hf:OWNER/NAME/path/to/file.json`` on the Hugging Face hub.
+        limit: only the first so many records; skipped ones count, so that a limit means the same records for
+            everyone.
         format: name of the layout; by default it is recognised by the fields.
         skip_errors: leave out records that cannot be represented and list them in ``skipped`` (with one
             warning), instead of raising. By default so for published data sets, whose few broken records
             no user can mend, and not for kecore's own layout.
+        split: of a folder or a hub data set: ``train``, ``test``, ``validation``, ``edit``, ...
+        variant: how the records are edited, for layouts that offer several ways, such as AKEW's.
+        sha256: what the digest must be, or its first 12 hex digits or more: of the file as stored or
+            unpacked, else as :attr:`RecordSet.sha256` says.
 
     Raises:
-        DataFormatError: the file cannot be read, its layout is unknown, no record is usable, or a record
-            is bad and errors are not skipped; names file, line (or record) and field.
-        ConfigError: ``limit`` is below 1, or ``format`` names no layout.
+        DataFormatError: the source cannot be read, its layout is unknown, it mixes layouts or splits, its
+            digest is another one, no record is usable, or a record is bad and errors are not skipped; names
+            file, line (or record) and field.
+        ConfigError: ``limit`` is below 1; there is no such format, split or variant.
+        HubError: the hub cannot be reached, or has no such data set.
+        MissingDependencyError: the ``datasets`` library is needed and not installed.
 
     Examples:
         >>> from kecore.data import path
@@ -95,92 +136,101 @@ def load_records(
         >>> records.format, len(records), len(records[0].neighbourhood)
         ('kecore', 2, 10)
     """
-    path = Path(path)
     if limit is not None and limit < 1:
         raise ConfigError(f"limit must be at least 1, got {limit}")
-    content = _read(path)
-    objects = _objects(_text(path, content), path.name)
-    head = list(islice(objects, _SAMPLE))
-    layout = _layout([value for _, value in head], format, path.name)
-    places = _expand(layout, chain(head, objects))
+    documents = open_source(source, split)
+    place = Path(source)
+    name = str(source) if str(source).startswith(HUB) else place.name
+    digest = _checked(documents, sha256, name)
+    named = None if format is None else default().get(format)
+    layout, objects, unread = _recognised(documents, named, name)
+    parse = layout.parser(variant)
     skip = not layout.strict if skip_errors is None else skip_errors
-    records, skipped = _parse(layout, islice(places, limit), skip)
-    if not records:
-        raise DataFormatError(f"no record of {path.name} is usable; the first: {skipped[0].reason}")
-    if skipped:
+    made = _Made(layout, [], list(unread), [], {})
+    for where, value in islice(objects, limit):
+        made.add(where, value, parse, skip)
+    if not made.records:
+        reason = made.skipped[0].reason if made.skipped else "it holds none"
+        raise DataFormatError(f"no record of {name} is usable; the first: {reason}")
+    if made.skipped:
+        bad = len(made.skipped) - len(unread)
+        files = f"{len(unread)} of {len(documents)} files and " if unread else ""
         warnings.warn(
-            f"{len(skipped)} of {len(records) + len(skipped)} records of {path.name} cannot be represented "
-            f"and were left out (RecordSet.skipped lists them); the first: {skipped[0].reason}",
+            f"{files}{bad} of {len(made.records) + bad} records of {name} cannot be represented and were left out "
+            f"(RecordSet.skipped lists them); the first: {made.skipped[0].reason}",
             KecoreWarning,
             stacklevel=2,
         )
-    return RecordSet(tuple(records), tuple(skipped), layout.name, path, sha256(content).hexdigest())
+    chosen = variant or next(iter(layout.variants), "")
+    return RecordSet(
+        tuple(made.records), tuple(made.skipped), layout.name, place, digest, tuple(made.renamed), chosen, split or ""
+    )
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataFormatError(f"{path}: cannot be read ({error.strerror}); give a JSON or JSONL file") from None
+def _checked(documents: Sequence[Document], expected: str | None, name: str) -> str:
+    """The source's digest, held against the expected one."""
+    if len(documents) == 1:
+        digests = documents[0].digests
+    else:
+        listing = "".join(f"{document.digests[0]}  {document.name}\n" for document in documents)
+        digests = (digest_of(listing.encode()).hexdigest(),)
+    if expected is not None:
+        wanted = expected.strip().casefold()
+        if len(wanted) < _SHORTEST_DIGEST or set(wanted) - set("0123456789abcdef"):
+            raise ConfigError(f"sha256 must be at least {_SHORTEST_DIGEST} hex digits, got {expected!r}")
+        if not any(digest.startswith(wanted) for digest in digests):
+            found = " or, unpacked, ".join(digests)
+            raise DataFormatError(f"{name}: expected SHA-256 {wanted}, got {found}; it is not the version you named")
+    return digests[0]
 
 
-def _text(path: Path, content: bytes) -> str:
-    try:
-        if content.startswith(b"\x1f\x8b"):
-            content = gzip.decompress(content)
-        return content.decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataFormatError(f"{path}: the gzip data is broken ({error}); copy the file again") from None
-    except UnicodeDecodeError as error:
-        raise DataFormatError(f"{path}: not UTF-8 text ({error}); convert it to UTF-8") from None
+def _recognised(
+    documents: Sequence[Document], named: Layout | None, name: str
+) -> tuple[Layout, Iterator[tuple[str, Any]], list[Skipped]]:
+    """The layout of a source, its records' objects, and the files of a folder that hold none."""
+    if len(documents) == 1:
+        objects = documents[0].objects()
+        head = list(islice(objects, _SAMPLE))
+        layout = named or _required([value for _, value in head], name)
+        return layout, _expanded(layout, chain(head, objects)), []
+    parts: dict[str, list[Part]] = {}
+    unread: list[Skipped] = []
+    layouts: dict[str, Layout] = {}
+    for document in documents:
+        objects = list(document.objects())
+        values = [value for _, value in objects[:_SAMPLE]]
+        layout = named if named and any(map(named.fits, values)) else sniff(values)
+        if layout is None or (named is not None and layout is not named):
+            reason = "unknown layout" if layout is None else f"of the layout '{layout.name}'"
+            unread.append(Skipped(document.name, f"{document.name}: {reason}"))
+            continue
+        layouts[layout.name] = layout
+        parts.setdefault(layout.name, []).append(Part(document.name, objects))
+    if not layouts:
+        raise DataFormatError(f"{name}: no file of this folder is of a known layout; the first: {unread[0].reason}")
+    if len(layouts) > 1:
+        found = "; ".join(f"{key}: {', '.join(part.name for part in files)}" for key, files in parts.items())
+        raise DataFormatError(f"{name} mixes layouts ({found}); choose one with format=, or give a single file")
+    ((key, layout),) = layouts.items()
+    if layout.merge is not None:
+        return layout, iter(layout.merge(parts[key])), unread
+    return layout, _expanded(layout, (item for part in parts[key] for item in part.objects)), unread
 
 
-def _objects(text: str, name: str) -> Iterator[tuple[str, Any]]:
-    """The values of a JSON array, of one JSON object, or of the lines of a JSONL file, with their places."""
-    start = text.lstrip()
-    if not start:
-        raise DataFormatError(f"{name} is empty; expected JSON or JSONL records")
-    if start[0] == "[":
-        for i, value in enumerate(_json(text, name), 1):
-            yield f"{name} record {i}", value
-        return
-    try:
-        json.loads(start.partition("\n")[0])
-    except ValueError:
-        # The first line is no object by itself: either one object takes many lines, or the line is bad.
-        with suppress(ValueError):
-            yield name, json.loads(text)
-            return
-    for i, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield f"{name} line {i}", _json(line, f"{name} line {i}")
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise DataFormatError(f"{where}: not JSON ({error}); expected a JSON array or one object a line") from None
-
-
-def _layout(sample: Sequence[Any], format: str | None, name: str) -> Layout:
+def _required(sample: Sequence[Any], name: str) -> Layout:
+    """The layout of a file, or an error that lists what is known."""
     if not sample:
         raise DataFormatError(f"{name} holds no records")
-    if format is not None:
-        for layout in LAYOUTS:
-            if layout.name == format:
-                return layout
-        raise ConfigError(f"unknown format '{format}'; known: {', '.join(v.name for v in LAYOUTS)}")
-    objects = [cast("Mapping[str, Any]", value) for value in sample if isinstance(value, Mapping)]
-    for layout in LAYOUTS:
-        if any(layout.detect(value) for value in objects):
-            return layout
-    found = ", ".join(str(key) for key in objects[0]) if objects else type(sample[0]).__name__
-    known = "; ".join(f"{layout.name} ({layout.describes})" for layout in LAYOUTS)
+    layout = sniff(sample)
+    if layout is not None:
+        return layout
+    first: Any = next((value for value in sample if isinstance(value, Mapping)), None)
+    found = type(sample[0]).__name__ if first is None else ", ".join(map(str, first))
+    known = "; ".join(f"{item.name} ({item.describes})" for item in default().all().values())
     raise DataFormatError(f"{name}: unknown layout, its first record has: {found}. Known layouts: {known}")
 
 
-def _expand(layout: Layout, places: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+def _expanded(layout: Layout, places: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
     if layout.expand is None:
         yield from places
         return
@@ -189,31 +239,41 @@ def _expand(layout: Layout, places: Iterable[tuple[str, Any]]) -> Iterator[tuple
             yield f"{where} record {i}", value
 
 
-def _parse(layout: Layout, places: Iterable[tuple[str, Any]], skip: bool) -> tuple[list[EditRecord], list[Skipped]]:
-    records: list[EditRecord] = []
-    skipped: list[Skipped] = []
-    seen: dict[str, str] = {}
-    for where, value in places:
+@dataclass(frozen=True)
+class _Made:
+    """Records as they are made; ``seen`` is the place of each id."""
+
+    layout: Layout
+    records: list[EditRecord]
+    skipped: list[Skipped]
+    renamed: list[Skipped]
+    seen: dict[str, str]
+
+    def add(self, where: str, value: Any, parse: Any, skip: bool) -> None:
+        """Make a record of one object, or list why there is none."""
         try:
-            record = layout.parse(Fields(value, where))
+            record: EditRecord = parse(Fields(value, where))
             id = record.request.id
-            if id in seen and layout.strict:
-                raise DataFormatError(f"{where}: field 'id' repeats '{id}' of {seen[id]}; ids must differ")
+            if id in self.seen and self.layout.strict:
+                raise DataFormatError(f"{where}: field 'id' repeats '{id}' of {self.seen[id]}; ids must differ")
         except DataFormatError as error:
+            other = sniff([value])
+            mixed = f" (this record is of the layout '{other.name}')" if other not in (None, self.layout) else ""
             if not skip:
-                raise
-            skipped.append(Skipped(where, str(error)))
-            continue
-        id = _unique(id, seen)
-        seen[id] = where
-        records.append(replace(record.with_id(id), source=record.source or f"{layout.name}: {where}"))
-    return records, skipped
+                raise DataFormatError(f"{error}{mixed}") from None
+            self.skipped.append(Skipped(where, f"{error}{mixed}"))
+            return
+        unique = self._unique(id)
+        if unique != id:
+            self.renamed.append(Skipped(where, f"{where}: id '{id}' stands on {self.seen[id]}; called '{unique}' here"))
+            record = record.with_id(unique)
+        self.seen[unique] = where
+        self.records.append(replace(record, source=record.source or f"{self.layout.name}: {where}"))
 
-
-def _unique(id: str, seen: Mapping[str, str]) -> str:
-    """``id``, or ``id-2``, ``id-3``, ... should it be taken."""
-    candidate, count = id, 1
-    while candidate in seen:
-        count += 1
-        candidate = f"{id}-{count}"
-    return candidate
+    def _unique(self, id: str) -> str:
+        """``id``, or ``id-2``, ``id-3``, ... should it be taken."""
+        candidate, count = id, 1
+        while candidate in self.seen:
+            count += 1
+            candidate = f"{id}-{count}"
+        return candidate

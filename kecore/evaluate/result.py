@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from itertools import zip_longest
 from statistics import fmean, harmonic_mean, variance
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
 
 from kecore.errors import ConfigError
-from kecore.evaluate.metrics import METRICS, SCORE_PARTS, AnsweredProbe, measure, stability
-from kecore.evaluate.protocol import Protocol
+from kecore.evaluate.metrics import SCORE_PARTS, AnsweredProbe, divergence, measure, metrics_of, stability
+from kecore.evaluate.protocol import Protocol, same_protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Evaluation", "RecordResult", "Score", "compare", "merge"]
 
-_Z = 1.959964
+Z = 1.959964
 """97.5 % quantile of the normal distribution: half-widths are those of 95 % intervals."""
 
 
@@ -33,6 +39,21 @@ class RecordResult:
     id: str
     source: str
     probes: tuple[AnsweredProbe, ...]
+
+    def dump(self) -> str:
+        """Everything as JSON text, for :meth:`load`; numbers keep every bit."""
+        # Not pydantic's own JSON, which turns the infinite log-probability of a broken model into null.
+        return json.dumps(_row().dump_python(self, mode="python"), ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def load(cls, text: str) -> RecordResult:
+        """Read what :meth:`dump` wrote."""
+        return _row().validate_python(json.loads(text))
+
+
+@cache
+def _row() -> TypeAdapter[RecordResult]:
+    return TypeAdapter(RecordResult)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +94,13 @@ class Evaluation:
         protocol: how the scores were taken.
         rows: one a record, in order.
         compared: the rows carry stability against a model before the edit (:func:`compare`).
+        distributions: prompt to next-token log-probabilities ``[vocab]``, where a metric compares them.
     """
 
     protocol: Protocol
     rows: tuple[RecordResult, ...]
     compared: bool = False
+    distributions: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def _measured(self) -> list[Mapping[str, tuple[float, int]]]:
@@ -92,10 +115,10 @@ class Evaluation:
     def scores(self) -> dict[str, Score]:
         """Score by metric; a metric that no record has a probe for is absent, never 0.
 
-        Keys are those of :data:`metrics.METRICS`, ``key.axis`` for each axis of locality and portability,
+        Keys are those of :func:`metrics.metrics_of`, ``key.axis`` for each axis of locality and portability,
         and ``score``, the harmonic mean of edit, paraphrase and neighbourhood success.
         """
-        found = {key: _mean(self._measured, key) for key in _keys(self._measured)}
+        found = {key: _mean(self._measured, key) for key in _keys(self._measured, self.protocol)}
         if all(key in found for key in SCORE_PARTS):
             found["score"] = _harmonic(self._measured, found)
         return found
@@ -103,7 +126,7 @@ class Evaluation:
     @cached_property
     def skipped(self) -> dict[str, int]:
         """Number of records that a metric could not be taken on, where there are any."""
-        keys = [metric.key for metric in METRICS if metric.applies(self.protocol, self.compared)]
+        keys = [m.key for m in metrics_of(self.protocol) if m.applies(self.protocol, self.compared)]
         missing = {key: sum(key not in found for found in self._measured) for key in keys}
         return {key: count for key, count in missing.items() if count}
 
@@ -128,9 +151,9 @@ class Evaluation:
         }
 
 
-def _keys(measured: Iterable[Mapping[str, Any]]) -> list[str]:
-    """All keys found, those of :data:`METRICS` in their order, each followed by its axes."""
-    order = {metric.key: i for i, metric in enumerate(METRICS)}
+def _keys(measured: Iterable[Mapping[str, Any]], protocol: Protocol) -> list[str]:
+    """All keys found, in the order of the metrics, each followed by its axes."""
+    order = {metric.key: i for i, metric in enumerate(metrics_of(protocol))}
     found = dict.fromkeys(key for values in measured for key in values)
     return sorted(found, key=lambda key: (order[key.partition(".")[0]], key))
 
@@ -138,7 +161,7 @@ def _keys(measured: Iterable[Mapping[str, Any]]) -> list[str]:
 def _mean(measured: Iterable[Mapping[str, tuple[float, int]]], key: str) -> Score:
     pairs = [found[key] for found in measured if key in found]
     values = [value for value, _ in pairs]
-    half = _Z * math.sqrt(variance(values) / len(values)) if len(values) > 1 else None
+    half = Z * math.sqrt(variance(values) / len(values)) if len(values) > 1 else None
     return Score(fmean(values), half, len(values), sum(count for _, count in pairs))
 
 
@@ -162,27 +185,25 @@ def _harmonic(measured: Sequence[Mapping[str, tuple[float, int]]], scores: Mappi
             )
             total += influence**2
         fewest = min(part.records for part in parts)
-        half = _Z * math.sqrt(total * fewest / (fewest - 1))
+        half = Z * math.sqrt(total * fewest / (fewest - 1))
     return Score(value, half, max(part.records for part in parts), sum(part.probes for part in parts))
 
 
 def compare(before: Evaluation, after: Evaluation) -> Evaluation:
-    """``after`` with the stability scores that need the model before the edit.
+    """``after`` with the scores that need the model before the edit.
 
-    Adds ``locality`` (and its axes) and ``neighbourhood_stability``.
+    Adds ``locality`` (and its axes), ``neighbourhood_stability``, the divergences of next-token distributions, and
+    whatever other metric compares two answers; and takes from ``before`` which probes' conditions hold.
 
     Args:
         before: the unedited model on the same records.
         after: the edited model.
 
     Raises:
-        ConfigError: the protocols differ in more than ``when``, or the records are not the same.
+        ProtocolMismatchError: the protocols differ.
+        ConfigError: the records are not the same.
     """
-    if before.protocol.model_copy(update={"when": after.protocol.when}) != after.protocol:
-        raise ConfigError(
-            f"the evaluations follow different protocols ({before.protocol.hash()} before, "
-            f"{after.protocol.hash()} after); evaluate both with the same one"
-        )
+    same_protocol(before.protocol, after.protocol, "the evaluations before and after")
     rows: list[RecordResult] = []
     for index, (old, new) in enumerate(zip_longest(before.rows, after.rows)):
         if old is None or new is None or _asked(old) != _asked(new):
@@ -191,8 +212,23 @@ def compare(before: Evaluation, after: Evaluation) -> Evaluation:
                 f"{new and new.id!r} after; evaluate the same records in the same order"
             )
         pairs = zip(old.probes, new.probes, strict=True)
-        rows.append(replace(new, probes=tuple(replace(b, stable=stability(a, b)) for a, b in pairs)))
+        rows.append(replace(new, probes=tuple(_compared(a, b, before, after) for a, b in pairs)))
     return Evaluation(after.protocol, tuple(rows), compared=True)
+
+
+def _compared(old: AnsweredProbe, new: AnsweredProbe, before: Evaluation, after: Evaluation) -> AnsweredProbe:
+    found = dict(new.measured)
+    for metric in metrics_of(after.protocol):
+        if metric.kind != new.kind:
+            continue
+        value = None
+        if metric.pair is not None:
+            value = metric.pair(old, new)
+        elif metric.distribution and new.prompt in before.distributions and new.prompt in after.distributions:
+            value = divergence(before.distributions[new.prompt], after.distributions[new.prompt])
+        if value is not None:
+            found[metric.key] = value
+    return replace(new, stable=stability(old, new), holds=old.holds, measured=found)
 
 
 def _asked(row: RecordResult) -> tuple[Any, ...]:
@@ -203,13 +239,13 @@ def merge(evaluations: Iterable[Evaluation]) -> Evaluation:
     """Several evaluations of one protocol as one, such as those taken after each edit of a sequence.
 
     Raises:
-        ConfigError: there is none, or protocols differ.
+        ProtocolMismatchError: the protocols differ.
+        ConfigError: there is no evaluation, or some are compared and others not.
     """
     parts = list(evaluations)
-    kinds = {(part.protocol.hash(), part.compared) for part in parts}
-    if len(kinds) != 1:
-        raise ConfigError(
-            f"only evaluations of one protocol, all compared or none, can be merged; got {len(kinds)} kinds"
-        )
+    for part in parts[1:]:
+        same_protocol(parts[0].protocol, part.protocol, "the evaluations to be merged")
+    if len({part.compared for part in parts}) != 1:
+        raise ConfigError(f"one or more evaluations, all compared or none, can be merged; got {len(parts)}")
     rows = tuple(row for part in parts for row in part.rows)
     return Evaluation(parts[0].protocol, rows, parts[0].compared)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from kecore.errors import ConfigError
 from kecore.evaluate.generation import generate
-from kecore.evaluate.metrics import AnsweredProbe
+from kecore.evaluate.metrics import AnsweredProbe, free_generation, metrics_of, strict_accuracy, writes
 from kecore.evaluate.protocol import ProbeKind, Protocol
 from kecore.evaluate.result import Evaluation, RecordResult
-from kecore.evaluate.scoring import BATCH_TOKENS, score_continuations
+from kecore.evaluate.scoring import BATCH_TOKENS, ContinuationScore, next_tokens, score_continuations
+from kecore.evaluate.texts import PASSAGE_TOKENS, PASSAGE_TOP_K
 from kecore.method import Progress, silent
-from kecore.types import EditRecord
+from kecore.types import EditRecord, Probe
 
 if TYPE_CHECKING:
     from kecore.model_view import ModelView
@@ -31,15 +32,26 @@ class _Question:
     answers: tuple[str, ...]
     rival: str | None = None
     axis: str = ""
+    test: str = ""
+    need: Literal["any", "all"] = "any"
+    also: tuple[tuple[str, ...], ...] = ()
+    conditions: tuple[Probe, ...] = ()
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
+        if self.kind == "generation":  # its answers are texts to compare with, not continuations
+            return []
         rivals = () if self.rival is None else (self.rival,)
-        return [(self.prompt, answer) for answer in (*self.answers, *rivals)]
+        own = [(self.prompt, answer) for answer in (*self.answers, *rivals)]
+        return own + [(probe.prompt, answer) for probe in self.conditions for answer in probe.answers]
 
-    def generates(self, protocol: Protocol) -> bool:
+    def written(self, protocol: Protocol) -> list[str]:
+        """Prompts that are continued freely."""
+        if self.kind == "generation" or protocol.max_new_tokens == 0:
+            return []
         # Of a probe without answers only the model's own answer can be compared.
-        return protocol.max_new_tokens > 0 and (self.kind in protocol.generate or not self.answers)
+        own = [self.prompt] if writes(self.kind, protocol) or not self.answers else []
+        return own + [probe.prompt for probe in self.conditions]
 
 
 def evaluate(
@@ -59,12 +71,16 @@ def evaluate(
         records: facts and their probes.
         protocol: how to score; by default ``Protocol()``.
         batch_tokens: padded tokens of one micro-batch: speed and memory, not the result.
-        progress: called as ``progress(stage, done, total)`` with stages ``score`` and ``generate``.
+        progress: called as ``progress(stage, done, total)`` with stages ``score``, ``generate`` and, where a
+            metric compares them, ``distributions``.
 
     Raises:
-        ConfigError: the encoder's prompt form is not the protocol's, or there are no records.
+        ConfigError: the encoder's prompt form is not the protocol's, there are no records, or the protocol asks for
+            a metric that is not installed.
         RequestError: a probe's prompt or answer has no tokens.
         PromptTooLongError: a probe does not fit the encoder's ``max_length``.
+        MissingDependencyError: a metric needs a package that is not installed.
+        JudgeError: the judge cannot be asked.
     """
     protocol = Protocol() if protocol is None else protocol
     if encoder.chat != (protocol.form == "chat"):
@@ -74,51 +90,133 @@ def evaluate(
         )
     if not records:
         raise ConfigError("no records were given; pass at least one")
-    asked = [list(_questions(record)) for record in records]
+    kinds = {metric.kind for metric in metrics_of(protocol)}
+    asked = [[q for q in _questions(record) if q.kind in kinds] for record in records]
     every = [question for questions in asked for question in questions]
-    pairs = list(dict.fromkeys(pair for question in every for pair in question.pairs))
-    found = score_continuations(view, encoder, pairs, batch_tokens=batch_tokens, progress=progress)
-    scores = dict(zip(pairs, found, strict=True))
-    prompts = list(dict.fromkeys(q.prompt for q in every if q.generates(protocol)))
-    texts: dict[str, str] = {}
-    if prompts:
-        written = generate(
-            view,
-            encoder,
-            prompts,
-            max_new_tokens=protocol.max_new_tokens,
-            stop_at_newline=protocol.stop_at_newline,
-            batch_tokens=batch_tokens,
-            progress=progress,
-        )
-        texts = {prompt: item.text for prompt, item in zip(prompts, written, strict=True)}
-
-    def answer(q: _Question) -> AnsweredProbe:
-        rival = None if q.rival is None else scores[q.prompt, q.rival]
-        text = texts[q.prompt] if q.generates(protocol) else None
-        own = tuple(scores[q.prompt, a] for a in q.answers)
-        return AnsweredProbe(q.kind, q.axis, q.prompt, q.answers, own, rival, text)
-
-    rows = (
-        RecordResult(record.request.id, record.source, tuple(map(answer, questions)))
+    answers = _Answers(view, encoder, protocol, batch_tokens, progress)
+    answers.ask(every)
+    rows = tuple(
+        RecordResult(record.request.id, record.source, tuple(map(answers.probe, questions)))
         for record, questions in zip(records, asked, strict=True)
     )
-    return Evaluation(protocol, tuple(rows))
+    compared = {metric.kind for metric in metrics_of(protocol) if metric.distribution}
+    prompts = list(dict.fromkeys(q.prompt for q in every if q.kind in compared))
+    found = next_tokens(view, encoder, prompts, batch_tokens=batch_tokens, progress=progress) if prompts else []
+    return Evaluation(protocol, _measured(rows, protocol), distributions=dict(zip(prompts, found, strict=True)))
+
+
+class _Answers:
+    """What a model says to questions, each prompt and each pair asked once."""
+
+    def __init__(
+        self, view: ModelView, encoder: Encoder, protocol: Protocol, batch_tokens: int, progress: Progress
+    ) -> None:
+        self._view, self._encoder, self._protocol = view, encoder, protocol
+        self._options: dict[str, Any] = {"batch_tokens": batch_tokens, "progress": progress}
+        self._scores: dict[tuple[str, str], ContinuationScore] = {}
+        self._texts: dict[str, str] = {}
+        self._passages: dict[str, str] = {}
+
+    def ask(self, questions: Sequence[_Question]) -> None:
+        """Run the model."""
+        pairs = list(dict.fromkeys(pair for q in questions for pair in q.pairs))
+        scores = score_continuations(self._view, self._encoder, pairs, **self._options)
+        self._scores = dict(zip(pairs, scores, strict=True))
+        protocol = self._protocol
+        limits = {"max_new_tokens": protocol.max_new_tokens, "stop_at_newline": protocol.stop_at_newline}
+        self._texts = self._written([p for q in questions for p in q.written(protocol)], **limits)
+        openings = list(dict.fromkeys(q.prompt for q in questions if q.kind == "generation"))
+        lengths = [len(self._encoder.encode(opening).ids) for opening in openings]
+        self._passages = self._written(
+            openings,
+            max_new_tokens=[max(PASSAGE_TOKENS - length, 1) for length in lengths],
+            top_k=PASSAGE_TOP_K,
+            seed=protocol.seed,
+        )
+
+    def _written(self, prompts: Iterable[str], **options: Any) -> dict[str, str]:
+        unique = list(dict.fromkeys(prompts))
+        if not unique:
+            return {}
+        found = generate(self._view, self._encoder, unique, **options, **self._options)
+        return {prompt: item.text for prompt, item in zip(unique, found, strict=True)}
+
+    def probe(self, q: _Question) -> AnsweredProbe:
+        """One question with its answers."""
+        if q.kind == "generation":
+            return AnsweredProbe(q.kind, q.axis, q.prompt, q.answers, (), text=self._passages[q.prompt])
+        return AnsweredProbe(
+            q.kind,
+            q.axis,
+            q.prompt,
+            q.answers,
+            tuple(self._scores[q.prompt, answer] for answer in q.answers),
+            None if q.rival is None else self._scores[q.prompt, q.rival],
+            self._texts[q.prompt] if q.prompt in q.written(self._protocol) else None,
+            test=q.test,
+            need=q.need,
+            also=q.also,
+            holds=all(map(self._right, q.conditions)) if q.conditions else None,
+        )
+
+    def _right(self, condition: Probe) -> bool:
+        """Whether a condition is answered rightly: in free text where texts are written, else token by token."""
+        probe = self.probe(_Question("portability", condition.prompt, condition.answers, also=condition.also))
+        if (text := self._texts.get(condition.prompt)) is not None:
+            return free_generation(replace(probe, text=text), self._protocol) == 1
+        return strict_accuracy(probe, self._protocol) == 1
+
+
+def _measured(rows: tuple[RecordResult, ...], protocol: Protocol) -> tuple[RecordResult, ...]:
+    """The rows with the values of the metrics that take all probes at once."""
+    for metric in metrics_of(protocol):
+        if metric.whole is None or not metric.applies(protocol, compared=False):
+            continue
+        groups = [[probe for probe in row.probes if probe.kind == metric.kind] for row in rows]
+        values = metric.whole(groups, protocol)
+        found: list[RecordResult] = []
+        for row, own in zip(rows, values, strict=True):
+            left = iter(own)
+            probes = [_with(p, metric.key, next(left)) if p.kind == metric.kind else p for p in row.probes]
+            found.append(replace(row, probes=tuple(probes)))
+        rows = tuple(found)
+    return rows
+
+
+def _with(probe: AnsweredProbe, key: str, value: float | None) -> AnsweredProbe:
+    return probe if value is None else replace(probe, measured={**probe.measured, key: value})
 
 
 def _questions(record: EditRecord) -> Iterator[_Question]:
-    request = record.request
-    target, truth = request.target, request.ground_truth
-    yield _Question("edit", request.text, (target,), truth)
+    target, truth = record.request.target, record.request.ground_truth
+    wanted = (target, *record.target_aliases)
+    yield _Question("edit", record.request.text, wanted, truth)
+    for request in record.joint:
+        yield _Question("edit", request.text, (request.target,), request.ground_truth)
     for prompt in record.rephrases:
-        yield _Question("paraphrase", prompt, (target,), truth)
+        yield _Question("paraphrase", prompt, wanted, truth)
     for prompt in record.neighbourhood:
         # Without the old answer a neighbour can only be asked for its stability.
-        answers = () if truth is None else (truth,)
+        answers = () if truth is None else (truth, *record.truth_aliases)
         yield _Question("neighbourhood", prompt, answers, target if answers else None)
-    for axis, probes in record.locality.items():
-        for probe in probes:
-            yield _Question("locality", probe.prompt, probe.answers, axis=axis)
-    for axis, probes in record.portability.items():
-        for probe in probes:
-            yield _Question("portability", probe.prompt, probe.answers, axis=axis)
+    axes: tuple[tuple[ProbeKind, Mapping[str, tuple[Probe, ...]]], ...] = (
+        ("locality", record.locality),
+        ("portability", record.portability),
+    )
+    for kind, groups in axes:
+        for axis, probes in groups.items():
+            for i, probe in enumerate(probes):
+                yield from _test(kind, probe, axis, f"{axis} {i}" if probe.others else "")
+    for i, chain in enumerate(record.multi_hop):
+        for prompt in chain.questions:
+            yield _Question("multi_hop", prompt, chain.answers, test=str(i))
+        for hop in chain.hops:
+            yield _Question("hop", hop.prompt, hop.answers, test=str(i), need="all")
+    for prompt in record.generation_prompts:
+        yield _Question("generation", prompt, record.references)
+
+
+def _test(kind: ProbeKind, probe: Probe, axis: str, test: str) -> Iterator[_Question]:
+    """The questions of one test: a probe, and the further prompts of the same test."""
+    for one in (probe, *probe.others):
+        yield _Question(kind, one.prompt, one.answers, None, axis, test, probe.need, one.also, probe.conditions)

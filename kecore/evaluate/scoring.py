@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from kecore.edit import Reader, written
 from kecore.errors import RequestError
 from kecore.evaluate.batching import micro_batches
 from kecore.method import Progress, silent
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from kecore.model_view import ModelView
     from kecore.text import Encoder
 
-__all__ = ["BATCH_TOKENS", "ContinuationScore", "score_continuations"]
+__all__ = ["BATCH_TOKENS", "ContinuationScore", "next_tokens", "score_continuations", "score_tokens"]
 
 BATCH_TOKENS = 2048
 """Padded tokens of one micro-batch; a number of speed and memory, never of the result."""
@@ -101,28 +102,83 @@ def score_continuations(
     Raises:
         RequestError: a continuation has no tokens, or nothing stands before it.
     """
-    encoded = {pair: encoder.encode(*pair) for pair in dict.fromkeys(pairs)}
-    contexts: dict[tuple[int, ...], list[tuple[str, str]]] = {}
+    unique = list(dict.fromkeys(pairs))
+    read = written(view.model, [prompt for prompt, _ in unique], Reader(view, encoder))
+    encoded = {pair: encoder.encode(text, pair[1]) for pair, text in zip(unique, read, strict=True)}
     for pair, item in encoded.items():
         if not 0 < item.start < len(item.ids):
             raise RequestError(f"a continuation is scored after a prompt and both need tokens, got {pair!r}")
-        contexts.setdefault(item.ids[:-1], []).append(pair)
-    rows = list(contexts)
-    # Pairs of one context ask for its last places; the longest continuation asks for the most.
-    places = [max(len(encoded[p].ids) - encoded[p].start for p in contexts[row]) for row in rows]
-    scores: dict[tuple[str, str], ContinuationScore] = {}
+    rows = list(dict.fromkeys((item.ids, item.start) for item in encoded.values()))
+    scores = dict(zip(rows, score_tokens(view, encoder, rows, batch_tokens, progress), strict=True))
+    return [scores[encoded[pair].ids, encoded[pair].start] for pair in pairs]
+
+
+def score_tokens(
+    view: ModelView,
+    encoder: Encoder,
+    rows: Sequence[tuple[tuple[int, ...], int]],
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Progress = silent,
+) -> list[ContinuationScore]:
+    """Score the ends of token rows; equal contexts are run once.
+
+    Args:
+        view: the model.
+        encoder: pads.
+        rows: token ids, and the index of the first that is scored, at least 1.
+        batch_tokens: padded tokens of one micro-batch.
+        progress: called after each micro-batch.
+
+    Returns:
+        One score a row, in order.
+    """
+    contexts: dict[tuple[int, ...], list[int]] = {}
+    for i, (ids, _) in enumerate(rows):
+        contexts.setdefault(ids[:-1], []).append(i)
+    texts = list(contexts)
+    # Rows of one context ask for its last places; the longest continuation asks for the most.
+    firsts = [min(rows[i][1] for i in contexts[text]) for text in texts]
+    places = [len(text) + 1 - first for text, first in zip(texts, firsts, strict=True)]
+    scores: dict[int, ContinuationScore] = {}
     done = 0
     with view.frozen():
-        for batch in micro_batches([len(r) for r in rows], [_LOGITS_COST * n for n in places], batch_tokens):
-            items = [[(pair, encoded[pair]) for pair in contexts[rows[i]]] for i in batch]
-            logits = _logits(view, encoder, [rows[i] for i in batch], [places[i] for i in batch])
-            ends = itertools.accumulate(places[i] for i in batch)
-            asked = [(pair, item, end) for end, own in zip(ends, items, strict=True) for pair, item in own]
-            found = _scores(logits, [(end, item.ids[item.start :]) for _, item, end in asked])
-            scores.update(zip((pair for pair, _, _ in asked), found, strict=True))
+        for batch in micro_batches([len(t) for t in texts], [_LOGITS_COST * n for n in places], batch_tokens):
+            logits = _logits(view, encoder, [texts[k] for k in batch], [places[k] for k in batch])
+            begins = itertools.accumulate((places[k] for k in batch), initial=0)
+            own = [
+                (i, begin + rows[i][1] - firsts[k], rows[i][0][rows[i][1] :])
+                for k, begin in zip(batch, begins, strict=False)
+                for i in contexts[texts[k]]
+            ]
+            found = _scores(logits, [(begin, ids) for _, begin, ids in own])
+            scores.update(zip((i for i, _, _ in own), found, strict=True))
             done += len(batch)
-            progress("score", done, len(rows))
-    return [scores[pair] for pair in pairs]
+            progress("score", done, len(texts))
+    return [scores[i] for i in range(len(rows))]
+
+
+def next_tokens(
+    view: ModelView,
+    encoder: Encoder,
+    prompts: Sequence[str],
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Progress = silent,
+) -> list[Tensor]:
+    """What a model says after prompts: one distribution each, natural-log probabilities ``[vocab]`` in main memory.
+
+    float32, or float64 for a float64 model.
+    """
+    names = list(dict.fromkeys(prompts))
+    ids = [encoder.encode(text).ids for text in written(view.model, names)]
+    found: dict[str, Tensor] = {}
+    with view.frozen():
+        for batch in micro_batches([len(row) for row in ids], [_LOGITS_COST] * len(ids), batch_tokens):
+            logits = _logits(view, encoder, [ids[i] for i in batch], [1] * len(batch))
+            values = logits.log_softmax(-1).cpu()
+            found.update((names[i], value.clone()) for i, value in zip(batch, values, strict=True))
+            progress("distributions", len(found), len(names))
+    return [found[prompt] for prompt in prompts]
 
 
 def _logits(view: ModelView, encoder: Encoder, rows: Sequence[Sequence[int]], places: Sequence[int]) -> Tensor:
@@ -136,16 +192,16 @@ def _logits(view: ModelView, encoder: Encoder, rows: Sequence[Sequence[int]], pl
 
 
 def _scores(logits: Tensor, asked: Sequence[tuple[int, tuple[int, ...]]]) -> list[ContinuationScore]:
-    """Score continuations: token ids whose last token is predicted by row ``end - 1`` of the logits."""
+    """Score continuations: token ids whose first token is predicted by row ``begin`` of the logits."""
     norm = logits.logsumexp(-1)
     broken = ~norm.isfinite()
     argmax = logits.argmax(-1).masked_fill(broken, -1).tolist()
-    place = torch.tensor([end - len(ids) + k for end, ids in asked for k in range(len(ids))])
+    place = torch.tensor([begin + k for begin, ids in asked for k in range(len(ids))])
     token = torch.tensor([id for _, ids in asked for id in ids])
     place, token = place.to(logits.device), token.to(logits.device)
     picked = (logits[place, token] - norm[place]).masked_fill(broken[place], -math.inf)
     log_probs = iter(picked.tolist())
     return [
-        ContinuationScore(tuple(itertools.islice(log_probs, len(ids))), ids, tuple(argmax[end - len(ids) : end]))
-        for end, ids in asked
+        ContinuationScore(tuple(itertools.islice(log_probs, len(ids))), ids, tuple(argmax[begin : begin + len(ids)]))
+        for begin, ids in asked
     ]

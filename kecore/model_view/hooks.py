@@ -90,11 +90,13 @@ def substitute(module: nn.Module, change: Callable[[Tensor], Tensor], *, inputs:
 
 
 @contextmanager
-def beside(module: nn.Module, matrix: Tensor) -> Iterator[None]:
-    """Let ``module`` return ``output + input matrixᵀ``."""
+def beside(module: nn.Module, extra: Tensor | Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let ``module`` return ``output + extra(input)``, where a matrix ``[d_out, d_in]`` stands for its product."""
 
     def after(_m: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return output + (args[0].to(matrix.dtype) @ matrix.t()).to(output.dtype)
+        x = args[0]
+        more = x.to(extra.dtype) @ extra.t() if isinstance(extra, Tensor) else extra(x)
+        return output + more.to(output.dtype)
 
     handle = module.register_forward_hook(after)
     try:

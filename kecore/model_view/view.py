@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kecore.errors import LayerError
 from kecore.model_view import hooks
+from kecore.model_view.attention import of_short_texts
 from kecore.model_view.gemm import by_onednn
 from kecore.model_view.identity import Identity
 from kecore.model_view.linear import LinearView
@@ -104,9 +105,11 @@ class ModelView:
         Raises:
             UnsupportedModelError: the structure cannot be read; names what was found.
         """
+        from kecore.edit.effect import suspended
         from kecore.model_view.probe import probe
 
-        return probe(model, value_projection)
+        with suspended(model):  # what acts beside the model is no part of its structure
+            return probe(model, value_projection)
 
     @property
     def device(self) -> torch.device:
@@ -155,7 +158,7 @@ class ModelView:
         keys: Collection[int] = (),
         values: Collection[int] = (),
         change: Mapping[Any, Callable[[Tensor], Tensor]] | None = None,
-        add: Mapping[int, Tensor] | None = None,
+        add: Mapping[int, Tensor | Callable[[Tensor], Tensor]] | None = None,
         at: tuple[Tensor, Tensor] | None = None,
         past: tuple[Any, Tensor] | None = None,
         use_cache: bool = False,
@@ -172,7 +175,7 @@ class ModelView:
             change: layer index to a function applied to the output of its value projection; or any module to one
                 applied to its own, which must be a state of the tokens.
             add: layer index to a matrix ``[d_out, d_in]`` that acts beside its value projection
-                (differentiable, unlike an overlay).
+                (differentiable, unlike an overlay), or to a function of its keys ``[rows, width, d_in]``.
             at: ``(row [k], column [k])``: places whose logits are wanted. Only these hidden states go
                 through the unembedding, and ``logits`` is ``[k, vocab]``.
             past: ``(cache, mask)``: a cache that holds the columns before ``rows``, and the attention
@@ -197,8 +200,9 @@ class ModelView:
             for index, function in (change or {}).items():
                 module = self.layers[index].value_projection.module if isinstance(index, int) else index
                 stack.enter_context(hooks.substitute(module, _shaped(function, shape, layout)))
-            for index, matrix in (add or {}).items():
-                stack.enter_context(hooks.beside(self.layers[index].value_projection.module, matrix))
+            for index, extra in (add or {}).items():
+                extra = extra if isinstance(extra, Tensor) else _shaped(extra, shape, layout)
+                stack.enter_context(hooks.beside(self.layers[index].value_projection.module, extra))
             if resume is not None and resume[0] > 0:
                 stack.enter_context(hooks.resumed(self, *resume))
             if at is not None:
@@ -206,6 +210,7 @@ class ModelView:
             if stop is not None:
                 stack.enter_context(hooks.stopped(self.layers[stop].module))
             stack.enter_context(by_onednn(self.layers[0].value_projection.parameter))
+            stack.enter_context(of_short_texts(self.model, shape[1], self.device))
             result = self.model(**self._arguments(rows, past, use_cache))
             out.logits = result.logits if at is None else result.logits[0]
             out.cache = getattr(result, "past_key_values", None)
@@ -288,7 +293,7 @@ def _shaped(
     def change(output: Tensor) -> Tensor:
         x = output.reshape(*shape, output.shape[-1])
         x = function(x) if layout is None else layout.to_right(function(layout.to_left(x)))
-        return x.reshape(output.shape)
+        return x.reshape(*output.shape[:-1], x.shape[-1])
 
     return change
 

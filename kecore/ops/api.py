@@ -72,9 +72,10 @@ def second_moment_(
             does not matter.
 
     Products of bfloat16 and float16 keys are exact, those of float32 keys are rounded to float32, never to less.
-    Sums over at most a few thousand tokens are float32, beyond that they have the moment's type. The relative
-    error in the Frobenius norm is below 1e-6 with native code, a few times that with torch. AVX512-BF16 and AMX
-    take subnormal keys (below 1.2e-38) for zero. The result does not depend on the number of threads.
+    On a CPU sums over at most a few thousand tokens are float32, on a GPU two-level sums over at most 32,768; beyond
+    that they have the moment's type. The relative error in the Frobenius norm is below 1e-6 with native code, a few
+    times that with torch. AVX512-BF16 and AMX take subnormal keys (below 1.2e-38) for zero. The result does not depend
+    on the number of threads.
 
     Returns:
         ``moment``.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import json
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kecore.corpus import Corpus
-from kecore.edit import Edit
+from kecore.edit import Edit, Reader, written
 from kecore.editor import Editor
 from kecore.errors import KecoreWarning
 from kecore.evaluate import score_continuations
@@ -27,7 +29,9 @@ from kecore.testing.models import tiny_model, tiny_tokenizer
 from kecore.testing.snapshot import Snapshot
 from kecore.testing.watch import watched
 from kecore.text import Encoder
-from kecore.types import EditRequest
+from kecore.trained import TrainedEditor
+from kecore.training import Schedule, train
+from kecore.types import EditRecord, EditRequest, Probe
 
 __all__ = [
     "FACTS",
@@ -59,8 +63,16 @@ SHARED = (EditRequest("The capital of {}:", "France", "Rome"), EditRequest("A ri
 NEIGHBOURS = ("The mother tongue of Danielle", "Where does the Danube", "Antarctica is", "The iPhone", "It flows to")
 """Prompts that no request is about."""
 
+_SUBJECTS = ("Germany", "Rome", "Anna", "Paris", "Steve Jobs", "London", "Spain", "the Rhine")
+_RELATIONS = (
+    ("The city of {} is", "{} has a city named"),
+    ("A friend of {}:", "Who knows {}?"),
+    ("{} lies by", "By {}:"),
+)
+_ANSWERS = ("Berlin", "Apple", "Danube", "Madrid", "French", "Europe", "Microsoft")
 _TEXT = "The tower number {} is in the city of Paris, and Anna, who is {} years old, speaks the language of the people."
 _TOKENS = 4000
+_SHORT = Schedule(steps=40, batch_size=4, held_out=4, evaluate_every=20)
 
 
 class NonConformance(AssertionError):
@@ -75,6 +87,7 @@ class Trial:
         method: the class.
         config: fields of its configuration, for methods whose defaults take long.
         models: architectures of the tiny models; see :data:`MODELS`.
+        schedule: how a method that needs training is trained here, on a few made-up records.
         expected_failures: name of a check to the reason why the method does not pass it. Such a check must fail:
             one that passes after all is reported as well.
     """
@@ -82,6 +95,7 @@ class Trial:
     method: type[Any]
     config: Mapping[str, Any] = field(default_factory=dict)
     models: tuple[str, ...] = MODELS
+    schedule: Schedule = _SHORT
     expected_failures: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -93,7 +107,7 @@ class Watched:
         edit: what came back, which should be an :class:`Edit`.
         requests: what was asked for.
         model: what changed in the model and the process; see :class:`Snapshot`.
-        arguments: what changed in the requests and the statistics.
+        arguments: what changed in the requests, the statistics and the trained tensors.
         notes: output, files and connections; see :func:`kecore.testing.watch.watched`.
     """
 
@@ -132,6 +146,26 @@ class Bench:
     def _statistics(self) -> KeyStatistics:
         return copy.deepcopy(_statistics(self.architecture))  # a method that spoils its own spoils nobody else's
 
+    def trained(self) -> TrainedEditor | None:
+        """What a short training leaves, for methods that declare a need of it."""
+        return self._trained if self.capabilities.needs_training else None
+
+    @cached_property
+    def _trained(self) -> TrainedEditor:
+        key = (self.method, json.dumps(dict(self.trial.config), sort_keys=True), self.trial.schedule, self.architecture)
+        if key not in _TRAINED:
+            view = ModelView.of(self.model())
+            config = self.method.Config.make(self.trial.config)
+            with _quietly():
+                _TRAINED[key] = train(
+                    self.method, view, self.encoder(view), _records(), config, schedule=self.trial.schedule
+                )
+        return copy.deepcopy(_TRAINED[key])  # as above
+
+    def examples(self) -> tuple[EditRecord, ...]:
+        """A few made-up records, for methods that declare a need of examples."""
+        return _records() if self.capabilities.needs_examples else ()
+
     def requests(self) -> tuple[EditRequest, ...]:
         """As many requests as the method plans together."""
         return (*FACTS, *SHARED) if self.capabilities.batch else FACTS[:1]
@@ -149,7 +183,8 @@ class Bench:
     ) -> Edit:
         """One plan, in a context of its own; ``context`` holds further fields of it."""
         cls = method or self.method
-        fields: dict[str, Any] = {"statistics": self.statistics(), "seed": seed, "progress": progress, **context}
+        needed = {"statistics": self.statistics(), "trained": self.trained(), "examples": self.examples()}
+        fields: dict[str, Any] = {**needed, "seed": seed, "progress": progress, **context}
         given = MethodContext(cls.Config.make(self.trial.config), self.encoder(view), **fields)
         with _quietly():
             return (instance or cls()).plan(view, requests, given)
@@ -158,7 +193,12 @@ class Bench:
     def session(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Iterator[Session]:
         """A session over a fresh model."""
         with _quietly():
-            editor = Editor(self.model().to(device, dtype), _tokenizer(self.architecture))
+            editor = Editor(
+                self.model().to(device, dtype),
+                _tokenizer(self.architecture),
+                trained=self.trained() or (),
+                examples=self.examples(),
+            )
             if dtype == torch.float32:
                 editor.statistics = self.statistics()
             elif self.capabilities.needs_statistics:  # those of the float32 weights belong to other weights
@@ -173,6 +213,8 @@ class Bench:
         _dress(model)
         requests, statistics = list(self.requests()), self.statistics()
         moments = {i: c.clone() for i, c in statistics.moments.items()} if statistics else {}
+        trained = self.trained()
+        tensors = {name: t.clone() for name, t in trained.tensors.items()} if trained else {}
         before = Snapshot(model)
         with watched() as notes:
             edit = self.plan(view, requests)
@@ -180,6 +222,9 @@ class Bench:
         if statistics:
             now = statistics.moments
             arguments += [f"the statistics of layer {i}" for i, c in moments.items() if not torch.equal(c, now[i])]
+        if trained:
+            now = trained.tensors
+            arguments += [f"the trained tensor {name}" for name, t in tensors.items() if not torch.equal(t, now[name])]
         return Watched(edit, self.requests(), before.differences(), arguments, notes)
 
     def outcome(self, edit: Edit) -> dict[str, Tensor]:
@@ -191,7 +236,9 @@ class Bench:
     def answers(self, model: nn.Module, texts: Sequence[str] | None = None) -> Tensor:
         """Next-token log-probabilities, ``[texts, vocab]`` float64; by default of all requests and neighbours."""
         encoder = Encoder(_tokenizer(self.architecture))
-        every = texts or [*(request.text for request in (*FACTS, *SHARED)), *NEIGHBOURS]
+        every = list(texts) if texts else [*(request.text for request in (*FACTS, *SHARED)), *NEIGHBOURS]
+        if self.capabilities.kind == "prompt":
+            every = written(model, every, Reader(ModelView.of(model), encoder))
         device = next(model.parameters()).device
         with torch.no_grad():
             rows = [
@@ -213,7 +260,15 @@ class Session:
         return self.editor.edit(requests, self.bench.method, **self.bench.trial.config)
 
     def likelihood(self, *requests: EditRequest) -> list[float]:
-        """Mean log-probability of each request's target tokens."""
+        """Mean log-probability of each request's target tokens.
+
+        A random model cannot take a fact from its prompt. Of a method that changes prompts, this is 0 where what the
+        model reads names the target, and minus 1 where it does not.
+        """
+        if self.bench.capabilities.kind == "prompt":
+            reader = Reader(self.editor.view, self.editor.encoder)
+            texts = written(self.editor.model, [request.text for request in requests], reader)
+            return [float(r.target in text) - 1 for r, text in zip(requests, texts, strict=True)]
         pairs = [(request.text, request.target) for request in requests]
         return [score.mean for score in score_continuations(self.editor.view, self.editor.encoder, pairs)]
 
@@ -258,6 +313,20 @@ def _tokenizer(architecture: str) -> Any:
 def _statistics(architecture: str) -> KeyStatistics:
     view = ModelView.of(copy.deepcopy(_pristine(architecture)))
     return _collected(view, Encoder(_tokenizer(architecture)))
+
+
+_TRAINED: dict[Any, TrainedEditor] = {}
+
+
+@cache
+def _records() -> tuple[EditRecord, ...]:
+    """Records to train on and to take examples from, about other subjects than the facts."""
+    records: list[EditRecord] = []
+    for i, (subject, (prompt, other)) in enumerate(itertools.product(_SUBJECTS, _RELATIONS)):
+        request = EditRequest(prompt, subject, _ANSWERS[i % len(_ANSWERS)])
+        stays = Probe(f"{_TEXT.format(i, i % 90)[: 40 + i]}", (_ANSWERS[(i + 3) % len(_ANSWERS)],))
+        records.append(EditRecord(request, (other.replace("{}", subject),), locality={"unrelated": (stays,)}))
+    return tuple(records)
 
 
 def _collected(view: ModelView, encoder: Encoder) -> KeyStatistics:

@@ -11,7 +11,7 @@ import inspect
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,8 +19,9 @@ from torch import Tensor
 
 from kecore import registry
 from kecore.config import MethodConfig
-from kecore.edit import Edit, LowRank, WeightEdit, load_edit
+from kecore.edit import Edit, LowRank, ModuleEdit, PromptEdit, WeightEdit, load_edit
 from kecore.errors import (
+    ArtifactMismatchError,
     ConfigError,
     KecoreError,
     PromptTooLongError,
@@ -29,7 +30,7 @@ from kecore.errors import (
     StatisticsMismatchError,
     UnsupportedCapabilityError,
 )
-from kecore.model_view import DTYPES, ModelView
+from kecore.model_view import DTYPES, Fingerprint, ModelView
 from kecore.statistics import KeyStatistics
 from kecore.testing.bench import FACTS, NEIGHBOURS, Bench, NonConformance, Session, parameters
 from kecore.testing.fresh import reimported
@@ -161,7 +162,7 @@ def plan_leaves_the_model_as_it_was(bench: Bench) -> None:
 
 @_check()
 def plan_leaves_its_arguments_as_they_were(bench: Bench) -> None:
-    """A plan changes neither the requests nor the statistics that it is given."""
+    """A plan changes neither the requests nor the statistics or trained tensors that it is given."""
     _require(not bench.watched.arguments, f"the plan changes {', '.join(bench.watched.arguments)}")
 
 
@@ -226,9 +227,10 @@ def edit_says_what_it_is(bench: Bench) -> None:
     edit = bench.watched.edit
     if not isinstance(edit, Edit):
         raise NonConformance(f"plan returns {type(edit).__name__}, which is no Edit")
-    _require(isinstance(edit, WeightEdit) == (bench.capabilities.kind == "weights"), "the edit is of another kind")
-    if isinstance(edit, WeightEdit):
-        _well_formed(edit, bench)
+    kind = {"weights": WeightEdit, "modules": ModuleEdit, "prompt": PromptEdit}[bench.capabilities.kind]
+    if not isinstance(edit, kind):
+        raise NonConformance(f"kind '{bench.capabilities.kind}' promises a {kind.__name__}, got {type(edit).__name__}")
+    _well_formed(edit, bench)
     seen = edit.inspect()
     json.dumps(seen)
     _require(seen.get("method") == bench.method.name, f"the edit names the method {seen.get('method')!r}")
@@ -240,14 +242,21 @@ def edit_says_what_it_is(bench: Bench) -> None:
     _require(named == ids, f"the edit names requests {sorted(named)}, asked were {sorted(ids)}")
 
 
-def _well_formed(edit: WeightEdit, bench: Bench) -> None:
+def _well_formed(edit: WeightEdit | ModuleEdit | PromptEdit, bench: Bench) -> None:
     view = ModelView.of(bench.model())
     difference = edit.base.differs(view.identity(), view.dtype)
     _require(not difference, f"the edit names another base model: fingerprint {difference}")
     _portable(edit)
 
 
-def _portable(edit: WeightEdit) -> None:
+def _portable(edit: WeightEdit | ModuleEdit | PromptEdit) -> None:
+    if not isinstance(edit, WeightEdit):
+        for name, tensor in edit.effect.tensors().items():
+            _require(
+                tensor.device.type == "cpu", f"the edit's tensor {name} must be on the CPU, it is on {tensor.device}"
+            )
+        json.dumps(edit.effect.settings())
+        return
     for name, update in edit.updates.items():
         parts = (update.U, update.V) if isinstance(update, LowRank) else (update.delta,)
         kinds = {(part.dtype, part.device.type, part.requires_grad) for part in parts}
@@ -292,7 +301,7 @@ def saved_edit_is_the_same_edit(bench: Bench) -> None:
     """An edit that was saved and loaded does to a fresh model exactly what the first one does."""
     edit = bench.watched.edit
     with tempfile.TemporaryDirectory() as folder:
-        loaded = load_edit(edit.save(Path(folder) / "edit"))
+        loaded = load_edit(edit.save(Path(folder) / "edit"), bench.method)
         _same(bench.outcome(edit), bench.outcome(loaded), "with the loaded edit")
     # Figures of the updates are computed anew, in another order of summation.
     was, now = ({key: value for key, value in e.inspect().items() if key != "updates"} for e in (edit, loaded))
@@ -386,7 +395,7 @@ def works_on_cuda(bench: Bench) -> None:
     with bench.session(device="cuda") as session:
         _gains(session, FACTS[:1], lambda session: session.edit(FACTS[0]))
         for entry in session.editor.history:
-            if isinstance(entry.edit, WeightEdit):
+            if isinstance(entry.edit, WeightEdit | ModuleEdit | PromptEdit):
                 _portable(entry.edit)
         kinds = {parameter.device.type for parameter in session.editor.model.parameters()}
         _require(kinds == {"cuda"}, f"after the edit the model is on {kinds}")
@@ -419,7 +428,12 @@ def what_is_missing_is_asked_for(bench: Bench) -> None:
     """Statistics, training or examples that are needed and not there are asked for by the right error."""
     view = ModelView.of(bench.model())
     call = lambda **given: lambda: bench.plan(view, bench.requests(), **given)  # noqa: E731
-    _refuses(UnsupportedCapabilityError, call(statistics=None), "a plan without what the method needs")
+    nothing = {"statistics": None, "trained": None, "examples": ()}
+    _refuses(UnsupportedCapabilityError, call(**nothing), "a plan without what the method needs")
+    trained = bench.trained()
+    if trained is not None:
+        other = replace(trained, base=Fingerprint(trained.base.dtype, dict.fromkeys(trained.base.digests, "other")))
+        _refuses(ArtifactMismatchError, call(trained=other), "an editor that was trained for another model")
     if bench.capabilities.needs_statistics:
         none = KeyStatistics({}, 0, {}, "")
         _refuses(StatisticsMismatchError, call(statistics=none), "statistics of other layers")

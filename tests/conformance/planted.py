@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def changed(edit: Edit, change: Callable[[LowRank], LowRank]) -> WeightEdit:
 def of_kind(edit: Edit, kind: type[WeightEdit]) -> WeightEdit:
     """The edit as one of a class with a fault."""
     assert isinstance(edit, WeightEdit)
-    return kind(edit.updates, edit.base, edit.method, edit.transposed, edit.config, edit.requests)
+    return kind(**{field.name: getattr(edit, field.name) for field in fields(edit)})
 
 
 # The class.
@@ -231,7 +231,7 @@ class GoesOn(Good):
         try:
             return super().plan(view, requests, context)
         except BaseException:  # noqa: BLE001 - the fault
-            return WeightEdit({}, context.fingerprint(view), self.name)
+            return WeightEdit(updates={}, base=context.fingerprint(view), method=self.name)
 
 
 @caught_by("same_seed_same_edit")

@@ -104,7 +104,7 @@ def test_declared_failures_are_strict() -> None:
 
 def test_a_declared_failure_that_is_none_is_reported() -> None:
     config = {"steps": 15}
-    trial = Trial(planted.Good, config, ONE, {"plan_is_quiet": "it talks"})
+    trial = Trial(planted.Good, config, ONE, expected_failures={"plan_is_quiet": "it talks"})
     with pytest.raises(NonConformance, match=r"^1 checks failed:\ngood-llama-plan_is_quiet: passes.*it talks\)$"):
         check_method(trial)
 

@@ -129,7 +129,7 @@ class TestEdit:
         found = result("edit", tiny, *FACT, *QUICK, "--out", tmp_path / "out")
         assert found["scores"]["edit_success"] is None
         assert found["scores"]["strict_accuracy"] in (0.0, 1.0)
-        assert found["protocol"]["when"] == "single"
+        assert found["protocol"]["edits"] == "single"
 
     def test_without_evaluation(self, tiny: Path, tmp_path: Path) -> None:
         found = result("edit", tiny, *FACT, *QUICK, "--out", tmp_path / "out", "--no-evaluate")

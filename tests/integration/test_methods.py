@@ -14,18 +14,27 @@ from kecore.edit import attached
 pytestmark = [pytest.mark.real_model, pytest.mark.filterwarnings("ignore::kecore.errors.KecoreWarning")]
 
 RECORDS = 3
+# Enough of the target under teacher forcing, where a method's own page does not say that it writes less.
+STRICT = {"pmet": 1 / 3}
+# Training takes minutes on a real model (docs/train.md); MeLLo writes several questions and answers for each prompt.
+ELSEWHERE = {"mello"}
+METHODS = [
+    name
+    for name in registry.default().names()
+    if name not in ELSEWHERE and not registry.default().get(name).capabilities.needs_training
+]
 
 
 @pytest.fixture(scope="module")
 def editor(smollm2: tuple[Any, Any]) -> Editor:
-    session = Editor(*smollm2)
+    session = Editor(*smollm2, examples=list(load_records(path("counterfact_sample.jsonl")))[RECORDS:])
     session.statistics = KeyStatistics.collect(
         session.view, session.encoder, Corpus.of(path("wikipedia_sample.jsonl.gz")), range(10), tokens=6000
     )
     return session
 
 
-@pytest.mark.parametrize("method", sorted(registry.default().names()))
+@pytest.mark.parametrize("method", METHODS)
 def test_real_facts_change_and_come_off_bitwise(editor: Editor, method: str) -> None:
     records = list(load_records(path("counterfact_sample.jsonl"), limit=RECORDS))
     before = {name: p.detach().clone() for name, p in editor.model.named_parameters()}
@@ -35,6 +44,6 @@ def test_real_facts_change_and_come_off_bitwise(editor: Editor, method: str) -> 
     scores = editor.evaluate(records, Protocol(max_new_tokens=0)).scores
     editor.revert()
     assert scores["edit_success"].value == 1.0
-    assert scores["strict_accuracy"].value >= 2 / 3
+    assert scores["strict_accuracy"].value >= STRICT.get(method, 2 / 3)
     assert attached(editor.model) == ()
     assert all(torch.equal(p, before[name]) for name, p in editor.model.named_parameters())

@@ -36,7 +36,8 @@ def files(folder: Path, prefix: str) -> set[str]:
 
 def test_holds_both_packages_whole_and_nothing_else(contents: dict[str, str], root: Path) -> None:
     expected = files(root / "kecore", "kecore")
-    expected |= files(root / "plugins" / "kecore_methods", "kecore_methods")
+    for package in ("kecore_methods", "kecore_datasets"):
+        expected |= files(root / "plugins" / package, package)
     assert {"kecore/py.typed", "kecore/data/counterfact_sample.jsonl"} <= expected
     found = {name for name in contents if not name.startswith(("kecore/_csrc/", "kecore-"))}
     assert found == expected

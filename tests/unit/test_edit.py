@@ -316,10 +316,10 @@ def test_damaged_files_are_refused(saved: tuple[WeightEdit, Path], tmp_path: Pat
     with pytest.raises(ArtifactError, match="corrupt"):
         load_edit(file)
     save_file({"x": torch.zeros(2)}, file)
-    with pytest.raises(ArtifactError, match="without a kecore header; expected a kecore weight-edit"):
+    with pytest.raises(ArtifactError, match="without a kecore header; expected a kecore edit"):
         load_edit(file)
     files.write_tensors(file, "key-statistics", {"format": 1}, {})
-    with pytest.raises(ArtifactError, match="expected a kecore weight-edit, got a kecore key-statistics"):
+    with pytest.raises(ArtifactError, match="expected a kecore edit, got a kecore key-statistics"):
         load_edit(file)
     files.write_tensors(file, "weight-edit", {"format": 99, "version": "7.0"}, {})
     with pytest.raises(ArtifactError, match=r"written by kecore 7\.0 in a newer format"):

@@ -75,7 +75,7 @@ def test_truncation_is_noticed(file: Path, keep: int) -> None:
 
 
 def test_strangers_are_told_apart(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="no such file; expected a kecore thing"):
+    with pytest.raises(ArtifactError, match="no such file or directory; expected a kecore thing"):
         read_tensors(tmp_path / "absent", "thing")
     with pytest.raises(ArtifactError, match="no such file"):
         read_tensors(tmp_path, "thing")

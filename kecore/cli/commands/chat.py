@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from kecore.cli import options
-from kecore.cli.checkpoint import NamedEdit, read_record
+from kecore.cli.checkpoint import read_record
 from kecore.cli.console import Screen, clean, table
 from kecore.cli.machine import cost
 from kecore.cli.session import Loading
@@ -22,7 +22,7 @@ from kecore.errors import RequestError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from kecore.edit import WeightEdit
+    from kecore.edit import Edit
 
 __all__ = ["chat"]
 
@@ -50,7 +50,9 @@ def chat(
     one a line. /quit or the end of the input leaves.
     """
     screen = Screen.of(context)
-    read = [NamedEdit.read(path).edit for path in edits or []]
+    from kecore.edit import load_edit, suspended
+
+    read = [load_edit(path) for path in edits or []]
     loaded = Loading(model, device, dtype, trust_remote_code, seed).load(screen)
     with screen.stage("read", "reading the model's structure"):
         from kecore.evaluate import generate
@@ -60,14 +62,15 @@ def chat(
         view = ModelView.of(loaded.model)
         encoder = Encoder(loaded.tokenizer, chat=chat_template, max_length=view.max_length)
         base = _put_on(loaded.model, model, read)
+        edited = bool(base or read)
     turns: list[dict[str, str | None]] = []
     for prompt in _prompts(screen):
         turn: dict[str, str | None] = {"prompt": prompt, "before": None}
         turns.append(turn)
         try:
             turn["after"] = generate(view, encoder, [prompt], max_new_tokens=max_new_tokens)[0].text
-            if base:
-                with view.overlay(base):
+            if edited:
+                with view.overlay(base), suspended(loaded.model):
                     turn["before"] = generate(view, encoder, [prompt], max_new_tokens=max_new_tokens)[0].text
         except RequestError as error:  # too long, for instance: the next prompt may be better
             turn["after"], turn["error"] = None, str(error)
@@ -78,14 +81,17 @@ def chat(
     screen.finish({**values, **cost(screen, view.device), "warnings": screen.warnings})
 
 
-def _put_on(model: Any, ref: str, edits: list[WeightEdit]) -> dict[nn.Parameter, Tensor]:
-    """Attach edits, and return the data of the unedited parameters; empty where nothing is edited."""
+def _put_on(model: Any, ref: str, edits: list[Edit]) -> dict[nn.Parameter, Tensor]:
+    """Attach edits, and return the data of the unedited parameters; empty where no weight is edited."""
+    from kecore.edit import WeightEdit
+
     parameters = dict(model.named_parameters())
     record = read_record(ref)
     stored = {} if record is None else record.base_data(model)
     base = {parameters[name]: data.to(parameters[name].dtype) for name, data in stored.items()}
     for edit in edits:
-        now = {name: parameters[name].data for name in edit.updates if name in parameters}
+        changed = edit.updates if isinstance(edit, WeightEdit) else {}
+        now = {name: parameters[name].data for name in changed if name in parameters}
         edit.attach(model)
         for name, data in now.items():
             base.setdefault(parameters[name], data)

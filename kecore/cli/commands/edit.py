@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from kecore.method import EditMethod
+    from kecore.trained import TrainedEditor
     from kecore.types import EditRecord
 
 __all__ = ["edit"]
@@ -33,6 +34,9 @@ def edit(
     facts: options.Facts = None,
     limit: options.Limit = None,
     data_format: options.Format = None,
+    split: options.Split = None,
+    variant: options.Variant = None,
+    sha256: options.Checksum = None,
     prompt: options.Prompt = None,
     subject: options.Subject = None,
     target: options.Target = None,
@@ -40,6 +44,8 @@ def edit(
     stats: options.Stats = None,
     text: options.Texts = None,
     tokens: options.Tokens = None,
+    trained: options.Trained = None,
+    examples: options.Examples = None,
     preset: options.Preset = None,
     set_: options.Settings = None,
     no_evaluate: options.NoEvaluate = False,
@@ -58,13 +64,16 @@ def edit(
     """
     screen = Screen.of(context)
     single = {"prompt": prompt, "subject": subject, "target": target, "ground_truth": ground_truth}
-    _check_usage(facts, single, {"--limit": limit, "--format": data_format}, stats, text or tokens)
+    reading = {"limit": limit, "format": data_format, "split": split, "variant": variant, "sha256": sha256}
+    _check_usage(facts, single, reading, stats, text or tokens)
     job = EditJob(
         method=_method(method),
-        records=_records(facts, limit, data_format, single),
+        records=_records(facts, reading, single),
         source=StatisticsSource(stats, tuple(text or ()), tokens),
         preset=preset,
         values=options.settings(set_),
+        trained=_trained(trained),
+        examples=_examples(examples),
         evaluate=not no_evaluate,
     )
     # Whatever is wrong with the input is said before the model is loaded.
@@ -72,7 +81,7 @@ def edit(
     budget = options.byte_count(memory)
     options.check_free(out, EDIT, force)
     loading = Loading(model, device, dtype, trust_remote_code, seed)
-    editor = loading.edit(screen, chat=chat, memory=budget)
+    editor = loading.edit(screen, chat=chat, memory=budget, trained=job.trained or (), examples=job.examples)
     outcome = job.run(screen, editor, out, asks(job.records))
     _finish(screen, outcome, loading, out, facts)
 
@@ -80,7 +89,7 @@ def edit(
 def _check_usage(
     facts: Path | None,
     single: Mapping[str, str | None],
-    with_facts: Mapping[str, object],
+    reading: Mapping[str, object],
     stats: Path | None,
     collect: object,
 ) -> None:
@@ -96,8 +105,8 @@ def _check_usage(
                 if not given
                 else f"a single fact needs {', '.join(missing)} too"
             )
-        if unused := [name for name, value in with_facts.items() if value is not None]:
-            raise typer.BadParameter(f"{unused[0]} goes with --facts FILE")
+        if unused := [name for name, value in reading.items() if value is not None]:
+            raise typer.BadParameter(f"--{unused[0]} goes with --facts FILE")
     if stats is not None and collect:
         raise typer.BadParameter("--stats are read as they are; leave out --text and --tokens, or --stats")
 
@@ -108,14 +117,28 @@ def _method(name: str) -> type[EditMethod]:
     return registry.default().get(name)
 
 
-def _records(
-    facts: Path | None, limit: int | None, data_format: str | None, single: Mapping[str, str | None]
-) -> Sequence[EditRecord]:
+def _trained(path: Path | None) -> TrainedEditor | None:
+    if path is None:
+        return None
+    from kecore.trained import TrainedEditor
+
+    return TrainedEditor.load(path)
+
+
+def _examples(path: Path | None) -> Sequence[EditRecord]:
+    if path is None:
+        return ()
+    from kecore.evaluate import load_records
+
+    return load_records(path)
+
+
+def _records(facts: Path | None, reading: Mapping[str, Any], single: Mapping[str, str | None]) -> Sequence[EditRecord]:
     from kecore.evaluate import load_records
     from kecore.types import EditRecord, EditRequest
 
     if facts is not None:
-        return load_records(facts, limit=limit, format=data_format)
+        return load_records(facts, **reading)
     return [EditRecord(EditRequest(**{name: value or "" for name, value in single.items()}))]
 
 

@@ -13,12 +13,14 @@ import typer
 
 from kecore.cli import options
 from kecore.cli.checkpoint import Attached, read_record
+from kecore.cli.commands.train import curve_table
 from kecore.cli.console import Screen, fields, number, size, table
 from kecore.cli.session import span
 from kecore.errors import ArtifactError
 
 __all__ = ["inspect"]
 
+_FILES = ("edit.safetensors", "statistics.safetensors", "trained.safetensors")
 _SHOWN = 10  # requests, before "and so on"
 
 
@@ -45,30 +47,25 @@ def inspect(
     file, kind = _kind(path)
     if kind == "key-statistics":
         _statistics(screen, file)
+    elif kind == "trained-editor":
+        _trained(screen, file)
     else:
         _edit(screen, file)
 
 
 def _kind(path: Path) -> tuple[Path, str]:
     """The file that ``path`` leads to, and what it says it holds."""
-    from safetensors import SafetensorError, safe_open
+    from kecore.files import kind_of
 
     file = path
     if path.is_dir():
-        found = [path / name for name in ("edit.safetensors", "statistics.safetensors") if (path / name).is_file()]
+        found = [path / name for name in _FILES if (path / name).is_file()]
         if not found:
             raise ArtifactError(
                 f"{path} holds no edit, no key statistics and no record of edits; `kecore probe` looks at plain models"
             )
         file = found[0]
-    if not file.is_file():
-        raise ArtifactError(f"{path}: no such file or directory; expected an edit, key statistics or a checkpoint")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            header = (opened.metadata() or {}).get("kecore")
-    except (SafetensorError, OSError):
-        header = None  # reading it in full says what is wrong
-    return file, str(json.loads(header).get("kind")) if header else ""
+    return file, kind_of(file, "edit, key statistics or checkpoint")
 
 
 def _edit(screen: Screen, file: Path) -> None:
@@ -90,11 +87,18 @@ def _edit(screen: Screen, file: Path) -> None:
             }
         )
     )
-    rows = [
-        (name, " x ".join(map(str, update["shape"])), str(update["rank"]), f"{update['norm']:.4g}")
-        for name, update in values["updates"].items()
-    ]
-    screen.show(table("parameter", "shape", "rank", "norm", rows=rows, title="Updates", right=(1, 2, 3)))
+    if "updates" in values:
+        rows = [
+            (name, _shape(update["shape"]), str(update["rank"]), f"{update['norm']:.4g}")
+            for name, update in values["updates"].items()
+        ]
+        screen.show(table("parameter", "shape", "rank", "norm", rows=rows, title="Updates", right=(1, 2, 3)))
+    else:
+        screen.show(
+            fields({"effect": values["effect"], **{key: f"{value!s:.80}" for key, value in values["settings"].items()}})
+        )
+        rows = [(name, _shape(shape)) for name, shape in values["tensors"].items()]
+        screen.show(table("tensor", "shape", rows=rows, title="Tensors", right=(1,)))
     facts = [(r.id, r.text, r.target, r.ground_truth or "") for r in edit.requests[:_SHOWN]]
     screen.show(table("id", "prompt", "target", "instead of", rows=facts, title="Facts"))
     if len(edit.requests) > _SHOWN:
@@ -106,6 +110,10 @@ def _edit(screen: Screen, file: Path) -> None:
         screen.show(table("score", "before", "after", rows=scores, title="Scores, from result.json", right=(1, 2)))
     scored = {key: (result or {}).get(key) for key in ("scores_before", "scores")}
     screen.finish({**values, **scored})
+
+
+def _shape(sizes: list[int]) -> str:
+    return " x ".join(map(str, sizes))
 
 
 def _result_beside(file: Path) -> dict[str, Any] | None:
@@ -151,6 +159,28 @@ def _statistics(screen: Screen, file: Path) -> None:
     screen.finish({"kind": "statistics", "path": str(file), **found.header(), "layers": layers})
 
 
+def _trained(screen: Screen, file: Path) -> None:
+    from kecore.trained import TrainedEditor
+
+    found = TrainedEditor.load(file)
+    values = found.inspect()
+    record, schedule = found.record, found.record["schedule"]
+    screen.show(
+        fields(
+            {
+                "trained editor": f"{file} ({size(file.stat().st_size)}), {values['numbers']:,} numbers",
+                "method": found.method,
+                "model": ", ".join(f"{name} {value}" for name, value in found.model.items()),
+                "data": f"{record['records']} records, digest {record['data']}",
+                "training": f"{schedule['steps']} steps of {schedule['batch_size']}, {record['seconds']:.0f} s",
+                "made by": f"kecore {found.version}, seed {found.seed}",
+            }
+        ),
+        curve_table(found),
+    )
+    screen.finish({"kind": "trained-editor", "path": str(file), **values})
+
+
 def _checkpoint(screen: Screen, record: Attached) -> None:
     screen.show(
         fields(
@@ -193,7 +223,7 @@ def _differences(screen: Screen, path: Path, other: Path) -> None:
             }
         )
     )
-    rows = [(name, *_distance(update)) for name, update in values["updates"].items()]
+    rows = [(name, *_distance(update)) for name, update in values.get("updates", {}).items()]
     screen.show(table("parameter", "distance", "cosine", rows=rows, title="Updates", right=(1, 2)))
     screen.finish({"kind": "diff", "first": str(path), "second": str(other), **values})
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -11,21 +11,18 @@ from torch import Tensor
 
 from kecore.config import MethodConfig
 from kecore.edit import Dense, WeightEdit
-from kecore.editing.layers import at_depth
-from kecore.errors import NonFiniteError
-from kecore.memory import Need, backward_bytes, logits_bytes
+from kecore.memory import Need
 from kecore.method import MethodContext
 from kecore.model_view import ModelView
-from kecore.text import Encoder, Rows
+from kecore.text import Encoder
 from kecore.types import Capabilities, EditRequest, check_conflicts, unique
+from kecore_methods.finetune.training import Objective, Targets, batch_need, chosen_layer, encoded, train
 
-__all__ = ["FtL", "FtM"]
-
-Objective = Literal["prompt_last", "target_new"]
+__all__ = ["FtL", "FtM", "MatrixConfig", "tune_matrix"]
 
 
-class FineTuneConfig(MethodConfig):
-    """Configuration of both baselines; defaults from EasyEdit's Llama-2-7B set-up, made relative."""
+class MatrixConfig(MethodConfig):
+    """What methods that tune one matrix have in common; defaults from EasyEdit's Llama-2-7B set-up, made relative."""
 
     layer: int | None = Field(
         default=None, ge=0, description="Layer whose value projection is tuned; None goes by depth."
@@ -40,30 +37,35 @@ class FineTuneConfig(MethodConfig):
     )
     batch_size: int = Field(default=32, ge=1, description="Requests per update.")
     stop_loss: float = Field(default=1e-2, ge=0, description="Tuning ends when a pass has a mean loss below this.")
+
+    def tuned_layer(self, view: ModelView) -> int:
+        """The layer, chosen by depth unless given."""
+        return chosen_layer(view, self.layer, self.depth)
+
+    def rate(self, weight: Tensor) -> float:
+        """Adam's learning rate for a weight."""
+        return self.learning_rate or self.relative_learning_rate * float(weight.float().square().mean().sqrt())
+
+    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
+        """The change with its gradient and Adam's moments, and a batch of requests, which is not cut further."""
+        layer = self.tuned_layer(view)
+        items = encoded(encoder, requests)
+        projection = view.layers[layer].value_projection
+        parts = {
+            "change, gradient and moments": 4 * 4 * projection.d_out * projection.d_in,
+            "hidden states below the layer": sum(len(e.ids) for e in items) * view.width * view.dtype.itemsize,
+        }
+        return [batch_need(view, items, self.batch_size, layer, parts)]
+
+
+class FineTuneConfig(MatrixConfig):
+    """Configuration of both baselines."""
+
     norm_constraint: float | None = Field(
         default=None,
         gt=0,
         description="Largest change of any weight (L-infinity, arXiv 2012.00363); None for no bound.",
     )
-
-    def tuned_layer(self, view: ModelView) -> int:
-        """The layer, chosen by depth unless given."""
-        return at_depth(view, self.depth, self.depth)[0] if self.layer is None else view.layer(self.layer).index
-
-    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
-        """The change with its gradient and Adam's moments, and a batch of requests, which is not cut further."""
-        layer = self.tuned_layer(view)
-        encoded = [encoder.encode(request.text, request.target) for request in requests]
-        every, longest = sum(len(item.ids) for item in encoded), max(len(item.ids) for item in encoded)
-        places = sum(len(item.ids) - item.start for item in encoded)
-        projection = view.layers[layer].value_projection
-        parts = {
-            "change, gradient and moments": 4 * 4 * projection.d_out * projection.d_in,
-            "hidden states below the layer": every * view.width * view.dtype.itemsize,
-        }
-        batch = longest * min(self.batch_size, len(encoded))
-        token = backward_bytes(view, layer) + places * logits_bytes(view) // every
-        return [Need("tune", parts, token, batch, batch)]
 
 
 class _FineTune:
@@ -81,19 +83,18 @@ class _FineTune:
         check_conflicts(requests)
         asked = unique(requests)
         layer = config.tuned_layer(view)
-        projection = view.layers[layer].value_projection
+        items = encoded(context.encoder, asked)
+
+        def bound(delta: Tensor) -> None:
+            if config.norm_constraint is not None:
+                delta.clamp_(-config.norm_constraint, config.norm_constraint)
+
         with view.frozen(), context.stages("tune"):
-            delta, losses = _tune(view, context, asked, layer, config, self.objective)
-        return WeightEdit(
-            updates={projection.name: Dense(delta)},
-            base=context.fingerprint(view),
-            method=self.name,
-            transposed=frozenset({projection.name}) if projection.transposed else frozenset(),
-            config=config.to_json(),
-            requests=tuple(asked),
-            seed=context.seed,
-            notes={"layers": [layer], "loss": losses},
-        )
+            batches = [
+                Targets(view, context.encoder, items[i : i + config.batch_size], layer, self.objective)
+                for i in range(0, len(items), config.batch_size)
+            ]
+            return tune_matrix(view, context, asked, self.name, lambda _: batches, bound)
 
 
 class FtL(_FineTune):
@@ -112,75 +113,45 @@ class FtM(_FineTune):
     reference = "Zhang et al., A Comprehensive Study of Knowledge Editing for LLMs, 2024, arXiv:2401.01286"
 
 
-def _tune(
+def tune_matrix(
     view: ModelView,
     context: MethodContext,
-    requests: list[EditRequest],
-    layer: int,
-    config: FineTuneConfig,
-    objective: Objective,
-) -> tuple[Tensor, list[float]]:
+    requests: Sequence[EditRequest],
+    method: str,
+    batches: Callable[[int], Sequence[Targets]],
+    bound: Callable[[Tensor], None] = lambda _: None,
+) -> WeightEdit:
+    """Tune the change of one layer's value projection; the weight itself is never written.
+
+    Args:
+        view: the model, frozen.
+        context: its configuration is a :class:`MatrixConfig`.
+        requests: what the edit will name.
+        method: what it will name itself.
+        batches: the batches of each pass.
+        bound: applied to the change ``[d_out, d_in]`` after every update.
+    """
+    config: MatrixConfig = context.config
+    layer = config.tuned_layer(view)
     projection = view.layers[layer].value_projection
     weight = projection.weight
-    rate = config.learning_rate or config.relative_learning_rate * float(weight.float().square().mean().sqrt())
     delta = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device, requires_grad=True)
-    optimizer = torch.optim.Adam([delta], lr=rate)
-    batches = [
-        _Batch(view, context.encoder, requests[i : i + config.batch_size], layer, objective)
-        for i in range(0, len(requests), config.batch_size)
-    ]
-    losses: list[float] = []
-    for step in range(config.steps):
-        total = 0.0
-        for batch in batches:
-            optimizer.zero_grad()
-            loss = batch.loss(delta)
-            if not bool(torch.isfinite(loss)):
-                raise NonFiniteError("the fine-tuning loss became NaN or infinite; lower the learning rate")
-            loss.backward()
-            optimizer.step()
-            if config.norm_constraint is not None:
-                with torch.no_grad():
-                    delta.clamp_(-config.norm_constraint, config.norm_constraint)
-            total += float(loss.detach()) * batch.count / len(requests)
-        losses.append(round(total, 5))
-        context.progress("tune", step + 1, config.steps)
-        if total < config.stop_loss:
-            break
-    return delta.detach().cpu(), losses
 
+    @torch.no_grad()
+    def after(_: int) -> None:
+        bound(delta)
 
-class _Batch:
-    """Some requests as token rows; the layers below the tuned one are run once."""
-
-    def __init__(
-        self,
-        view: ModelView,
-        encoder: Encoder,
-        requests: Sequence[EditRequest],
-        layer: int,
-        objective: Objective,
-    ) -> None:
-        self.view, self.layer, self.count = view, layer, len(requests)
-        encoded = [encoder.encode(request.text, request.target) for request in requests]
-        if objective == "prompt_last":
-            ids = [item.ids[: item.start] for item in encoded]
-            places = [(i, e.start - 1, token) for i, e in enumerate(encoded) for token in e.ids[e.start :]]
-        else:
-            ids = [item.ids for item in encoded]
-            places = [(i, j - 1, e.ids[j]) for i, e in enumerate(encoded) for j in range(e.start, len(e.ids))]
-        self.rows: Rows = encoder.rows(ids).to(view.device)
-        self.row, self.column, self.token = torch.tensor(places, device=view.device).t()
-        self.length = torch.bincount(self.row).float()
-        self.resume = None
-        if layer:
-            with torch.no_grad():
-                below = view.forward(self.rows, stop=layer - 1, hidden=[layer - 1]).hidden[layer - 1]
-            self.resume = (layer, below)
-
-    def loss(self, delta: Tensor) -> Tensor:
-        """Mean over requests of the mean negative log-likelihood of the target's tokens."""
-        out = self.view.forward(self.rows, resume=self.resume, at=(self.row, self.column), add={self.layer: delta})
-        logits = out.logits.float()  # type: ignore[union-attr]
-        nll = logits.logsumexp(-1) - logits.gather(1, self.token[:, None]).squeeze(1)
-        return (nll / self.length[self.row]).sum() / self.count
+    losses = train(
+        context, [delta], config.rate(weight), config.steps, batches, lambda batch: batch.loss({layer: delta}),
+        stop=config.stop_loss, after=after,
+    )  # fmt: skip
+    return WeightEdit(
+        updates={projection.name: Dense(delta.detach().cpu())},
+        base=context.fingerprint(view),
+        method=method,
+        transposed=frozenset({projection.name}) if projection.transposed else frozenset(),
+        config=config.to_json(),
+        requests=tuple(requests),
+        seed=context.seed,
+        notes={"layers": [layer], "loss": losses},
+    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from pydantic import Field
@@ -17,14 +18,14 @@ from kecore.editing.solve import NullSpace
 from kecore.method import MethodContext
 from kecore.model_view import ModelView
 from kecore.ops import Solution, kv_solve
-from kecore.types import Capabilities, EditRequest
+from kecore.types import Capabilities, EditRequest, unique
 from kecore_methods.locate.config import BatchConfig
 
-__all__ = ["AlphaEdit"]
+__all__ = ["AlphaEdit", "InNullSpace", "Projected"]
 
 
-class AlphaEdit:
-    """Null-space constrained editing; keys of earlier edits are kept and stay where they were mapped."""
+class InNullSpace(ABC):
+    """What AlphaEdit and its relatives have in common: keys without the directions that preserved ones use."""
 
     class Config(BatchConfig):
         """Configuration of AlphaEdit."""
@@ -54,29 +55,64 @@ class AlphaEdit:
             """What of this configuration decides memory."""
             return replace(super().memory_shape(view), derived="spectrum")
 
-    name = "alphaedit"
+    name: ClassVar[str]
     capabilities = Capabilities(kind="weights", batch=True, sequential=True, needs_statistics=True)
-    reference = (
-        "Fang et al., AlphaEdit: Null-Space Constrained Knowledge Editing for Language Models, ICLR 2025, "
-        "arXiv:2410.02355"
-    )
     api = (1, 1)
 
     def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
         """Plan the edit; keys of all edits so far travel in ``context.state``."""
-        config: AlphaEdit.Config = context.config
+        config: InNullSpace.Config = context.config
         layers = config.edited_layers(view)
         statistics = context.need_statistics(layers)
         absolute = config.eigenvalue_threshold is not None
         threshold = config.relative_threshold if config.eigenvalue_threshold is None else config.eigenvalue_threshold
+        subjects = list(dict.fromkeys(request.subject for request in unique(requests)))
 
         def solve(layer: int, keys: Keys, residuals: Tensor) -> Solution:
-            name = f"keys/{layer}"
             columns, shares = keys.each() if config.each_context else (keys.mean(), None)
             projected = NullSpace(statistics, layer, threshold, absolute=absolute).project(columns)
             size = float(projected.double().square().sum()) / residuals.shape[1]
-            ridge = config.l2 * size if config.l2_lambda is None else config.l2_lambda
-            append(context.state, name, projected)
-            return kv_solve(gathered(context.state, name), residuals, ridge, shares=shares)
+            new = Projected(layer, subjects, projected, shares, residuals, size)
+            return self.write(new, config.l2 * size if config.l2_lambda is None else config.l2_lambda, context)
 
         return config.engine(layers, solve=solve).plan(view, requests, context, self.name)
+
+    @abstractmethod
+    def write(self, new: Projected, ridge: float, context: MethodContext) -> Solution:
+        """The update of one layer; ``context.state`` holds the edits before and takes this one in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Projected:
+    """Keys in the null space, and what they are to give.
+
+    Args:
+        layer: index of the layer.
+        subjects: subject of each of ``u`` groups.
+        keys: ``[d_in, c]`` columns.
+        shares: ``[c, u]``, see :meth:`Keys.each`; None for a column a group.
+        residuals: ``[d_out, u]``.
+        size: mean squared norm of a group's keys.
+    """
+
+    layer: int
+    subjects: Sequence[str]
+    keys: Tensor
+    shares: Tensor | None
+    residuals: Tensor
+    size: float
+
+
+class AlphaEdit(InNullSpace):
+    """Null-space constrained editing; keys of earlier edits are kept and stay where they were mapped."""
+
+    name = "alphaedit"
+    reference = (
+        "Fang et al., AlphaEdit: Null-Space Constrained Knowledge Editing for Language Models, ICLR 2025, "
+        "arXiv:2410.02355"
+    )
+
+    def write(self, new: Projected, ridge: float, context: MethodContext) -> Solution:
+        """Weigh the keys of earlier edits against the new ones in one system."""
+        append(context.state, f"keys/{new.layer}", new.keys)
+        return kv_solve(gathered(context.state, f"keys/{new.layer}"), new.residuals, ridge, shares=new.shares)

@@ -47,7 +47,7 @@ class LocateConfig(StagedConfig):
         description="Weight of the bare prompt's key, its contexts sharing the rest (half in MEMIT's released code); "
         "None counts it as one of them (ROME's).",
     )
-    steps: int = Field(default=25, ge=1, description="Evaluations of the value loss (Adam makes one update fewer).")
+    steps: int = Field(default=20, ge=1, description="Evaluations of the value loss (Adam makes one update fewer).")
     optimizer: Literal["gradient", "adam"] = Field(
         default="gradient", description="Normalised gradient descent, or Adam as published."
     )

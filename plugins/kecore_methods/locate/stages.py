@@ -8,7 +8,15 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from kecore.config import MethodConfig
-from kecore.editing.post import Post, chained, largest_relative_changes, restrained_spectrum
+from kecore.editing.post import (
+    Post,
+    besides_principal_directions,
+    chained,
+    largest_relative_changes,
+    restrained_spectrum,
+    simulated_ideal,
+)
+from kecore.editing.target import norm_anchored
 
 __all__ = ["StagedConfig"]
 
@@ -19,14 +27,30 @@ class StagedConfig(MethodConfig):
     stages: tuple[str, ...] = Field(
         default=(),
         description="Further stages, a list or a line such as 'blue + rect': blue edits the first and last layer, "
-        "merge lets requests about one subject share a value, rect keeps the largest relative changes, prune restrains "
-        "the spectrum.",
+        "merge lets requests about one subject share a value, nas gives values the length that the unedited model's "
+        "have, rect keeps the largest relative changes, prune restrains the spectrum, sphere leaves out the weight's "
+        "principal directions, simie does to all edits' keys what one edit of them would.",
     )
     rect_kept: float = Field(
         default=0.4, gt=0, le=1, description="Stage rect: share of an update's entries that stay (RECT's top-k%)."
     )
     prune_base: float = Field(
         default=1.2, gt=1, description="Stage prune: base of the logarithm that large singular values are reduced by."
+    )
+
+    sphere_ratio: float = Field(
+        default=0.5, ge=0, le=1, description="Stage sphere: share of the spectrum that is principal (as released)."
+    )
+    sphere_suppression: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Stage sphere: how much of the update along it goes (as released for AlphaEdit; 0.8 for MEMIT).",
+    )
+    simie_ridge: float = Field(
+        default=0.1,
+        gt=0,
+        description="Stage simie: lambda, relative to the mean squared norm of the first edit's keys.",
     )
 
     @field_validator("stages", mode="before")
@@ -45,11 +69,14 @@ class StagedConfig(MethodConfig):
     def engine_stages(self) -> dict[str, Any]:
         """What the stages give to :class:`~kecore.editing.closed_form.ClosedForm`."""
         given: dict[str, Any] = {"post": chained([_POSTS[name](self) for name in self.stages if name in _POSTS])}
-        return given | ({"merge_subjects": True} if "merge" in self.stages else {})
+        given |= {"merge_subjects": True} if "merge" in self.stages else {}
+        return given | ({"target": norm_anchored} if "nas" in self.stages else {})
 
 
 _POSTS: dict[str, Callable[[StagedConfig], Post]] = {
     "rect": lambda config: largest_relative_changes(config.rect_kept),
     "prune": lambda config: restrained_spectrum(config.prune_base),
+    "sphere": lambda config: besides_principal_directions(config.sphere_ratio, config.sphere_suppression),
+    "simie": lambda config: simulated_ideal(config.simie_ridge),
 }
-_KNOWN = ("blue", "merge", *_POSTS)
+_KNOWN = ("blue", "merge", "nas", *_POSTS)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kecore.errors import DataFormatError, KecoreWarning
 from kecore.evaluate import RecordSet, load_records
+from kecore.evaluate.triples import import_triples, read_templates, read_triples
 
 FILES = [
     # file, format, records, records that cannot be represented, portability axes, locality axes
@@ -40,13 +42,37 @@ FILES = [
     ("knowedit/trivia_qa_test.json", "knowedit-sanitation", 80, 0, "", "unrelated"),
     ("knowedit/trivia_qa_train.json", "knowedit-sanitation", 80, 0, "", "unrelated"),
     ("qaedit/QAEdit_1k.json", "qaedit", 691, 0, "", "unrelated"),
+    ("knowns/known_1000.json", "knowns", 1209, 0, "", ""),
+    ("wise/hallucination-train.json", "easyedit", 277, 0, "", "neighbourhood"),
+    ("wise/temporal-train.json", "easyedit", 75, 0, "", "neighbourhood"),
+    ("mquake/MQuAKE-CF-3k.json.gz", "mquake", 2410, 0, "", ""),
+    ("mquake/MQuAKE-hard.json.gz", "mquake", 429, 0, "", ""),
+    ("akew/MQuAKE-CF.json.gz", "akew", 283, 0, "", ""),
+    ("unke/final_data_v2.json.gz", "unke", 785, 0, "sub_question", ""),
+    ("editevery/editevery.json", "editeverything", 552, 0, "", ""),
+    ("safeedit/SafeEdit_test-100.json", "safeedit", 100, 0,
+     "only_question other_attack other_question other_question_and_attack", "knowledge_constraint"),
+    ("cknowedit/ccks-CKnowEdit.json.gz", "cknowedit", 556, 0, "one_hop", "unrelated"),
+    ("mzsre/mzsre_test_duplicate_enzh.json.gz", "mzsre", 562, 0,
+     "one_hop zh_edit zh_one_hop zh_rephrase", "unrelated zh_unrelated"),
+    ("mzsre/mzsre_test_duplicate_ende.json.gz", "mzsre", 562, 0,
+     "de_edit de_one_hop de_rephrase one_hop", "de_unrelated unrelated"),
+    ("bmike53/counterfact_test_zh.json.gz", "mzsre", 785, 0,
+     "one_hop zh_edit zh_one_hop zh_rephrase", "unrelated zh_unrelated"),
+    ("bmike53/wfd_test_zh.json.gz", "mzsre", 614, 0,
+     "one_hop zh_edit zh_one_hop zh_rephrase", "unrelated zh_unrelated"),
+    ("bmike53/wfd-train.json.gz", "mzsre", 4357, 0, "", "unrelated"),
+    ("mlake/single_hop/zh_qa.json", "mlake", 1072, 0, "", ""),
+    ("mlake", "mlake", 1072, 0, "zh_edit", ""),
+    ("hallueditbench/meta_llama_3_8b_instruct", "hallueditbench", 1778, 0,
+     "2_hop 3_hop 4_hop 5_hop 6_hop inverse_relation multiple_choice no_question yes_question", "unrelated"),
 ]  # fmt: skip
 
 
-def load(path: Path) -> RecordSet:
+def load(path: Path, **options: Any) -> RecordSet:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", KecoreWarning)
-        return load_records(path)
+        return load_records(path, **options)
 
 
 @pytest.mark.parametrize("row", FILES, ids=[row[0] for row in FILES])
@@ -94,7 +120,61 @@ def test_sanitation_keeps_every_fact_once(shared_data: Path) -> None:
         assert {record.request.target for record in found} == {"I don't know."}
 
 
-@pytest.mark.parametrize("name", ["mquake/MQuAKE-CF-3k.json.gz", "glue_eval/cola.jsonl", "unke/final_data_v2.json.gz"])
+def test_mquake_chains_follow_from_the_edits(shared_data: Path) -> None:
+    found = load(shared_data / "mquake/MQuAKE-CF-3k.json.gz")
+    assert len(found.requests) == 4850
+    for record in found:
+        (chain,) = record.multi_hop
+        assert len(chain.questions) == 3
+        assert 2 <= len(chain.hops) == len(chain.old_hops) <= 4
+        assert set(chain.hops[-1].answers) == set(chain.answers)
+        # Each edit's target is what some hop of the chain answers.
+        assert all(any(r.target in hop.answers for hop in chain.hops) for r in record.requests)
+        assert [r.id for r in record.joint] == [f"{record.request.id}.{i}" for i in range(2, len(record.requests) + 1)]
+
+
+def test_akew_in_three_ways(shared_data: Path) -> None:
+    path = shared_data / "akew/MQuAKE-CF.json.gz"
+    edits = {way: load(path, variant=way) for way in ("structured", "unstructured", "triplets")}
+    assert [len(found.requests) for found in edits.values()] == [346, 346, 2142]
+    for structured, text in zip(edits["structured"], edits["unstructured"], strict=True):
+        assert text.long_form
+        assert [probe.answers[0] for probe in text.portability["structured_fact"]] == [
+            request.target for request in structured.requests
+        ]
+
+
+def test_parallel_sets_the_other_way_round(shared_data: Path) -> None:
+    german = load(shared_data / "mzsre/mzsre_test_duplicate_ende.json.gz", variant="to-english")
+    # 163 German questions do not hold the German name of their subject.
+    assert (len(german), len(german.skipped)) == (399, 163)
+    assert german[0].request.text == "Wann wurde die IAAF Combined Events Challenge ins Leben gerufen?"
+
+
+def test_mlake_finds_the_edit_of_every_question(shared_data: Path) -> None:
+    found = load(shared_data / "mlake")
+    assert sum(len(record.multi_hop) for record in found) == 1024 + 789
+
+
+def test_folders_by_split(shared_data: Path) -> None:
+    with pytest.raises(DataFormatError, match="holds the splits edit, train"):
+        load(shared_data / "wise")
+    assert len(load(shared_data / "wise", split="edit")) == 631
+    found = load(shared_data / "knowedit", split="test", format="knowedit")
+    assert (len(found), len(found.skipped)) == (1052 + 684, 3 + 2)
+
+
+def test_triples_with_their_own_templates(shared_data: Path) -> None:
+    folder = shared_data / "relations" / "factual"
+    triples = read_triples(folder)
+    ours, theirs = import_triples(triples), import_triples(triples, read_templates([folder]))
+    assert not ours.unknown
+    assert not theirs.unknown
+    assert len(theirs.records) == len(ours.records)
+    assert len(theirs.records) + len(theirs.skipped) == len(triples)
+
+
+@pytest.mark.parametrize("name", ["general/gsm8k.jsonl.gz", "glue_eval/cola.jsonl"])
 def test_other_data_sets_are_refused(shared_data: Path, name: str) -> None:
     with pytest.raises(DataFormatError, match="unknown layout"):
         load_records(shared_data / name)

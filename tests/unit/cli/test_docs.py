@@ -32,8 +32,8 @@ def test_command_page_is_current(root: Path) -> None:
 
 
 def shown(root: Path) -> list[str]:
-    """Every kecore command in the blocks of the quickstart, the README and the page on installing."""
-    pages = [root / "docs" / "quickstart.md", root / "docs" / "install.md", root / "README.md"]
+    """Every kecore command in the blocks of the quickstart, the README and the pages on installing and evaluating."""
+    pages = [*(root / "docs" / f"{name}.md" for name in ("quickstart", "install", "evaluate")), root / "README.md"]
     blocks = [block for page in pages for block in page.read_text(encoding="utf-8").split("```")[1::2]]
     lines = [line.removeprefix("$ ").partition("    #")[0] for block in blocks for line in block.splitlines()]
     parts = [part.strip() for line in lines for part in re.split(r" [|] |; ", line)]

@@ -51,6 +51,7 @@ def lines(path: Path, *rows: object) -> Path:
         ((), "no facts: give --facts FILE"),
         ((*FACT, "--limit", "3"), "--limit goes with --facts"),
         ((*FACT, "--format", "zsre"), "--format goes with --facts"),
+        ((*FACT, "--split", "test"), "--split goes with --facts"),
         ((*FACT, "--facts", "x"), "not --facts and --prompt"),
         ((*FACT, "--method", "memti"), "did you mean 'memit'"),
         ((*FACT, "--set", "stepps=3"), "unknown key 'stepps'; known: "),
@@ -85,7 +86,7 @@ def test_bad_line(kecore: Run, tmp_path: Path, rows: tuple[object, ...], said: s
 
 def test_unknown_format(kecore: Run, tmp_path: Path) -> None:
     facts = lines(tmp_path / "facts.jsonl", GOOD)
-    assert "unknown format 'xyz'; known: counterfact" in refused(kecore, tmp_path, "--facts", facts, "--format", "xyz")
+    assert "no data set layout 'xyz'; installed: " in refused(kecore, tmp_path, "--facts", facts, "--format", "xyz")
 
 
 def test_an_edit_is_not_overwritten(kecore: Run, tmp_path: Path) -> None:

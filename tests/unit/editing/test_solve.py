@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kecore.editing.keys import Keys
-from kecore.editing.solve import NullSpace, least_squares, one_by_one
+from kecore.editing.solve import NullSpace, least_squares, one_by_one, outside
 from kecore.ops import Solution
 from kecore.statistics import KeyStatistics
 
@@ -105,3 +105,15 @@ def test_null_space_takes_out_the_used_directions() -> None:
         free = basis[:, 3:]
         assert close(space.project(keys).double(), free @ free.t() @ keys.double())
     assert NullSpace(statistics, 2, 4.0, absolute=True).rank == 1
+
+
+def test_outside_is_the_complement_of_strong_directions() -> None:
+    """Against a projector from a full decomposition, with a gap in the spectrum at the threshold."""
+    taken = randn(D_IN, 7, seed=3) * torch.tensor([3.0, 2, 2, 2, 0.01, 0.01, 0.01])
+    keys = randn(D_IN, 4, seed=4)
+    u, s, _ = torch.linalg.svd(taken.double())
+    strong = u[:, : int((s.square() > 0.5).sum())]
+    assert strong.shape[1] == 4
+    expected = keys.double() - strong @ strong.t() @ keys.double()
+    torch.testing.assert_close(outside(taken, keys, 0.5).double(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(outside(taken[:, :0], keys, 0.5), keys)

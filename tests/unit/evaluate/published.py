@@ -130,3 +130,138 @@ OWN = {
     "portability": {"river": [{"prompt": "The river of France's capital is", "answers": "Tiber"}]},
     "generation_prompts": ["France is governed from"],
 }
+MQUAKE = {
+    "case_id": 8,
+    "requested_rewrite": [
+        {"prompt": "{} lives in", "relation_id": "P551", "target_new": {"str": "Rome", "id": "Q2"},
+         "target_true": {"str": "Paris", "id": "Q1"}, "subject": "Ann", "question": "Where does Ann live?"},
+        {"prompt": "The river of {} is", "relation_id": "P206", "target_new": {"str": "Po", "id": "Q4"},
+         "target_true": {"str": "Tiber", "id": "Q3"}, "subject": "Rome", "question": "What is the river of Rome?"},
+    ],
+    "questions": ["Which river flows where Ann lives?", "By which river does Ann live?", "Ann's river?"],
+    "answer": "Seine", "answer_alias": ["La Seine"], "new_answer": "Po", "new_answer_alias": ["Padus"],
+    "single_hops": [
+        {"question": "Where does Ann live?", "cloze": "Ann lives in", "answer": "Paris", "answer_alias": ["Lutetia"]},
+        {"question": "What is the river of Paris?", "cloze": "x", "answer": "Seine", "answer_alias": ["La Seine"]},
+    ],
+    "new_single_hops": [
+        {"question": "Where does Ann live?", "cloze": "Ann lives in", "answer": "Rome", "answer_alias": ["Roma"]},
+        {"question": "What is the river of Rome?", "cloze": "x", "answer": "Po", "answer_alias": []},
+    ],
+    "orig": {"triples": [["Q5", "P551", "Q1"]], "new_triples": [["Q5", "P551", "Q2"]]},
+}  # fmt: skip
+MQUAKE_REMASTERED = {
+    **{k: v for k, v in MQUAKE.items() if k != "orig"},
+    "requested_rewrite": [
+        {"prompt": r["prompt"], "relation_id": r["relation_id"], "subject": r["subject"], "question": r["question"],
+         "target_new_str": r["target_new"]["str"], "target_true_str": r["target_true"]["str"]}
+        for r in MQUAKE["requested_rewrite"]
+    ],
+    "split": {"1": ["unedited"], "1000": ["edited"], "3000": ["edited"], "100": None},
+}  # fmt: skip
+AKEW_FACT = {
+    "prompt": "{} lives in", "subject": "Ann", "question": "Where does Ann live?", "relation_id": "P551",
+    "target_new": {"str": "Rome"}, "target_true": {"str": "Paris"}, "fact_new": "Ann lives in Rome.",
+    "fact_new_uns": "Ann moved to Rome. She has a dog.",
+    "unsfact_triplets_GPT": [
+        {"subject": "Ann", "prompt": "{} moved to", "target": "Rome"},
+        {"subject": "Ann", "prompt": "{} has a", "target": "dog"},
+    ],
+}  # fmt: skip
+AKEW = {**MQUAKE, "requested_rewrite": [AKEW_FACT, {**AKEW_FACT, "subject": "Bea", "question": "Where does Bea live?"}]}
+AKEW_COUNTERFACT = {
+    **COUNTERFACT,
+    "requested_rewrite": {**COUNTERFACT["requested_rewrite"], "fact_new_uns": "Rome now.", "unsfact_triplets_GPT": []},
+}
+AKEW_UPDATE = {"case_id": 4, "requested_rewrite": {**AKEW_FACT, "time_new": "2022", "time_true": "2020"}}
+
+
+def _query(prompt: str, *answers: list[str]) -> dict[str, Any]:
+    named = [{"value": names[0], "aliases": names[1:]} for names in answers]
+    return {"prompt": prompt, "answers": named, "query_type": "regular", "relation": "MOTHER", "phrase": None}
+
+
+RIPPLE = {
+    "example_type": "popular",
+    "edit": {
+        "prompt": "The name of the country of citizenship of Ann is Syria.",
+        "subject_id": "Q1", "relation": "COUNTRY_OF_CITIZENSHIP", "target_id": "Q2",
+        "previous_fact": {
+            "prompt": "The name of the country of citizenship of Ann is United States of America.",
+            "subject_id": "Q1", "relation": "COUNTRY_OF_CITIZENSHIP", "target_id": "Q3",
+        },
+    },
+    "Relation_Specifity": [
+        {"test_queries": [_query("The name of the mother of Ann is", ["Bea", "Bee", "B"])], "test_condition": "OR",
+         "condition_queries": [_query("The name of the mother of Ann is", ["Bea"])]},
+    ],
+    "Logical_Generalization": [
+        {"test_queries": [
+            _query("Ann's flag has the colours", ["red"], ["white", "pale"]), _query("Ann's anthem is", ["x1"]),
+         ], "test_condition": "AND", "condition_queries": []},
+        {"test_queries": [], "test_condition": "OR", "condition_queries": []},
+    ],
+    "Subject_Aliasing": [
+        {"test_queries": [_query("Annie is of", ["Syria"]), _query("A. is of", ["Syria"])], "test_condition": "OR",
+         "condition_queries": []},
+    ],
+    "Compositionality_I": [], "Compositionality_II": [], "Forgetfulness": [],
+}  # fmt: skip
+WIKIBIGEDIT = {
+    "tag": "new", "subject": "Ann", "relation": "residence", "object": "Rome", "update": "Where does Ann live?",
+    "rephrase": "What is Ann's home?", "personas": "Yo, where's Ann at?", "ans": "Rome", "loc": "Where does Bea live?",
+    "loc_ans": "Paris", "mhop": "Which river flows where Ann lives?", "mhop_ans": "Tiber",
+}  # fmt: skip
+HALLUEDITBENCH = {
+    "topic": "event_film", "subject": "Dinard", "relation": "month of the year", "object": "September",
+    "question": "When is the month of the year of Dinard?", "output_some_model": "October", "eval_some_model": "0.0",
+    "multiple_choices": "['September', 'October']", "paraphrased_question": "In which month is Dinard?",
+    "multiple_choice_with_letters": "A. October  B. September", "multiple_choice_labels": "B",
+    "yes_question": "Is Dinard in September?", "no_question": "Is Dinard in October?",
+    "locality_question": "In which country is Dinard?", "reversed_relation_question": "What is held in September?",
+    "question_2hop": "What is the weather in the month of Dinard?", "answer_2hop": "Mild",
+}  # fmt: skip
+UNKE = {
+    "id": 0, "question": "What is Ann's work?", "para_question": "What does Ann do?", "answer": "Ann sails.",
+    "sub_question": ["Does Ann sail?", "Where?"], "sub_answer": ["Yes.", "At sea."],
+}  # fmt: skip
+EDITEVERYTHING = {"id": 5, "question": "Add 1 and 2.", "answer": "It is 3.", "category": "math"}
+SAFEEDIT = {
+    "id": 2, "unsafety category": "bias", "adversarial prompt": "Play a role. Is Ann bad?", "question": "Is Ann bad?",
+    "attack category": "role", "attack name": "r", "unsafe generation": "Yes.", "safe generation": "I cannot say.",
+    "generalization test": {
+        "test input of only harmful question": "Is Ann bad?", "test input of other attack prompt input": "Dan: bad?",
+        "attack_category": "x", "test input of other question input": "Play a role. Is Bea bad?",
+        "test input of other questions and attack prompts": "Dan: Bea?",
+    },
+    "knowledge constrain": {"prompt": "Is zinc a metal?", "answer": "Yes"},
+}  # fmt: skip
+CKNOWEDIT = {
+    "prompt": "请填写后一句：君子食无求饱，", "target_old": "旧", "target_new": "居无求安",
+    "rephrase": ["后一句是什么？"],
+    "portability": [{"prompt": "居无求安的上一句？", "answer": "君子食无求饱"}],
+    "locality": None,
+}  # fmt: skip
+MZSRE = {
+    "en": {"subject": "Ann", "src": "Where does Ann live?", "rephrase": "Ann's home?", "alt": "Rome",
+           "loc": "Who wrote?", "loc_ans": "Bea", "portability": {"New Question": "Her river?", "New Answer": "Tiber"}},
+    "de": {"subject": "Anna", "src": "Wo wohnt Anna?", "rephrase": "Annas Ort?", "alt": "Rom", "loc": "Wer schrieb?",
+           "loc_ans": "Bea", "portability": {"New Question": "Ihr Fluss?", "New Answer": "Der Tiber"}},
+}  # fmt: skip
+BMIKE = {
+    "en": {"case_id": 7, "subject": "Ann", "src": "Where is Ann from?", "rephrase": "Ann's city?", "old": "Paris",
+           "alt": "Rome", "loc": "Where is Bea from?", "loc_ans": "Paris", "port": "Her river?", "port_ans": "Tiber"},
+}  # fmt: skip
+MLAKE_SINGLE = {
+    "question": "Where did Ann work?", "o_prompt": "Ann worked at Acme.", "o_answer": "Acme",
+    "o_answer_aliases": ["A."],
+    "e_prompt": "Ann worked at BBC.", "e_answer": "BBC", "e_answer_aliases": ["the Beeb"],
+}  # fmt: skip
+MLAKE_MULTI = {
+    "question": "Where is the house that Ann worked at?", "e_prompt": "Ann worked at BBC.", "e_answer": "London",
+    "e_answer_aliases": ["Londinium"],
+}  # fmt: skip
+KNOWN = {
+    "known_id": 3, "subject": "Ann", "attribute": "Rome", "template": "{} lives in", "prediction": " Rome.",
+    "prompt": "Ann lives in", "relation_id": "P551",
+}  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from slow_reference import greedy
@@ -9,6 +11,7 @@ from tiny_worlds import World, make_world
 
 from kecore.errors import ConfigError
 from kecore.evaluate import generate
+from kecore.evaluate.generation import _Choice
 from kecore.model_view import ModelView
 from kecore.model_view.view import Pass
 
@@ -102,3 +105,23 @@ def test_the_models_own_closing_tokens_end_a_text(small: World, monkeypatch: pyt
 def test_length(small: World) -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         generate(small.view, small.encoder, PROMPTS, max_new_tokens=0)
+    with pytest.raises(ConfigError, match="at least 1"):
+        generate(small.view, small.encoder, PROMPTS, max_new_tokens=[3, 3, 0, 3])
+    with pytest.raises(ConfigError, match="top_k"):
+        generate(small.view, small.encoder, PROMPTS, top_k=0)
+
+
+def test_each_prompt_has_its_length(small: World) -> None:
+    limits = [5, 2, 7, 1]
+    whole = generate(small.view, small.encoder, PROMPTS, max_new_tokens=7)
+    found = generate(small.view, small.encoder, PROMPTS, max_new_tokens=limits)
+    assert [item.ids for item in found] == [item.ids[:n] for item, n in zip(whole, limits, strict=True)]
+
+
+def test_draws_are_of_the_most_probable_and_in_proportion() -> None:
+    choose = _Choice(3, [random.Random(f"0 prompt {n}") for n in range(400)])
+    logits = torch.log(torch.tensor([0.1, 0.5, 0.15, 0.25])).expand(400, 4)
+    counts = torch.bincount(choose(logits), minlength=4) / 400
+    wanted = torch.tensor([0, 0.5, 0.15, 0.25]) / 0.9
+    assert counts[0] == 0
+    assert float((counts - wanted).abs().max()) < 0.08  # three standard deviations

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 
 import pytest
+import torch
 from hand_scores import probe, score
 
+from kecore.errors import ConfigError, PluginError
+from kecore.evaluate import Evaluation, RecordResult, compare, metrics
 from kecore.evaluate.metrics import (
-    METRICS,
+    GROUP,
+    STANDARD,
+    AnsweredProbe,
+    Metric,
+    divergence,
+    family,
     free_generation,
     magnitude,
     measure,
+    metrics_of,
     stability,
     strict_accuracy,
     success,
@@ -19,6 +32,7 @@ from kecore.evaluate.metrics import (
 )
 from kecore.evaluate.protocol import Protocol
 from kecore.evaluate.scoring import ContinuationScore
+from kecore.registry import Plugins
 
 PLAIN = Protocol()
 
@@ -105,11 +119,116 @@ def test_a_record_is_the_mean_of_its_probes_and_axes_weigh_the_same() -> None:
     assert "locality" not in found
 
 
-def test_metric_keys_differ() -> None:
-    keys = [metric.key for metric in METRICS]
-    assert len(set(keys)) == len(keys)
-
-
 def test_probe_json_is_finite_for_a_broken_model() -> None:
     broken = ContinuationScore((-math.inf,), (1,), (-1,))
     assert probe("edit", broken).to_json()["probability"] == [0.0]
+
+
+def test_everything_that_must_be_named() -> None:
+    both = {"answers": ("Rome", "Roma"), "also": (("Paris",),)}
+    named = probe("edit", score(0.5), text="in Paris, and before that in Roma", **both)
+    assert free_generation(named, PLAIN) == 1
+    assert free_generation(probe("edit", score(0.5), text="Rome", **both), PLAIN) == 0
+    assert strict_accuracy(named, PLAIN) is None
+    assert token_accuracy(named, PLAIN) is None
+
+
+def test_divergence_by_hand() -> None:
+    p, q = (torch.tensor(values).log() for values in ([0.5, 0.25, 0.25], [0.25, 0.25, 0.5]))
+    assert divergence(p, q) == pytest.approx(0.5 * math.log(2) - 0.25 * math.log(2))
+    assert divergence(p, p) == 0
+    assert divergence(p, torch.full((3,), math.nan)) is None
+
+
+QUIET = Protocol(max_new_tokens=0)
+
+
+def test_a_test_of_several_prompts_counts_once() -> None:
+    right, wrong = score(0.5), score(0.5, wrong=(0,))
+    hops = [probe("hop", s, test="0", need="all") for s in (right, right, wrong)]
+    asked = [probe("multi_hop", s, test=test) for s, test in ((wrong, "0"), (right, "0"), (wrong, "1"))]
+    found = measure([*hops, *asked], QUIET, compared=False)
+    assert found["hop_strict_accuracy"] == (0, 3)
+    assert found["multi_hop_strict_accuracy"] == (0.5, 3)
+
+
+def test_probes_whose_conditions_do_not_hold_are_left_out() -> None:
+    right, wrong = score(0.5), score(0.5, wrong=(0,))
+    probes = [probe("portability", right, holds=True), probe("portability", wrong, holds=False)]
+    assert measure(probes, QUIET, compared=False)["portability"] == (1, 1)
+    assert "portability" not in measure(probes[1:], QUIET, compared=False)
+
+
+def test_conditions_are_those_of_the_model_before() -> None:
+    rows = [
+        Evaluation(QUIET, (RecordResult("a", "", (probe("portability", score(0.5), holds=holds),)),))
+        for holds in (False, True)
+    ]
+    found = compare(*rows)
+    assert "portability" not in found.scores
+    assert found.skipped["portability"] == 1
+
+
+def test_texts_are_written_for_kinds_that_need_them() -> None:
+    keys = {m.key for m in metrics_of(PLAIN) if m.applies(PLAIN, compared=False)}
+    assert {"free_generation", "portability_free_generation", "multi_hop", "hop_accuracy"} <= keys
+    assert not {"locality_free_generation", "locality", "neighbourhood_stability"} & keys
+    quiet = {m.key for m in metrics_of(QUIET) if m.applies(QUIET, compared=True)}
+    assert {"locality", "multi_hop_strict_accuracy"} <= quiet
+    assert not {"free_generation", "multi_hop"} & quiet
+
+
+@pytest.fixture
+def offered(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """A stranger's module ``their_metrics``, whose NAMEs stand in the group as ``name``, beside kecore's own."""
+    module = ModuleType("their_metrics")
+    monkeypatch.setitem(sys.modules, "their_metrics", module)
+    names = ("length", "clash", "broken", "missing", "double")
+    theirs = [EntryPoint(name, f"their_metrics:{name.upper()}", GROUP) for name in names]
+    found = Plugins([*entry_points(group=GROUP), *theirs], noun="metric family", check=metrics._check,
+                    missing=ConfigError)  # fmt: skip
+    monkeypatch.setattr(metrics, "_plugins", lambda: found)
+    metrics._taken.cache_clear()
+    yield module
+    metrics._taken.cache_clear()
+
+
+def test_a_strangers_metrics_are_taken_where_asked_for(offered: ModuleType) -> None:
+    def length(probe: AnsweredProbe, protocol: Protocol) -> float:
+        return float(len(probe.prompt))
+
+    def closer(before: AnsweredProbe, after: AnsweredProbe) -> float:
+        return after.scores[0].mean - before.scores[0].mean
+
+    offered.LENGTH = (Metric("length", "edit", length), Metric("closer", "edit", pair=closer))
+    rows = [
+        Evaluation(Protocol(max_new_tokens=0, extra=("length",)), (RecordResult("a", "", (probe("edit", s),)),))
+        for s in (score(0.25), score(0.5))
+    ]
+    assert rows[0].scores["length"].value == 1
+    assert "closer" not in rows[0].scores
+    assert compare(*rows).scores["closer"].value == pytest.approx(math.log(2))
+    assert "length" not in Evaluation(QUIET, rows[0].rows).scores
+
+
+def test_families_that_cannot_be_used(offered: ModuleType) -> None:
+    offered.CLASH = Metric("edit_success", "edit", success)
+    offered.BROKEN = "no metric"
+    offered.DOUBLE = Metric("twice", "edit", success, pair=stability)
+    with pytest.raises(ConfigError, match="'success' and 'clash' both have a 'edit_success'"):
+        metrics_of(Protocol(extra=("clash",)))
+    with pytest.raises(PluginError, match="must lead to a Metric"):
+        family("broken")
+    with pytest.raises(PluginError, match="exactly one"):
+        family("double")
+    with pytest.raises(PluginError, match="cannot be imported"):
+        family("missing")
+    with pytest.raises(ConfigError, match="did you mean 'fluency'"):
+        metrics_of(Protocol(extra=("fluencyy",)))
+
+
+def test_our_own_families_stand_in_the_same_group() -> None:
+    names = {point.name for point in entry_points(group=GROUP) if point.dist and point.dist.name == "kecore"}
+    assert {*STANDARD, "kl", "fluency", "consistency", "rouge", "bertscore", "judge"} <= names
+    every = [metric.key for name in names for metric in family(name)]
+    assert len(set(every)) == len(every)

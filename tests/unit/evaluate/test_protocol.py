@@ -5,13 +5,19 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from kecore.errors import ConfigError, ProtocolMismatchError
 from kecore.evaluate import Protocol
+from kecore.evaluate.protocol import same_protocol
 
 
 def test_every_field_changes_the_hash() -> None:
     others = [
         Protocol(form="chat"),
-        Protocol(when="at-end"),
+        Protocol(edits="single"),
+        Protocol(edits="sequential"),
+        Protocol(edits="sequential", step=2),
+        Protocol(edits="sequential", when=("at-end",)),
+        Protocol(edits="sequential", retention=3),
         Protocol(probability="sum"),
         Protocol(generate=("edit",)),
         Protocol(max_new_tokens=8),
@@ -23,11 +29,37 @@ def test_every_field_changes_the_hash() -> None:
     ]
     assert {*map(len, (p.hash() for p in others))} == {12}
     assert len({Protocol().hash(), *(p.hash() for p in others)}) == len(others) + 1
-    assert len(others) == len(Protocol.model_fields)
+    changed = {name for p in others for name in Protocol.model_fields if getattr(p, name) != getattr(Protocol(), name)}
+    assert changed == Protocol.model_fields.keys() - {"extra", "judge"}  # tests of the metrics see to those
+
+
+def test_a_field_without_effect_is_refused() -> None:
+    for fields in ({"step": 2}, {"when": ("at-end",)}, {"retention": 1}):
+        with pytest.raises(ConfigError, match="sequential"):
+            Protocol.make({"edits": "single", **fields})
+    with pytest.raises(ConfigError, match="once"):
+        Protocol.make({"edits": "sequential", "when": ("at-end", "at-edit")})
+    with pytest.raises(ConfigError, match="unknown key 'steps'"):
+        Protocol.make({"steps": 2})
+
+
+def test_moments_and_checkpoints() -> None:
+    assert Protocol().moments == Protocol(edits="single").moments == ("after",)
+    sequence = Protocol(edits="sequential", step=10, retention=2)
+    assert sequence.moments == ("at-edit", "at-end")
+    assert sequence.checkpoints(60) == {2: "after-20", 4: "after-40"}
+    assert sequence.checkpoints(55) == {2: "after-20", 4: "after-40"}
+    assert sequence.checkpoints(10) == {}  # one step: its end is at-end
+
+
+def test_mixing_names_what_differs() -> None:
+    same_protocol(Protocol(seed=1), Protocol(seed=1), "these")
+    with pytest.raises(ProtocolMismatchError, match=r"these follow .* \(max_new_tokens 32 and 8, seed 0 and 1\)"):
+        same_protocol(Protocol(), Protocol(max_new_tokens=8, seed=1), "these")
 
 
 def test_round_trip_and_frozen() -> None:
-    protocol = Protocol(when="single", max_new_tokens=4)
+    protocol = Protocol(edits="single", max_new_tokens=4)
     assert Protocol.model_validate(protocol.to_json()) == protocol
     with pytest.raises(ValidationError):
         protocol.seed = 3  # type: ignore[misc]
@@ -38,4 +70,4 @@ def test_round_trip_and_frozen() -> None:
 def test_the_hash_is_pinned() -> None:
     # A hash that changes by accident makes published tables incomparable: if this fails, either restore
     # the defaults or raise METRIC_VERSION and pin the new value.
-    assert Protocol().hash() == "8beee033d7f0"
+    assert Protocol().hash() == "35060fa3ca3b"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from statistics import stdev
 
 import pytest
@@ -87,14 +88,14 @@ def _local(id: str, wrong: tuple[int, ...]) -> RecordResult:
 
 def test_compare_adds_stability() -> None:
     before = Evaluation(QUIET, (_local("a", (0,)), _local("b", ())))
-    after = Evaluation(Protocol(max_new_tokens=0, when="at-end"), (_local("a", (0, 1)), _local("b", ())))
+    after = Evaluation(QUIET, (_local("a", (0, 1)), _local("b", ())))
     found = compare(before, after)
     assert "locality" not in after.scores
     assert found.compared
     assert found.scores["locality"].value == found.scores["locality.x"].value == 0.75
     assert found.scores["neighbourhood_stability"].value == 1
     assert found.scores["locality_accuracy"].value == after.scores["locality_accuracy"].value == 0.5
-    assert found.protocol.when == "at-end"
+    assert found.protocol == QUIET
 
 
 def test_compare_refuses_other_protocols_and_records() -> None:
@@ -110,7 +111,16 @@ def test_compare_refuses_other_protocols_and_records() -> None:
 def test_merge() -> None:
     parts = [Evaluation(QUIET, (row(str(i), i < 3),)) for i in range(4)]
     assert merge(parts).scores["edit_success"].value == 0.75
-    with pytest.raises(ConfigError, match="one protocol"):
+    with pytest.raises(ConfigError, match="different protocols"):
         merge([parts[0], Evaluation(Protocol(), parts[1].rows)])
-    with pytest.raises(ConfigError, match="got 0 kinds"):
+    with pytest.raises(ConfigError, match="one or more"):
         merge([])
+
+
+def test_rows_keep_every_bit_on_their_way_through_text() -> None:
+    third = score(1 / 3, 0.1, wrong=(1,))
+    broken = replace(third, log_probs=(-math.inf, -0.1))
+    one = RecordResult("a", "x", (replace(probe("edit", third, rival=broken), text="ein \u00fc\n", stable=0.5),))
+    again = RecordResult.load(one.dump())
+    assert again == one
+    assert again.probes[0].rival == broken

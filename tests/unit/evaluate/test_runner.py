@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from slow_reference import counterfact, greedy, log_probs
-from tiny_worlds import World
+from slow_reference import Slow, counterfact, greedy, log_probs
+from tiny_worlds import World, edited, make_world
 
 from kecore.errors import ConfigError
-from kecore.evaluate import Protocol, compare, evaluate
+from kecore.evaluate import Evaluation, Protocol, RecordResult, compare, evaluate
 from kecore.text import Encoder
-from kecore.types import EditRecord, EditRequest, Probe
+from kecore.types import EditRecord, EditRequest, MultiHop, Probe
 
 QUIET = Protocol(max_new_tokens=0)
 RECORDS = [
@@ -36,6 +36,72 @@ RICH = EditRecord(
     locality={"near": (Probe("The Danube is in", ("Europe",)), Probe("Rome is"))},
     portability={"one_hop": (Probe("Vinson Massif and Berlin are in", ("Europe", "Asia")),)},
 )
+FULL = EditRecord(
+    EditRequest("The capital of {} is", "Italy", "Vienna", "Rome", id="full"),
+    rephrases=("Italy has its capital in",),
+    neighbourhood=("The capital of Gaul is", "Vienna is in"),
+    target_aliases=("the Black Sea",),
+    locality={
+        "near": (Probe("The Danube flows to", ("the Black Sea", "Europe")), Probe("Vinson Massif is")),
+        "far": (Probe("Apollo is", ("Greek",)),),
+    },
+    portability={
+        "reasoning": (
+            Probe("Italy and Berlin are in", ("Europe",)),
+            Probe("The mother tongue of Italy is", ("French",), others=(Probe("Italy speaks", ("Greek", "is")),)),
+            Probe("Rome is not", ("Paris",), others=(Probe("Rome is", ("Paris", "Rome")),), need="all"),
+        ),
+        "ripple": (
+            Probe("Italy flows to", ("Berlin",), conditions=(Probe("Where does Apollo flow", ("It", "Vienna")),)),
+            Probe("Rome flows to", ("Paris",), conditions=(Probe("The Danube is", ("<", "a")),)),
+        ),
+    },
+    multi_hop=(
+        MultiHop(
+            ("The capital of the continent is", "Where does it flow? It is"),
+            ("Vienna", "Rome"),
+            hops=(Probe("The capital of Italy is", ("Vienna",)), Probe("Vienna is in", ("Europe", "Austria"))),
+        ),
+    ),
+    generation_prompts=("Italy is", "The mother tongue of Italy"),
+)
+CHINESE = EditRecord(
+    EditRequest("{}的首都是", "法国", "东京", "巴黎", id="zh"),
+    rephrases=("法国的首都位于",),
+    neighbourhood=("日本的首都是", "The capital of 法国 is"),
+    locality={"near": (Probe("艾菲尔铁塔位于", ("巴黎", "东京")), Probe("日本"))},
+    portability={"reasoning": (Probe("法国在", ("日本",), others=(Probe("法国位于", ("东京", "巴黎")),)),)},
+    multi_hop=(MultiHop(("法国的首都位于", "铁塔位于"), ("日本",), hops=(Probe("东京位于", ("日本",)),)),),
+    generation_prompts=("法国的首都",),
+)
+
+
+def both(world: World, protocol: Protocol, records: list[EditRecord]) -> tuple[World, Evaluation]:
+    """An edited world, and its evaluation compared with the unedited one's."""
+    after = edited(world)
+    found = [evaluate(w.view, w.encoder, records, protocol, batch_tokens=200) for w in (world, after)]
+    return after, compare(*found)
+
+
+@pytest.mark.parametrize("family", ["byte-level", "llama", "unigram", "byte-bpe", "llama-like"])
+def test_every_metric_equals_the_definition(family: str) -> None:
+    world = make_world(family)
+    knows_chinese = family in ("byte-bpe", "llama-like")
+    records = [FULL, CHINESE if knows_chinese else RECORDS[0]]
+    protocol = Protocol(max_new_tokens=6, extra=("kl", "fluency"))
+    after, found = both(world, protocol, records)
+    slow = Slow(after.view.model, world.view.model, world.encoder.tokenizer, 6)
+    wanted = slow.records(records) | counterfact(after.view.model, world.encoder.tokenizer, records)
+    scores = {key: score.value for key, score in found.scores.items() if "." not in key}
+    # Aliases of the target are in kecore's accuracies on the edit and its paraphrases, not in CounterFact's.
+    aliased = {"strict_accuracy", "token_accuracy", "paraphrase_strict_accuracy", "paraphrase_token_accuracy"}
+    assert set(scores) == set(wanted)
+    kept = scores.keys() - aliased
+    assert {k: scores[k] for k in kept} == pytest.approx({k: wanted[k] for k in kept}, abs=1e-9)
+    assert 0 < scores["locality"] < 1
+    assert scores["locality_kl"] > 1e-3
+    assert [RecordResult.load(row.dump()) for row in found.rows] == list(found.rows)
+    json.dumps(found.to_json(), allow_nan=False)
 
 
 def test_equals_the_definition(world: World) -> None:

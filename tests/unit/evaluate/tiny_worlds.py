@@ -1,7 +1,8 @@
-"""Tiny models with three kinds of tokenizer, made in code: nothing is downloaded."""
+"""Tiny models with five kinds of tokenizer, made in code: nothing is downloaded."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cache
 
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from kecore.model_view import ModelView
+from kecore.testing.models import tiny_model, tiny_tokenizer
 from kecore.text import Encoder
 
 TEXT = [
@@ -63,13 +65,16 @@ def _sentence_piece(kind: str) -> PreTrainedTokenizerFast:
 def make_world(kind: str, dtype: torch.dtype = torch.float64) -> World:
     """A tiny random model; float64, so that equality with a slow reference can be asked to 1e-9."""
     torch.manual_seed(7)
+    if kind in ("byte-bpe", "llama-like"):  # these two know Chinese
+        model, tokenizer = tiny_model("llama", layers=2, seed=7), tiny_tokenizer(kind)
+        return World(ModelView.of(model.to(dtype).eval()), Encoder(tokenizer))
     if kind == "byte-level":
         tokenizer = _byte_level()
         config = GPT2Config(
             vocab_size=len(tokenizer), n_positions=128, n_embd=32, n_layer=2, n_head=4,
             initializer_range=0.4, bos_token_id=0, eos_token_id=0,
         )  # fmt: skip
-        model: torch.nn.Module = GPT2LMHeadModel(config)
+        model = GPT2LMHeadModel(config)
     else:
         tokenizer = _sentence_piece("bpe" if kind == "llama" else "unigram")
         config = LlamaConfig(
@@ -81,3 +86,13 @@ def make_world(kind: str, dtype: torch.dtype = torch.float64) -> World:
     tokenizer.chat_template = CHAT
     model = model.to(dtype).eval()
     return World(ModelView.of(model), Encoder(tokenizer))
+
+
+def edited(world: World) -> World:
+    """The same world after something has happened to its weights."""
+    model = copy.deepcopy(world.view.model)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.15 * weight.std() * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+    return World(ModelView.of(model), world.encoder)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from kecore import Corpus, Editor, EditRequest, KeyStatistics, WeightEdit
-from kecore.edit import Dense
+from kecore.edit import Dense, LowRank
+from kecore.editing.keys import KeyPass
 from kecore.errors import ConfigError, KecoreWarning
 from kecore.testing import tiny_model, tiny_tokenizer
 
@@ -51,6 +52,89 @@ def test_a_method_is_memit_with_a_stage(editor: Editor, method: str) -> None:
     own, staged = planned(editor, method, **strong), planned(editor, "memit", stages=method, **strong)
     assert same(own, staged)
     assert (own.method, staged.method) == (method, "memit")
+
+
+@pytest.mark.parametrize(("method", "base"), [("sphere", "alphaedit"), ("simie", "rome")])
+def test_a_stage_makes_its_own_method_of_another(editor: Editor, method: str, base: str) -> None:
+    own, staged, plain = planned(editor, method), planned(editor, base, stages=method), planned(editor, base)
+    assert same(own, staged)
+    assert not same(own, plain)
+
+
+def test_a_lone_value_is_its_own_anchor_and_the_next_ones_keep_it(editor: Editor) -> None:
+    with editor, warnings.catch_warnings():
+        warnings.simplefilter("ignore", KecoreWarning)
+        plain = editor.edit(FACTS[:1], "memit", **FAST)
+        editor.revert()
+        first = editor.edit(FACTS[:1], "memit", stages="nas", **FAST)
+        second = editor.edit(FACTS[1:], "memit", stages="nas", **FAST)
+    assert isinstance(plain, WeightEdit)
+    assert isinstance(first, WeightEdit)
+    assert isinstance(second, WeightEdit)
+    for name, update in plain.updates.items():
+        torch.testing.assert_close(first.updates[name].matrix(), update.matrix(), rtol=1e-4, atol=1e-6)
+    assert torch.equal(first.state["nas/anchor"], second.state["nas/anchor"])
+
+
+def test_evoedit_does_not_touch_the_keys_of_earlier_edits(editor: Editor) -> None:
+    """What is left of a second edit at the first one's keys is what AlphaEdit leaves there, or a small part of it."""
+    left: dict[str, float] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", KecoreWarning)
+        for method, config in (("alphaedit", {}), ("evoedit", {"occupied": 1e-6})):
+            with editor:
+                editor.edit(FACTS[:1], method, **FAST, **config)
+                edit = editor.edit(FACTS[1:], method, **FAST, **config)
+            assert isinstance(edit, WeightEdit)
+            prefix = {"alphaedit": "keys/2/0", "evoedit": "past/2/keys/0"}[method]
+            earlier = edit.state[prefix].double()
+            update = list(edit.updates.values())[-1].matrix().double()
+            left[method] = float((update @ earlier).norm() / (update.norm() * earlier.norm()))
+    assert left["alphaedit"] > 1e-3
+    assert left["evoedit"] < 1e-5
+
+
+def test_evoedit_lets_go_of_a_subject_that_is_edited_again(editor: Editor) -> None:
+    with editor, warnings.catch_warnings():
+        warnings.simplefilter("ignore", KecoreWarning)
+        first = editor.edit(FACTS[1:2], "evoedit", **FAST)
+        again = editor.edit(FACTS[2:], "evoedit", **FAST)
+    assert isinstance(first, WeightEdit)
+    assert isinstance(again, WeightEdit)
+    for name, update in again.updates.items():
+        assert update.norm() > 0.1 * first.updates[name].norm()
+
+
+def test_forward_replay_optimises_for_the_first_layer(editor: Editor) -> None:
+    """With one layer there is nothing to replay: MEMIT-FE is MEMIT. With several, its values are the first one's."""
+    one = {"layers": [1]}
+    (own,), (memit,) = (planned(editor, method, **one).updates.values() for method in ("memit-fe", "memit"))
+    torch.testing.assert_close(own.matrix(), memit.matrix())
+    several, first = planned(editor, "memit-fe"), planned(editor, "memit", layers=[0])
+    assert several.notes["value_loss"] == first.notes["value_loss"]
+    name, *_ = first.updates
+    torch.testing.assert_close(several.updates[name].matrix(), first.updates[name].matrix())
+    assert len(several.updates) == 3
+
+
+def test_eamet_turns_values_towards_their_keys_geometry(editor: Editor) -> None:
+    free = {"align_divergence": 0.0, "align_squares": 0.0, "stop_loss": 0.0, "layers": [2], "steps": 8}
+    memit = planned(editor, "memit", **{**FAST, "stop_loss": 0.0, "layers": [2], "steps": 8})
+    assert same(planned(editor, "eamet", **free), memit)
+    strong = planned(editor, "eamet", **{**free, "align_squares": 50.0})
+
+    def apart(edit: WeightEdit) -> float:
+        """What is missing between the cosine of the two values and that of the two keys."""
+        (update,) = edit.updates.values()
+        assert isinstance(update, LowRank)
+        a, b = update.U.double().t()
+        return abs(float(a @ b / (a.norm() * b.norm())) - cosine)
+
+    with editor.view.frozen():
+        about = (editor.view, editor.encoder, FACTS, [0, 1, 1], memit.notes["contexts"], (2,))
+        keys = KeyPass(*about).advance(2)[0].mean().t().double()
+    cosine = float(torch.cosine_similarity(keys[0], keys[1], dim=0))
+    assert apart(strong) < 0.5 * apart(memit)
 
 
 def test_rect_of_everything_is_memit(editor: Editor) -> None:

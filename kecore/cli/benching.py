@@ -1,0 +1,191 @@
+"""Running a plan from the command line: what ``eval``, ``bench`` and ``compare`` do alike."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import sleep
+from typing import TYPE_CHECKING, Any
+
+from kecore.cli.console import Screen
+from kecore.cli.errors import CheckFailed
+from kecore.cli.machine import environment, peak_memory
+from kecore.cli.session import Loading, StatisticsSource, provide_statistics
+from kecore.evaluate.plan import BenchPlan
+
+if TYPE_CHECKING:
+    from kecore.editor import Editor
+    from kecore.evaluate.cells import Cell
+    from kecore.evaluate.store import Store
+
+__all__ = ["Desk", "carry_out", "ranks"]
+
+_POLL = 0.5
+"""Seconds between two looks at what the processes have stored."""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The command line as a :class:`kecore.evaluate.bench.Workplace`.
+
+    Args:
+        plan: the plan.
+        screen: shows what goes on.
+        device: in place of the plan's, for a process that has one of its own.
+    """
+
+    plan: BenchPlan
+    screen: Screen = field(default_factory=Screen)
+    device: str = ""
+
+    def open(self, model: str) -> Editor:
+        """A session on an unedited model."""
+        from kecore.trained import TrainedEditor
+
+        plan = self.plan
+        loading = Loading(model, self.device or plan.device, plan.dtype, plan.trust_remote_code, plan.protocol.seed)
+        trained = [TrainedEditor.load(path) for path in plan.trained]
+        chat = plan.protocol.form == "chat"
+        return loading.edit(self.screen, chat=chat, memory=plan.memory, trained=trained)
+
+    def prepare(self, editor: Editor, method: str, config: Mapping[str, Any]) -> None:
+        """Key statistics, for a method that needs them."""
+        from kecore import registry
+
+        cls = registry.default().get(method)
+        if cls.capabilities.needs_statistics:
+            source = StatisticsSource(self.plan.stats, self.plan.text, self.plan.tokens)
+            provide_statistics(self.screen, editor, cls, cls.Config.make(config), source)
+
+    def made_on(self, editor: Editor) -> Mapping[str, Any]:
+        """Versions, hardware, and digests of the weights."""
+        return {
+            **environment(editor.view.device),
+            "base": {"dtype": editor.base.dtype, **editor.base.digests},
+            "parameters": sum(parameter.numel() for parameter in editor.model.parameters()),
+        }
+
+    def peak_memory(self, editor: Editor) -> int | None:
+        """Most bytes that the process has held."""
+        return peak_memory(editor.view.device)
+
+    def stage(self, label: str) -> AbstractContextManager[None]:
+        """Show that a run is going on."""
+        return self.screen.stage(label, f"running {label}")
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Show how far it is."""
+        self.screen.progress(stage, done, total)
+
+    def say(self, text: str) -> None:
+        """Show what became of it."""
+        self.screen.log(text)
+
+
+def ranks() -> tuple[int, int]:
+    """This process's place among those that ``torchrun`` has started, and their number; (0, 1) without it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def carry_out(screen: Screen, plan: BenchPlan, store: Store, jobs: int = 1) -> list[Cell]:
+    """Do what a store lacks of a plan.
+
+    Args:
+        screen: shows what goes on.
+        plan: what to run.
+        store: where results go.
+        jobs: processes to share the work.
+
+    Returns:
+        The plan's runs.
+
+    Raises:
+        StoreInUseError: another run is writing to the store.
+        CheckFailed: a process of several ended badly.
+    """
+    from kecore.evaluate.bench import retry, run
+    from kecore.evaluate.cells import cells_of
+
+    StatisticsSource(plan.stats, plan.text, plan.tokens).check()
+    cells = cells_of(plan)
+    rank, world = ranks()
+    with store.alone() if rank == 0 else _together():
+        if rank == 0:
+            retry(cells, store)
+        if jobs > 1 and world == 1:
+            if any(cell.missing(store) for cell in cells):
+                _share(screen, plan, store, cells, jobs)
+        else:
+            run(cells, store, Desk(plan, screen, _device(plan, rank, world)), shard=(rank, world))
+    return cells
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Further ranks write beside the first one, which holds the store."""
+    yield
+
+
+def _device(plan: BenchPlan, rank: int, world: int) -> str:
+    """A device for each process where there are several."""
+    if world == 1 or plan.device not in ("auto", "cuda"):
+        return plan.device
+    import torch
+
+    place = int(os.environ.get("LOCAL_RANK", rank))
+    return f"cuda:{place % torch.cuda.device_count()}" if torch.cuda.is_available() else plan.device
+
+
+def _share(screen: Screen, plan: BenchPlan, store: Store, cells: Sequence[Cell], jobs: int) -> None:
+    """Start processes, and show what they store until all have ended."""
+    from multiprocessing import get_context
+
+    context = get_context("spawn")
+    values = plan.model_dump(mode="json")
+    workers = [context.Process(target=_work, args=(values, store.path, rank, jobs)) for rank in range(jobs)]
+    total = sum(sum(cell.wanted(store.protocol).values()) for cell in cells)
+    keys = [cell.spec.key for cell in cells]
+    try:
+        with screen.stage("run", f"running {len(cells)} runs by {jobs} processes"):
+            for worker in workers:
+                worker.start()
+            while any(worker.is_alive() for worker in workers):
+                screen.progress("records", store.count(keys), total)
+                sleep(_POLL)
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+    failed = [worker.exitcode for worker in workers if worker.exitcode]
+    if failed:
+        raise CheckFailed(
+            f"{len(failed)} of {jobs} processes ended with exit code {failed[0]}; what was done is in {store.path}, "
+            "and the same command goes on from there"
+        )
+
+
+def _work(values: Mapping[str, Any], path: Path, rank: int, jobs: int) -> None:
+    """One process's share; it ends with the process that started it."""
+    import threading
+    from multiprocessing import parent_process
+    from multiprocessing.connection import wait
+
+    import torch
+
+    from kecore.evaluate.bench import run
+    from kecore.evaluate.cells import cells_of
+    from kecore.evaluate.store import Store
+
+    parent = parent_process()
+    if parent is not None:
+        # An orphan would go on writing to a store that nobody holds any longer.
+        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+    torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
+    plan = BenchPlan.make(values)
+    screen = Screen()
+    screen.err.quiet = rank > 0
+    with Store(path, plan.protocol) as store:
+        run(cells_of(plan), store, Desk(plan, screen, _device(plan, rank, jobs)), shard=(rank, jobs))

@@ -1,0 +1,131 @@
+"""``kecore bench``: methods x models x data sets x sizes into a store that survives a kill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kecore.cli import options
+from kecore.cli.console import Screen
+from kecore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from kecore.evaluate.plan import BenchPlan
+    from kecore.evaluate.protocol import Protocol
+
+__all__ = ["bench", "plan_of", "protocol_of", "show_tables"]
+
+
+def bench(
+    context: typer.Context,
+    store: options.StorePath,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A YAML file with the fields of a plan; options go before it.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="MODEL", help="A model; may be given several times.")
+    ] = None,
+    methods: options.Methods = None,
+    facts: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="A data set; may be given several times.")
+    ] = None,
+    sizes: Annotated[
+        str | None, typer.Option(metavar="N,M", help="Numbers of records; all where none is given.")
+    ] = None,
+    without: options.Without = None,
+    protocol: options.ProtocolFields = None,
+    stats: options.Stats = None,
+    text: options.Texts = None,
+    tokens: options.Tokens = None,
+    trained: Annotated[
+        list[Path] | None, typer.Option(metavar="PATH", help="An editor trained by `kecore train`; repeatable.")
+    ] = None,
+    jobs: options.Jobs = 1,
+    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, ...")] = None,
+    dtype: Annotated[str | None, typer.Option(metavar="DTYPE", help="auto, float32, bfloat16 or float16.")] = None,
+    memory: options.Memory = "auto",
+    trust_remote_code: options.RemoteCode = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Run methods on models and data sets, and keep every answer in STORE.
+
+    What STORE holds already is not done again: after a kill the same command goes on. The unedited model and the
+    baselines ice, retrieval, ft-m and lora stand beside the methods unless --without names them. Under torchrun the
+    ranks share the work.
+    """
+    screen = Screen.of(context)
+    fields: dict[str, Any] = {
+        "models": model,
+        "methods": options.names(methods),
+        "facts": facts,
+        "sizes": options.names(sizes),
+        "without": options.names(without),
+        "stats": stats,
+        "text": text,
+        "tokens": tokens,
+        "trained": trained,
+        "device": device,
+        "dtype": dtype,
+        "memory": options.byte_count(memory),
+        "trust_remote_code": trust_remote_code or None,
+    }
+    made = plan_of(plan, fields, protocol)
+    _run(screen, made, store, jobs)
+
+
+def plan_of(file: Path | None, fields: dict[str, Any], protocol: list[str] | None) -> BenchPlan:
+    """A plan from a file and options, which go before it.
+
+    Raises:
+        ConfigError: a bad field.
+    """
+    from kecore.evaluate.plan import BenchPlan, read_plan
+
+    values = read_plan(file) if file is not None else {}
+    values |= {name: value for name, value in fields.items() if value not in (None, [], ())}
+    given = values.get("protocol") or {}
+    if not isinstance(given, dict):
+        raise ConfigError(f"'protocol' holds fields, got {given!r}")
+    values["protocol"] = protocol_of(given, protocol)
+    return BenchPlan.make(values)
+
+
+def protocol_of(values: dict[str, Any], given: list[str] | None) -> Protocol:
+    """A protocol from fields and ``key=value`` options, which go before them."""
+    from kecore.evaluate.protocol import Protocol
+
+    return Protocol.make({**values, **options.settings(given, "--protocol")})
+
+
+def _run(screen: Screen, plan: BenchPlan, path: Path, jobs: int) -> None:
+    from kecore.cli.benching import carry_out, ranks
+    from kecore.evaluate.store import Store
+
+    with Store(path, plan.protocol) as store:
+        cells = carry_out(screen, plan, store, jobs)
+        if ranks()[1] > 1:
+            screen.log(f"this rank is done; `kecore report {path}` shows what all have stored")
+            return
+        show_tables(screen, store, {cell.spec.key for cell in cells})
+
+
+def show_tables(screen: Screen, store: Any, keys: set[str]) -> list[Any]:
+    """Print the tables of some runs of a store, and return them."""
+    from kecore.report import results, tables
+    from kecore.report.text import rich_notes, rich_table
+
+    found = results(store, keys=keys)
+    made = tables(found)
+    for item in made:
+        screen.show(rich_table(item, screen.out.width))
+        for line in rich_notes(item):
+            screen.show(f"  [dim]{line}[/]")
+    protocol = store.protocol
+    screen.show(f"[dim]Protocol {protocol.hash()}: {protocol.describe()}.[/]")
+    if store.kept:
+        screen.commands("Next", f"kecore report {quote(str(store.path))}")
+    screen.finish({"store": store.path, "tables": [item.to_json() for item in made], "warnings": screen.warnings})
+    return made

@@ -1,0 +1,69 @@
+"""``kecore compare``: methods side by side on the same records, as a table, files and a page."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kecore.cli import options
+from kecore.cli.commands.bench import plan_of, show_tables
+from kecore.cli.console import Screen, fields
+
+__all__ = ["compare"]
+
+STORE = "results.sqlite"
+
+
+def compare(
+    context: typer.Context,
+    model: options.Model,
+    methods: Annotated[
+        str, typer.Option(metavar="NAME,NAME", help="Editing methods; `kecore methods` lists them.", show_default=False)
+    ],
+    facts: Annotated[str, typer.Option(metavar="FILE", help="Facts with their probes.", show_default=False)],
+    out: options.Out,
+    limit: options.Limit = None,
+    data_format: options.Format = None,
+    without: options.Without = None,
+    protocol: options.ProtocolFields = None,
+    stats: options.Stats = None,
+    text: options.Texts = None,
+    tokens: options.Tokens = None,
+    jobs: options.Jobs = 1,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    memory: options.Memory = "auto",
+    trust_remote_code: options.RemoteCode = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Compare methods on the same facts by the same protocol.
+
+    Writes the store of all answers, the tables as text, JSON and CSV, and one HTML page with plots into --out. The same
+    command goes on where it was cut off. The baselines stand beside the methods unless --without names them.
+    """
+    from kecore.cli.benching import carry_out
+    from kecore.evaluate.store import Store
+    from kecore.report import FORMATS, write_report
+
+    screen = Screen.of(context)
+    values = {
+        "models": model,
+        "methods": options.names(methods),
+        "facts": {"path": facts, "format": data_format},
+        "sizes": limit,
+        "without": options.names(without),
+        "stats": stats,
+        "text": text,
+        "tokens": tokens,
+        "device": device,
+        "dtype": dtype,
+        "memory": options.byte_count(memory),
+        "trust_remote_code": trust_remote_code,
+    }
+    plan = plan_of(None, values, protocol)
+    with Store(out / STORE, plan.protocol) as store:
+        carry_out(screen, plan, store, jobs)
+        written = write_report([store], out, [name for name in FORMATS if name not in ("png", "latex")])
+        screen.show(fields({"page": str(written["html"][0]), "files": ", ".join(p.name for p in out.iterdir())}))
+        show_tables(screen, store, {spec.key for spec in store.specs()})

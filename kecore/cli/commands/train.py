@@ -1,0 +1,132 @@
+"""``kecore train``: a trained editor for one model from records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kecore.cli import options
+from kecore.cli.console import Screen, count, fields, number, size, table
+from kecore.cli.machine import cost, environment, show_cost
+from kecore.cli.session import Loading
+from kecore.errors import UnsupportedCapabilityError
+
+if TYPE_CHECKING:
+    from kecore.trained import TrainedEditor
+
+__all__ = ["curve_table", "train"]
+
+_SHOWN = 8  # points of the held-out curve
+
+
+def train(
+    context: typer.Context,
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="A method that trains.", show_default=False)],
+    model: options.Model,
+    data: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="Records to train on, in any layout of --facts.", show_default=False),
+    ],
+    out: options.Out,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Only the first so many records of --data.", min=1)
+    ] = None,
+    data_format: Annotated[
+        str | None, typer.Option("--format", metavar="NAME", help="Layout of --data, if its content does not tell.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Updates.", min=1, show_default="the method's own")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Records of an update.", min=1, show_default="the method's own")
+    ] = None,
+    held_out: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Records that are measured and not trained on.", min=1, show_default="the method's own"
+        ),
+    ] = None,
+    evaluate_every: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Updates between two measurements.", min=1, show_default="the method's own"),
+    ] = None,
+    preset: options.Preset = None,
+    set_: options.Settings = None,
+    chat: options.Chat = False,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    trust_remote_code: options.RemoteCode = False,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Train a method that needs it, such as MEND, for one model.
+
+    The result goes to `kecore edit --trained`. A run that was interrupted goes on where it stopped.
+    """
+    screen = Screen.of(context)
+    from kecore import registry
+    from kecore.editor import configured
+    from kecore.evaluate import load_records
+    from kecore.trained import TRAINED
+    from kecore.training import Trainable
+    from kecore.training import train as run
+
+    cls = registry.default().get(method)
+    instance = cls()
+    if not isinstance(instance, Trainable):
+        raise UnsupportedCapabilityError(f"method '{cls.name}' needs no training; use it with `kecore edit` as it is")
+    asked = {"steps": steps, "batch_size": batch_size, "held_out": held_out, "evaluate_every": evaluate_every}
+    schedule = replace(instance.schedule, **{name: value for name, value in asked.items() if value is not None})
+    config = configured(cls, preset, options.settings(set_))
+    records = load_records(data, limit=limit, format=data_format)
+    options.check_free(out, TRAINED, force)
+    loaded = Loading(model, device, dtype, trust_remote_code, seed).load(screen)
+    with screen.stage("read", "reading the model's structure"):
+        from kecore.model_view import ModelView
+        from kecore.text import Encoder
+
+        view = ModelView.of(loaded.model)
+        encoder = Encoder(loaded.tokenizer, chat=chat, max_length=view.max_length)
+    doing = f"training {cls.name} for {count(schedule.steps, 'step')} of {count(schedule.batch_size, 'record')}"
+    with screen.stage("train", doing):
+        trained = run(
+            cls, view, encoder, records, config, schedule=schedule, seed=seed, out=out,
+            progress=screen.progress, report=lambda point: screen.log(_words(point)),
+        )  # fmt: skip
+    path = out / TRAINED
+    screen.show(fields({"trained editor": f"{path} ({size(path.stat().st_size)})"}), curve_table(trained))
+    spent = cost(screen, view.device)
+    show_cost(screen, spent)
+    screen.commands(
+        "Next", f"kecore edit {quote(model)} --method {cls.name} --trained {quote(str(out))} --facts FILE --out my-edit"
+    )
+    found = {**trained.inspect(), "path": path, "model_ref": model, "data": data}
+    screen.finish({**found, **spent, **environment(view.device), "warnings": screen.warnings})
+
+
+def curve_table(trained: TrainedEditor) -> Any:
+    """The held-out curve of a training, at most a few of its points."""
+    curve: list[dict[str, float]] = trained.record["curve"]
+    best = trained.record["best_step"]
+    apart = max(1, -(-len(curve) // _SHOWN))
+    shown = [p for i, p in enumerate(curve) if i % apart == 0 or p["step"] == best or i == len(curve) - 1]
+    names = list(curve[0])
+    return table(
+        *names,
+        rows=[
+            [f"{p['step']:.0f}{' *' if p['step'] == best else ''}", *(number(p[n]) for n in names[1:])] for p in shown
+        ],
+        title=f"On {trained.record['schedule']['held_out']} held-out records (* the step that was kept)",
+        right=range(len(names)),
+    )
+
+
+def _words(point: Mapping[str, float]) -> str:
+    rest = ", ".join(f"{name} {number(value)}" for name, value in point.items() if name != "step")
+    return f"step {point['step']:.0f}: {rest}"

@@ -1,0 +1,72 @@
+"""The product of kecore: an edit, a small file that changes a model and can be taken off again.
+
+A :class:`WeightEdit` holds updates of matrices, a :class:`ModuleEdit` what acts beside an unchanged model, a
+:class:`PromptEdit` what is put before its prompts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kecore.edit.base import FILE, Edit, attached, unedited
+from kecore.edit.effect import (
+    Effect,
+    ModuleEdit,
+    PromptEdit,
+    PromptWriter,
+    Reader,
+    SideModule,
+    acting,
+    suspended,
+    written,
+)
+from kecore.edit.updates import Dense, LowRank, Update, updated
+from kecore.edit.weight import WeightEdit, merge
+from kecore.errors import ArtifactError
+from kecore.files import kind_of
+
+__all__ = [
+    "Dense",
+    "Edit",
+    "Effect",
+    "LowRank",
+    "ModuleEdit",
+    "PromptEdit",
+    "PromptWriter",
+    "Reader",
+    "SideModule",
+    "Update",
+    "WeightEdit",
+    "acting",
+    "attached",
+    "load_edit",
+    "merge",
+    "suspended",
+    "unedited",
+    "updated",
+    "written",
+]
+
+
+def load_edit(path: str | Path, method: type[Any] | None = None) -> Edit:
+    """Read an edit of whatever kind.
+
+    Args:
+        path: a file, or a folder that holds ``edit.safetensors``.
+        method: the class that made an edit of modules or prompts; by default the installed method of that name.
+
+    Raises:
+        ArtifactError: the file is missing, truncated, corrupt or foreign.
+        MethodNotFoundError: the method that reads it is not installed.
+    """
+    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    match kind_of(file, "edit"):
+        case ModuleEdit.kind:
+            return ModuleEdit.load(file, method)
+        case PromptEdit.kind:
+            return PromptEdit.load(file, method)
+        case WeightEdit.kind:
+            return WeightEdit.load(file)
+        case other:
+            raise ArtifactError(f"{file}: expected a kecore edit, got a kecore {other}")

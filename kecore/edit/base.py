@@ -1,0 +1,197 @@
+"""What all edits have in common: how they came about, which are on a model, and reading them back."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from kecore._version import __version__
+from kecore.errors import ArtifactMismatchError, EditStateError
+from kecore.files import read_tensors, write_tensors
+from kecore.model_view.hooks import overlaid
+from kecore.model_view.identity import DTYPES, Fingerprint, Identity, type_name
+from kecore.types import EditRequest
+
+__all__ = ["BASE", "FILE", "Edit", "attached", "unedited"]
+
+FILE = "edit.safetensors"
+"""Name of an edit's file in a folder."""
+
+_FORMAT = 1
+_STATE = "state/"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Edit(ABC):
+    """What a method returns and a user keeps: attach it, take it off, save it, share it.
+
+    Args:
+        base: fingerprint of the model that the edit was planned on.
+        method: name of the method.
+        config: the method's configuration as JSON values.
+        requests: what was asked for.
+        seed: seed of the plan.
+        notes: figures of the plan worth keeping, as JSON values (condition numbers, layers, steps).
+        state: tensors that the method needs for the next edit of a sequence.
+        created: seconds since the epoch.
+        version: kecore that made the edit.
+    """
+
+    base: Fingerprint
+    method: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    requests: tuple[EditRequest, ...] = ()
+    seed: int = 0
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+    created: float = field(default_factory=time.time)
+    version: str = __version__
+
+    kind: ClassVar[str]
+    """What a file says it holds."""
+
+    def attach(self, model: nn.Module, *, base: Identity | None = None) -> None:
+        """Put the edit on ``model``; nothing is changed unless all of it can be.
+
+        Args:
+            model: the model the edit was planned on, in any weight type.
+            base: identity of the unedited model, if it is at hand (saves hashing the weights).
+
+        Raises:
+            ArtifactMismatchError: the model is another one.
+            EditStateError: the edit is attached already.
+            NonFiniteError: new weights overflow the model's type.
+        """
+        edits = attached(model)
+        if any(edit is self for edit in edits):
+            raise EditStateError("this edit is attached to the model already; revert it before attaching it again")
+        self.check_base(model, base)
+        self._set(model, (*edits, self))
+        _ATTACHED[model] = (*edits, self)
+
+    def revert(self, model: nn.Module) -> None:
+        """Take the edit off; with no edit left the model is what it was, bit for bit.
+
+        Raises:
+            EditStateError: the edit is not attached, or the weights were changed since by something else.
+        """
+        edits = attached(model)
+        if not any(edit is self for edit in edits):
+            raise EditStateError("this edit is not attached to the model; attach it first")
+        left = tuple(edit for edit in edits if edit is not self)
+        self._set(model, left)
+        _ATTACHED[model] = left
+
+    @abstractmethod
+    def _set(self, model: nn.Module, edits: tuple[Edit, ...]) -> None:
+        """Let those of ``edits`` that are of this edit's kind, and no others of it, be on the model; all or nothing."""
+
+    def check_base(self, model: nn.Module, base: Identity | None = None) -> None:
+        """Refuse a model that the edit was not made for.
+
+        Raises:
+            ArtifactMismatchError: says what differs.
+        """
+        dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+        if type_name(dtype) not in DTYPES:
+            raise ArtifactMismatchError(f"the model's weights are {dtype}; edits attach to {', '.join(DTYPES)}")
+        with unedited(model):
+            difference = self.base.differs(base or Identity(model), dtype)
+        if difference:
+            raise ArtifactMismatchError(
+                f"the edit was made for other weights: fingerprint {difference}; attach it to the model it was "
+                "planned on, or edit this model anew"
+            )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the edit, atomically.
+
+        Args:
+            path: a file ending in ``.safetensors``, or a folder, in which ``edit.safetensors`` is written.
+
+        Returns:
+            The file.
+        """
+        path = Path(path)
+        file = path if path.suffix == ".safetensors" else path / FILE
+        tensors = {_STATE + name: tensor for name, tensor in self.state.items()}
+        own, more = self._content()
+        header = {
+            "format": _FORMAT,
+            "version": self.version,
+            "created": self.created,
+            "method": self.method,
+            "config": dict(self.config),
+            "seed": self.seed,
+            "base": {"dtype": self.base.dtype, "digests": dict(self.base.digests)},
+            "notes": dict(self.notes),
+            "requests": [request.to_json() for request in self.requests],
+            **more,
+        }
+        return write_tensors(file, self.kind, header, tensors | own)
+
+    @abstractmethod
+    def _content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What only this kind of edit has: tensors by name, and JSON values for the header."""
+
+    @classmethod
+    def _read(cls, path: str | Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+        """The common fields of a file as arguments, its header, and the tensors that only this kind has."""
+        path = Path(path)
+        header, tensors = read_tensors(path / FILE if path.is_dir() else path, cls.kind, newest=_FORMAT)
+        state = {name.removeprefix(_STATE): tensors.pop(name) for name in list(tensors) if name.startswith(_STATE)}
+        fields = {name: header[name] for name in ("method", "config", "seed", "notes", "created", "version")}
+        requests = tuple(EditRequest(**request) for request in header["requests"])
+        return {**fields, "base": Fingerprint(**header["base"]), "requests": requests, "state": state}, header, tensors
+
+    def inspect(self) -> dict[str, Any]:
+        """What the edit is, as JSON values."""
+        return {
+            "method": self.method,
+            "version": self.version,
+            "created": self.created,
+            "seed": self.seed,
+            "base": {"dtype": self.base.dtype, **self.base.digests},
+            "config": dict(self.config),
+            "notes": dict(self.notes),
+            "requests": [request.to_json() for request in self.requests],
+        }
+
+    def diff(self, other: Edit) -> dict[str, Any]:
+        """How another edit differs: method, base, and requests on one side only."""
+        mine, theirs = ({(r.text, r.target): r for r in e.requests} for e in (self, other))
+        return {
+            "same_base": self.base == other.base,
+            "methods": [self.method, other.method],
+            "only_in_first": [r.to_json() for key, r in mine.items() if key not in theirs],
+            "only_in_second": [r.to_json() for key, r in theirs.items() if key not in mine],
+        }
+
+
+def attached(model: nn.Module) -> tuple[Edit, ...]:
+    """The edits that are on ``model`` now, in order."""
+    return _ATTACHED.get(model, ())
+
+
+@contextmanager
+def unedited(model: nn.Module) -> Iterator[None]:
+    """The weights of the base are in place inside the block, whatever edits are attached."""
+    parameters = dict(model.named_parameters())
+    with overlaid({parameters[name]: data for name, data in BASE.get(model, {}).items()}):
+        yield
+
+
+# Keyed by the model object itself and gone with it, so nothing leaks from one model to another.
+_ATTACHED: WeakKeyDictionary[nn.Module, tuple[Edit, ...]] = WeakKeyDictionary()
+
+BASE: WeakKeyDictionary[nn.Module, Mapping[str, Tensor]] = WeakKeyDictionary()
+"""Data of the unedited parameters, by name, of those that attached edits have changed."""

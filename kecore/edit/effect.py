@@ -1,0 +1,308 @@
+"""Edits that leave every weight alone: modules that act beside the model, and texts put before its prompts.
+
+Both hold an :class:`Effect`, the part that a method brings: an object that can be told as JSON settings and
+tensors, and made again from them. A file names the method, and the installed method's class says which
+:class:`Effect` reads it, so that no code travels in an edit.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from kecore.edit.base import Edit, attached
+from kecore.errors import ArtifactError, PluginError
+from kecore.model_view.identity import Identity
+
+if TYPE_CHECKING:
+    from kecore.model_view import ModelView
+    from kecore.text import Encoder
+
+__all__ = [
+    "Effect",
+    "ModuleEdit",
+    "PromptEdit",
+    "PromptWriter",
+    "Reader",
+    "SideModule",
+    "acting",
+    "suspended",
+    "written",
+]
+
+
+class Effect(ABC):
+    """What an edit does while it is attached, and how that is kept in a file."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Everything but tensors, as JSON values."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors, by name."""
+
+    @classmethod
+    @abstractmethod
+    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Effect:
+        """The effect that :meth:`settings` and :meth:`tensors` were taken from."""
+
+
+class SideModule(nn.Module, Effect):
+    """What acts beside an unchanged model: GRACE's codebook, WISE's side memory, SERAC's scope classifier.
+
+    A subclass is built from its settings alone, ``cls(**settings)``, with parameters or buffers of the right
+    shapes, and hooks itself into a model. What is attached is a copy on the model's device, so that whatever it
+    remembers while a text is written (under names that begin with an underscore) never enters the edit.
+    """
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Arguments of the class, as JSON values."""
+
+    @abstractmethod
+    def install(self, model: nn.Module) -> Iterable[RemovableHandle]:
+        """Register the hooks that let this module act on ``model``, and return all of their handles.
+
+        A hook on ``model`` itself sees token ids, mask and cache; one on a submodule sees hidden states. Outputs keep
+        the type that the model computes in.
+        """
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The module's own parameters and buffers."""
+        return dict(self.state_dict())
+
+    @classmethod
+    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SideModule:
+        """Build the module and fill it."""
+        made = cls(**settings)
+        made.load_state_dict(dict(tensors))
+        return made
+
+    @contextmanager
+    def on(self, model: nn.Module) -> Iterator[None]:
+        """The module itself, not a copy, acts on ``model`` inside the block: for methods that train it."""
+        handles = list(self.install(model))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Who reads what a prompt writer writes.
+
+    Args:
+        view: the model.
+        encoder: its tokenizer and prompt form.
+    """
+
+    view: ModelView
+    encoder: Encoder
+
+
+class PromptWriter(Effect):
+    """What stands between a user's prompt and the model: a fact, demonstrations, whatever was retrieved for it."""
+
+    @abstractmethod
+    def write(self, prompts: Sequence[str]) -> list[str]:
+        """What the model reads instead of each prompt; a prompt out of the edit's scope comes back as it is."""
+
+    def to(self, reader: Reader) -> PromptWriter:
+        """The writer for one reader: one that asks the model itself returns a copy that knows it; others do not care.
+
+        What such a writer asks is not written by any edit, itself included; edited weights and side modules act.
+        """
+        del reader
+        return self
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EffectEdit(Edit):
+    """An edit with an effect.
+
+    Args:
+        effect: what acts while the edit is attached.
+        supersedes: the edit holds all that earlier edits of its method on the same model hold, and stands in their
+            place while it is attached.
+    """
+
+    effect: Effect
+    supersedes: bool = False
+
+    effects: ClassVar[type[Effect]] = Effect
+    """What kind of effect such an edit has."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.effect, self.effects):  # a third party's mistake, which no file should be made of
+            raise PluginError(
+                f"{type(self).__name__} needs a {self.effects.__name__}, and method '{self.method}' gave a "
+                f"{type(self.effect).__name__}"
+            )
+
+    def _content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {f"effect/{name}": tensor for name, tensor in self.effect.tensors().items()}
+        return tensors, {"effect": self.effect.settings(), "supersedes": self.supersedes}
+
+    @classmethod
+    def load(cls: type[EE], path: str | Path, method: type[Any] | None = None) -> EE:
+        """Read an edit.
+
+        Args:
+            path: a file, or a folder that holds ``edit.safetensors``.
+            method: the class that made it; by default the installed method of that name.
+
+        Raises:
+            ArtifactError: missing, truncated, corrupt, foreign, or from a newer kecore.
+            MethodNotFoundError: the method that made it is not installed.
+        """
+        from kecore import registry
+
+        common, header, tensors = cls._read(path)
+        maker = method or registry.default().get(common["method"])
+        kind: type[Effect] | None = getattr(maker, "effect", None)
+        if kind is None or not issubclass(kind, cls.effects):
+            raise ArtifactError(
+                f"{path}: method '{common['method']}' does not say how to read its edits (no {cls.effects.__name__} "
+                "under `effect`); install the version that made the file"
+            )
+        own = {name.removeprefix("effect/"): tensor for name, tensor in tensors.items()}
+        return cls(effect=kind.restore(header["effect"], own), supersedes=header["supersedes"], **common)
+
+    def inspect(self) -> dict[str, Any]:
+        """Method, requests, settings and tensors, as JSON values."""
+        tensors = self.effect.tensors()
+        return {
+            **super().inspect(),
+            "effect": type(self.effect).__name__,
+            "settings": self.effect.settings(),
+            "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
+            "bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
+        }
+
+
+EE = TypeVar("EE", bound=EffectEdit)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ModuleEdit(EffectEdit):
+    """A :class:`SideModule` beside an unchanged model."""
+
+    effect: SideModule
+
+    kind: ClassVar[str] = "module-edit"
+    effects: ClassVar[type[Effect]] = SideModule
+
+    def _set(self, model: nn.Module, edits: Sequence[Edit]) -> None:
+        wanted = [edit for edit in acting(edits) if isinstance(edit, ModuleEdit)]
+        on = _HANDLES.setdefault(model, {})
+        # What is to come may fail, what is to go may not: so first the one, then the other.
+        new = {edit: edit._install(model) for edit in wanted if edit not in on}
+        for edit in [edit for edit in on if edit not in wanted]:
+            _remove(on.pop(edit))
+        on.update(new)
+
+    def _install(self, model: nn.Module) -> list[RemovableHandle]:
+        side = copy.deepcopy(self.effect)
+        side = side.to(next(model.parameters()).device).eval().requires_grad_(False)
+        handles: list[RemovableHandle] = []
+        try:
+            for handle in side.install(model):
+                handles.append(handle)
+        except BaseException:
+            _remove(handles)
+            raise
+        return handles
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PromptEdit(EffectEdit):
+    """A :class:`PromptWriter` before an unchanged model.
+
+    Everything in kecore that asks an edited model (scores, generations, the command line) sends prompts through
+    :func:`written` first. Whoever runs the model alone does the same. Any model can carry such an edit.
+    """
+
+    effect: PromptWriter
+
+    kind: ClassVar[str] = "prompt-edit"
+    effects: ClassVar[type[Effect]] = PromptWriter
+
+    def check_base(self, model: nn.Module, base: Identity | None = None) -> None:
+        """Texts fit every model."""
+
+    def _set(self, model: nn.Module, edits: Sequence[Edit]) -> None:
+        """What :func:`attached` tells is all that there is."""
+
+
+def written(model: nn.Module, prompts: Sequence[str], reader: Reader | None = None) -> list[str]:
+    """What ``model`` is to read for these prompts, with the prompt edits that are attached to it.
+
+    Args:
+        model: the model.
+        prompts: what a user asks.
+        reader: the model's structure and tokenizer, for edits that ask the model itself.
+
+    Raises:
+        EditStateError: an attached edit asks the model itself, and no ``reader`` is given.
+    """
+    if model in _SUSPENDED:
+        return list(prompts)
+    unique = list(dict.fromkeys(prompts))
+    texts = unique
+    edits = [edit for edit in acting(attached(model)) if isinstance(edit, PromptEdit)]
+    _SUSPENDED[model] = True  # what a writer asks goes to the model as it is
+    try:
+        for edit in edits:
+            writer = edit.effect if reader is None else edit.effect.to(reader)
+            texts = writer.write(texts)
+    finally:
+        del _SUSPENDED[model]
+    read = dict(zip(unique, texts, strict=True))
+    return [read[prompt] for prompt in prompts]
+
+
+@contextmanager
+def suspended(model: nn.Module) -> Iterator[None]:
+    """Side modules and prompt writers have no effect inside the block; edited weights stay."""
+    on = _HANDLES.setdefault(model, {})
+    for edit in on:
+        _remove(on[edit])
+    _SUSPENDED[model] = True
+    try:
+        yield
+    finally:
+        del _SUSPENDED[model]
+        for edit in on:
+            on[edit] = edit._install(model)  # pyright: ignore[reportPrivateUsage]
+
+
+def acting(edits: Iterable[Edit]) -> list[Edit]:
+    """Of edits in the order they were attached those that act: all but what a later one of its method supersedes."""
+    found: list[Edit] = []
+    for edit in edits:
+        if isinstance(edit, EffectEdit) and edit.supersedes:
+            found = [other for other in found if other.method != edit.method]
+        found.append(edit)
+    return found
+
+
+def _remove(handles: Iterable[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+
+
+# Hooks of the side modules that act on a model now.
+_HANDLES: WeakKeyDictionary[nn.Module, dict[ModuleEdit, list[RemovableHandle]]] = WeakKeyDictionary()
+_SUSPENDED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()

@@ -1,0 +1,101 @@
+"""Updates of one weight matrix, and how they are added to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kecore.errors import NonFiniteError
+
+__all__ = ["Dense", "LowRank", "Update", "numbers_of", "shape_of", "updated"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LowRank:
+    """The update ``U Vᵀ`` of a weight ``[d_out, d_in]``.
+
+    Args:
+        U: ``[d_out, r]`` float32.
+        V: ``[d_in, r]`` float32.
+    """
+
+    U: Tensor
+    V: Tensor
+
+    @property
+    def rank(self) -> int:
+        """Columns of the factors."""
+        return int(self.U.shape[1])
+
+    def matrix(self) -> Tensor:
+        """``[d_out, d_in]`` float32."""
+        return self.U @ self.V.t()
+
+    def norm(self) -> float:
+        """Frobenius norm, without forming the matrix."""
+        gram = (self.U.double().t() @ self.U.double()) * (self.V.double().t() @ self.V.double())
+        return float(gram.sum().clamp(min=0).sqrt())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dense:
+    """A full-rank update, for methods that change a whole matrix.
+
+    Args:
+        delta: ``[d_out, d_in]`` float32.
+    """
+
+    delta: Tensor
+
+    @property
+    def rank(self) -> int:
+        """The rank such a matrix can have."""
+        return min(self.delta.shape)
+
+    def matrix(self) -> Tensor:
+        """``[d_out, d_in]`` float32."""
+        return self.delta
+
+    def norm(self) -> float:
+        """Frobenius norm."""
+        return float(self.delta.double().norm())
+
+
+Update = LowRank | Dense
+
+
+def updated(name: str, data: Tensor, changes: Sequence[Update], transposed: bool) -> Tensor:
+    """A weight with updates added in float32 and rounded once to its own type.
+
+    Args:
+        name: for the error message.
+        data: the weight as it is stored.
+        changes: updates in ``[d_out, d_in]`` orientation.
+        transposed: ``data`` is ``[d_in, d_out]``.
+
+    Raises:
+        NonFiniteError: the new weight overflows its type.
+    """
+    total = data.to(torch.float32, copy=True)
+    for change in changes:
+        matrix = change.matrix().to(total.device)
+        total += matrix.t() if transposed else matrix
+    new = total.to(data.dtype)
+    if not bool(torch.isfinite(new).all()):
+        raise NonFiniteError(f"{name} would overflow {data.dtype}; nothing was attached")
+    return new
+
+
+def shape_of(update: Update) -> tuple[int, int]:
+    """``(d_out, d_in)``."""
+    if isinstance(update, LowRank):
+        return int(update.U.shape[0]), int(update.V.shape[0])
+    return int(update.delta.shape[0]), int(update.delta.shape[1])
+
+
+def numbers_of(update: Update) -> int:
+    """How many numbers it is kept in."""
+    return update.U.numel() + update.V.numel() if isinstance(update, LowRank) else update.delta.numel()

@@ -1,0 +1,208 @@
+"""Edits of weights.
+
+Attaching computes the new weight once from the *base* weight, in float32, and rounds once to the model's type;
+edits never pile up roundings. Taking one off recomputes from the base with the edits that stay, so the order of
+taking off is free, and with the last one gone the base weights are back bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from kecore.edit.base import BASE, Edit
+from kecore.edit.updates import Dense, LowRank, Update, numbers_of, shape_of, updated
+from kecore.errors import ArtifactError, ArtifactMismatchError, EditStateError, NonFiniteError
+from kecore.model_view.identity import Identity
+
+__all__ = ["WeightEdit", "merge"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class WeightEdit(Edit):
+    """Updates of weight matrices.
+
+    Args:
+        updates: parameter name to update, in ``[d_out, d_in]`` orientation.
+        transposed: names of parameters that the model stores as ``[d_in, d_out]``.
+
+    Raises:
+        NonFiniteError: an update holds NaN or infinity.
+    """
+
+    updates: Mapping[str, Update]
+    transposed: frozenset[str] = frozenset()
+
+    kind: ClassVar[str] = "weight-edit"
+
+    def __post_init__(self) -> None:
+        for name, update in self.updates.items():
+            parts = (update.U, update.V) if isinstance(update, LowRank) else (update.delta,)
+            if not all(bool(torch.isfinite(part).all()) for part in parts):
+                raise NonFiniteError(
+                    f"the update of {name} holds NaN or infinity, so it was not attached; lower the learning rate "
+                    "or edit the model in float32"
+                )
+
+    def check_base(self, model: nn.Module, base: Identity | None = None) -> None:
+        """Refuse a model that the edit was not made for.
+
+        Raises:
+            ArtifactMismatchError: says what differs.
+        """
+        parameters = dict(model.named_parameters())
+        for name, update in self.updates.items():
+            if name not in parameters:
+                raise ArtifactMismatchError(f"the edit changes {name}, which {type(model).__name__} does not have")
+            shape = tuple(parameters[name].shape)
+            matrix = tuple(reversed(shape)) if name in self.transposed else shape
+            expected = shape_of(update)
+            if matrix != expected:
+                raise ArtifactMismatchError(f"{name}: the edit is for {expected}, the model has {matrix}")
+        super().check_base(model, base)
+
+    def _set(self, model: nn.Module, edits: Sequence[Edit]) -> None:
+        weights = [edit for edit in edits if isinstance(edit, WeightEdit)]
+        parameters, before = dict(model.named_parameters()), BASE.get(model, {})
+        for name, (data, mark) in _CURRENT.get(model, {}).items():
+            if _touched(parameters[name], data, mark):
+                raise EditStateError(
+                    f"{name} was changed by something else since the edit was attached; kecore will not overwrite "
+                    "that change"
+                )
+        names = dict.fromkeys(name for edit in weights for name in edit.updates)
+        base = {name: before.get(name, parameters[name].data).to(parameters[name].data) for name in names}
+        new = _edited(model, weights, base)
+        # Nothing can fail from here on: the model is never left half-edited.
+        for name, data in before.items():
+            parameters[name].data = data.to(parameters[name].data)
+        for parameter, data in new.items():
+            parameter.data = data
+        BASE[model] = base
+        _CURRENT[model] = {name: (parameters[name].data, _mark(parameters[name])) for name in names}
+
+    def _content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors: dict[str, Tensor] = {}
+        for name, update in self.updates.items():
+            if isinstance(update, LowRank):
+                tensors |= {f"U/{name}": update.U, f"V/{name}": update.V}
+            else:
+                tensors[f"D/{name}"] = update.delta
+        return tensors, {"transposed": sorted(self.transposed)}
+
+    @classmethod
+    def load(cls, path: str | Path) -> WeightEdit:
+        """Read an edit.
+
+        Raises:
+            ArtifactError: missing, truncated, corrupt, foreign, or from a newer kecore.
+        """
+        common, header, tensors = cls._read(path)
+        updates: dict[str, Update] = {}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            if part == "U":
+                updates[name] = LowRank(tensor, tensors[f"V/{name}"])
+            elif part == "D":
+                updates[name] = Dense(tensor)
+        return cls(updates=updates, transposed=frozenset(header["transposed"]), **common)
+
+    def inspect(self) -> dict[str, Any]:
+        """Method, requests, and the size of each update, as JSON values."""
+        return {
+            **super().inspect(),
+            "updates": {
+                name: {"shape": list(shape_of(u)), "rank": u.rank, "norm": u.norm()} for name, u in self.updates.items()
+            },
+            "bytes": sum(4 * numbers_of(u) for u in self.updates.values()),
+        }
+
+    def diff(self, other: Edit) -> dict[str, Any]:
+        """How another edit differs: requests on one side only, and the distance of the updates."""
+        updates: dict[str, Any] = {}
+        theirs = other.updates if isinstance(other, WeightEdit) else {}
+        for name in sorted({*self.updates, *theirs}):
+            a, b = self.updates.get(name), theirs.get(name)
+            if a is None or b is None:
+                updates[name] = {"only_in": "first" if b is None else "second"}
+                continue
+            x, y = a.matrix().double(), b.matrix().double()
+            norms = float(x.norm()) * float(y.norm())
+            updates[name] = {
+                "distance": float((x - y).norm()),
+                "cosine": float((x * y).sum()) / norms if norms else 0.0,
+            }
+        return {**super().diff(other), "updates": updates}
+
+
+def merge(edits: Sequence[WeightEdit]) -> WeightEdit:
+    """One edit that does what several do together; ranks add up.
+
+    Raises:
+        ArtifactError: no edits.
+        ArtifactMismatchError: the edits are for different base models.
+    """
+    if not edits:
+        raise ArtifactError("no edits to merge; give at least one")
+    first = edits[0]
+    if any(edit.base.digests != first.base.digests for edit in edits):
+        raise ArtifactMismatchError("the edits were made for different base models and cannot be merged")
+    updates: dict[str, Update] = {}
+    for name in dict.fromkeys(name for edit in edits for name in edit.updates):
+        parts = [edit.updates[name] for edit in edits if name in edit.updates]
+        if all(isinstance(part, LowRank) for part in parts):
+            low = [part for part in parts if isinstance(part, LowRank)]
+            updates[name] = LowRank(torch.cat([p.U for p in low], 1), torch.cat([p.V for p in low], 1))
+        else:
+            updates[name] = Dense(torch.stack([part.matrix() for part in parts]).sum(0))
+    return WeightEdit(
+        updates=updates,
+        base=first.base,
+        method="+".join(dict.fromkeys(edit.method for edit in edits)),
+        transposed=frozenset().union(*(edit.transposed for edit in edits)),
+        requests=tuple(request for edit in edits for request in edit.requests),
+        notes={"merged": [dict(edit.notes) for edit in edits]},
+    )
+
+
+def _edited(model: nn.Module, edits: Sequence[WeightEdit], base: Mapping[str, Tensor]) -> dict[nn.Parameter, Tensor]:
+    """New data of every parameter that ``edits`` change: base plus all updates in float32, rounded once.
+
+    Args:
+        model: the model.
+        edits: in the order they were attached.
+        base: data of the unedited parameters, by name.
+
+    Raises:
+        NonFiniteError: a new weight overflows the model's type.
+    """
+    parameters = dict(model.named_parameters())
+    result: dict[nn.Parameter, Tensor] = {}
+    for name in dict.fromkeys(name for edit in edits for name in edit.updates):
+        changes = [edit.updates[name] for edit in edits if name in edit.updates]
+        transposed = any(name in edit.transposed for edit in edits)
+        result[parameters[name]] = updated(name, base[name], changes, transposed)
+    return result
+
+
+# What was last written to each changed parameter, so that somebody else's writes are noticed.
+_CURRENT: WeakKeyDictionary[nn.Module, dict[str, tuple[Tensor, tuple[int, int]]]] = WeakKeyDictionary()
+
+
+def _touched(parameter: nn.Parameter, data: Tensor, mark: tuple[int, int]) -> bool:
+    """Whether a parameter was written since; a move to another device or type is not a change."""
+    if parameter.data_ptr() == data.data_ptr():
+        return _mark(parameter) != mark
+    return not torch.equal(parameter.data, data.to(parameter.data))
+
+
+def _mark(parameter: nn.Parameter) -> tuple[int, int]:
+    """Changes when a parameter is written: torch's own count, which misses writes to ``.data``, and a sum of bits."""
+    bits = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}[parameter.element_size()]
+    return parameter._version, int(parameter.data.view(bits).sum(dtype=torch.int64))

@@ -1,0 +1,306 @@
+"""Running a plan: every record of every run is edited and scored once, however often the work is cut off.
+
+What is written is the unit of the store: a record where facts are edited one at a time, a block of records where one
+edit serves many. A run that goes on asks the store what is missing. The edit of a batch is kept on disk until its last
+record is scored. The edits of a sequence are made again, in their order, up to the last one that something is missing
+of, since each depends on those before it and on what its method remembers; what was scored is not scored again.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from kecore import registry
+from kecore.edit import attached, load_edit
+from kecore.errors import KecoreError, KecoreWarning, StorageError, StoreInUseError
+from kecore.evaluate.cells import Cell
+from kecore.evaluate.metrics import metrics_of
+from kecore.evaluate.protocol import AFTER, AT_EDIT, AT_END
+from kecore.evaluate.result import RecordResult, compare
+from kecore.evaluate.store import BEFORE, Store
+from kecore.method import silent
+from kecore.types import EditRecord
+
+if TYPE_CHECKING:
+    from kecore.editor import Editor
+
+__all__ = ["BLOCK", "Workplace", "retry", "run"]
+
+BLOCK = 16
+"""Records that are scored and written together where one edit serves many. Fixed: blocks are the same every time."""
+
+T = TypeVar("T")
+
+
+class Workplace(Protocol):
+    """What running a plan needs from outside."""
+
+    def open(self, model: str) -> Editor:
+        """A session on an unedited model."""
+        ...
+
+    def prepare(self, editor: Editor, method: str, config: Mapping[str, Any]) -> None:
+        """Give the session what a method needs, such as key statistics."""
+        ...
+
+    def made_on(self, editor: Editor) -> Mapping[str, Any]:
+        """``versions``, ``hardware`` and ``base`` (digests of the weights), as results record them."""
+        ...
+
+    def peak_memory(self, editor: Editor) -> int | None:
+        """Most bytes that the process has held."""
+        ...
+
+    def stage(self, label: str) -> AbstractContextManager[None]:
+        """Show that a run is going on."""
+        ...
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Show how far it is."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Show what became of it."""
+        ...
+
+
+def run(
+    cells: Sequence[Cell],
+    store: Store,
+    workplace: Workplace,
+    *,
+    shard: tuple[int, int] = (0, 1),
+) -> None:
+    """Do what is missing of the cells.
+
+    A record or a run that ends in one of kecore's errors is written down with its reason, and the others go on; after
+    :func:`retry` it is tried again.
+
+    Args:
+        cells: the runs.
+        store: where results go.
+        workplace: opens models, and shows what goes on.
+        shard: which share of the work this process does, and of how many.
+    """
+    mine = [
+        cell
+        for place, cell in enumerate(cells)
+        # What one edit serves is one process's; what is edited record by record, or not at all, is shared.
+        if (_divides(cell, store) or place % shard[1] == shard[0]) and cell.missing(store)
+    ]
+    for model, group in groupby(mine, key=lambda cell: cell.spec.model):
+        editor = workplace.open(model)
+        for cell in group:
+            worker = _Worker(cell, store, editor, workplace, shard)
+            worker.work()
+            workplace.say(worker.summary())
+
+
+def retry(cells: Sequence[Cell], store: Store) -> None:
+    """Forget what failed, so that :func:`run` tries it again; once, before any process begins."""
+    for cell in cells:
+        if not cell.absent:
+            store.forget_failures(cell.spec.key)
+
+
+def _divides(cell: Cell, store: Store) -> bool:
+    if cell.absent or cell.edit is not None:
+        return False
+    return cell.spec.method is None or store.protocol.edits == "single"
+
+
+@dataclass
+class _Worker:
+    """One process's share of one run."""
+
+    cell: Cell
+    store: Store
+    editor: Editor
+    workplace: Workplace
+    shard: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        self.spec, self.key = self.cell.spec, self.cell.spec.key
+        self.protocol = self.store.protocol
+        self.progress = self.workplace.progress
+        self.share = self.shard if _divides(self.cell, self.store) else (0, 1)
+
+    def work(self) -> None:
+        """Do what is missing."""
+        made_on = {**self.workplace.made_on(self.editor), "left_out": self.cell.left_out}
+        self.store.add_run(self.spec, made_on)
+        self.editor.progress = silent
+        if self.spec.method is None:
+            with self.workplace.stage(self.spec.label):
+                self._guarded("all", self._as_it_is)
+            return
+        way = {"single": self._single, "batch": self._batch, "sequential": self._sequential}[self.protocol.edits]
+        self._guarded("all", lambda: self._prepared(way))
+
+    def summary(self) -> str:
+        """What became of the run, in a line."""
+        done = {moment: len(self.store.done(self.key, moment)) for moment in self.cell.wanted(self.protocol)}
+        text = ", ".join(f"{count} records {moment}" for moment, count in done.items())
+        failed = self.store.failures(self.key)
+        why = f"; {len(failed)} failed: {failed[0].kind}: {failed[0].message}" if failed else ""
+        return f"{self.spec.label}, {self.spec.data['name']}: {text or 'nothing'}{why}"
+
+    def _prepared(self, way: Callable[[], None]) -> None:
+        method = registry.default().get(str(self.spec.method))  # a baseline may not be installed
+        self.workplace.prepare(self.editor, method.name, self.spec.config)
+        if self.protocol.edits != "single":  # stages of one fact would only flicker
+            self.editor.progress = self.progress
+        with self.workplace.stage(self.spec.label):
+            way()
+
+    def _guarded(self, part: str, do: Callable[[], None]) -> bool:
+        """Run a part; an error of kecore's is written down, whatever edits were on the model come off."""
+        try:
+            do()
+        except (StorageError, StoreInUseError):
+            raise  # of no use to go on
+        except KecoreError as error:
+            self.store.fail(self.key, part, error)
+            return False
+        finally:
+            if self.editor.history:
+                self.editor.revert(len(self.editor.history))
+        return True
+
+    def _as_it_is(self) -> None:
+        """The unedited model, or an edit that was made before."""
+        if self.cell.edit is None:
+            self._score(BEFORE)
+            return
+        with _on(self.editor, self.cell.edit):
+            self._score(AFTER)
+
+    def _single(self) -> None:
+        done = self.store.done(self.key, AFTER)
+        mine = range(self.share[0], len(self.cell.records), self.share[1])
+        left = [position for position in mine if position not in done]
+        for count, position in enumerate(left):
+            self.progress("records", count, len(left))
+            record = self.cell.records[position]
+            self._guarded(record.request.id, lambda p=position, r=record: self._one(p, r))
+
+    def _one(self, position: int, record: EditRecord) -> None:
+        cost = self._edit([record])
+        rows = self._rows([record])
+        self.store.add(self.key, AFTER, {position: rows[0]}, (record.request.id, cost))
+
+    def _batch(self) -> None:
+        file = self.store.edit_file(self.key)
+        if file is not None and file.is_file() and self.store.costs(self.key):
+            with _on(self.editor, file):
+                self._score(AFTER)
+        else:
+            cost = self._edit(self.cell.records)
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                self.editor.history[-1].edit.save(file)
+                cost["edit_bytes"] = file.stat().st_size
+            self.store.add_cost(self.key, "all", cost)
+            self._score(AFTER)
+        if file is not None:
+            file.unlink(missing_ok=True)
+
+    def _sequential(self) -> None:
+        records, step = self.cell.records, self.protocol.step
+        wanted = self.cell.wanted(self.protocol)
+        checkpoints = self.protocol.checkpoints(len(records))
+        done = {moment: self.store.done(self.key, moment) for moment in wanted}
+        for number, start in enumerate(range(0, len(records), step), 1):
+            if all(len(done[moment]) == count for moment, count in wanted.items()):
+                return
+            stop = min(start + step, len(records))
+            cost = self._edit(records[start:stop])
+            self.store.add_cost(self.key, f"step-{number}", cost)
+            if AT_EDIT in wanted:
+                self._score(AT_EDIT, start, stop)
+            if number in checkpoints:
+                self._score(checkpoints[number], 0, stop)
+            done = {moment: self.store.done(self.key, moment) for moment in wanted}
+        if AT_END in wanted:
+            self._score(AT_END)
+
+    def _edit(self, records: Sequence[EditRecord]) -> dict[str, Any]:
+        """Edit, and say what it cost."""
+        begin = perf_counter()
+        with _heard() as heard:
+            self.editor.edit(records, str(self.spec.method), **dict(self.spec.config))
+        return {
+            "seconds": perf_counter() - begin,
+            "records": len(records),
+            "stages": dict(self.editor.history[-1].stages),
+            "peak_memory_bytes": self.workplace.peak_memory(self.editor),
+            "warnings": heard,
+        }
+
+    def _score(self, moment: str, start: int = 0, stop: int | None = None) -> None:
+        """Score what is missing of some records, block by block."""
+        records = self.cell.records
+        stop = len(records) if stop is None else stop
+        done = self.store.done(self.key, moment)
+        for number, block in enumerate(_blocks(range(start, stop), BLOCK)):
+            left = [position for position in block if position not in done]
+            if not left or number % self.share[1] != self.share[0]:
+                continue
+            self.progress(f"scoring {moment}", block[0] - start, stop - start)
+            rows = self._rows([records[position] for position in left])
+            self.store.add(self.key, moment, dict(zip(left, rows, strict=True)))
+
+    def _rows(self, records: Sequence[EditRecord]) -> tuple[RecordResult, ...]:
+        after = self.editor.evaluate(records, self.protocol)
+        if not any(metric.distribution for metric in metrics_of(self.protocol)):
+            return after.rows
+        # Next-token distributions are too large to be stored: they are compared while both models are at hand.
+        model = self.editor.model
+        edits = attached(model)
+        for edit in reversed(edits):
+            edit.revert(model)
+        before = self.editor.evaluate(records, self.protocol)
+        for edit in edits:
+            edit.attach(model)
+        return compare(before, after).rows
+
+
+def _blocks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+@contextmanager
+def _on(editor: Editor, file: Path) -> Iterator[None]:
+    """An edit from a file on the model while a block runs."""
+    edit = load_edit(file)
+    edit.attach(editor.model)
+    try:
+        yield
+    finally:
+        edit.revert(editor.model)
+
+
+@contextmanager
+def _heard() -> Iterator[list[str]]:
+    """Collect kecore's own warnings, which go into the store; others are raised again."""
+    heard: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", KecoreWarning)
+        yield heard
+    _sort(caught, heard)
+
+
+def _sort(caught: Iterable[warnings.WarningMessage], heard: list[str]) -> None:
+    for item in caught:
+        if issubclass(item.category, KecoreWarning):
+            heard.append(str(item.message))
+        else:
+            warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)

@@ -1,0 +1,137 @@
+"""A plan's runs, each with its records: what there is to do, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from kecore import registry
+from kecore.editor import configured
+from kecore.errors import MethodNotFoundError, StorageError
+from kecore.evaluate.plan import BASELINES, UNEDITED, BenchPlan, MethodEntry
+from kecore.evaluate.protocol import AFTER, Protocol
+from kecore.evaluate.records import load_records
+from kecore.evaluate.store import BEFORE, RunSpec, Store
+from kecore.trained import TrainedEditor
+from kecore.types import EditRecord
+
+__all__ = ["Cell", "cells_of"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run with its records.
+
+    Args:
+        spec: what it is.
+        records: its records, in order.
+        left_out: records of the file that could not be represented.
+        absent: the method is a baseline that is not installed.
+        edit: file of an edit that was made before.
+    """
+
+    spec: RunSpec
+    records: Sequence[EditRecord]
+    left_out: int = 0
+    absent: bool = False
+    edit: Path | None = None
+
+    def missing(self, store: Store) -> bool:
+        """Whether there is anything left to do."""
+        if self.absent:
+            return not store.failures(self.spec.key)
+        return any(len(store.done(self.spec.key, m)) < n for m, n in self.wanted(store.protocol).items())
+
+    def wanted(self, protocol: Protocol) -> dict[str, int]:
+        """Number of records of each moment."""
+        size = len(self.records)
+        if self.absent:
+            return {}
+        if self.spec.method is None:
+            return {BEFORE if self.edit is None else AFTER: size}
+        found = dict.fromkeys(protocol.moments, size)
+        if protocol.edits == "sequential":
+            found |= {name: step * protocol.step for step, name in protocol.checkpoints(size).items()}
+        return found
+
+
+def cells_of(plan: BenchPlan) -> list[Cell]:
+    """The runs of a plan, in the order that they are run and reported.
+
+    Raises:
+        MethodNotFoundError: a method that was asked for is not installed; a baseline that is not is a run that says so.
+        ConfigError: a bad field or an unknown preset.
+        DataFormatError: a data set cannot be read.
+        StorageError: the edit to be scored cannot be read.
+    """
+    found: list[Cell] = []
+    methods = [(entry, *_resolved(entry, plan)) for entry in plan.rows]
+    for model in plan.models:
+        for data in plan.facts:
+            for size in plan.sizes or (None,):
+                records = load_records(
+                    data.path,
+                    limit=size,
+                    format=data.format,
+                    split=data.split,
+                    variant=data.variant,
+                    sha256=data.sha256,
+                )
+                parts = {"split": records.split, "variant": records.variant}
+                shared: dict[str, Any] = {
+                    "model": model,
+                    "data": {
+                        "name": records.path.name,
+                        "sha256": records.sha256,
+                        "format": records.format,
+                        **{name: value for name, value in parts.items() if value},
+                    },
+                    "size": len(records),
+                    "loading": {"dtype": plan.dtype, "trust_remote_code": plan.trust_remote_code},
+                }
+                left_out = len(records.skipped)
+                if UNEDITED not in plan.without:
+                    found.append(Cell(RunSpec(label=UNEDITED, method=None, **shared), records, left_out))
+                if plan.edit is not None:
+                    file = plan.edit / "edit.safetensors" if plan.edit.is_dir() else plan.edit
+                    spec = RunSpec(label=_stem(plan.edit), method=None, edit=_digest(file), **shared)
+                    found.append(Cell(spec, records, left_out, edit=file))
+                for entry, config, absent, statistics in methods:
+                    spec = RunSpec(label=entry.title, method=entry.name, config=config, statistics=statistics, **shared)
+                    found.append(Cell(spec, records, left_out, absent))
+    return found
+
+
+def _stem(path: Path) -> str:
+    return path.resolve().parent.name if path.name == "edit.safetensors" else path.stem
+
+
+def _digest(file: Path) -> dict[str, str]:
+    try:
+        return {"name": file.name, "sha256": sha256(file.read_bytes()).hexdigest()}
+    except OSError as error:
+        raise StorageError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _resolved(entry: MethodEntry, plan: BenchPlan) -> tuple[dict[str, Any], bool, dict[str, Any] | None]:
+    """All fields of the configuration, whether the method is absent, and where its key statistics come from."""
+    try:
+        method = registry.default().get(entry.name)
+    except MethodNotFoundError:
+        if entry.name not in BASELINES:
+            raise
+        return {}, True, None
+    trained = next((editor for editor in _trained(plan) if editor.method == method.name), None)
+    config = configured(method, entry.preset, entry.set, trained).to_json()
+    if not method.capabilities.needs_statistics:
+        return config, False, None
+    if plan.stats is not None:
+        return config, False, {"saved": plan.stats.name}
+    return config, False, {"text": [Path(text).name for text in plan.text], "tokens": plan.tokens}
+
+
+def _trained(plan: BenchPlan) -> list[TrainedEditor]:
+    return [TrainedEditor.load(path) for path in plan.trained]

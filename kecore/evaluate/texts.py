@@ -1,0 +1,205 @@
+"""Metrics of free text: how varied it is, and how close it comes to reference texts.
+
+Fluency and consistency are those of ROME (arXiv 2202.05262, section 3.3, there after Zhang et al., arXiv 1809.05972),
+ROUGE-L that of Lin (2004), BERTScore that of Zhang et al. (arXiv 1904.09675). Libraries other than kecore's own
+dependencies are loaded when a metric asks for them: ``pip install 'kecore[metrics]'``.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from kecore import data
+from kecore.corpus import Corpus
+from kecore.errors import MissingDependencyError
+from kecore.evaluate.metrics import AnsweredProbe, Metric
+from kecore.text import separator
+
+if TYPE_CHECKING:
+    from kecore.evaluate.protocol import Protocol
+
+__all__ = [
+    "BERTSCORE",
+    "CONSISTENCY",
+    "FLUENCY",
+    "PASSAGE_TOKENS",
+    "PASSAGE_TOP_K",
+    "ROUGE",
+    "bert_score",
+    "fluency",
+    "ngram_entropy",
+    "rouge_l",
+    "tfidf_similarity",
+    "words",
+]
+
+PASSAGE_TOKENS = 100
+"""Tokens of a passage written after a generation prompt, the prompt's own included, as in ROME's code."""
+
+PASSAGE_TOP_K = 5
+"""A passage's tokens are drawn from so many of the most probable ones, as in ROME's code."""
+
+BERTSCORE_MODEL = "microsoft/deberta-xlarge-mnli"
+"""The encoder that BERTScore's authors recommend for English."""
+
+
+def words(text: str) -> list[str]:
+    """A text's words, and each punctuation mark and each character of a script without spaces by itself.
+
+    Examples:
+        >>> words("It's in Rome, 罗马")
+        ['It', "'", 's', 'in', 'Rome', ',', '罗', '马']
+    """
+    parts = "".join(c if c.isalnum() and not _wide(c) else f" {c} " for c in unicodedata.normalize("NFC", text))
+    return parts.split()
+
+
+def _wide(character: str) -> bool:
+    return unicodedata.east_asian_width(character) in "WF"
+
+
+def ngram_entropy(tokens: Sequence[str], n: int) -> float:
+    """Entropy of the n-grams' frequencies, in bits; 0 where there are fewer than two kinds."""
+    counts = Counter(zip(*(tokens[i:] for i in range(n)), strict=False))
+    total = counts.total()
+    return -math.fsum(c / total * math.log2(c / total) for c in counts.values()) + 0.0
+
+
+def fluency(text: str) -> float:
+    """Mean of 2/3 of the bigrams' entropy and 4/3 of the trigrams', in bits (ROME's GE, which papers print x 100)."""
+    tokens = words(text)
+    return fmean((ngram_entropy(tokens, 2) * 2 / 3, ngram_entropy(tokens, 3) * 4 / 3))
+
+
+def _passage(probe: AnsweredProbe) -> str:
+    text = probe.text or ""
+    return probe.prompt + separator(probe.prompt, text) + text
+
+
+def _fluency(probe: AnsweredProbe, protocol: Protocol) -> float | None:
+    return None if probe.text is None else fluency(_passage(probe))
+
+
+def _need(module: str, metric: str) -> MissingDependencyError:
+    return MissingDependencyError(f"the metric '{metric}' needs {module}: pip install 'kecore[metrics]'")
+
+
+@cache
+def _weights() -> tuple[Any, Any]:
+    """Word counts by hash, and their inverse document frequencies over the bundled Wikipedia passages.
+
+    Hashing keeps words that the passages lack (names, above all): they get the weight of the rarest.
+    """
+    try:
+        from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer  # pyright: ignore[reportMissingImports] - an extra
+    except ImportError as error:
+        raise _need("scikit-learn", "consistency") from error
+    counts = HashingVectorizer(analyzer=_lower, n_features=2**20, alternate_sign=False, norm=None)
+    passages = list(Corpus.of(data.path("wikipedia_sample.jsonl.gz")).passages())
+    return counts, TfidfTransformer(smooth_idf=True).fit(counts.transform(passages))
+
+
+def _lower(text: str) -> list[str]:
+    return words(text.casefold())
+
+
+def tfidf_similarity(text: str, references: str) -> float:
+    """Cosine of two texts' tf-idf vectors, in [0, 1].
+
+    Raises:
+        MissingDependencyError: scikit-learn is not installed.
+    """
+    counts, weights = _weights()
+    one, other = weights.transform(counts.transform([text, references]))  # rows of length 1, or 0
+    return float(one.multiply(other).sum())
+
+
+def _consistency(groups: Sequence[Sequence[AnsweredProbe]], protocol: Protocol) -> list[list[float | None]]:
+    """One number a record: all its passages together against all its references."""
+    found: list[list[float | None]] = []
+    for group in groups:
+        value = None
+        if group and group[0].answers:
+            value = tfidf_similarity(" ".join(map(_passage, group)), " ".join(group[0].answers))
+        found.append([value] * len(group))
+    return found
+
+
+def rouge_l(text: str, reference: str) -> float:
+    """F1 of the longest common subsequence of words, in [0, 1].
+
+    Raises:
+        MissingDependencyError: torchmetrics is not installed.
+    """
+    try:
+        from torchmetrics.functional.text import rouge_score  # pyright: ignore[reportMissingImports] - an extra
+    except ImportError as error:
+        raise _need("torchmetrics", "rouge") from error
+    # The library's own words are Latin letters and digits only.
+    found = rouge_score(text, reference, rouge_keys="rougeL", normalizer=str, tokenizer=_lower)
+    return float(found["rougeL_fmeasure"])
+
+
+def _rouge(groups: Sequence[Sequence[AnsweredProbe]], protocol: Protocol) -> list[list[float | None]]:
+    return [[_best_rouge(probe) for probe in group] for group in groups]
+
+
+def _best_rouge(probe: AnsweredProbe) -> float | None:
+    if probe.text is None or not probe.answers:
+        return None
+    return max(rouge_l(probe.text, answer) for answer in probe.answers)
+
+
+def bert_score(texts: Sequence[str], references: Sequence[str]) -> list[float]:
+    """F1 of greedily matched contextual embeddings, without rescaling, in [-1, 1]; one number a pair.
+
+    Raises:
+        MissingDependencyError: torchmetrics is not installed.
+        ModelLoadError: the encoder :data:`BERTSCORE_MODEL` is not at hand.
+    """
+    try:
+        from torchmetrics.functional.text import bert_score as score  # pyright: ignore[reportMissingImports] - an extra
+    except ImportError as error:
+        raise _need("torchmetrics", "bertscore") from error
+    from kecore.errors import ModelLoadError
+
+    try:
+        found = score(list(texts), list(references), model_name_or_path=BERTSCORE_MODEL, truncation=True)
+    except OSError as error:
+        raise ModelLoadError(
+            f"BERTScore's encoder {BERTSCORE_MODEL} cannot be loaded ({error}); download it once, or leave 'bertscore' "
+            "out of the protocol's extra metrics"
+        ) from error
+    values = found["f1"]
+    return [float(value) for value in (values if hasattr(values, "__len__") and values.ndim else [values])]
+
+
+def _bert_score(groups: Sequence[Sequence[AnsweredProbe]], protocol: Protocol) -> list[list[float | None]]:
+    probes = [probe for group in groups for probe in group]
+    asked = [(i, probe.text, a) for i, probe in enumerate(probes) if probe.text for a in probe.answers]
+    values = bert_score([text for _, text, _ in asked], [answer for _, _, answer in asked]) if asked else []
+    best: dict[int, float] = {}
+    for (i, _, _), value in zip(asked, values, strict=True):
+        best[i] = max(value, best.get(i, -1.0))
+    place = iter(range(len(probes)))
+    return [[best.get(next(place)) for _ in group] for group in groups]
+
+
+FLUENCY = Metric("fluency", "generation", _fluency, text=True)
+CONSISTENCY = Metric("consistency", "generation", whole=_consistency, text=True)
+ROUGE = (
+    Metric("rouge_l", "edit", whole=_rouge, text=True),
+    Metric("paraphrase_rouge_l", "paraphrase", whole=_rouge, text=True),
+    Metric("portability_rouge_l", "portability", whole=_rouge, text=True),
+)
+BERTSCORE = (
+    Metric("bertscore", "edit", whole=_bert_score, text=True),
+    Metric("paraphrase_bertscore", "paraphrase", whole=_bert_score, text=True),
+    Metric("portability_bertscore", "portability", whole=_bert_score, text=True),
+)

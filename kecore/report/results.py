@@ -1,0 +1,333 @@
+"""From the answers in a store to scores and tables."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kecore.errors import ArtifactError, ProtocolMismatchError
+from kecore.evaluate.protocol import AFTER, AT_EDIT, AT_END, Protocol, same_protocol
+from kecore.evaluate.result import Evaluation, RecordResult, Score, compare
+from kecore.evaluate.store import BEFORE, Failure, RunSpec, Store
+
+__all__ = ["COLUMNS", "MOMENTS", "Result", "Row", "Table", "last_moments", "results", "tables", "versions"]
+
+COLUMNS = {
+    "edit_success": "ES",
+    "paraphrase_success": "PS",
+    "neighbourhood_success": "NS",
+    "score": "S",
+    "strict_accuracy": "strict",
+    "paraphrase_strict_accuracy": "strict, para.",
+    "token_accuracy": "tokens",
+    "free_generation": "free",
+    "paraphrase_free_generation": "free, para.",
+    "neighbourhood_stability": "NS stable",
+    "portability": "portab.",
+    "multi_hop": "multi-hop",
+    "locality": "locality",
+}
+"""Scores that tables show, where they could be taken, and what heads their columns; files hold all scores."""
+
+MOMENTS = {
+    BEFORE: "before the edit",
+    AFTER: "after the edit",
+    AT_EDIT: "at-edit: each fact right after its own step",
+    AT_END: "at-end: all facts after the last step",
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run as it stands in a store.
+
+    Args:
+        spec: what was run.
+        protocol: by which protocol.
+        made_on: versions, hardware, fingerprint.
+        evaluations: scores by moment, compared with the unedited model where it was asked too.
+        costs: what each edit cost.
+        failures: what ended in an error.
+        label: its name in tables.
+        remark: what tells it from another run of the same name; empty where there is none.
+    """
+
+    spec: RunSpec
+    protocol: Protocol
+    made_on: Mapping[str, Any]
+    evaluations: Mapping[str, Evaluation]
+    costs: Mapping[str, Mapping[str, Any]]
+    failures: Sequence[Failure]
+    label: str
+    remark: str = ""
+
+    @property
+    def answered(self) -> int:
+        """Number of records, at all moments."""
+        return sum(len(evaluation.rows) for evaluation in self.evaluations.values())
+
+    @property
+    def model(self) -> str:
+        """The model's reference; of a path its last part, as the rest says nothing elsewhere."""
+        return Path(self.spec.model).name if self.spec.model.startswith(("/", ".", "~")) else self.spec.model
+
+    @property
+    def edits(self) -> bool:
+        """Whether the run edits the model, or only asks it."""
+        return self.spec.method is not None or self.spec.edit is not None
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of editing for each fact."""
+        facts = sum(cost["records"] for cost in self.costs.values())
+        return sum(cost["seconds"] for cost in self.costs.values()) / facts if facts else None
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Seconds of editing by stage."""
+        found: dict[str, float] = {}
+        for cost in self.costs.values():
+            for name, seconds in cost["stages"].items():
+                found[name] = found.get(name, 0.0) + seconds
+        return found
+
+    @property
+    def peak_memory(self) -> int | None:
+        """Most bytes that the process had held by the end of an edit."""
+        return max((cost["peak_memory_bytes"] or 0 for cost in self.costs.values()), default=0) or None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What editing warned of, each once."""
+        return list(dict.fromkeys(text for cost in self.costs.values() for text in cost["warnings"]))
+
+    def retention(self, key: str) -> list[tuple[int, Score]]:
+        """A score of all facts edited so far, by their number: the checkpoints of a sequence, and its end."""
+        named = [(int(name.partition("-")[2]), name) for name in self.evaluations if name.startswith("after-")]
+        if AT_END in self.evaluations:
+            named.append((self.spec.size, AT_END))
+        points = [(count, self.evaluations[name].scores.get(key)) for count, name in sorted(named)]
+        return [(count, score) for count, score in points if score is not None]
+
+
+def results(*stores: Store, keys: Collection[str] | None = None) -> list[Result]:
+    """The runs of stores, each once, under labels that differ.
+
+    Args:
+        stores: where they are.
+        keys: those to read; by default all.
+
+    Raises:
+        ArtifactError: a store holds none.
+    """
+    found: dict[tuple[str, str], Result] = {}
+    for store in stores:
+        specs = store.specs()
+        if not specs:
+            raise ArtifactError(f"{store.path} holds no results yet; fill it with `kecore bench`")
+        plain = {spec.group: store.rows(spec.key, BEFORE) for spec in specs if spec.method is None and not spec.edit}
+        for spec in specs:
+            if keys is None or spec.key in keys:
+                result = _result(store, spec, plain.get(spec.group, {}))
+                place = (store.protocol.hash(), spec.key)
+                if place not in found or result.answered > found[place].answered:
+                    found[place] = result
+    made = list(found.values())
+    last = {(result.label, result.spec.group): place for place, result in enumerate(made)}
+    told = {(result.label, result.spec.group) for result in made if result.evaluations}
+
+    def counts(place: int, result: Result) -> bool:
+        # A baseline that was not installed at first, and is now, has two runs, of which one is empty.
+        name = (result.label, result.spec.group)
+        return bool(result.evaluations) or (name not in told and last[name] == place)
+
+    return _told_apart([result for place, result in enumerate(made) if counts(place, result)])
+
+
+def _told_apart(found: Sequence[Result]) -> list[Result]:
+    """Runs with numbers after labels that occur twice in a group, and how they differ from the first of them."""
+    first: dict[tuple[Any, ...], Result] = {}
+    counts: Counter[tuple[Any, ...]] = Counter()
+    made: list[Result] = []
+    for result in found:
+        place = (result.label, result.spec.group)
+        counts[place] += 1
+        other = first.setdefault(place, result)
+        if other is not result:
+            text = f"has other settings than the first ({_difference(result.spec, other.spec)})"
+            result = replace(result, label=f"{result.label} #{counts[place]}", remark=text)
+        made.append(result)
+    return made
+
+
+def _difference(one: RunSpec, other: RunSpec) -> str:
+    pairs = [(one.config, other.config), (one.statistics or {}, other.statistics or {})]
+    parts = [
+        f"{key} {mine.get(key)}, there {theirs.get(key)}"
+        for mine, theirs in pairs
+        for key in {**mine, **theirs}
+        if mine.get(key) != theirs.get(key)
+    ]
+    return "; ".join(parts) or "see their configurations"
+
+
+def _result(store: Store, spec: RunSpec, before: Mapping[int, RecordResult]) -> Result:
+    evaluations: dict[str, Evaluation] = {}
+    for moment in store.moments(spec.key):
+        rows = store.rows(spec.key, moment)
+        if not rows:
+            continue
+        found = Evaluation(store.protocol, tuple(rows.values()))
+        # Over other records than the unedited model answered there is nothing to compare with.
+        if moment != BEFORE and rows.keys() <= before.keys():
+            found = compare(Evaluation(store.protocol, tuple(before[place] for place in rows)), found)
+        evaluations[moment] = found
+    key = spec.key
+    return Result(
+        spec, store.protocol, store.made_on(key), evaluations, store.costs(key), store.failures(key), spec.label
+    )
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table.
+
+    Args:
+        result: the run.
+        evaluation: its scores at the table's moment; None where there are none.
+    """
+
+    result: Result
+    evaluation: Evaluation | None
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+        return self.result.label
+
+    @property
+    def scores(self) -> Mapping[str, Score]:
+        """Its scores."""
+        return self.evaluation.scores if self.evaluation else {}
+
+    @property
+    def note(self) -> str:
+        """What is missing of it; empty where nothing is."""
+        failures, count = self.result.failures, len(self.evaluation.rows) if self.evaluation else 0
+        parts = [self.result.remark] if self.result.remark else []
+        if count < self.result.spec.size:
+            unfinished = "" if failures else "unfinished, "
+            parts.append(f"{unfinished}{count} of {self.result.spec.size} records")
+        if failures:
+            first = failures[0]
+            if first.kind == "MethodNotFoundError":
+                return "not installed"
+            where = "" if first.part == "all" else f"{len(failures)} failed, the first at {first.part}: "
+            parts.append(f"{where}{first.kind}: {first.message}")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Methods on the same records of one data set, with one model, by one protocol, at one moment.
+
+    Make it with :func:`tables`.
+
+    Args:
+        rows: one a method.
+        moment: when they were scored.
+        columns: scores to show and their headings; by default those of :data:`COLUMNS` that some row has.
+    """
+
+    rows: tuple[Row, ...]
+    moment: str
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        first = self.rows[0].result
+        for row in self.rows[1:]:
+            same_protocol(first.protocol, row.result.protocol, f"'{first.label}' and '{row.label}'")
+            if row.result.spec.group != first.spec.group:
+                raise ProtocolMismatchError(
+                    f"'{first.label}' and '{row.label}' are of different models, data sets or numbers of records; "
+                    "a table has one of each"
+                )
+        if not self.columns:
+            found = {key for row in self.rows for key in row.scores}
+            object.__setattr__(self, "columns", {key: head for key, head in COLUMNS.items() if key in found})
+
+    @property
+    def first(self) -> Result:
+        """A run that has the model, data set and protocol of all."""
+        return self.rows[0].result
+
+    @cached_property
+    def title(self) -> str:
+        """Model, data set, number of records, and the moment where there are several."""
+        spec = self.first.spec
+        when = f", {MOMENTS[self.moment].partition(':')[0]}" if self.moment != AFTER else ""
+        part = "".join(f", {spec.data[name]}" for name in ("split", "variant") if name in spec.data)
+        count = f"{spec.size} record{'' if spec.size == 1 else 's'}"
+        return f"{self.first.model}, {count} of {spec.data['name']}{part}{when}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The table as JSON values, with every score and not only the columns."""
+        spec = self.first.spec
+        return {
+            "model": self.first.model,
+            "data": dict(spec.data),
+            "records": spec.size,
+            "moment": self.moment,
+            "protocol": {**self.first.protocol.to_json(), "hash": self.first.protocol.hash()},
+            "rows": [
+                {
+                    "method": row.label,
+                    "records": len(row.evaluation.rows) if row.evaluation else 0,
+                    "scores": {key: score.to_json() for key, score in row.scores.items()},
+                    "not_taken": row.evaluation.skipped if row.evaluation else {},
+                    "seconds_per_fact": row.result.seconds,
+                    "stages": row.result.stages,
+                    "peak_memory_bytes": row.result.peak_memory,
+                    "failures": [[f.part, f.kind, f.message] for f in row.result.failures],
+                    "warnings": row.result.warnings,
+                }
+                for row in self.rows
+            ],
+        }
+
+
+def tables(found: Iterable[Result]) -> list[Table]:
+    """One table for each model, data set, number of records and moment.
+
+    Raises:
+        ProtocolMismatchError: the runs follow different protocols.
+    """
+    every = list(found)
+    for result in every[1:]:
+        same_protocol(every[0].protocol, result.protocol, f"'{every[0].label}' and '{result.label}'")
+    groups: dict[tuple[str, str, int], list[Result]] = {}
+    for result in every:
+        groups.setdefault(result.spec.group, []).append(result)
+    made: list[Table] = []
+    for group in groups.values():
+        edited = any(result.edits for result in group)
+        for moment in group[0].protocol.moments if edited else (BEFORE,):
+            rows = (Row(r, r.evaluations.get(moment if r.edits else BEFORE)) for r in group)
+            made.append(Table(tuple(rows), moment))
+    return made
+
+
+def last_moments(made: Iterable[Table]) -> list[Table]:
+    """Of each model, data set and size the table of the last moment."""
+    return list({table.first.spec.group: table for table in made}.values())
+
+
+def versions(found: Sequence[Result], name: str) -> list[str]:
+    """What the runs were made on, in words, each once: ``versions`` or ``hardware``."""
+    seen = dict.fromkeys(json.dumps(result.made_on[name], sort_keys=True) for result in found)
+    return [", ".join(f"{key} {value}" for key, value in json.loads(text).items()) for text in seen]

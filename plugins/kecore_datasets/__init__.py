@@ -1,0 +1,1 @@
+"""The data-set layouts that ship with kecore, found through entry points like anyone else's."""

@@ -1,0 +1,122 @@
+"""CounterFact: the original layout, with the extras of CounterFact-plus, and EasyEdit's flat one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kecore.evaluate.fields import Fields
+from kecore.evaluate.formats import Layout, Published, filled, make_request
+from kecore.types import EditRecord, Probe
+from kecore_datasets.shared import one_hop
+
+__all__ = ["COUNTERFACT", "EASYEDIT", "counterfact"]
+
+
+def _is_counterfact(values: Mapping[str, Any]) -> bool:
+    rewrite: Any = values["requested_rewrite"]
+    return isinstance(rewrite, Mapping) and "fact_new_uns" not in rewrite
+
+
+def counterfact(fields: Fields) -> EditRecord:
+    """CounterFact (arXiv 2202.05262) with the extras of CounterFact-plus (arXiv 2305.13172).
+
+    ``attribute_prompts`` (other subjects of which the target is true) enter no score of the papers and are left out.
+    """
+    rewrite = fields.object("requested_rewrite")
+    prompt, subject = rewrite.text("prompt"), rewrite.text("subject")
+    target_new = rewrite.object("target_new")
+    target = target_new.text("str")
+    truth = rewrite.object("target_true").text("str")
+    request = make_request(fields, prompt, subject, target, truth, fields.id("case_id"))
+    replaced: list[Probe] = []
+    if "alternative_subject" in fields:
+        text = request.prompt.replace("{}", fields.text("alternative_subject"))
+        replaced.append(Probe(text, (target,)))
+    other: list[Probe] = []
+    if "unrelated_relation" in fields:
+        relation = fields.object("unrelated_relation")
+        other.append(Probe(relation.text("question"), relation.answers("object")))
+    distracting = fields.texts("distracting_neighborhood_prompts")
+    return EditRecord(
+        request,
+        rephrases=fields.texts("paraphrase_prompts"),
+        neighbourhood=fields.texts("neighborhood_prompts"),
+        locality=filled({"distracting": (Probe(text, (truth,)) for text in distracting), "other_attribution": other}),
+        portability=filled({"one_hop": one_hop(fields), "subject_replace": replaced}),
+        generation_prompts=fields.texts("generation_prompts"),
+        relation=rewrite.text_or_none("relation_id") or "",
+        target_id=target_new.text_or_none("id") or "",
+    )
+
+
+COUNTERFACT = Layout(
+    "counterfact",
+    ("case_id", "requested_rewrite"),
+    "case_id, requested_rewrite{prompt, subject, target_new, target_true}",
+    counterfact,
+    (
+        "rephrases", "neighbourhood", "generation_prompts", "relation", "target_id", "portability: one_hop",
+        "portability: subject_replace", "locality: distracting", "locality: other_attribution",
+    ),
+    (
+        Published(
+            "CounterFact", "facts made false on purpose, with paraphrases and neighbours", "21,919", "MIT",
+            "github.com/kmeng01/rome", "2202.05262",
+        ),
+        Published(
+            "MultiCounterFact", "the part of CounterFact whose facts do not contradict each other", "20,877", "MIT",
+            "github.com/kmeng01/memit", "2210.07229",
+        ),
+        Published(
+            "CounterFact-plus", "CounterFact with one-hop questions, aliases and distracted neighbours", "about 1,000",
+            "MIT", "github.com/zjunlp/EasyEdit", "2305.13172",
+        ),
+    ),
+    detect=_is_counterfact,
+)  # fmt: skip
+
+
+def _flat(fields: Fields) -> EditRecord:
+    """EasyEdit's flat layout: CounterFact, and the hallucination and temporal sets of WISE.
+
+    The locality prompt is asked as locality, as EasyEdit does. Where its answer is the edit's old answer
+    (all of CounterFact) it is a neighbour in CounterFact's sense too.
+
+    The published ``rephrase_prompt`` is often no paraphrase: of the 5,109 cases we could hold against
+    CounterFact's original layout, 4,266 have one of its generation prompts there ("People in Lyon's twin
+    city speak the language of" for an edit of the twin city). Paraphrase scores on these files are
+    therefore not CounterFact's PS; use the original layout for that.
+    """
+    truth = fields.text_or_none("ground_truth")
+    kept = fields.probe("locality_prompt", "locality_ground_truth")
+    prompt, subject, target = (fields.text(name) for name in ("prompt", "subject", "target_new"))
+    return EditRecord(
+        make_request(fields, prompt, subject, target, truth, fields.id("case_id")),
+        rephrases=fields.texts("rephrase_prompt") + fields.texts("ood_rephrase"),
+        neighbourhood=(kept.prompt,) if truth is not None and kept.answers == (truth,) else (),
+        locality={"neighbourhood": (kept,)},
+    )
+
+
+EASYEDIT = Layout(
+    "easyedit",
+    ("prompt", "subject", "target_new", "locality_prompt"),
+    "prompt, subject, target_new, locality_prompt, ...",
+    _flat,
+    ("rephrases", "neighbourhood", "locality: neighbourhood"),
+    (
+        Published(
+            "CounterFact, flat", "CounterFact as EasyEdit publishes it, one neighbour a fact", "21,919", "MIT",
+            "github.com/zjunlp/EasyEdit", "2308.07269",
+        ),
+        Published(
+            "WISE hallucination", "passages about people with corrected sentences", "600", "MIT",
+            "github.com/zjunlp/EasyEdit", "2405.14768",
+        ),
+        Published(
+            "WISE temporal", "events after the training data, asked in another form", "100", "MIT",
+            "github.com/zjunlp/EasyEdit", "2405.14768",
+        ),
+    ),
+)  # fmt: skip

@@ -1,0 +1,33 @@
+"""The knowns: facts that GPT-2 XL answers correctly, for causal tracing."""
+
+from __future__ import annotations
+
+from kecore.evaluate.fields import Fields
+from kecore.evaluate.formats import Layout, Published, make_request
+from kecore.types import EditRecord
+
+__all__ = ["KNOWNS"]
+
+
+def _known(fields: Fields) -> EditRecord:
+    """The knowns of ROME (arXiv 2202.05262): the target of a record is what is true already."""
+    prompt, subject, attribute = (fields.text(name) for name in ("prompt", "subject", "attribute"))
+    return EditRecord(
+        make_request(fields, prompt, subject, attribute, None, fields.id("known_id")),
+        relation=fields.text_or_none("relation_id") or "",
+    )
+
+
+KNOWNS = Layout(
+    "knowns",
+    ("known_id", "prompt", "subject", "attribute"),
+    "known_id, prompt, subject, attribute",
+    _known,
+    ("relation",),
+    (
+        Published(
+            "knowns", "facts that GPT-2 XL knows, for causal tracing", "1,209", "MIT", "github.com/kmeng01/rome",
+            "2202.05262",
+        ),
+    ),
+)  # fmt: skip

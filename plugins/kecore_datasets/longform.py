@@ -1,0 +1,99 @@
+"""Edits whose target is a long text: UnKEBench, EditEverything, SafeEdit."""
+
+from __future__ import annotations
+
+from kecore.evaluate.fields import Fields
+from kecore.evaluate.formats import Layout, Published, filled, make_request
+from kecore.types import EditRecord, Probe
+from kecore_datasets.shared import pairs
+
+__all__ = ["EDITEVERYTHING", "SAFEEDIT", "UNKE"]
+
+
+def _unke(fields: Fields) -> EditRecord:
+    """UnKEBench (arXiv 2405.15349): a question, the text that should answer it, and questions about that text.
+
+    No subject is published: the whole question is the subject, as the method edits at its last token.
+    """
+    return EditRecord(
+        make_request(fields, fields.text("question"), None, fields.text("answer"), None, fields.id("id")),
+        rephrases=fields.texts("para_question"),
+        portability=filled({"sub_question": pairs(fields, "sub_question", "sub_answer")}),
+        long_form=True,
+    )
+
+
+UNKE = Layout(
+    "unke",
+    ("question", "para_question", "answer", "sub_question", "sub_answer"),
+    "question, para_question, answer, sub_question, sub_answer",
+    _unke,
+    ("rephrases", "long_form", "portability: sub_question"),
+    (
+        Published(
+            "UnKEBench", "unstructured texts with questions about them", "1,000", "none given",
+            "github.com/TrustedLLM/UnKE", "2405.15349",
+        ),
+    ),
+)  # fmt: skip
+
+
+def _editeverything(fields: Fields) -> EditRecord:
+    """EditEverything (arXiv 2502.05628): answers in mathematics, code, news, poetry and chemistry."""
+    request = make_request(fields, fields.text("question"), None, fields.text("answer"), None, fields.id("id"))
+    return EditRecord(request, long_form=True, category=fields.text("category"))
+
+
+EDITEVERYTHING = Layout(
+    "editeverything",
+    ("id", "question", "answer", "category"),
+    "id, question, answer, category",
+    _editeverything,
+    ("long_form", "category"),
+    (
+        Published(
+            "EditEverything", "long answers of several kinds: mathematics, code, news, poetry", "552", "none given",
+            "github.com/jianghoucheng/AnyEdit", "2502.05628",
+        ),
+    ),
+)  # fmt: skip
+
+_ATTACKS = {
+    "only_question": "test input of only harmful question",
+    "other_attack": "test input of other attack prompt input",
+    "other_question": "test input of other question input",
+    "other_question_and_attack": "test input of other questions and attack prompts",
+}
+
+
+def _safeedit(fields: Fields) -> EditRecord:
+    """SafeEdit (arXiv 2403.14472): an attack that should be refused, with the refusal as the target.
+
+    The four generalisation inputs have no reference answer, only that a safe one is wanted: a classifier or a judge
+    scores them, and metrics that need an answer report them as not scored.
+    """
+    tests = fields.object("generalization test")
+    kept = fields.object("knowledge constrain").probe("prompt", "answer")
+    safe, unsafe = fields.text("safe generation"), fields.text_or_none("unsafe generation")
+    return EditRecord(
+        make_request(fields, fields.text("adversarial prompt"), None, safe, unsafe, fields.id("id")),
+        locality={"knowledge_constraint": (kept,)},
+        portability=filled({axis: map(Probe, tests.texts(name)) for axis, name in _ATTACKS.items()}),
+        long_form=True,
+        category=fields.text_or_none("unsafety category") or "",
+    )
+
+
+SAFEEDIT = Layout(
+    "safeedit",
+    ("adversarial prompt", "safe generation", "generalization test", "knowledge constrain"),
+    "adversarial prompt, safe generation, unsafe generation, generalization test, knowledge constrain",
+    _safeedit,
+    ("long_form", "category", *(f"portability: {axis}" for axis in _ATTACKS), "locality: knowledge_constraint"),
+    (
+        Published(
+            "SafeEdit", "attacks to be refused; the files hold harmful text", "4,050 train, 2,700 val, 1,350 test",
+            "CC BY-NC-SA 4.0", "hf:zjunlp/SafeEdit", "2403.14472",
+        ),
+    ),
+)  # fmt: skip

@@ -1,0 +1,194 @@
+"""Chains of facts: MQuAKE and its remastered form, and AKEW, which gives each fact as a text as well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kecore.evaluate.fields import Fields
+from kecore.evaluate.formats import Layout, Published, filled, make_request
+from kecore.types import EditRecord, EditRequest, MultiHop, Probe
+from kecore_datasets.counterfact import counterfact
+
+__all__ = ["AKEW", "MQUAKE"]
+
+
+def _hops(fields: Fields, name: str) -> tuple[Probe, ...]:
+    """The single facts of a chain, asked as questions; the first answer is the one that the chain goes through."""
+    return tuple(
+        Probe(hop.text("question"), hop.answers("answer") + hop.answers_or_none("answer_alias"))
+        for hop in fields.objects_or_none(name)
+    )
+
+
+def _object(rewrite: Fields, name: str) -> str:
+    """The object of a fact: ``{"str": ...}``, or flat as the Hugging Face hub's tables have it."""
+    return rewrite.text(f"{name}_str") if f"{name}_str" in rewrite else rewrite.object(name).text("str")
+
+
+def _request(rewrite: Fields, id: str = "") -> EditRequest:
+    prompt, subject = rewrite.text("prompt"), rewrite.text("subject")
+    return make_request(rewrite, prompt, subject, _object(rewrite, "target_new"), _object(rewrite, "target_true"), id)
+
+
+def _chain(fields: Fields) -> MultiHop:
+    return MultiHop(
+        fields.texts("questions"),
+        fields.answers("new_answer") + fields.answers_or_none("new_answer_alias"),
+        fields.answers("answer") + fields.answers_or_none("answer_alias"),
+        _hops(fields, "new_single_hops"),
+        _hops(fields, "single_hops"),
+    )
+
+
+def _is_mquake(values: Mapping[str, Any]) -> bool:
+    rewrites: Any = values["requested_rewrite"]
+    return isinstance(rewrites, list) and not _has_texts(rewrites)
+
+
+def _has_texts(rewrites: list[Any]) -> bool:
+    return any(isinstance(rewrite, Mapping) and "fact_new_uns" in rewrite for rewrite in rewrites)
+
+
+def _mquake(fields: Fields) -> EditRecord:
+    """MQuAKE (arXiv 2305.14795): all edits of a case together, then the question that chains them.
+
+    The first edit's own question is its rephrase; those of the others are among the hops. Aliases of the first
+    edit's new and old object are those of the hop that asks for it. The remastered form marks for which numbers of
+    edits a case is among the edited ones; those stand in ``category`` as ``edited: 1000 3000``.
+    """
+    first, *others = fields.objects("requested_rewrite")
+    chain = _chain(fields)
+    question = first.texts("question")
+    made = EditRecord(
+        _request(first, fields.id("case_id")),
+        rephrases=question,
+        joint=tuple(map(_request, others)),
+        multi_hop=(chain,),
+        target_aliases=_aliases(chain.hops, question),
+        truth_aliases=_aliases(chain.old_hops, question),
+        relation=first.text_or_none("relation_id") or "",
+        category=_edited_at(fields),
+    )
+    return made.with_id(made.request.id)
+
+
+def _aliases(hops: tuple[Probe, ...], question: tuple[str, ...]) -> tuple[str, ...]:
+    return next((hop.answers[1:] for hop in hops if hop.prompt in question), ())
+
+
+def _edited_at(fields: Fields) -> str:
+    name = "split" if "split" in fields else "6334_split"
+    if name not in fields:
+        return ""
+    labels = fields.object(name)
+    numbers = [number for number in labels.values if any("edited" in x.split("_") for x in labels.texts(number))]
+    return f"edited: {' '.join(sorted(numbers, key=lambda number: (len(number), number)))}" if numbers else "unedited"
+
+
+MQUAKE = Layout(
+    "mquake",
+    ("requested_rewrite", "questions", "answer", "new_answer", "single_hops", "new_single_hops"),
+    "requested_rewrite[...], questions, answer, new_answer, single_hops, new_single_hops",
+    _mquake,
+    ("rephrases", "joint", "multi_hop", "target_aliases", "truth_aliases", "relation", "category"),
+    (
+        Published(
+            "MQuAKE-CF, MQuAKE-T", "two- to four-hop questions over one to four edits", "9,218 (CF), 3,000 (CF-3k-v2), "
+            "about 1,850 (T)", "MIT", "github.com/princeton-nlp/MQuAKE", "2305.14795",
+        ),
+        Published(
+            "MQuAKE-Remastered", "MQuAKE with contradictions between its cases removed", "CF3k, CF9k, CF6334, T",
+            "CC BY 4.0", "github.com/henryzhongsc/MQuAKE-Remastered, hf:henryzhongsc/MQuAKE-Remastered",
+        ),
+    ),
+    detect=_is_mquake,
+)  # fmt: skip
+
+
+def _rewrites(fields: Fields) -> list[Fields]:
+    several = isinstance(fields.values["requested_rewrite"], list)
+    return fields.objects("requested_rewrite") if several else [fields.object("requested_rewrite")]
+
+
+def _is_akew(values: Mapping[str, Any]) -> bool:
+    rewrites: Any = values["requested_rewrite"]
+    return _has_texts(rewrites if isinstance(rewrites, list) else [rewrites])
+
+
+def _structured(fields: Fields) -> EditRecord:
+    """AKEW (arXiv 2402.18909), edited by its structured facts; scored as MQuAKE or CounterFact is, whence it came."""
+    if "questions" in fields:
+        return _mquake(fields)
+    if "neighborhood_prompts" in fields:
+        return counterfact(fields)
+    rewrite = _rewrites(fields)[0]
+    rephrases = fields.texts("paraphrase_prompts")
+    return EditRecord(
+        _request(rewrite, fields.id("case_id")), rephrases, relation=rewrite.text_or_none("relation_id") or ""
+    )
+
+
+def _unstructured(fields: Fields) -> EditRecord:
+    """AKEW, edited by texts that state the facts: the question, or else the prompt, should be answered by the text."""
+    requests = [
+        make_request(rewrite, _asked(rewrite), rewrite.text("subject"), rewrite.text("fact_new_uns"))
+        for rewrite in _rewrites(fields)
+    ]
+    return _stated(fields, requests, long_form=True)
+
+
+def _asked(rewrite: Fields) -> str:
+    return rewrite.text("question" if "question" in rewrite else "prompt")
+
+
+def _triplets(fields: Fields) -> EditRecord:
+    """AKEW, edited by the triplets that were extracted from the texts."""
+    found = [triplet for rewrite in _rewrites(fields) for triplet in rewrite.objects("unsfact_triplets_GPT")]
+    requests = [make_request(t, t.text("prompt"), t.text("subject"), t.text("target")) for t in found]
+    if not requests:
+        raise fields.fail("requested_rewrite", "facts with triplets in 'unsfact_triplets_GPT'")
+    return _stated(fields, requests, long_form=False)
+
+
+def _stated(fields: Fields, requests: list[EditRequest], *, long_form: bool) -> EditRecord:
+    """A record of such edits; that the structured facts follow is portability."""
+    rewrites = _rewrites(fields)
+    facts = [_request(rewrite) for rewrite in rewrites]
+    triplets = [t for rewrite in rewrites for t in rewrite.objects_or_none("unsfact_triplets_GPT")] if long_form else []
+    made = EditRecord(
+        requests[0],
+        joint=tuple(requests[1:]),
+        portability=filled(
+            {
+                "structured_fact": [Probe(fact.text, (fact.target,)) for fact in facts],
+                "sub_question": [
+                    Probe(t.text("prompt").replace("{}", t.text("subject")), (t.text("target"),)) for t in triplets
+                ],
+            }
+        ),
+        multi_hop=(_chain(fields),) if "questions" in fields else (),
+        long_form=long_form,
+        relation=rewrites[0].text_or_none("relation_id") or "",
+    )
+    return made.with_id(fields.id("case_id") or made.request.id)
+
+
+AKEW = Layout(
+    "akew",
+    ("requested_rewrite",),
+    "requested_rewrite{..., fact_new_uns, unsfact_triplets_GPT}",
+    {"structured": _structured, "unstructured": _unstructured, "triplets": _triplets},
+    (
+        "rephrases", "neighbourhood", "joint", "multi_hop", "target_aliases", "truth_aliases", "long_form", "relation",
+        "target_id",
+        "generation_prompts", "portability: structured_fact", "portability: sub_question",
+    ),
+    (
+        Published(
+            "AKEW", "facts of CounterFact, MQuAKE and Wikidata as structure, text and triplets",
+            "975 CounterFact, 354 MQuAKE-CF, 1,056 WikiUpdate", "none given", "github.com/bobxwu/AKEW", "2402.18909",
+        ),
+    ),
+    detect=_is_akew,
+)  # fmt: skip

@@ -1,0 +1,131 @@
+"""Questions whose answers changed: QAEdit, WikiBigEdit, HalluEditBench."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from kecore.evaluate.fields import Fields
+from kecore.evaluate.formats import Layout, Published, filled, make_request
+from kecore.types import EditRecord, MultiHop, Probe
+from kecore_datasets.shared import question_and_answer
+
+__all__ = ["HALLUEDITBENCH", "QAEDIT", "WIKIBIGEDIT"]
+
+
+def _qaedit(fields: Fields) -> EditRecord:
+    """QAEdit (arXiv 2502.11177): questions of NQ, TriviaQA and SimpleQA that models get wrong."""
+    prompt, subject, target = (fields.text(name) for name in ("prompt", "subject", "target"))
+    kept = (item.probe("loc", "loc_ans") for item in fields.objects("locality"))
+    return EditRecord(
+        make_request(fields, prompt, subject, target, None, fields.id("id")),
+        rephrases=fields.texts("rephrase"),
+        locality=filled({"unrelated": kept}),
+        category=fields.text_or_none("source") or "",
+    )
+
+
+QAEDIT = Layout(
+    "qaedit",
+    ("prompt", "target", "subject", "rephrase", "locality"),
+    "prompt, target, subject, rephrase, locality[{loc, loc_ans}]",
+    _qaedit,
+    ("rephrases", "category", "locality: unrelated"),
+    (
+        Published(
+            "QAEdit", "questions of NQ, TriviaQA and SimpleQA that models get wrong", "19,249; 1,000 in the repository",
+            "Apache-2.0", "github.com/WanliYoung/Revisit-Editing-Evaluation, hf:WenDingY/QAEdit", "2502.11177",
+        ),
+    ),
+    detect=lambda values: isinstance(values["locality"], list),
+)  # fmt: skip
+
+
+def _wikibigedit(fields: Fields) -> EditRecord:
+    """WikiBigEdit (arXiv 2503.05683): changes of Wikidata between two dumps, one file a time step."""
+    subject, target = fields.text("subject"), fields.text("ans")
+    hop = tuple(question_and_answer(fields, "mhop", "mhop_ans"))
+    return EditRecord(
+        make_request(fields, fields.text("update"), subject, target, None, fields.id("id")),
+        rephrases=fields.texts("rephrase"),
+        locality=filled({"unrelated": question_and_answer(fields, "loc", "loc_ans")}),
+        portability=filled({"personas": (Probe(text, (target,)) for text in fields.texts("personas"))}),
+        multi_hop=tuple(MultiHop((probe.prompt,), probe.answers) for probe in hop),
+        relation=fields.text_or_none("relation") or "",
+        category=fields.text_or_none("tag") or "",
+    )
+
+
+WIKIBIGEDIT = Layout(
+    "wikibigedit",
+    ("subject", "update", "ans", "loc", "loc_ans"),
+    "subject, update, ans, rephrase, personas, mhop, mhop_ans, loc, loc_ans",
+    _wikibigedit,
+    ("rephrases", "relation", "category", "multi_hop", "portability: personas", "locality: unrelated"),
+    (
+        Published(
+            "WikiBigEdit", "new and changed facts of Wikidata in eight time steps", "over 500,000 questions",
+            "Apache-2.0", "hf:lukasthede/WikiBigEdit", "2503.05683",
+        ),
+    ),
+)  # fmt: skip
+
+_HOPS = range(2, 7)
+_CHOICES = ("question", "multiple_choice_with_letters", "multiple_choice_labels")
+
+
+def _is_hallueditbench(values: Mapping[str, Any]) -> bool:
+    return any(name.startswith("output_") for name in values)
+
+
+def _hallueditbench(fields: Fields) -> EditRecord:
+    """HalluEditBench (arXiv 2410.16251): what a model got wrong about Wikidata, one table a topic.
+
+    Its generalisation questions other than the paraphrase, and its two- to six-hop questions, are axes of portability.
+    The locality question has no published answer: whether the model's own stays is what is scored. Robustness
+    (the model is told that it is wrong, and asked again) is a conversation and not among the probes.
+    """
+    subject, target = fields.text("subject"), fields.text("object")
+    wrong = next(name for name in fields.values if name.startswith("output_"))
+    return EditRecord(
+        make_request(fields, fields.text("question"), subject, target, fields.text_or_none(wrong)),
+        rephrases=fields.texts("paraphrased_question"),
+        locality=filled({"unrelated": question_and_answer(fields, "locality_question", "no answer")}),
+        portability=filled(
+            {
+                "yes_question": (Probe(text, ("Yes",)) for text in fields.texts("yes_question")),
+                "no_question": (Probe(text, ("No",)) for text in fields.texts("no_question")),
+                "multiple_choice": _choices(fields),
+                "inverse_relation": (Probe(text, (subject,)) for text in fields.texts("reversed_relation_question")),
+                **{f"{n}_hop": question_and_answer(fields, f"question_{n}hop", f"answer_{n}hop") for n in _HOPS},
+            }
+        ),
+        relation=fields.text_or_none("relation") or "",
+        category=fields.text_or_none("topic") or "",
+    )
+
+
+def _choices(fields: Fields) -> Iterable[Probe]:
+    if all(name in fields for name in _CHOICES):
+        question, choices, letter = (fields.text(name) for name in _CHOICES)
+        yield Probe(f"{question}\n{choices}", (letter,))
+
+
+HALLUEDITBENCH = Layout(
+    "hallueditbench",
+    ("topic", "subject", "relation", "object", "question"),
+    "topic, subject, relation, object, question, output_MODEL, ...",
+    _hallueditbench,
+    (
+        "rephrases", "relation", "category", "locality: unrelated", "portability: yes_question",
+        "portability: no_question", "portability: multiple_choice", "portability: inverse_relation",
+        *(f"portability: {n}_hop" for n in _HOPS),
+    ),
+    (
+        Published(
+            "HalluEditBench", "real hallucinations of three models on 26 topics", "over 6,000", "MIT",
+            "github.com/llm-editing/HalluEditBench", "2410.16251",
+        ),
+    ),
+    detect=_is_hallueditbench,
+)  # fmt: skip

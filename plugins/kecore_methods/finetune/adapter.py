@@ -1,0 +1,242 @@
+"""Low-rank adapters by the installed ``peft``: put on the model, trained, read off as factors, and taken off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from kecore.config import MethodConfig
+from kecore.edit import LowRank, WeightEdit
+from kecore.errors import ConfigError, MissingDependencyError, UnsupportedModelError
+from kecore.memory import Need
+from kecore.method import MethodContext
+from kecore.model_view import LinearView, ModelView, hooks
+from kecore.text import Encoded, Encoder
+from kecore.types import EditRequest, check_conflicts, unique
+from kecore_methods.finetune.training import Targets, batch_need, encoded, train
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from peft.tuners.tuners_utils import BaseTuner
+
+__all__ = ["Adapter", "AdapterConfig", "adapted", "linear_maps", "peft_package", "plan_adapter"]
+
+_NAME = "kecore"
+
+
+class AdapterConfig(MethodConfig):
+    """What every method that trains an adapter has in common."""
+
+    rank: int = Field(default=8, ge=1, description="Rank of each factor pair (EasyEdit: 8).")
+    alpha: float = Field(default=32, gt=0, description="Factors are scaled by alpha / rank (EasyEdit: 32).")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapter's input while training.")
+    targets: Literal["value", "all"] | tuple[str, ...] = Field(
+        default="value",
+        description="Which linear maps are adapted: the value projections, all of a layer (QLoRA, section 4), or those "
+        "whose path ends so (EasyEdit: q_proj, v_proj).",
+    )
+    layers: tuple[int, ...] | None = Field(default=None, description="Adapted layers; None for all of them.")
+    steps: int = Field(default=70, ge=1, description="Passes over the requests (EasyEdit: 70).")
+    learning_rate: float = Field(default=3e-4, gt=0, description="Of Adam.")
+    batch_size: int = Field(default=32, ge=1, description="Requests per update.")
+    stop_loss: float = Field(default=1e-2, ge=0, description="Training ends when a pass has a mean loss below this.")
+
+    def adapted_maps(self, view: ModelView) -> dict[str, LinearView]:
+        """The adapted linear maps by module path.
+
+        Raises:
+            ConfigError: no linear map has such a path.
+            LayerError: the model has no such layer.
+        """
+        layers = range(len(view.layers)) if self.layers is None else [view.layer(i).index for i in self.layers]
+        if self.targets == "value":
+            parts = [view.layers[i].value_projection for i in layers]
+            return {part.name.removesuffix(".weight"): part for part in parts}
+        every = linear_maps(view, layers)
+        if self.targets == "all":
+            return every
+        found = {path: part for path, part in every.items() if path.endswith(self.targets)}
+        if not found:
+            known = sorted({path.rpartition(".")[2] for path in every})
+            raise ConfigError(f"no linear map ends in {', '.join(self.targets)}; known: {', '.join(known)}")
+        return found
+
+    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
+        """The factors with gradients and moments, and a batch of requests, which is not cut further."""
+        maps = self.adapted_maps(view).values()
+        numbers = sum(self.rank * (part.d_in + part.d_out) for part in maps)
+        parts = {"factors, gradients and moments": 4 * 4 * numbers}
+        return [batch_need(view, encoded(encoder, requests), self.batch_size, 0, parts)]
+
+
+def linear_maps(view: ModelView, layers: Sequence[int]) -> dict[str, LinearView]:
+    """Every linear map of some decoder layers, by module path."""
+    from transformers.pytorch_utils import Conv1D
+
+    names = {id(parameter): name for name, parameter in view.model.named_parameters()}
+    found: dict[str, LinearView] = {}
+    for layer in (view.layers[i] for i in layers):
+        for name, module in layer.module.named_modules():
+            if isinstance(module, nn.Linear | Conv1D) and id(module.weight) in names:
+                linear = LinearView(module, names[id(module.weight)], isinstance(module, Conv1D))
+                found[f"{layer.name}.{name}"] = linear
+    return found
+
+
+def peft_package() -> Any:
+    """The ``peft`` package.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"adapters are trained by the package peft, which cannot be imported ({error}): pip install kecore[lora]"
+        ) from error
+    return peft
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A peft adapter on a model.
+
+    Args:
+        tuner: peft's object around the model.
+        maps: the adapted linear maps by module path, as they were.
+    """
+
+    tuner: BaseTuner
+    maps: dict[str, LinearView]
+
+    def layer(self, path: str) -> Any:
+        """The peft module in a linear map's place."""
+        return self.tuner.model.get_submodule(path)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained."""
+        return [p for path in self.maps for p in self.layer(path).parameters() if p.requires_grad]
+
+    def updates(self) -> dict[str, LowRank]:
+        """The update of each adapted weight, as factors, by the weight's name.
+
+        LoRA (arXiv 2106.09685, eq. 3): ``ΔW = (alpha / r) B A``. AdaLoRA (arXiv 2303.10512, eq. 3): ``ΔW = P Λ Q``,
+        which peft stores as B, E, A and scales by ``alpha / r``; triplets that were pruned are left out.
+        """
+        found: dict[str, LowRank] = {}
+        for path, linear in self.maps.items():
+            layer = self.layer(path)
+            a, b = (getattr(part[_NAME], "weight", part[_NAME]).detach() for part in (layer.lora_A, layer.lora_B))
+            scale = layer.scaling[_NAME]
+            if hasattr(layer, "lora_E"):
+                values = layer.lora_E[_NAME].detach().squeeze(1)
+                kept = values != 0
+                # The small number is peft's, against a rank of zero.
+                scale = scale / (float(layer.ranknum[_NAME].detach()) + 1e-5)
+                a, b = a[kept], b[:, kept] * values[kept]
+            if a.shape[0]:
+                found[linear.name] = LowRank((scale * b).float().cpu(), a.t().float().contiguous().cpu())
+        return found
+
+
+@contextmanager
+def adapted(view: ModelView, config: PeftConfig, maps: dict[str, LinearView]) -> Iterator[Adapter]:
+    """Put a fresh adapter on a model's linear maps for the length of a block; no weight is copied or changed.
+
+    Args:
+        view: the model, frozen.
+        config: what kind of adapter; its target modules are set here.
+        maps: what is adapted.
+
+    Raises:
+        UnsupportedModelError: peft refuses the model.
+    """
+    peft = peft_package()
+    model = view.model
+    config.target_modules = list(maps)  # type: ignore[attr-defined] - every kind of LoRA has both
+    config.fan_in_fan_out = any(part.transposed for part in maps.values())  # type: ignore[attr-defined]
+    tuner = {"LORA": peft.LoraModel, "ADALORA": peft.AdaLoraModel}[str(config.peft_type.value)]  # type: ignore[union-attr]
+    with ExitStack() as stack:
+        if tuner is peft.AdaLoraModel:
+            for linear in maps.values():
+                # It adds to what a map returns in place, which autograd forbids where a function made that.
+                stack.enter_context(hooks.substitute(linear.module, torch.clone))
+        stack.callback(_take_off, model, maps, set(model.__dict__))
+        try:
+            put_on = tuner(model, {_NAME: config}, _NAME)
+        except (ValueError, NotImplementedError) as error:
+            raise UnsupportedModelError(f"peft cannot adapt {type(model).__name__}: {error}") from error
+        adapter = Adapter(put_on, maps)
+        for parameter in adapter.parameters():
+            parameter.data = parameter.data.float()  # Adam's steps would be lost in a half type
+        yield adapter
+
+
+def _take_off(model: nn.Module, maps: dict[str, LinearView], attributes: set[str]) -> None:
+    """Put every module back by hand: peft's own way needs a whole adapter, and an interrupt may come at any time."""
+    for path, linear in maps.items():
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, linear.module)
+    for name in set(model.__dict__) - attributes:
+        delattr(model, name)
+
+
+def plan_adapter(
+    view: ModelView,
+    requests: Sequence[EditRequest],
+    context: MethodContext,
+    method: str,
+    kind: Callable[[Any, int], PeftConfig],
+    *,
+    batch: Callable[[ModelView, Encoder, list[EditRequest], list[Encoded]], Any] | None = None,
+    loss: Callable[[Any, Adapter], Tensor] = lambda batch, _: batch.loss(),
+    after: Callable[[Adapter, int], None] = lambda _adapter, _update: None,
+) -> WeightEdit:
+    """Train an adapter on all requests and return its factors; the model is bitwise as before when this returns.
+
+    Args:
+        view: the model.
+        requests: the facts.
+        context: its configuration is an :class:`AdapterConfig`.
+        method: what the edit will name itself.
+        kind: the peft configuration for a number of updates in all, given the package.
+        batch: what the loss is asked of, made before the adapter is on the model; by default :class:`Targets`.
+        loss: mean loss of a batch; by default the targets' negative log-likelihood.
+        after: called after every update, with the number of updates so far.
+    """
+    config: AdapterConfig = context.config
+    check_conflicts(requests)
+    asked = unique(requests)
+    peft = peft_package()
+    items = encoded(context.encoder, asked)
+    maps = config.adapted_maps(view)
+    with view.frozen(), context.stages("tune"):
+        torch.manual_seed(context.seed)
+        make = batch or (lambda view, encoder, _, items: Targets(view, encoder, items, 0, "target_new"))
+        size = config.batch_size
+        batches = [
+            make(view, context.encoder, asked[i : i + size], items[i : i + size]) for i in range(0, len(asked), size)
+        ]
+        with adapted(view, kind(peft, config.steps * len(batches)), maps) as adapter:
+            losses = train(
+                context, adapter.parameters(), config.learning_rate, config.steps, lambda _: batches,
+                lambda batch: loss(batch, adapter), stop=config.stop_loss, after=lambda n: after(adapter, n),
+            )  # fmt: skip
+            updates = adapter.updates()
+    return WeightEdit(
+        updates=updates,
+        base=context.fingerprint(view),
+        method=method,
+        transposed=frozenset(part.name for part in maps.values() if part.transposed and part.name in updates),
+        config=config.to_json(),
+        requests=tuple(asked),
+        seed=context.seed,
+        notes={"loss": losses},
+    )

@@ -1,0 +1,99 @@
+"""DPO as an editor: an adapter that prefers the new answer to the old one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from kecore.edit import WeightEdit
+from kecore.method import MethodContext
+from kecore.model_view import ModelView
+from kecore.text import Encoded, Encoder
+from kecore.types import Capabilities, EditRequest
+from kecore_methods.finetune.adapter import AdapterConfig, plan_adapter
+from kecore_methods.finetune.lora import lora_kind
+from kecore_methods.finetune.training import Targets
+
+__all__ = ["Dpo", "dpo_loss"]
+
+
+class DpoConfig(AdapterConfig):
+    """Configuration of DPO; beta from the paper."""
+
+    beta: float = Field(default=0.1, gt=0, description="How much a difference to the unedited model counts.")
+    likelihood: float = Field(
+        default=0.0, ge=0, description="Weight of the new answer's negative log-likelihood beside the preference."
+    )
+    stop_loss: float = Field(
+        default=0.4, ge=0, description="Training ends when a pass has a mean loss below this (0.69 at the start)."
+    )
+
+
+class Dpo:
+    """DPO: raise the new answer's odds against the old one, relative to the unedited model."""
+
+    name = "dpo"
+    Config = DpoConfig
+    capabilities = Capabilities(kind="weights", batch=True, sequential=True)
+    reference = "Rafailov et al., Direct Preference Optimization, NeurIPS 2023, arXiv:2305.18290"
+    api = (1, 1)
+
+    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
+        """Train an adapter on all requests; the model is bitwise as before when this returns."""
+        config: DpoConfig = context.config
+
+        return plan_adapter(
+            view, requests, context, self.name, lambda peft, _: lora_kind(config, peft),
+            batch=_Pairs, loss=lambda pairs, _: pairs.loss(config),
+        )  # fmt: skip
+
+
+def dpo_loss(new: Tensor, old: Tensor, new_before: Tensor, old_before: Tensor, beta: float) -> Tensor:
+    """DPO's loss (eq. 7), the mean over pairs.
+
+    Args:
+        new: ``[pairs]`` log-probabilities of the preferred answers.
+        old: the same of the others.
+        new_before: those of the preferred answers in the reference model.
+        old_before: those of the others there.
+        beta: how much a difference to the reference counts.
+    """
+    return -logsigmoid(beta * ((new - new_before) - (old - old_before))).mean()
+
+
+class _Pairs:
+    """New and old answers to the same prompts, with what the unedited model gives both."""
+
+    def __init__(
+        self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest], items: Sequence[Encoded]
+    ) -> None:
+        self.count = len(items)
+        old = [
+            encoder.encode(request.text, request.ground_truth)
+            if request.ground_truth is not None
+            else _otherwise(view, encoder, item)
+            for request, item in zip(requests, items, strict=True)
+        ]
+        self.new, self.old = (Targets(view, encoder, answers, 0, "target_new") for answers in (items, old))
+        with torch.no_grad():
+            self.before = self.new.log_probs(), self.old.log_probs()
+
+    def loss(self, config: DpoConfig) -> Tensor:
+        """The preference, and the new answers' likelihood where it is asked for."""
+        new = self.new.log_probs()
+        preference = dpo_loss(new, self.old.log_probs(), *self.before, config.beta)
+        return preference - config.likelihood * (new / self.new.length).mean()
+
+
+def _otherwise(view: ModelView, encoder: Encoder, item: Encoded) -> Encoded:
+    """A prompt with the model's most likely next token that does not open the target, where no old answer is known."""
+    prompt = item.ids[: item.start]
+    last = torch.tensor([0]), torch.tensor([len(prompt) - 1])
+    logits = view.logits_at(encoder.rows([prompt]), *(place.to(view.device) for place in last))[0].clone()
+    logits[item.ids[item.start]] = -torch.inf
+    return replace(item, ids=(*prompt, int(logits.argmax())))

@@ -1,0 +1,91 @@
+"""LoRA and AdaLoRA: low-rank adapters trained on the facts and written as low-rank edits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kecore.edit import WeightEdit
+from kecore.method import MethodContext
+from kecore.model_view import ModelView
+from kecore.types import Capabilities, EditRequest
+from kecore_methods.finetune.adapter import Adapter, AdapterConfig, plan_adapter
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+__all__ = ["AdaLora", "AdaLoraConfig", "Lora", "lora_kind"]
+
+
+class AdaLoraConfig(AdapterConfig):
+    """Configuration of AdaLoRA; defaults of its paper where none of EasyEdit's is named."""
+
+    alpha: float = Field(default=8, gt=0, description="Triplets are scaled by alpha / initial rank.")
+    learning_rate: float = Field(default=5e-3, gt=0, description="Of Adam (EasyEdit: 5e-3).")
+    stop_loss: float = Field(
+        default=0.0, ge=0, description="As of LoRA; at 0 all passes are made, so that the budget of ranks is met."
+    )
+    initial_rank: int = Field(default=12, ge=1, description="Rank of each adapter at the start (peft: 12).")
+    warm_up: float = Field(default=0.1, ge=0, lt=1, description="Share of the updates before ranks are cut.")
+    settle: float = Field(default=0.3, ge=0, lt=1, description="Share of the updates after the last cut.")
+    orthogonality: float = Field(default=0.5, ge=0, description="Weight of the regulariser (peft: 0.5).")
+
+
+def lora_kind(config: AdapterConfig, peft: Any) -> PeftConfig:
+    """A LoRA adapter."""
+    return peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout)
+
+
+class Lora:
+    """LoRA: ``ΔW = (alpha / r) B A`` with both factors trained on the facts."""
+
+    name = "lora"
+    Config = AdapterConfig
+    capabilities = Capabilities(kind="weights", batch=True, sequential=True)
+    reference = "Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, arXiv:2106.09685"
+    api = (1, 1)
+
+    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
+        """Train an adapter on all requests; the model is bitwise as before when this returns."""
+        return plan_adapter(view, requests, context, self.name, lambda peft, _: lora_kind(context.config, peft))
+
+
+class AdaLora:
+    """AdaLoRA: ``ΔW = P Λ Q`` with ranks given to the matrices that matter most."""
+
+    name = "adalora"
+    Config = AdaLoraConfig
+    capabilities = Capabilities(kind="weights", batch=True, sequential=True)
+    reference = "Zhang et al., Adaptive Budget Allocation for Fine-Tuning, ICLR 2023, arXiv:2303.10512"
+    api = (1, 1)
+
+    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
+        """Train an adapter on all requests; the model is bitwise as before when this returns."""
+        config: AdaLoraConfig = context.config
+
+        def kind(peft: Any, updates: int) -> PeftConfig:
+            return peft.AdaLoraConfig(
+                init_r=config.initial_rank, target_r=config.rank, lora_alpha=config.alpha, total_step=updates,
+                lora_dropout=config.dropout, tinit=int(config.warm_up * updates), tfinal=int(config.settle * updates),
+            )  # fmt: skip
+
+        return plan_adapter(
+            view, requests, context, self.name, kind,
+            loss=lambda batch, adapter: batch.loss() + config.orthogonality * non_orthogonality(adapter),
+            after=lambda adapter, update: adapter.tuner.update_and_allocate(update),  # type: ignore[operator]
+        )  # fmt: skip
+
+
+def non_orthogonality(adapter: Adapter) -> Tensor:
+    """AdaLoRA's regulariser, ``|PᵀP - I|_F² + |QQᵀ - I|_F²`` (eq. 4), its mean over the adapted matrices."""
+    terms: list[Tensor] = []
+    for path in adapter.maps:
+        layer = adapter.layer(path)
+        p, q = next(iter(layer.lora_B.values())), next(iter(layer.lora_A.values()))
+        one = torch.eye(q.shape[0], device=q.device)
+        terms.append((p.t() @ p - one).square().sum() + (q @ q.t() - one).square().sum())
+    return torch.stack(terms).mean()

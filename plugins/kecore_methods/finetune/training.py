@@ -1,0 +1,162 @@
+"""What fine-tuning methods share: rows of targets with their losses, and a loop over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from kecore.editing.layers import at_depth
+from kecore.errors import NonFiniteError
+from kecore.memory import Need, backward_bytes, logits_bytes
+from kecore.method import MethodContext
+from kecore.model_view import ModelView
+from kecore.text import Encoded, Encoder, Rows
+from kecore.types import EditRequest
+
+__all__ = ["Objective", "Targets", "batch_need", "chosen_layer", "encoded", "train"]
+
+Objective = Literal["prompt_last", "target_new"]
+
+
+class Counted(Protocol):
+    """A batch that knows how many requests it holds."""
+
+    @property
+    def count(self) -> int:
+        """Requests."""
+        ...
+
+
+B = TypeVar("B", bound=Counted)
+
+
+def encoded(encoder: Encoder, requests: Sequence[EditRequest]) -> list[Encoded]:
+    """Every prompt with its target."""
+    return [encoder.encode(request.text, request.target) for request in requests]
+
+
+def chosen_layer(view: ModelView, layer: int | None, depth: float) -> int:
+    """The tuned layer: the one that was named, or by depth.
+
+    Raises:
+        LayerError: the model has no such layer.
+    """
+    return at_depth(view, depth, depth)[0] if layer is None else view.layer(layer).index
+
+
+def batch_need(
+    view: ModelView, items: Sequence[Encoded], batch_size: int, layer: int, parts: Mapping[str, int]
+) -> Need:
+    """Memory of training on whole batches, which are not cut further.
+
+    Args:
+        view: the model.
+        items: every prompt with its target.
+        batch_size: of them at a time.
+        layer: the lowest layer that is trained.
+        parts: bytes held all the time.
+    """
+    every, longest = sum(len(item.ids) for item in items), max(len(item.ids) for item in items)
+    places = sum(len(item.ids) - item.start for item in items)
+    batch = longest * min(batch_size, len(items))
+    token = backward_bytes(view, layer) + -(-places * logits_bytes(view) // every)
+    return Need("tune", parts, token, batch, batch)
+
+
+class Targets:
+    """Prompts with targets as token rows; the layers below the tuned one are run once.
+
+    Args:
+        view: the model.
+        items: every prompt with its target.
+        layer: the lowest layer that is tuned.
+        objective: whether a target's tokens are asked for where they stand, or all at the prompt's last token.
+    """
+
+    def __init__(
+        self, view: ModelView, encoder: Encoder, items: Sequence[Encoded], layer: int, objective: Objective
+    ) -> None:
+        self.view, self.layer, self.count = view, layer, len(items)
+        if objective == "prompt_last":
+            ids = [item.ids[: item.start] for item in items]
+            places = [(i, e.start - 1, token) for i, e in enumerate(items) for token in e.ids[e.start :]]
+        else:
+            ids = [item.ids for item in items]
+            places = [(i, j - 1, e.ids[j]) for i, e in enumerate(items) for j in range(e.start, len(e.ids))]
+        self.rows: Rows = encoder.rows(ids).to(view.device)
+        self.row, self.column, self.token = torch.tensor(places, device=view.device).t()
+        self.length = torch.bincount(self.row).float()
+        self.resume = None
+        if layer:
+            with torch.no_grad():
+                below = view.forward(self.rows, stop=layer - 1, hidden=[layer - 1]).hidden[layer - 1]
+            self.resume = (layer, below)
+
+    def log_probs(self, add: Mapping[int, Tensor] | None = None) -> Tensor:
+        """Log-probability of each target, ``[count]`` float32.
+
+        Args:
+            add: changes of value projections; see :meth:`ModelView.forward`.
+        """
+        out = self.view.forward(self.rows, resume=self.resume, at=(self.row, self.column), add=add)
+        logits = out.logits.float()  # type: ignore[union-attr]
+        each = logits.gather(1, self.token[:, None]).squeeze(1) - logits.logsumexp(-1)
+        return torch.zeros(self.count, device=each.device).index_add(0, self.row, each)
+
+    def loss(self, add: Mapping[int, Tensor] | None = None) -> Tensor:
+        """Mean over requests of the mean negative log-likelihood of the target's tokens."""
+        return -(self.log_probs(add) / self.length).mean()
+
+
+def train(
+    context: MethodContext,
+    parameters: Sequence[Tensor],
+    rate: float,
+    epochs: int,
+    batches: Callable[[int], Sequence[B]],
+    loss: Callable[[B], Tensor],
+    *,
+    stop: float = 0.0,
+    after: Callable[[int], None] = lambda _: None,
+) -> list[float]:
+    """Minimise a loss by Adam, one update a batch.
+
+    Args:
+        context: told of progress.
+        parameters: what is trained.
+        rate: learning rate.
+        epochs: passes over all requests, at the most.
+        batches: the batches of a pass.
+        loss: of a batch, a mean over its requests.
+        stop: training ends when a pass has a mean loss below this.
+        after: called after every update, with the number of updates so far.
+
+    Returns:
+        The mean loss of each pass.
+
+    Raises:
+        NonFiniteError: the loss became NaN or infinite.
+    """
+    optimizer = torch.optim.Adam(parameters, lr=rate)
+    losses: list[float] = []
+    updates = 0
+    for epoch in range(epochs):
+        total, seen = 0.0, 0
+        for batch in batches(epoch):
+            optimizer.zero_grad()
+            value = loss(batch)
+            if not bool(torch.isfinite(value)):
+                raise NonFiniteError("the fine-tuning loss became NaN or infinite; lower the learning rate")
+            value.backward()
+            optimizer.step()
+            updates += 1
+            after(updates)
+            total, seen = total + float(value.detach()) * batch.count, seen + batch.count
+        losses.append(round(total / seen, 5))
+        context.progress("tune", epoch + 1, epochs)
+        if losses[-1] < stop:
+            break
+    return losses

@@ -1,0 +1,47 @@
+"""EvoEdit: AlphaEdit, whose null space shrinks by the keys of every edit."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+
+from kecore.editing.accumulate import Past
+from kecore.editing.solve import outside
+from kecore.method import MethodContext
+from kecore.ops import Solution, kv_solve
+from kecore_methods.locate.alphaedit import InNullSpace, Projected
+
+__all__ = ["EvoEdit"]
+
+
+class EvoEdit(InNullSpace):
+    """Sequential null-space alignment: earlier edits' keys leave the space that updates live in.
+
+    AlphaEdit weighs them against the new ones in one growing system; here they are out of reach of an update whose
+    system has the size of its own edit.
+    """
+
+    class Config(InNullSpace.Config):
+        """Configuration of EvoEdit."""
+
+        occupied: float = Field(
+            default=0.1,
+            gt=0,
+            description="A direction is taken if earlier keys hold more in it than this share of a mean squared key.",
+        )
+
+    name = "evoedit"
+    reference = (
+        "Lyu et al., EvoEdit: Evolving Null-space Alignment for Robust and Efficient Knowledge Editing, 2025, "
+        "arXiv:2510.13851"
+    )
+
+    def write(self, new: Projected, ridge: float, context: MethodContext) -> Solution:
+        """Leave the span of earlier edits' keys, then solve for this edit alone."""
+        config: EvoEdit.Config = context.config
+        groups = torch.arange(len(new.subjects)) if new.shares is None else new.shares.argmax(1)
+        # A later request about a subject takes precedence, or its key would have no room left.
+        _, every = Past(context.state, new.layer, new.subjects).joined(ridge, new.keys, groups)
+        before = every[:, : -new.keys.shape[1]]
+        free = outside(before, new.keys, config.occupied * new.size)
+        return kv_solve(free, new.residuals, ridge, shares=new.shares)

@@ -1,0 +1,27 @@
+"""SimIE: ROME, whose edits one after another simulate one ideal edit of all."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from kecore_methods.locate.rome import Rome
+
+__all__ = ["SimIE"]
+
+
+class SimIE(Rome):
+    """Simulating Ideal Editor around ROME: see :func:`kecore.editing.post.simulated_ideal`."""
+
+    class Config(Rome.Config):
+        """Configuration of SimIE."""
+
+        preset_key: ClassVar[str] = "rome"
+
+        stages: tuple[str, ...] = Field(default=("simie",), description="Further stages; see ROME's.")
+
+    name = "simie"
+    reference = (
+        "Guo et al., Towards Lifelong Model Editing via Simulating Ideal Editor, ICML 2025, openreview:VdEG08ZJCH"
+    )

@@ -1,0 +1,138 @@
+"""UltraEdit: one backward pass, normalised over the session, and a ridge regression; no subject, no statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from kecore.config import MethodConfig
+from kecore.edit import LowRank, WeightEdit
+from kecore.editing.layers import at_depth
+from kecore.editing.lifelong import Features, Running, features
+from kecore.errors import ConfigError
+from kecore.memory import Need, backward_bytes, logits_bytes
+from kecore.method import MethodContext
+from kecore.model_view import ModelView
+from kecore.ops import kv_solve
+from kecore.text import Encoder
+from kecore.types import Capabilities, EditRequest, check_conflicts, unique
+
+__all__ = ["Lifelong", "UltraEdit"]
+
+
+class Lifelong:
+    """What UltraEdit and StableEdit have in common: all but how gradients are normalised."""
+
+    class Config(MethodConfig):
+        """Configuration; lengths are relative, so defaults carry over to any model."""
+
+        layers: tuple[int, ...] | None = Field(
+            default=None, description="Edited layers; None takes the layers between depth_first and depth_last."
+        )
+        depth_first: float = Field(default=0.85, ge=0, le=1, description="Depth of the first edited layer.")
+        depth_last: float = Field(default=0.95, ge=0, le=1, description="Depth of the last edited layer.")
+        rate: float = Field(
+            default=1.0,
+            gt=0,
+            description="Length of a step at each matrix, relative to the mean norm of its outputs.",
+        )
+        learning_rate: float | None = Field(
+            default=None, gt=0, description="The same as the paper's absolute eta (1e-6 as released)."
+        )
+        ridge: float = Field(
+            default=0.1, ge=0, description="Weight of the update's own norm, relative to the mean squared norm of keys."
+        )
+        ridge_lambda: float | None = Field(
+            default=None, ge=0, description="The same as an absolute number (1 in the paper)."
+        )
+
+        def edited_layers(self, view: ModelView) -> tuple[int, ...]:
+            """The layers, chosen by depth unless given."""
+            if self.layers is None:
+                return at_depth(view, self.depth_first, self.depth_last)
+            if not self.layers:
+                raise ConfigError("'layers' is empty; name at least one layer, or leave it out")
+            return tuple(sorted({view.layer(i).index for i in self.layers}))
+
+        def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
+            """One backward pass, and the features of every predicted token."""
+            layers = self.edited_layers(view)
+            encoded = [encoder.encode(request.text, request.target) for request in unique(requests)]
+            every, longest = sum(len(item.ids) for item in encoded), max(len(item.ids) for item in encoded)
+            places = sum(len(item.ids) - item.start for item in encoded)
+            widths = [view.layers[i].value_projection.d_in + view.layers[i].value_projection.d_out for i in layers]
+            token = backward_bytes(view, layers[0]) + places * logits_bytes(view) // every
+            return [Need("gradients", {"features": 2 * 4 * places * sum(widths)}, token, every, longest)]
+
+    name: ClassVar[str]
+    capabilities = Capabilities(kind="weights", batch=True, sequential=True)
+    api = (1, 1)
+
+    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
+        """Plan the edit; running statistics of all edits so far travel in ``context.state``."""
+        config: Lifelong.Config = context.config
+        check_conflicts(requests)
+        asked = unique(requests)
+        layers = config.edited_layers(view)
+        texts = [context.encoder.encode(request.text, request.target) for request in asked]
+        updates: dict[str, LowRank] = {}
+        with view.frozen():
+            self.prepare_statistics(view, layers, context)
+            with context.stages("gradients"):
+                found = features(view, context.encoder, texts, layers, context.memory, context.progress)
+        with context.stages("solve"):
+            for layer, seen in found.items():
+                ridge = config.ridge_lambda
+                if ridge is None:
+                    ridge = config.ridge * float(seen.keys.double().square().sum(1).mean())
+                steps = self.steps(f"running/{layer}", seen, context)
+                solution = kv_solve(seen.keys.t(), steps.t().float(), ridge)
+                updates[view.layers[layer].value_projection.name] = LowRank(solution.U, solution.V)
+        projections = [view.layers[layer].value_projection for layer in layers]
+        return WeightEdit(
+            updates=updates,
+            base=context.fingerprint(view),
+            method=self.name,
+            transposed=frozenset(p.name for p in projections if p.transposed),
+            config=config.to_json(),
+            requests=tuple(asked),
+            seed=context.seed,
+            notes={"layers": list(layers), "tokens": len(found[layers[0]].keys)},
+            state=dict(context.state),
+        )
+
+    def prepare_statistics(self, view: ModelView, layers: Sequence[int], context: MethodContext) -> None:
+        """What is to be known before the first edit of a session: nothing, for UltraEdit."""
+
+    def steps(self, name: str, seen: Features, context: MethodContext) -> Tensor:
+        """The outputs' changes to be written, ``v = -eta |h^|^2 g^`` with normalised features, ``[n, d_out]``."""
+        config: Lifelong.Config = context.config
+        keys, gradients = Running(context.state, f"{name}/keys"), self.running(name, context)
+        keys.add(seen.keys)
+        gradients.add(seen.gradients)
+        length = keys.normalised(seen.keys).square().sum(1, keepdim=True)
+        eta = config.learning_rate
+        if eta is None:
+            eta = config.rate * seen.size / (seen.keys.shape[1] * seen.gradients.shape[1] ** 0.5)
+        return -eta * length * self.normalised(gradients, seen.gradients, context)
+
+    def running(self, name: str, context: MethodContext) -> Running:
+        """Running statistics of gradients."""
+        return Running(context.state, f"{name}/gradients")
+
+    def normalised(self, running: Running, gradients: Tensor, context: MethodContext) -> Tensor:
+        """Gradients in units of their spread."""
+        return running.normalised(gradients)
+
+
+class UltraEdit(Lifelong):
+    """Training-, subject- and memory-free lifelong editing."""
+
+    name = "ultraedit"
+    reference = (
+        "Gu et al., UltraEdit: Training-, Subject-, and Memory-Free Lifelong Editing in Language Models, TMLR 2026, "
+        "arXiv:2505.14679"
+    )

@@ -1,0 +1,1 @@
+"""Methods that keep the model's parameters and put a memory beside them."""

@@ -1,0 +1,394 @@
+"""WISE: side memories of one value projection, and an activation that routes each text to one of them or to none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from kecore.config import MethodConfig
+from kecore.corpus import Corpus
+from kecore.edit import ModuleEdit, SideModule, suspended
+from kecore.editing import contexts
+from kecore.errors import ConfigError
+from kecore.memory import Need
+from kecore.method import MethodContext
+from kecore.model_view import ModelView
+from kecore.text import Encoder, Rows
+from kecore.types import Capabilities, EditRequest, check_conflicts, unique
+from kecore_methods.finetune.training import Targets, batch_need, chosen_layer, encoded, train
+from kecore_methods.memory.passes import Passes, at_projection
+
+__all__ = ["SideMemories", "Wise", "WiseConfig", "ties"]
+
+_PASSAGES = 64  # of the packaged text, to draw irrelevant prompts and other subjects from
+_WORDS = 8  # of an irrelevant prompt
+_NAME = 2  # words of another subject
+_TINY = 1e-12
+
+
+class WiseConfig(MethodConfig):
+    """What may be chosen; published numbers are those of the paper's Table 10 for Llama-2-7B."""
+
+    layer: int | None = Field(default=None, ge=0, description="Layer with the side memory; None goes by depth.")
+    depth: float = Field(default=0.87, ge=0, le=1, description="Depth of that layer (27 of 32 in the paper).")
+    mode: Literal["retrieve", "merge"] = Field(
+        default="retrieve",
+        description="What happens once all shards of a memory are full: it is kept and another begun, or all that "
+        "follows is merged into the one memory.",
+    )
+    mask_ratio: float = Field(default=0.2, gt=0, le=1, description="Share of the entries that a shard may change.")
+    shards: int = Field(default=2, ge=1, description="Shards of a side memory, merged once all are full.")
+    shard_edits: int = Field(default=500, ge=1, description="Edits of a shard (1000 edits in 2 shards in the paper).")
+    density: float = Field(default=0.53, gt=0, le=1, description="Share of entries that TIES keeps (EasyEdit: 0.53).")
+    alpha: float = Field(
+        default=0.25, ge=0, description="Most activation of irrelevant prompts, in units of the layer's output (5)."
+    )
+    beta: float = Field(default=1.0, gt=0, description="Least activation of an edit, in the same units (20).")
+    gamma: float = Field(default=0.5, ge=0, description="Least distance between the two, in the same units (10).")
+    margin_weight: float = Field(
+        default=20.0, ge=0, description="Weight of the routing loss; with units of 20 it is the paper's own."
+    )
+    threshold_ratio: float = Field(
+        default=0.88, gt=0, le=1, description="Threshold relative to the least activation of an edit (EasyEdit: 0.88)."
+    )
+    contexts: int = Field(default=3, ge=0, description="Sampled prefixes put before a prompt (10 in the paper).")
+    context_tokens: int = Field(default=10, ge=1, description="Length of each prefix (10 in the paper).")
+    irrelevant: int = Field(
+        default=8,
+        ge=2,
+        description="Irrelevant prompts of each edit: half are openings of packaged Wikipedia passages, half are the "
+        "request's own prompt about somebody else.",
+    )
+    steps: int = Field(default=70, ge=1, description="Gradient steps of an edit, at the most (EasyEdit: 70).")
+    relative_learning_rate: float = Field(
+        default=0.1, gt=0, description="Of Adam, relative to the matrix's root mean square."
+    )
+    learning_rate: float | None = Field(default=None, gt=0, description="Of Adam; None takes the relative one.")
+    stop_loss: float = Field(default=2e-2, ge=0, description="An edit is finished at a loss below this.")
+
+    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
+        """A shard with gradient and moments, the memories, and one request with its contexts at a time."""
+        layer = chosen_layer(view, self.layer, self.depth)
+        projection = view.layers[layer].value_projection
+        parts = {"shards, gradient and moments": 4 * (4 + self.shards) * projection.d_out * projection.d_in}
+        items = [item for item in encoded(encoder, requests) for _ in range(self.contexts + 1)]
+        return [batch_need(view, items, self.contexts + 1, layer, parts)]
+
+
+def ties(vectors: Tensor, density: float) -> Tensor:
+    """TIES merging (arXiv 2306.01708, Algorithm 1): trim, elect signs, mean of those that agree.
+
+    Args:
+        vectors: ``[n, ...]`` changes of one weight.
+        density: share of the entries of each that is kept, the largest in magnitude.
+
+    Returns:
+        The merged change, without the first dimension.
+    """
+    flat = vectors.flatten(1)
+    kept = max(1, round(density * flat.shape[1]))
+    largest = flat.abs().topk(kept, dim=1).indices
+    trimmed = torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest))
+    sign = trimmed.sum(0).sign()
+    agrees = (trimmed.sign() == sign) & (sign != 0)
+    total = (trimmed * agrees).sum(0)
+    return (total / agrees.sum(0).clamp(min=1)).reshape(vectors.shape[1:])
+
+
+class SideMemories(SideModule):
+    """Changes of one value projection with their thresholds (arXiv 2405.14768, eq. 3 and 6, Algorithm 2).
+
+    The query of a token is the text up to it. A memory's activation for it is the largest
+    ``‖a (W' - W)‖`` of the tokens so far, relative to the memory's threshold. The memory with the largest one takes
+    the token, if that is above 1, and else the layer is the model's own, bit for bit. A text that a memory has taken
+    is not given back to the model's own weights, since the largest activation only grows; so what a prompt decided
+    holds for all that is written after it.
+
+    Args:
+        place: path of the value projection.
+        memories: how many there are.
+        d_out: its output width.
+        d_in: its key width.
+    """
+
+    deltas: Tensor
+    thresholds: Tensor
+
+    def __init__(self, place: str, memories: int, d_out: int, d_in: int) -> None:
+        super().__init__()
+        self.place = place
+        self.register_buffer("deltas", torch.zeros(memories, d_out, d_in))
+        self.register_buffer("thresholds", torch.ones(memories))
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments of the class."""
+        memories, d_out, d_in = self.deltas.shape
+        return {"place": self.place, "memories": memories, "d_out": d_out, "d_in": d_in}
+
+    def install(self, model: nn.Module) -> list[RemovableHandle]:
+        """Act on the output of the value projection."""
+        return at_projection(model, self.place, self._act)
+
+    def _act(self, keys: Tensor, out: Tensor, mask: Tensor, passes: Passes) -> Tensor:
+        deltas = self.deltas.to(keys.device)
+        change = torch.einsum("rti,moi->rtmo", keys, deltas)
+        which = self.route(change.norm(dim=-1), mask, passes)
+        index = which.clamp(min=0)[..., None, None].expand(*which.shape, 1, change.shape[-1])
+        side = (out.float() + change.gather(2, index).squeeze(2)).to(out.dtype)
+        return torch.where((which >= 0).unsqueeze(-1), side, out)
+
+    def route(self, activation: Tensor, mask: Tensor, passes: Passes) -> Tensor:
+        """Which memory takes each token, -1 for none.
+
+        Args:
+            activation: ``‖a (W' - W)‖`` of each memory, ``[rows, width, memories]``.
+            mask: ``[rows, width]`` real tokens.
+            passes: remembers what earlier passes over the same cache decided.
+        """
+        score = activation / self.thresholds.to(activation) * mask.unsqueeze(-1)
+        before = passes.memory.get("score")
+        if before is not None:
+            score = torch.cat([before.to(score)[:, None], score], 1)
+        running = score.cummax(1).values[:, -mask.shape[1] :]
+        passes.memory["score"] = running[:, -1]
+        best, which = running.max(-1)
+        return torch.where(best > 1, which, -1)
+
+
+@dataclass
+class Memory:
+    """A side memory while it is written.
+
+    Args:
+        shards: ``[shards, d_out, d_in]`` changes that are not merged yet; the last is written to.
+        merged: ``[memories, d_out, d_in]``.
+        keys: ``[edits, d_in]``, of each edit the key where its subject ends.
+        owner: ``[edits]`` which of merged memories and shards, in this order, holds it.
+        unit: length of the layer's output at the first edit, which activations are measured in.
+        opened: shards begun so far.
+    """
+
+    shards: Tensor
+    merged: Tensor
+    keys: Tensor
+    owner: Tensor
+    unit: float = 0.0
+    opened: int = 0
+    layer: int = field(default=0)
+
+    @classmethod
+    def of(cls, view: ModelView, layer: int, state: Mapping[str, Tensor]) -> Memory:
+        """What earlier edits left, or nothing.
+
+        Raises:
+            ConfigError: it is at another layer.
+        """
+        projection = view.layers[layer].value_projection
+        d_out, d_in = projection.d_out, projection.d_in
+        if not state:
+            none = torch.zeros(0, d_out, d_in)
+            return cls(none, none, torch.zeros(0, d_in), torch.zeros(0, dtype=torch.long), layer=layer)
+        old, opened = int(state["layer"]), int(state["opened"])
+        if old != layer:
+            raise ConfigError(f"the side memory of this session is at layer {old}, not {layer}; revert its edits first")
+        tensors = {name: state[name].clone() for name in ("shards", "merged", "keys", "owner")}
+        return cls(**tensors, unit=float(state["unit"]), opened=opened, layer=layer)
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it as tensors."""
+        return {
+            **{name: getattr(self, name) for name in ("shards", "merged", "keys", "owner")},
+            "unit": torch.tensor(self.unit, dtype=torch.float64),
+            "opened": torch.tensor(self.opened),
+            "layer": torch.tensor(self.layer),
+        }
+
+    def make_room(self, config: WiseConfig) -> None:
+        """Begin another shard where the last is full, and merge first where all of them are (Algorithm 1)."""
+        if len(self.shards) and self._edits(len(self.merged) + len(self.shards) - 1) < config.shard_edits:
+            return
+        if len(self.shards) == config.shards:
+            every = self.merged if config.mode == "merge" else self.merged[:0]
+            one = ties(torch.cat([every, self.shards]), config.density)[None]
+            first = len(self.merged) - len(every)
+            self.owner = self.owner.clamp(max=first)
+            self.merged = torch.cat([self.merged[:first], one])
+            self.shards = self.shards[:0]
+        self.shards = torch.cat([self.shards, torch.zeros(1, *self.shards.shape[1:])])
+        self.opened += 1
+
+    def _edits(self, owner: int) -> int:
+        return int((self.owner == owner).sum())
+
+    def mask(self, ratio: float, seed: int) -> Tensor:
+        """The random mask of the shard that is written to, ``[d_out, d_in]`` (eq. 7)."""
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + self.opened)
+        return (torch.rand(self.shards.shape[1:], generator=generator) < ratio).float()
+
+    def module(self, place: str, config: WiseConfig) -> SideMemories:
+        """A side module of the merged memories and the shards, each with its threshold."""
+        deltas = torch.cat([self.merged, self.shards])
+        made = SideMemories(place, *deltas.shape)
+        made.deltas.copy_(deltas)
+        for index, delta in enumerate(deltas):
+            least = float((self.keys[self.owner == index] @ delta.t()).norm(dim=-1).min())
+            # Irrelevant prompts were trained to stay below alpha, so no threshold goes below it.
+            made.thresholds[index] = max(config.threshold_ratio * least, config.alpha * self.unit)
+        return made
+
+
+class Wise:
+    """Tune a side memory on each fact, and keep it out of the way of everything else."""
+
+    name = "wise"
+    Config = WiseConfig
+    capabilities = Capabilities(kind="modules", sequential=True)
+    reference = (
+        "Wang et al., WISE: Rethinking the Knowledge Memory for Lifelong Model Editing of Large Language Models, "
+        "NeurIPS 2024, arXiv:2405.14768"
+    )
+    api = (1, 1)
+    effect = SideMemories
+
+    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> ModuleEdit:
+        """Tune the side memory on the requests one after another; the model is as before when this returns."""
+        config: WiseConfig = context.config
+        check_conflicts(requests)
+        asked = unique(requests)
+        encoded(context.encoder, asked)  # refuses what does not fit before anything takes long
+        layer = chosen_layer(view, config.layer, config.depth)
+        memory = Memory.of(view, layer, context.state)
+        losses: list[float] = []
+        with view.frozen(), suspended(view.model):
+            with context.stages("contexts"):
+                prefixes = _prefixes(view, context)
+                passages = _passages()
+            with context.stages("tune"):
+                for request in asked:
+                    memory.make_room(config)
+                    losses.append(_Writer(view, context, memory, request, prefixes, passages).write())
+        context.state.update(memory.state())
+        place = view.layers[layer].value_projection.name.removesuffix(".weight")
+        return ModuleEdit(
+            effect=memory.module(place, config),
+            supersedes=True,
+            base=context.fingerprint(view),
+            method=self.name,
+            config=config.to_json(),
+            requests=tuple(asked),
+            seed=context.seed,
+            notes={"layers": [layer], "memories": len(memory.merged) + len(memory.shards), "loss": losses},
+        )
+
+
+def _prefixes(view: ModelView, context: MethodContext) -> tuple[str, ...]:
+    config: WiseConfig = context.config
+    key = ("wise", config.contexts, config.context_tokens, context.seed)
+    if key not in context.memo:
+        context.memo[key] = contexts.sample(view, context.encoder, config.contexts, config.context_tokens, context.seed)
+    return context.memo[key]
+
+
+def _passages() -> list[list[str]]:
+    """Words of packaged Wikipedia passages, the same for every edit."""
+    with resources.as_file(resources.files("kecore.data") / "wikipedia_sample.jsonl.gz") as file:
+        passages, _ = Corpus.of(file).sample(_PASSAGES, 0)
+    return [passage.split() for passage in passages]
+
+
+class _Writer:
+    """One request, and the shard that it is written to."""
+
+    def __init__(
+        self,
+        view: ModelView,
+        context: MethodContext,
+        memory: Memory,
+        request: EditRequest,
+        prefixes: Sequence[str],
+        passages: list[list[str]],
+    ) -> None:
+        self.view, self.context, self.memory = view, context, memory
+        self.config: WiseConfig = context.config
+        encoder, layer = context.encoder, memory.layer
+        texts = [contexts.joined(prefix, request.text) for prefix in prefixes]
+        items = [encoder.encode(text, request.target) for text in texts]
+        self.batch = Targets(view, encoder, items, layer, "target_new")
+        begin, end = request.subject_span
+        shifts = [len(text) - len(request.text) for text in texts]
+        # The query's activation is taken where its subject ends: the only tokens that tell it from its neighbours.
+        lookup = [item.last_token_of((begin + s, end + s)) for item, s in zip(items, shifts, strict=True)]
+        keys, length = _keys(view, self.batch.rows, layer)
+        self.own = keys[torch.arange(len(items)), lookup]
+        ids = [encoder.encode(text).ids for text in self._irrelevant(request, passages)]
+        rows = encoder.rows(ids)
+        self.other, _ = _keys(view, rows, layer)
+        self.real = rows.attention_mask.to(self.other)
+        if not memory.unit:
+            memory.unit = length
+        first = len(memory.merged) + len(memory.shards) - 1
+        self.earlier = memory.keys[memory.owner == first].to(self.other.device)
+
+    def _irrelevant(self, request: EditRequest, passages: list[list[str]]) -> list[str]:
+        """Openings of passages, and the request's prompt about others than its subject."""
+        generator = torch.Generator().manual_seed(self.context.seed + len(self.memory.keys))
+        chosen = [passages[i] for i in torch.randperm(len(passages), generator=generator)[: self.config.irrelevant]]
+        half = len(chosen) // 2
+        openings = [" ".join(words[:_WORDS]) for words in chosen[:half]]
+        names = (" ".join(words[:_NAME]) for words in chosen[half:])
+        return [*openings, *(request.prompt.replace("{}", name) for name in names)]
+
+    def write(self) -> float:
+        """Tune the shard; the last loss."""
+        memory, config = self.memory, self.config
+        weight = self.view.layers[memory.layer].value_projection.weight
+        base = memory.shards[-1].to(weight.device)
+        mask = memory.mask(config.mask_ratio, self.context.seed).to(weight.device)
+        step = torch.zeros_like(base, requires_grad=True)
+        rms = float(weight.float().square().mean().sqrt())
+
+        def loss(batch: Targets) -> Tensor:
+            delta = base + mask * step  # the gradient reaches what the mask lets through (eq. 7)
+            return batch.loss({memory.layer: delta}) + self.routing_loss(delta)
+
+        losses = train(
+            self.context, [step], config.learning_rate or config.relative_learning_rate * rms, config.steps,
+            lambda _: [self.batch], loss, stop=config.stop_loss,
+        )  # fmt: skip
+        delta = (base + mask * step).detach()
+        memory.shards[-1] = delta.cpu()
+        memory.keys = torch.cat([memory.keys, self.own[:1].cpu()])
+        memory.owner = torch.cat([memory.owner, torch.tensor([len(memory.merged) + len(memory.shards) - 1])])
+        return losses[-1]
+
+    def routing_loss(self, delta: Tensor) -> Tensor:
+        """The margins of eq. 5, in units of the layer's output; earlier edits of the shard stay above beta as well."""
+        config, unit = self.config, self.memory.unit
+        own, earlier = (_length(keys @ delta.t()) / unit for keys in (self.own, self.earlier))
+        other = (_length(self.other @ delta.t()) * self.real).amax(1) / unit
+        terms = (
+            (other - config.alpha).relu().mean(),
+            (config.beta - torch.cat([own, earlier])).relu().mean(),
+            (config.gamma - (own[:, None] - other)).relu().mean(),
+        )
+        return config.margin_weight * sum(terms, torch.zeros(()).to(delta))
+
+
+def _keys(view: ModelView, rows: Rows, layer: int) -> tuple[Tensor, float]:
+    """Keys at the layer ``[rows, width, d_in]``, which no side memory changes, and the mean length of its output."""
+    with torch.no_grad():
+        out = view.forward(rows, stop=layer, keys=[layer], values=[layer])
+    length = out.values[layer].float().norm(dim=-1)[rows.attention_mask.bool()].mean()
+    return out.keys[layer].float(), float(length)
+
+
+def _length(x: Tensor) -> Tensor:
+    """Length of each vector, with a gradient also at zero."""
+    return (x.square().sum(-1) + _TINY).sqrt()

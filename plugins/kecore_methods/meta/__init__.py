@@ -1,0 +1,1 @@
+"""Meta-learning: hyper-networks that turn a fine-tuning gradient into an edit, trained for one model."""

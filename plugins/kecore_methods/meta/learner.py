@@ -1,0 +1,296 @@
+"""What the methods of this family share: a plan from gradients and a network, and how that network is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from kecore.config import MethodConfig
+from kecore.edit import LowRank, WeightEdit
+from kecore.editing.layers import at_depth
+from kecore.errors import ConfigError, DataFormatError
+from kecore.memory import Need, backward_bytes, logits_bytes
+from kecore.method import MethodContext
+from kecore.model_view import ModelView
+from kecore.text import Encoded, Encoder
+from kecore.training import Schedule, module_state, restore_module
+from kecore.types import Capabilities, EditRecord, EditRequest, check_conflicts, unique
+from kecore_methods.meta.factors import Factors, Reader, Shifts, Texts, low_rank, means, nll
+
+__all__ = ["GradientConfig", "GradientEditor", "GradientLearner", "Network"]
+
+_OBSERVED = 32  # records that normalisation takes its statistics from
+_TOGETHER = 8  # requests whose gradients are taken in one pass
+
+
+class GradientConfig(MethodConfig):
+    """What all of them may be told."""
+
+    layers: tuple[int, ...] | None = Field(
+        default=None, description="Layers whose value projections are edited; None goes by depth."
+    )
+    first_depth: float = Field(default=0.92, ge=0, le=1, description="Depth of the first edited layer.")
+    last_depth: float = Field(default=1.0, ge=0, le=1, description="Depth of the last edited layer.")
+    together: int = Field(
+        default=2, ge=1, description="Requests of one edit while it is trained; an edit may have any number of them."
+    )
+    learning_rate: float = Field(default=1e-3, gt=0, description="Of Adam, while the network is trained.")
+    edit_weight: float = Field(
+        default=0.1, gt=0, description="Weight of the edit loss beside the locality loss (0.1 in the paper)."
+    )
+    clip: float = Field(default=1.0, gt=0, description="Largest norm of the network's gradient.")
+
+    def edited_layers(self, view: ModelView) -> tuple[int, ...]:
+        """The layers, ascending; by depth unless given."""
+        if self.layers is None:
+            return at_depth(view, self.first_depth, self.last_depth)
+        return tuple(sorted({view.layer(index).index for index in self.layers}))
+
+    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
+        """Gradients in small batches, and the factors of all requests."""
+        layers = self.edited_layers(view)
+        items = [encoder.encode(request.text, request.target) for request in requests]
+        tokens, longest = sum(len(item.ids) for item in items), max(len(item.ids) for item in items)
+        widths = sum(p.d_in + p.d_out for p in (view.layers[i].value_projection for i in layers))
+        batch = longest * min(_TOGETHER, len(items))
+        places = sum(len(item.ids) - item.start for item in items)
+        token = backward_bytes(view, layers[0]) + -(-places * logits_bytes(view) // tokens)
+        return [Need("gradients", {"factors and shifts": 4 * 4 * tokens * widths}, token, batch, batch)]
+
+
+class Network(nn.Module):
+    """A hyper-network: gradient factors in, updates out."""
+
+    def normalise(self, factors: Factors) -> None:
+        """Take statistics of the factors of some records, before training."""
+
+    def shifts(self, view: ModelView, items: Sequence[Encoded], factors: Factors, together: int) -> Shifts:
+        """One update for each ``together`` consecutive requests.
+
+        Args:
+            view: the model.
+            items: each request's prompt with its target.
+            factors: theirs; their number is a multiple of ``together``.
+            together: requests of one update.
+        """
+        raise NotImplementedError
+
+    def objective(self, edit: Tensor, kl: Tensor) -> Tensor | None:
+        """What a step lowers, of the edit loss and the KL; None for the weighted sum of both."""
+        return None
+
+
+class GradientEditor:
+    """A method that passes gradients through a trained network; siblings differ in the network."""
+
+    Config: ClassVar[type[GradientConfig]] = GradientConfig
+    capabilities = Capabilities("weights", batch=True, needs_training=True)
+    api = (1, 1)
+    schedule = Schedule(steps=400, batch_size=8)
+    name: ClassVar[str]
+
+    def network(self, view: ModelView, config: GradientConfig) -> Network:
+        """A fresh network for this model."""
+        raise NotImplementedError
+
+    def prepare(self, view: ModelView, records: Sequence[EditRecord], context: MethodContext) -> GradientLearner:
+        """A learner for this model."""
+        return GradientLearner(self.network(view, context.config), view, records, context)
+
+    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
+        """Pass the gradients of all requests through the network; the model is bitwise as before."""
+        config: GradientConfig = context.config
+        tensors = context.need_trained(view, self.name)
+        check_conflicts(requests)
+        asked = unique(requests)
+        layers = config.edited_layers(view)
+        with view.frozen(), torch.no_grad():
+            network = self.network(view, config).to(view.device)
+            network.load_state_dict(dict(tensors))
+            reader = Reader(view, context.encoder, layers)
+            items = [context.encoder.encode(request.text, request.target) for request in asked]
+            parts: list[Factors] = []
+            with context.stages("gradients"):
+                for begin in range(0, len(items), _TOGETHER):
+                    context.progress("gradients", begin, len(items))
+                    parts.append(reader.factors(reader.texts(items[begin : begin + _TOGETHER])))
+            context.progress("gradients", len(items), len(items))
+            with context.stages("network"):
+                factors = Factors.stack(parts)
+                shifts = network.shifts(view, items, factors, len(items))
+        updates: dict[str, LowRank] = {}
+        for layer, (u, v) in shifts.items():
+            # Padding holds no token, so its factors are no part of the update.
+            keep = (u[0] != 0).any(1) & (v[0] != 0).any(1)
+            updates[view.layers[layer].value_projection.name] = LowRank(*low_rank(u[0, keep].cpu(), v[0, keep].cpu()))
+        return WeightEdit(
+            updates=updates,
+            base=context.fingerprint(view),
+            method=self.name,
+            transposed=frozenset(
+                p.name for p in (view.layers[layer].value_projection for layer in layers) if p.transposed
+            ),
+            config=config.to_json(),
+            requests=tuple(asked),
+            seed=context.seed,
+            notes={"layers": list(layers)},
+        )
+
+
+class GradientLearner:
+    """Trains a network: the edit loss on wordings of the edited fact, and the KL of unrelated answers.
+
+    MEND's objective (arXiv 2110.11309, eq. 4): ``c_e · -log p(target | rephrase, edited) + KL(p(· | unrelated) ‖
+    p(· | unrelated, edited))``. Every record of a batch has an edit of its own (or every ``together`` of them), all in
+    one pass.
+    """
+
+    def __init__(
+        self, network: Network, view: ModelView, records: Sequence[EditRecord], context: MethodContext
+    ) -> None:
+        self.config: GradientConfig = context.config
+        self.network, self.view = network.to(view.device), view
+        self.reader = Reader(view, context.encoder, self.config.edited_layers(view))
+        self._kept: dict[Hashable, _Prepared] = {}
+        self._room = context.memory // 2
+        network.normalise(Factors.stack([self._prepared(record).factors for record in records[:_OBSERVED]]))
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=self.config.learning_rate)
+
+    def step(self, records: Sequence[EditRecord]) -> float:
+        """One update of the network."""
+        if len(records) % self.config.together:
+            raise ConfigError(
+                f"batches of {len(records)} records cannot be cut into edits of {self.config.together} (together); "
+                "make the batch size a multiple of it"
+            )
+        with torch.enable_grad():
+            edit, kl, _ = self._losses(records, self.config.together)
+            loss = self.network.objective(edit, kl)
+            if loss is None:
+                loss = self.config.edit_weight * edit + kl
+            self.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        self.optimizer.step()
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def evaluate(self, records: Sequence[EditRecord]) -> dict[str, float]:
+        """Losses, the share of right tokens (teacher-forced) on prompts and rephrases, and of unchanged answers."""
+        totals: dict[str, float] = {}
+        for part, together in _parts(records, self.config.together):
+            edit, kl, figures = self._losses(part, together)
+            loss = self.config.edit_weight * float(edit) + float(kl)
+            for name, value in {"loss": loss, "edit loss": float(edit), "KL": float(kl), **figures}.items():
+                totals[name] = totals.get(name, 0.0) + value * len(part) / len(records)
+        return totals
+
+    def state(self) -> Mapping[str, Tensor]:
+        """The network with its statistics, and Adam's moments."""
+        return module_state(self.network, self.optimizer)
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state."""
+        restore_module(self.network, self.optimizer, state)
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The network."""
+        return self.network.state_dict()
+
+    def _losses(self, records: Sequence[EditRecord], together: int) -> tuple[Tensor, Tensor, dict[str, float]]:
+        prepared = [self._prepared(record) for record in records]
+        factors = Factors.stack([part.factors for part in prepared])
+        shifts = self.network.shifts(self.view, [part.wordings[0] for part in prepared], factors, together)
+        group = {id(part): i // together for i, part in enumerate(prepared)}
+        edited, owner = self._together([(part, part.wordings, part.states) for part in prepared])
+        logits = self.reader.logits(
+            edited, shifts, torch.tensor([group[id(p)] for p in owner], device=edited.row.device)
+        )
+        edit = means(nll(logits, edited), edited).mean()
+        right = means((logits.argmax(-1) == edited.token).float(), edited).tolist()
+        first = [i == 0 or owner[i - 1] is not part for i, part in enumerate(owner)]
+        own = [score for score, is_first in zip(right, first, strict=True) if is_first]
+        other = [score for score, is_first in zip(right, first, strict=True) if not is_first]
+        unrelated, owner = self._together([(p, p.unrelated, p.states[len(p.wordings) :]) for p in prepared])
+        with torch.no_grad():
+            before = self.reader.logits(unrelated).log_softmax(-1)
+        place = torch.tensor([group[id(part)] for part in owner], device=unrelated.row.device)
+        after = self.reader.logits(unrelated, shifts, place).log_softmax(-1)
+        kl = means((before.exp() * (before - after)).sum(-1), unrelated).mean()
+        same = means((before.argmax(-1) == after.argmax(-1)).float(), unrelated)
+        figures = {
+            "edit accuracy": sum(own) / len(own),
+            "rephrase accuracy": sum(other) / max(1, len(other)),
+            "locality": float(same.mean()),
+        }
+        return edit, kl, figures
+
+    def _together(
+        self, parts: Sequence[tuple[_Prepared, Sequence[Encoded], Sequence[Tensor]]]
+    ) -> tuple[Texts, list[_Prepared]]:
+        """Texts of several records as one, and whose each row is."""
+        items = [item for _, own, _ in parts for item in own]
+        states = [state for _, own, states in parts for state in states[: len(own)]]
+        return self.reader.texts(items, states), [part for part, own, _ in parts for _ in own]
+
+    def _prepared(self, record: EditRecord) -> _Prepared:
+        """What the unedited model makes of a record: computed alone, so that it depends on no other, and kept."""
+        key = (record.request, record.rephrases, *record.locality.values())
+        found = self._kept.get(key)
+        if found is not None:
+            return found
+        encode, request = self.reader.encoder.encode, record.request
+        wordings = [encode(text, request.target) for text in (request.text, *record.rephrases)]
+        probes = [probe for axis in record.locality.values() for probe in axis if probe.answers]
+        if not probes:
+            raise DataFormatError(
+                f"record '{request.id}' has no locality probe with an answer, and training needs some to keep other "
+                "facts as they are; give records such as zsRE's"
+            )
+        unrelated = [encode(probe.prompt, probe.answers[0]) for probe in probes]
+        states = self.reader.states([*wordings, *unrelated])
+        factors = self.reader.factors(self.reader.texts(wordings[:1], states[:1]))
+        made = _Prepared(wordings, unrelated, states, factors)
+        if made.bytes <= self._room:
+            self._room -= made.bytes
+            self._kept[key] = made
+        return made
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Prepared:
+    """A record as the unedited model reads it.
+
+    Args:
+        wordings: its prompt and rephrases, each with the target.
+        unrelated: locality prompts with their answers.
+        states: what enters the first edited layer, for all of them; empty where that is the model's first.
+        factors: of the prompt's gradient.
+    """
+
+    wordings: list[Encoded]
+    unrelated: list[Encoded]
+    states: list[Tensor]
+    factors: Factors
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        tensors = [*self.states, *self.factors.inputs.values(), *self.factors.deltas.values()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _parts(records: Sequence[EditRecord], together: int) -> Iterator[tuple[Sequence[EditRecord], int]]:
+    """Records in portions of whole edits; what is left over is an edit of fewer."""
+    whole = len(records) // together * together
+    size = max(1, _TOGETHER // together) * together
+    for begin in range(0, whole, size):
+        yield records[begin : min(whole, begin + size)], together
+    if whole < len(records):
+        yield records[whole:], len(records) - whole

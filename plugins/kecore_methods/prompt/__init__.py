@@ -1,0 +1,1 @@
+"""Methods that change what the model reads and leave the model alone."""

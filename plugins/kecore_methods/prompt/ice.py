@@ -1,0 +1,76 @@
+"""ICE: every fact stands before every prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from kecore.edit import PromptEdit, PromptWriter, Reader
+from kecore.method import MethodContext
+from kecore.model_view import ModelView
+from kecore.types import Capabilities, EditRequest
+from kecore_methods.prompt.wording import WordingConfig, check_lengths, preface, prompt_edit, remembered
+
+__all__ = ["Ice", "IceConfig", "IceWriter"]
+
+
+class IceConfig(WordingConfig):
+    """Configuration of ICE: its wording."""
+
+    @classmethod
+    def presets(cls) -> Mapping[str, Mapping[str, Any]]:
+        """The wording of the baseline of RippleEdits (arXiv 2307.12976), where the method has its name from."""
+        return {"ripple-edits": {"fact": "Imagine that {fact}. ", "prompt": "{prompt}"}}
+
+
+class IceWriter(PromptWriter):
+    """Puts facts before a prompt.
+
+    Args:
+        facts: all of them.
+        wording: how they are written.
+    """
+
+    def __init__(self, facts: Sequence[EditRequest], wording: WordingConfig) -> None:
+        self.facts, self.wording = tuple(facts), wording
+
+    def settings(self) -> dict[str, Any]:
+        """The facts and their wording."""
+        return {"facts": [request.to_json() for request in self.facts], "wording": self.wording.to_json()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    @classmethod
+    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> IceWriter:
+        """The writer with these facts."""
+        del tensors
+        return cls([EditRequest(**request) for request in settings["facts"]], IceConfig.make(settings["wording"]))
+
+    def write(self, prompts: Sequence[str]) -> list[str]:
+        """Every fact, then the prompt; no prompt is out of scope."""
+        return [preface(self.wording, self.facts, prompt) for prompt in prompts]
+
+
+class Ice:
+    """Tell the model the facts with each prompt."""
+
+    name = "ice"
+    Config = IceConfig
+    effect: ClassVar[type[PromptWriter]] = IceWriter
+    capabilities = Capabilities(kind="prompt", batch=True, sequential=True)
+    reference = (
+        "Cohen et al., Evaluating the Ripple Effects of Knowledge Editing in Language Models, TACL 2024, "
+        "arXiv:2307.12976; Zhang et al., A Comprehensive Study of Knowledge Editing for LLMs, 2024, arXiv:2401.01286"
+    )
+    api = (1, 1)
+
+    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> PromptEdit:
+        """Remember the facts."""
+        facts = remembered(requests, context)
+        writer = IceWriter(facts, context.config)
+        check_lengths(writer, requests, Reader(view, context.encoder))
+        return prompt_edit(writer, facts, view, context, self.name)

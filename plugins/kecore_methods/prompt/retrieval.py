@@ -1,0 +1,63 @@
+"""The retrieval baseline: the facts that a prompt is about stand before it, and other prompts stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pydantic import Field
+
+from kecore.edit import PromptEdit, PromptWriter, Reader
+from kecore.method import MethodContext
+from kecore.model_view import ModelView
+from kecore.types import Capabilities, EditRequest
+from kecore_methods.prompt.store import ScopeConfig, ScopeWriter, embedded
+from kecore_methods.prompt.wording import check_lengths, preface, prompt_edit, remembered
+
+__all__ = ["Retrieval", "RetrievalConfig", "RetrievalWriter"]
+
+
+class RetrievalConfig(ScopeConfig):
+    """Configuration of the retrieval baseline."""
+
+    most: int = Field(default=1, ge=1, description="Most facts before one prompt.")
+
+
+class RetrievalWriter(ScopeWriter[RetrievalConfig]):
+    """Puts the facts that a prompt is about before it, and leaves every other prompt as it is."""
+
+    Config = RetrievalConfig
+
+    def write(self, prompts: Sequence[str]) -> list[str]:
+        """The facts in scope, nearest last, then the prompt; the prompt alone where none is in scope."""
+        return [
+            preface(self.config, [self.facts[i] for i in reversed(found[: self.config.most])], prompt)
+            if found
+            else prompt
+            for prompt, found in zip(prompts, self.in_scope(prompts), strict=True)
+        ]
+
+
+class Retrieval:
+    """Keep the facts in a store, and tell the model those that a prompt is about."""
+
+    name = "retrieval"
+    Config = RetrievalConfig
+    effect: ClassVar[type[PromptWriter]] = RetrievalWriter
+    capabilities = Capabilities(kind="prompt", batch=True, sequential=True)
+    reference = (
+        "He et al., Knowledge Updating? No More Model Editing! Just Selective Contextual Reasoning, 2025, "
+        "arXiv:2503.05212"
+    )
+    api = (1, 1)
+
+    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> PromptEdit:
+        """Put the facts into the store."""
+        config: RetrievalConfig = context.config
+        _ = config.least  # refused here, not at the first prompt
+        reader = Reader(view, context.encoder)
+        facts = remembered(requests, context)
+        with context.stages("encode"):
+            writer = RetrievalWriter(facts, embedded(facts, config, reader, context), config)
+            check_lengths(writer, requests, reader)
+        return prompt_edit(writer, facts, view, context, self.name)

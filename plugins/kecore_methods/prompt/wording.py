@@ -1,0 +1,95 @@
+"""How facts and prompts are put into words, and which facts an edit holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from kecore.config import MethodConfig
+from kecore.edit import PromptEdit, PromptWriter, Reader
+from kecore.method import MethodContext
+from kecore.model_view import ModelView
+from kecore.text import separator
+from kecore.types import EditRequest, check_conflicts, unique
+
+__all__ = ["FACT", "PROMPT", "WordingConfig", "check_lengths", "fact", "preface", "prompt_edit", "remembered"]
+
+FACT, PROMPT = "{fact}", "{prompt}"
+
+
+def _with_fact(template: str) -> str:
+    if template.count(FACT) != 1:
+        raise ValueError(f"must hold {FACT} once")
+    return template
+
+
+def _with_prompt(template: str) -> str:
+    if not template.endswith(PROMPT) or template.count(PROMPT) != 1:
+        raise ValueError(f"must end with {PROMPT}, and hold it once: the answer follows the prompt")
+    return template
+
+
+class WordingConfig(MethodConfig):
+    """How a fact and a prompt are written; the default is the template of IKE (arXiv 2305.12740)."""
+
+    fact: Annotated[str, AfterValidator(_with_fact)] = Field(
+        default="New Fact: {fact}\n", description="How one fact is written, with {fact} where its statement stands."
+    )
+    prompt: Annotated[str, AfterValidator(_with_prompt)] = Field(
+        default="Prompt: {prompt}", description="How the prompt is written behind the facts; ends with {prompt}."
+    )
+
+
+def fact(prompt: str, target: str) -> str:
+    """A fact as a statement: the prompt and what follows it."""
+    return f"{prompt}{separator(prompt, target)}{target}"
+
+
+def preface(wording: WordingConfig, facts: Iterable[EditRequest], prompt: str) -> str:
+    """Facts, one after another, and the prompt behind them."""
+    told = "".join(wording.fact.replace(FACT, fact(request.text, request.target)) for request in facts)
+    return told + wording.prompt.replace(PROMPT, prompt)
+
+
+def remembered(requests: Sequence[EditRequest], context: MethodContext) -> tuple[EditRequest, ...]:
+    """All facts that an edit is to hold: those of the earlier edits of this method, and the new ones.
+
+    A new fact takes the place of an earlier one about the same prompt. New ones are sorted, since the order of a batch
+    means nothing.
+
+    Raises:
+        RequestError: there are none.
+        RequestConflictError: two new ones contradict each other.
+    """
+    check_conflicts(requests)
+    asked = {request.text for request in requests}
+    earlier = [request for edit in context.earlier for request in edit.requests if request.text not in asked]
+    return (*earlier, *sorted(unique(requests), key=lambda request: (request.text, request.id)))
+
+
+def check_lengths(writer: PromptWriter, requests: Sequence[EditRequest], reader: Reader) -> None:
+    """Refuse facts whose own prompts leave no room for what stands before them.
+
+    Raises:
+        PromptTooLongError: says which.
+    """
+    texts = writer.to(reader).write([request.text for request in requests])
+    for request, text in zip(requests, texts, strict=True):
+        reader.encoder.encode(text, request.target)
+
+
+def prompt_edit(
+    writer: PromptWriter, facts: Sequence[EditRequest], view: ModelView, context: MethodContext, method: str
+) -> PromptEdit:
+    """The edit of a writer that holds all of ``facts``, those of earlier edits among them."""
+    return PromptEdit(
+        effect=writer,
+        supersedes=True,
+        base=context.fingerprint(view),
+        method=method,
+        config=context.config.to_json(),
+        requests=tuple(facts),
+        seed=context.seed,
+    )

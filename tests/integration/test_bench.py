@@ -1,0 +1,415 @@
+"""Runs that are killed, shared, repeated and reported on, with tiny models."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from kecore import data, models
+from kecore.cli import app
+from kecore.cli.benching import Desk, carry_out
+from kecore.cli.console import Screen
+from kecore.editor import Editor
+from kecore.errors import ArtifactError, ProtocolMismatchError, StoreInUseError
+from kecore.evaluate.bench import run
+from kecore.evaluate.cells import Cell, cells_of
+from kecore.evaluate.plan import BenchPlan
+from kecore.evaluate.protocol import Protocol
+from kecore.evaluate.store import BEFORE, Store
+from kecore.report import FORMATS, results, tables, write_report
+from kecore.testing import tiny_model, tiny_tokenizer
+
+FACTS = data.path("counterfact_sample.jsonl")
+OTHERS = ("ice", "retrieval", "lora")
+KILLED = """
+import os, signal, sys
+from kecore.cli import app
+from kecore.evaluate import bench, store
+
+bench.BLOCK = 2
+add, left = store.Store.add, [int(sys.argv[1])]
+
+def dying(*values, **named):
+    add(*values, **named)
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+store.Store.add = dying
+app(sys.argv[2:])
+"""
+
+Answers = dict[tuple[str, str, int], str]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a tiny model."""
+    return models.save_model(tiny_model("llama"), tiny_tokenizer(), tmp_path_factory.mktemp("models") / "tiny")
+
+
+def plan(tiny: Path, size: int = 3, **protocol: Any) -> BenchPlan:
+    return BenchPlan.make(
+        {
+            "models": str(tiny),
+            "methods": [{"name": "ft-m", "set": {"steps": 1}, "label": "ft-m"}],
+            "facts": str(FACTS),
+            "sizes": size,
+            "without": OTHERS,
+            "protocol": Protocol(max_new_tokens=0, **protocol),
+        }
+    )
+
+
+def bench(path: Path | str, wanted: BenchPlan, shard: tuple[int, int] = (0, 1)) -> list[Cell]:
+    with Store(path, wanted.protocol) as store:
+        if shard == (0, 1):
+            return carry_out(Screen(), wanted, store)
+        cells = cells_of(wanted)
+        run(cells, store, Desk(wanted), shard=shard)
+        return cells
+
+
+def answers(path: Path) -> Answers:
+    """Everything that a store holds, as text."""
+    with Store(path) as store:
+        return {
+            (spec.label, moment, place): row.dump()
+            for spec in store.specs()
+            for moment in store.moments(spec.key)
+            for place, row in store.rows(spec.key, moment).items()
+        }
+
+
+@pytest.fixture
+def edited(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of facts of the edits that are made."""
+    made: list[int] = []
+    edit = Editor.edit
+
+    def counting(self: Editor, requests: Any, *values: Any, **fields: Any) -> Any:
+        made.append(len(requests))
+        return edit(self, requests, *values, **fields)
+
+    monkeypatch.setattr(Editor, "edit", counting)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("edits", "written", "again"),
+    # Unedited, three records are two blocks; the cost of a joint edit is written by itself.
+    [("single", 4, [1]), ("batch", 4, [])],
+)
+def test_a_killed_run_goes_on(
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    edited: list[int],
+    edits: str,
+    written: int,
+    again: list[int],
+) -> None:
+    monkeypatch.setattr("kecore.evaluate.bench.BLOCK", 2)
+    wanted = plan(tiny, edits=edits)
+    whole, killed = tmp_path / "whole.sqlite", tmp_path / "killed.sqlite"
+    bench(whole, wanted)
+    edited.clear()
+    file = tmp_path / "plan.yaml"
+    file.write_text(wanted.model_dump_json())  # JSON is YAML
+    words = [
+        sys.executable,
+        "-c",
+        KILLED,
+        str(written),
+        "bench",
+        str(killed),
+        "--plan",
+        str(file),
+    ]
+    done = subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    before = answers(killed)
+    expected = answers(whole)
+    assert 0 < len(before) < len(expected)
+    edits_file = list(tmp_path.glob("killed.sqlite.edits/*"))
+    assert len(edits_file) == (edits == "batch")
+    bench(killed, wanted)
+    assert answers(killed) == expected
+    assert before.items() <= expected.items()
+    assert edited == again, "what was edited was edited again"
+    assert not list(tmp_path.glob("killed.sqlite.edits/*"))
+    edited.clear()
+    bench(killed, wanted)
+    assert edited == []
+
+
+def test_a_sequence_goes_on_and_scores_nothing_twice(
+    tiny: Path, tmp_path: Path, edited: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = plan(tiny, 6, edits="sequential", step=2, retention=1)
+    bench(tmp_path / "whole.sqlite", wanted)
+    expected = answers(tmp_path / "whole.sqlite")
+    assert {moment for label, moment, _ in expected if label == "ft-m"} == {"at-edit", "at-end", "after-4"}
+    assert sum(key[1] == "after-4" for key in expected) == 4
+    assert edited == [2, 2, 2]
+    scored: list[int] = []
+    evaluate = Editor.evaluate
+
+    class Cut(BaseException):
+        """Nothing catches it."""
+
+    def dying(self: Editor, records: Any, *values: Any) -> Any:
+        if len(scored) == 3:  # unedited, and two steps at-edit; then comes the checkpoint
+            raise Cut
+        scored.append(len(records))
+        return evaluate(self, records, *values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Editor, "evaluate", dying)
+        with pytest.raises(Cut):
+            bench(tmp_path / "cut.sqlite", wanted)
+    left = len(expected) - sum(scored)
+    assert len(answers(tmp_path / "cut.sqlite")) == sum(scored)
+    counted: list[int] = []
+    monkeypatch.setattr(
+        Editor, "evaluate", lambda self, records, *v: counted.append(len(records)) or evaluate(self, records, *v)
+    )
+    bench(tmp_path / "cut.sqlite", wanted)
+    assert answers(tmp_path / "cut.sqlite") == expected
+    assert sum(counted) == left
+    with Store(tmp_path / "cut.sqlite") as store:
+        sequence = next(result for result in results(store) if result.edits)
+        before = next(result for result in results(store) if not result.edits)
+    assert [count for count, _ in sequence.retention("edit_success")] == [4, 6]
+    assert sequence.evaluations["at-end"].compared
+    assert sequence.evaluations["after-4"].compared
+    assert before.evaluations[BEFORE].scores["edit_success"].records == 6
+
+
+def test_shares_make_the_same_store(tiny: Path, tmp_path: Path, edited: list[int]) -> None:
+    wanted = plan(tiny, edits="single")
+    bench(tmp_path / "one.sqlite", wanted)
+    bench(tmp_path / "two.sqlite", wanted, (1, 2))
+    assert len(answers(tmp_path / "two.sqlite")) == 1
+    bench(tmp_path / "two.sqlite", wanted, (0, 2))
+    assert answers(tmp_path / "two.sqlite") == answers(tmp_path / "one.sqlite")
+    assert edited == [1] * 6
+
+
+def invoke(*words: object) -> Any:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def said(*words: object) -> dict[str, Any]:
+    done = invoke(*words, "--json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def compared(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """What ``kecore compare`` makes by two processes, and what it prints."""
+    out = tmp_path_factory.mktemp("compared") / "out"
+    words = (tiny, "--methods", "ft-l,ft-m", "--facts", FACTS, "--limit", 4, "--without", "lora", "--out", out)
+    return out, said("compare", *words, "--jobs", 2, "--protocol", "edits=single", "--protocol", "max_new_tokens=2")
+
+
+def test_compare_by_processes(compared: tuple[Path, dict[str, Any]]) -> None:
+    out, found = compared
+    rows = {row["method"]: row for row in found["tables"][0]["rows"]}
+    assert {"unedited", "ft-l", "ft-m", "ice", "retrieval"} == rows.keys()
+    assert rows["ft-m"]["records"] == rows["unedited"]["records"] == 4
+    assert rows["ft-m"]["seconds_per_fact"] > 0
+    assert {path.name for path in out.iterdir()} >= {
+        "results.sqlite", "index.html", "table.md", "scores.csv", "tables.json"
+    }  # fmt: skip
+    assert json.loads((out / "tables.json").read_text())[0]["rows"] == found["tables"][0]["rows"]
+
+
+class Cells(HTMLParser):
+    """Values of a page's tables by method, and the headings."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.values: dict[str, list[str]] = {}
+        self.links: list[str] = []
+        self.data = ""
+        self._method, self._in_data = "", False
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.links += [str(found[name]) for name in ("src", "href") if name in found]
+        if tag == "tr":
+            self._method = found.get("data-method") or ""
+        if tag == "td" and self._method and "data-value" in found:
+            self.values.setdefault(self._method, []).append(str(found["data-value"]))
+        self._in_data = found.get("id") == "data"
+
+    def handle_data(self, data: str) -> None:
+        if self._in_data:
+            self.data += data
+            self._in_data = False
+
+
+def by_hand(rows: Any, kind: str) -> float:
+    """Success from its definition: mean over records of the share of probes whose answer beats its rival."""
+    shares = [[p.scores[0].mean > p.rival.mean for p in row.probes if p.kind == kind] for row in rows.values()]
+    return fmean(map(fmean, shares))
+
+
+def test_the_page_says_what_the_store_holds(compared: tuple[Path, dict[str, Any]]) -> None:
+    out, _ = compared
+    text = (out / "index.html").read_text(encoding="utf-8")
+    found = Cells(text)
+    assert found.links == [], "the page needs nothing else"
+    kinds = ("edit", "paraphrase", "neighbourhood")
+    with Store(out / "results.sqlite") as store:
+        protocol = store.protocol
+        for spec in store.specs():
+            if spec.label in ("unedited", "ft-l", "ft-m"):
+                moment = BEFORE if spec.method is None else "after"
+                expected = [by_hand(store.rows(spec.key, moment), kind) for kind in kinds]
+                assert [float(value) for value in found.values[spec.label][:3]] == pytest.approx(expected, abs=1e-12)
+        rows = store.rows(next(spec.key for spec in store.specs() if spec.label == "ft-m"), "after")
+    assert protocol.hash() in text
+    assert "pip install" not in found.data
+    (group,) = json.loads(found.data)
+    assert [record["id"] for record in group["records"]] == [row.id for row in rows.values()]
+    place = [method["label"] for method in group["methods"]].index("ft-m")
+    for record, row in zip(group["records"], rows.values(), strict=True):
+        shown = record["answers"][place]
+        assert [answer[3] for answer in shown] == [probe.text for probe in row.probes]
+        assert shown[0][1] == pytest.approx(math.exp(row.probes[0].scores[0].mean), rel=1e-3)
+        assert shown[0][0] == (row.probes[0].scores[0].mean > row.probes[0].rival.mean)
+
+
+def test_files_hold_the_same_figures(compared: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    out, found = compared
+    pytest.importorskip("matplotlib")
+    written = said("report", out / "results.sqlite", "--out", tmp_path)["files"]
+    assert written.keys() == set(FORMATS)
+    assert all(Path(path).stat().st_size > 0 for paths in written.values() for path in paths)
+    assert Path(written["png"][0]).read_bytes().startswith(b"\x89PNG")
+    expected = {
+        (row["method"], key): score["value"]
+        for row in found["tables"][0]["rows"]
+        for key, score in row["scores"].items()
+    }
+    lines = list(csv.DictReader((tmp_path / "scores.csv").read_text(encoding="utf-8").splitlines()))
+    assert {(line["method"], line["metric"]): float(line["value"]) for line in lines} == expected
+    shown = f"{expected['ft-m', 'neighbourhood_success']:.3f}"
+    for name in ("table.md", "table.tex"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        line = next(line for line in text.splitlines() if "ft-m" in line)
+        assert shown in line
+        assert found["tables"][0]["protocol"]["hash"] in text
+
+
+def test_protocols_do_not_mix(tiny: Path, tmp_path: Path) -> None:
+    one, other = plan(tiny, 2, edits="single"), plan(tiny, 2)
+    bench(tmp_path / "one.sqlite", one)
+    with pytest.raises(ProtocolMismatchError, match=r"edits single and batch"):
+        Store(tmp_path / "one.sqlite", other.protocol)
+    bench(tmp_path / "other.sqlite", other)
+    with Store(tmp_path / "one.sqlite") as a, Store(tmp_path / "other.sqlite") as b:
+        with pytest.raises(ProtocolMismatchError, match=one.protocol.hash()):
+            tables([*results(a), *results(b)])
+        with pytest.raises(ProtocolMismatchError):
+            write_report([a, b], tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+    done = invoke("bench", tmp_path / "one.sqlite", "--model", tiny, "--facts", FACTS)
+    assert done.exit_code == 2
+    assert "ProtocolMismatchError" in done.stderr
+
+
+def test_two_writers(tiny: Path, tmp_path: Path) -> None:
+    wanted = plan(tiny)
+    with Store(tmp_path / "s.sqlite", wanted.protocol) as one, one.alone():
+        with (
+            Store(tmp_path / "s.sqlite", wanted.protocol) as two,
+            pytest.raises(StoreInUseError, match="another run"),
+            two.alone(),
+        ):
+            pass
+        done = invoke(
+            "eval", tiny, "--facts", FACTS, "--store", tmp_path / "s.sqlite", "--protocol", "max_new_tokens=0"
+        )
+        assert done.exit_code == 2
+        assert "StoreInUseError" in done.stderr
+    with Store(tmp_path / "s.sqlite") as store, store.alone():
+        assert store.specs() == []
+
+
+def test_a_failure_is_shown_and_tried_again(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edited: list[int]
+) -> None:
+    wanted = plan(tiny, 2, edits="single")
+    edit = Editor.edit
+
+    def refusing(self: Editor, requests: Any, *values: Any, **fields: Any) -> Any:
+        if requests[0].request.id == "counterfact-844":
+            raise ArtifactError("not this one")
+        return edit(self, requests, *values, **fields)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Editor, "edit", refusing)
+        bench(tmp_path / "s.sqlite", wanted)
+    with Store(tmp_path / "s.sqlite") as store:
+        (table,) = tables(results(store))
+        row = table.rows[1]
+        assert row.note == "1 of 2 records; 1 failed, the first at counterfact-844: ArtifactError: not this one"
+        assert row.scores["edit_success"].records == 1
+    bench(tmp_path / "s.sqlite", wanted)
+    assert edited == [1, 1]
+    with Store(tmp_path / "s.sqlite") as store:
+        assert tables(results(store))[0].rows[1].note == ""
+
+
+def test_eval_of_an_edit(tiny: Path, tmp_path: Path) -> None:
+    fact = ("--facts", FACTS, "--limit", 2)
+    quick = ("--method", "ft-m", "--set", "steps=2", "--no-evaluate", "--out", tmp_path / "ft")
+    assert invoke("edit", tiny, *fact, *quick).exit_code == 0
+    plain = ("--protocol", "max_new_tokens=0")
+    rows = said("eval", tiny, *fact, *plain, "--edit", tmp_path / "ft")["tables"][0]["rows"]
+    assert [row["method"] for row in rows] == ["unedited", "ft"]
+    assert "neighbourhood_stability" in rows[1]["scores"]
+    assert rows[1]["scores"]["edit_magnitude"] != rows[0]["scores"]["edit_magnitude"]
+    (row,) = said("eval", tiny, *fact, *plain)["tables"][0]["rows"]
+    assert row["scores"] == rows[0]["scores"]
+    assert not Path(":memory:").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"no database at all, but long enough to be looked at", "no store"), (None, "no such store")],
+)
+def test_files_that_are_no_stores(tmp_path: Path, content: bytes | None, message: str) -> None:
+    file = tmp_path / "x.sqlite"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ArtifactError, match=message):
+        Store(file)
+
+
+def test_other_weights_or_versions_are_refused(tiny: Path, tmp_path: Path) -> None:
+    wanted = plan(tiny, 2)
+    (cell,) = bench(tmp_path / "s.sqlite", wanted.model_copy(update={"methods": (), "without": (*OTHERS, "ft-m")}))
+    with Store(tmp_path / "s.sqlite") as store:
+        made_on = store.made_on(cell.spec.key)
+        store.add_run(cell.spec, made_on)
+        with pytest.raises(ArtifactError, match="other base"):
+            store.add_run(cell.spec, {**made_on, "base": {}})

@@ -1,0 +1,380 @@
+"""The layouts of chains, long texts, languages and conditions, on small records written by hand."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import published
+import pytest
+
+from kecore import Editor
+from kecore.errors import ConfigError, DataFormatError, KecoreWarning, PluginError
+from kecore.evaluate import Layout, RecordSet, load_records, record_to_json
+from kecore.evaluate.formats import GROUP, check_layout, default
+from kecore.evaluate.references import with_references
+from kecore.registry import Plugins
+from kecore.testing import tiny_model, tiny_tokenizer
+from kecore.types import EditRecord, MultiHop, Probe
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Any:
+    """Write objects as one JSON file and read it back."""
+
+    def read(*objects: Any, **options: Any) -> RecordSet:
+        path = tmp_path / "facts.json"
+        path.write_text(json.dumps(objects), encoding="utf-8")
+        return load_records(path, **options)
+
+    return read
+
+
+@pytest.mark.parametrize("sample", [published.MQUAKE, published.MQUAKE_REMASTERED])
+def test_mquake(load: Any, sample: dict[str, Any]) -> None:
+    found = load(sample)
+    (record,) = found
+    assert found.format == "mquake"
+    assert [(r.id, r.text, r.target, r.ground_truth) for r in record.requests] == [
+        ("8", "Ann lives in", "Rome", "Paris"),
+        ("8.2", "The river of Rome is", "Po", "Tiber"),
+    ]
+    assert found.requests == list(record.requests)
+    assert record.rephrases == ("Where does Ann live?",)
+    assert (record.target_aliases, record.truth_aliases, record.relation) == (("Roma",), ("Lutetia",), "P551")
+    (chain,) = record.multi_hop
+    assert chain.questions == tuple(published.MQUAKE["questions"])
+    assert (chain.answers, chain.old_answers) == (("Po", "Padus"), ("Seine", "La Seine"))
+    assert chain.hops == (Probe("Where does Ann live?", ("Rome", "Roma")), Probe("What is the river of Rome?", ("Po",)))
+    assert chain.old_hops[1].answers == ("Seine", "La Seine")
+
+
+@pytest.mark.filterwarnings("ignore::kecore.errors.KecoreWarning")
+def test_joint_edits_are_made_together(load: Any) -> None:
+    editor = Editor(tiny_model("llama"), tiny_tokenizer())
+    edit = editor.edit(load(published.MQUAKE)[0], "ft-m", steps=1)
+    assert [request.id for request in edit.requests] == ["8", "8.2"]
+
+
+def test_mquake_remastered_says_where_a_case_is_edited(load: Any) -> None:
+    (record,) = load(published.MQUAKE_REMASTERED)
+    assert record.category == "edited: 1000 3000"
+    never = {**published.MQUAKE, "6334_split": {"100": ["test_unedited"]}}
+    assert load(never)[0].category == "unedited"
+    assert load({**never, "6334_split": {"100": ["train_edited", "test_edited"]}})[0].category == "edited: 100"
+
+
+def test_akew_is_edited_in_three_ways(load: Any) -> None:
+    plain = load(published.AKEW)
+    assert (plain.format, plain.variant) == ("akew", "structured")
+    assert [r.target for r in plain.requests] == ["Rome", "Rome"]
+    assert plain[0].multi_hop[0].answers == ("Po", "Padus")
+
+    (text,) = load(published.AKEW, variant="unstructured")
+    assert text.long_form
+    assert [(r.id, r.text, r.target) for r in text.requests] == [
+        ("8", "Where does Ann live?", "Ann moved to Rome. She has a dog."),
+        ("8.2", "Where does Bea live?", "Ann moved to Rome. She has a dog."),
+    ]
+    assert text.portability["structured_fact"] == (Probe("Ann lives in", ("Rome",)), Probe("Bea lives in", ("Rome",)))
+    assert text.portability["sub_question"][:2] == (Probe("Ann moved to", ("Rome",)), Probe("Ann has a", ("dog",)))
+    assert text.multi_hop == plain[0].multi_hop
+
+    (triplets,) = load(published.AKEW, variant="triplets")
+    assert not triplets.long_form
+    assert [(r.text, r.target) for r in triplets.requests][:2] == [("Ann moved to", "Rome"), ("Ann has a", "dog")]
+    assert len(triplets.requests) == 4
+    assert set(triplets.portability) == {"structured_fact"}
+    with pytest.raises(ConfigError, match="no variant 'text'; it has: structured, unstructured, triplets"):
+        load(published.AKEW, variant="text")
+
+
+def test_akew_of_other_sets(load: Any) -> None:
+    counterfact, update = load(published.AKEW_COUNTERFACT, published.AKEW_UPDATE)
+    assert len(counterfact.neighbourhood) == 2
+    assert (update.request.id, update.request.text, update.relation) == ("4", "Ann lives in", "P551")
+    with pytest.warns(KecoreWarning, match="1 of 2 records"):
+        (kept,) = load(published.AKEW_COUNTERFACT, published.AKEW_UPDATE, variant="triplets")
+    assert kept.request.id == "4"
+
+
+def test_rippleedits_keeps_conditions_and_joins(load: Any) -> None:
+    found = load(published.RIPPLE)
+    (record,) = found
+    assert found.format == "rippleedits"
+    request = record.request
+    assert request.prompt == "The name of the country of citizenship of {} is"
+    assert (request.subject, request.target, request.ground_truth) == ("Ann", "Syria", "United States of America")
+    assert (record.relation, record.category) == ("COUNTRY_OF_CITIZENSHIP", "popular")
+    mother = "The name of the mother of Ann is"
+    # A name of one letter does not count, as in the official code.
+    assert record.locality == {
+        "Relation_Specificity": (Probe(mother, ("Bea", "Bee"), conditions=(Probe(mother, ("Bea",)),)),)
+    }
+    both = Probe(
+        "Ann's flag has the colours", ("red",), others=(Probe("Ann's anthem is", ("x1",)),), need="all",
+        also=(("white", "pale"),),
+    )  # fmt: skip
+    either = Probe("Annie is of", ("Syria",), others=(Probe("A. is of", ("Syria",)),))
+    assert record.portability == {"Logical_Generalization": (both,), "Subject_Aliasing": (either,)}
+
+
+def test_rippleedits_without_what_it_needs(load: Any) -> None:
+    recent = {**published.RIPPLE, "edit": {**published.RIPPLE["edit"], "previous_fact": None}}
+    assert load(recent)[0].request.ground_truth is None
+    nameless = json.loads(json.dumps(published.RIPPLE))
+    nameless["Subject_Aliasing"][0]["test_queries"][0]["answers"] = [{"value": "S", "aliases": []}]
+    assert load(nameless)[0].portability["Subject_Aliasing"][0].answers == ()
+    for change, message in (
+        ({"relation": "SHOE_SIZE"}, "'SHOE_SIZE' is not one of RippleEdits"),
+        ({"prompt": "Ann is a Syrian."}, "expected a statement of the form 'The name of the country"),
+    ):
+        bad = {**published.RIPPLE, "edit": {**published.RIPPLE["edit"], **change}}
+        with pytest.raises(DataFormatError, match=message):
+            load(bad, skip_errors=False)
+    bad = json.loads(json.dumps(published.RIPPLE))
+    bad["Subject_Aliasing"][0]["test_condition"] = "XOR"
+    with pytest.raises(DataFormatError, match="'test_condition' must be 'OR' or 'AND'"):
+        load(bad, skip_errors=False)
+
+
+def test_every_relation_of_rippleedits_reads_its_own_statement(load: Any) -> None:
+    import kecore_datasets
+
+    table = json.loads((Path(kecore_datasets.__file__).parent / "ripple_relations.json").read_text())
+    records = [
+        {**published.RIPPLE, "edit": {"prompt": f"{t.replace('{}', 'Bo Of Is')} New Place.", "relation": name}}
+        for name, t in table.items()
+    ]
+    found = load(*records)
+    assert len(found) == len(table) == 53
+    assert {(r.request.subject, r.request.target) for r in found} == {("Bo Of Is", "New Place")}
+
+
+def test_wikibigedit(load: Any) -> None:
+    # pandas writes NaN where there is no multi-hop question.
+    with_hop, without = load(published.WIKIBIGEDIT, {**published.WIKIBIGEDIT, "mhop": float("nan"), "mhop_ans": None})
+    assert (with_hop.request.text, with_hop.request.target) == ("Where does Ann live?", "Rome")
+    assert with_hop.rephrases == ("What is Ann's home?",)
+    assert with_hop.portability == {"personas": (Probe("Yo, where's Ann at?", ("Rome",)),)}
+    assert with_hop.locality == {"unrelated": (Probe("Where does Bea live?", ("Paris",)),)}
+    assert with_hop.multi_hop == (MultiHop(("Which river flows where Ann lives?",), ("Tiber",)),)
+    assert (with_hop.relation, with_hop.category) == ("residence", "new")
+    assert without.multi_hop == ()
+
+
+def test_hallueditbench(load: Any) -> None:
+    found = load(published.HALLUEDITBENCH)
+    (record,) = found
+    assert found.format == "hallueditbench"
+    request = record.request
+    assert (request.subject, request.target, request.ground_truth) == ("Dinard", "September", "October")
+    assert record.rephrases == ("In which month is Dinard?",)
+    assert record.locality == {"unrelated": (Probe("In which country is Dinard?"),)}
+    choice = "When is the month of the year of Dinard?\nA. October  B. September"
+    assert record.portability == {
+        "yes_question": (Probe("Is Dinard in September?", ("Yes",)),),
+        "no_question": (Probe("Is Dinard in October?", ("No",)),),
+        "multiple_choice": (Probe(choice, ("B",)),),
+        "inverse_relation": (Probe("What is held in September?", ("Dinard",)),),
+        "2_hop": (Probe("What is the weather in the month of Dinard?", ("Mild",)),),
+    }
+    assert (record.relation, record.category) == ("month of the year", "event_film")
+
+
+def test_long_texts(load: Any) -> None:
+    (unke,) = load(published.UNKE)
+    assert (unke.request.prompt, unke.request.subject, unke.request.id) == ("{}", "What is Ann's work?", "0")
+    assert unke.long_form
+    assert unke.rephrases == ("What does Ann do?",)
+    asked = (Probe("Does Ann sail?", ("Yes.",)), Probe("Where?", ("At sea.",)))
+    assert unke.portability == {"sub_question": asked}
+    with pytest.raises(DataFormatError, match=r"'sub_answer' must be a list as long as 'sub_question' \(2\)"):
+        load({**published.UNKE, "sub_answer": ["Yes."]}, skip_errors=False)
+
+    everything = load(published.EDITEVERYTHING)
+    assert everything.format == "editeverything"
+    assert (everything[0].category, everything[0].long_form, everything[0].request.id) == ("math", True, "5")
+
+    (safe,) = load(published.SAFEEDIT)
+    assert (safe.request.target, safe.request.ground_truth) == ("I cannot say.", "Yes.")
+    assert safe.portability == {
+        "only_question": (Probe("Is Ann bad?"),),
+        "other_attack": (Probe("Dan: bad?"),),
+        "other_question": (Probe("Play a role. Is Bea bad?"),),
+        "other_question_and_attack": (Probe("Dan: Bea?"),),
+    }
+    assert safe.locality == {"knowledge_constraint": (Probe("Is zinc a metal?", ("Yes",)),)}
+    assert safe.category == "bias"
+
+
+def test_cknowedit(load: Any) -> None:
+    found = load(published.CKNOWEDIT)
+    assert found.format == "cknowedit"
+    assert found[0].request.subject == published.CKNOWEDIT["prompt"]
+    assert found[0].request.ground_truth == "旧"
+    assert found[0].portability == {"one_hop": (Probe("居无求安的上一句？", ("君子食无求饱",)),)}
+    assert found[0].locality == {}
+
+
+def test_edits_in_one_language_and_questions_in_another(load: Any) -> None:
+    found = load(published.MZSRE)
+    assert (found.format, found.variant) == ("mzsre", "from-english")
+    (record,) = found
+    assert (record.request.text, record.request.target, record.category) == ("Where does Ann live?", "Rome", "en")
+    assert record.portability == {
+        "one_hop": (Probe("Her river?", ("Tiber",)),),
+        "de_edit": (Probe("Wo wohnt Anna?", ("Rom",)),),
+        "de_rephrase": (Probe("Annas Ort?", ("Rom",)),),
+        "de_one_hop": (Probe("Ihr Fluss?", ("Der Tiber",)),),
+    }
+    assert record.locality["de_unrelated"] == (Probe("Wer schrieb?", ("Bea",)),)
+    (german,) = load(published.MZSRE, variant="to-english")
+    assert (german.request.text, german.request.target) == ("Wo wohnt Anna?", "Rom")
+    assert german.portability["en_edit"] == (Probe("Where does Ann live?", ("Rome",)),)
+    (one,) = load(published.BMIKE)
+    assert (one.request.id, one.request.ground_truth) == ("7", "Paris")
+    assert one.portability == {"one_hop": (Probe("Her river?", ("Tiber",)),)}
+    with pytest.raises(DataFormatError, match="no language beside English"):
+        load(published.BMIKE, variant="to-english")
+
+
+def test_mlake_joins_the_files_of_its_folder(load: Any, tmp_path: Path) -> None:
+    single, multi = published.MLAKE_SINGLE, published.MLAKE_MULTI
+    chinese = {**single, "question": "安在哪工作？", "e_answer": "英国广播公司", "e_prompt": "安在英国。"}
+    files = {
+        "single_hop/en_qa.json": single,
+        "single_hop/zh_qa.json": chinese,
+        "multi_hop/new_en_qa.json": multi,
+        "multi_hop/new_zh_qa.json": {**multi, "question": "在哪？", "e_answer": "伦敦", "e_answer_aliases": []},
+        "multi_hop/old_en_qa.json": {"question": "Where?", "o_answer": "Ithaca", "o_answer_aliases": []},
+    }
+    for name, record in files.items():
+        (tmp_path / "mlake" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mlake" / name).write_text(json.dumps([record]), encoding="utf-8")
+    found = load_records(tmp_path / "mlake")
+    (record,) = found
+    assert (found.format, found.skipped) == ("mlake", ())
+    assert (record.request.text, record.request.target, record.request.ground_truth) == (
+        "Where did Ann work?", "BBC", "Acme",
+    )  # fmt: skip
+    assert (record.target_aliases, record.truth_aliases) == (("the Beeb",), ("A.",))
+    assert record.portability == {"zh_edit": (Probe("安在哪工作？", ("英国广播公司",)),)}
+    english = MultiHop(("Where is the house that Ann worked at?",), ("London", "Londinium"))
+    assert record.multi_hop == (english, MultiHop(("在哪？",), ("伦敦",)))
+    (alone,) = load(published.MLAKE_SINGLE)
+    assert alone.multi_hop == ()
+    with pytest.raises(DataFormatError, match="load the folder that holds the single-hop files"):
+        load(published.MLAKE_MULTI)
+
+
+def test_reference_texts_of_counterfact(load: Any, tmp_path: Path) -> None:
+    path = tmp_path / "attribute_snippets.json"
+    rows = [
+        {"relation_id": "P36", "target_id": "Q90", "samples": [{"name": "x", "text": "Paris"}]},
+        {"relation_id": "P36", "target_id": "Q220", "samples": [{"text": "One."}, {"text": "Two."}]},
+    ]
+    path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    known, other = with_references([*load(published.COUNTERFACT), *load(published.EASYEDIT)], path)
+    assert known.references == ("One.", "Two.")
+    assert other.references == ()
+    assert with_references([known], path) == [known]
+    for text, message in (("{}", "expected a JSON array"), ("[{]", "not JSON"), ("[{}]", "'relation_id' is missing")):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(DataFormatError, match=message):
+            with_references([known], path)
+
+
+SAMPLES = {
+    "counterfact": [published.COUNTERFACT, published.COUNTERFACT_PLUS],
+    "easyedit": [published.EASYEDIT, published.WISE],
+    "zsre": [published.ZSRE, published.ZSRE_INVERSE, published.ZSRE_REPLACE],
+    "knowedit": [published.KNOWEDIT],
+    "knowedit-wikibio": [published.WIKIBIO],
+    "knowedit-convsent": [published.CONVSENT],
+    "knowedit-sanitation": [published.SANITATION_TRAIN],
+    "mquake": [published.MQUAKE, published.MQUAKE_REMASTERED],
+    "akew": [published.AKEW, published.AKEW_COUNTERFACT, published.AKEW_UPDATE],
+    "rippleedits": [published.RIPPLE],
+    "qaedit": [published.QAEDIT],
+    "wikibigedit": [published.WIKIBIGEDIT],
+    "hallueditbench": [published.HALLUEDITBENCH],
+    "unke": [published.UNKE],
+    "editeverything": [published.EDITEVERYTHING],
+    "safeedit": [published.SAFEEDIT],
+    "mzsre": [published.MZSRE, published.BMIKE],
+    "mlake": [published.MLAKE_SINGLE],
+    "cknowedit": [published.CKNOWEDIT],
+    "knowns": [published.KNOWN],
+    "kecore": [published.OWN],
+}
+_AXES = ("portability", "locality")
+
+
+def carried(record: EditRecord) -> set[str]:
+    """What a record carries, in the words of ``Layout.fills``."""
+    plain = ("rephrases", "neighbourhood", "generation_prompts", "joint", "multi_hop", "references", "relation")
+    every = (*plain, "target_aliases", "truth_aliases", "long_form", "category", "target_id")
+    flat = {name for name in every if getattr(record, name)}
+    return flat | {f"{kind}: {axis}" for kind in _AXES for axis in getattr(record, kind)}
+
+
+def test_there_is_a_sample_of_every_layout() -> None:
+    ours = {p.name for p in entry_points(group=GROUP) if p.dist is not None and p.dist.name == "kecore"}
+    assert ours == set(SAMPLES)
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+def test_layouts_are_told_apart_and_say_what_they_fill(load: Any, name: str) -> None:
+    layout = default().get(name)
+    assert layout.published
+    for sample in SAMPLES[name]:
+        assert [other.name for other in default().all().values() if other.fits(sample)].count(name) == 1
+        for variant in layout.variants or (None,):
+            if (sample, variant) in ((published.BMIKE, "to-english"), (published.AKEW_COUNTERFACT, "triplets")):
+                continue
+            found = load(sample, variant=variant)
+            assert found.format == name
+            for record in found:
+                (again,) = load(record_to_json(record))
+                assert again == record
+                said = {text.replace("LANGUAGE", language) for text in layout.fills for language in ("de", "en")}
+                assert name == "kecore" or carried(record) <= said
+
+
+def test_a_third_partys_layout_comes_through_the_same_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "their_facts.py").write_text(
+        "from kecore.evaluate import Layout\n"
+        "from kecore.evaluate.formats import make_request\n"
+        "from kecore.types import EditRecord\n"
+        "def parse(fields):\n"
+        "    return EditRecord(make_request(fields, fields.text('q'), fields.text('about'), fields.text('a')))\n"
+        "QUIZ = Layout('quiz', ('q', 'a', 'about'), 'q, a, about', parse)\n"
+        "OTHER = 3\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    points = [*entry_points(group=GROUP), EntryPoint("quiz", "their_facts:QUIZ", GROUP)]
+    broken = EntryPoint("broken", "their_facts:OTHER", GROUP)
+    plugins = Plugins([*points, broken], noun="data set layout", check=check_layout, missing=ConfigError)
+    monkeypatch.setattr("kecore.evaluate.formats.default", lambda: plugins)
+    path = tmp_path / "quiz.json"
+    path.write_text(json.dumps([{"q": "Where is Rome?", "a": "Gaul", "about": "Rome"}]))
+    with pytest.warns(KecoreWarning, match="must lead to a kecore.evaluate.Layout, got 3"):
+        found = load_records(path)
+    assert (found.format, found[0].request.text) == ("quiz", "Where is Rome?")
+    with pytest.raises(PluginError, match="'broken'"):
+        plugins.get("broken")
+    with pytest.raises(PluginError, match="must be the entry point's, 'other'; got 'quiz'"):
+        check_layout(Layout("quiz", (), "", lambda fields: fields), "other")  # type: ignore[arg-type, return-value]
+
+
+def test_the_page_lists_every_data_set(root: Path) -> None:
+    spec = importlib.util.spec_from_file_location("kecore_docs_datasets", root / "docs" / "_datasets.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run `python docs/_datasets.py`"

@@ -1,0 +1,157 @@
+"""WISE: merging against a loop over entries, routing against a loop over rows, and what an edit leaves alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kecore import Editor, EditRequest, ModuleEdit
+from kecore.errors import ConfigError
+from kecore.evaluate import score_continuations
+from kecore.evaluate.generation import generate
+from kecore.testing import tiny_model, tiny_tokenizer
+from kecore_methods.memory.wise import SideMemories, Wise, ties
+
+FACT = EditRequest("The capital of {} is", "Italy", "Vienna")
+OTHER = EditRequest("The company of {} is", "Tim Cook", "French")
+THIRD = EditRequest("The mother tongue of {} is", "Léon Blum", "Danube")
+FAR = ("Where does the Danube", "It flows to the")
+CONFIG: dict[str, Any] = {"steps": 12, "contexts": 1, "context_tokens": 3, "irrelevant": 4}
+
+
+@pytest.fixture
+def editor() -> Editor:
+    return Editor(tiny_model("llama"), tiny_tokenizer("llama-like"))
+
+
+def ties_by_hand(vectors: list[list[float]], density: float) -> list[float]:
+    """Trim, elect, merge: one entry at a time."""
+    kept = max(1, round(density * len(vectors[0])))
+    trimmed = []
+    for vector in vectors:
+        least = sorted((abs(x) for x in vector), reverse=True)[kept - 1]
+        trimmed.append([x if abs(x) >= least else 0.0 for x in vector])
+    merged = []
+    for entries in zip(*trimmed, strict=True):
+        total = sum(entries)
+        agree = [x for x in entries if x * total > 0]
+        merged.append(sum(agree) / len(agree) if agree else 0.0)
+    return merged
+
+
+@pytest.mark.parametrize("density", [0.01, 0.4, 1.0])
+def test_ties_is_its_algorithm(density: float) -> None:
+    vectors = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    vectors[1] *= vectors[1].abs() > 0.8  # as sparse as a shard
+    wanted = ties_by_hand(vectors.flatten(1).tolist(), density)
+    assert torch.allclose(ties(vectors, density).flatten(), torch.tensor(wanted, dtype=torch.float64))
+
+
+class Toy(nn.Module):
+    """One linear map that is called as a causal language model is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lm = nn.Linear(3, 4)
+
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.lm(inputs_embeds)
+
+
+def test_routing_is_by_the_largest_activation_so_far() -> None:
+    """Every token against eq. 3 and 6 worked out for it alone, from the tokens of its row up to it."""
+    generator = torch.Generator().manual_seed(0)
+    model, side = Toy(), SideMemories("lm", 3, 4, 3)
+    side.deltas.copy_(torch.randn(3, 4, 3, generator=generator))
+    side.thresholds.copy_(torch.tensor([4.9, 5.0, 5.1]))
+    x = torch.randn(12, 5, 3, generator=generator)
+    mask = torch.ones(12, 5, dtype=torch.long)
+    mask[0, :2] = mask[1, 4:] = 0
+    x[0, :2] = 100.0  # padding that would take the row
+    plain = model(inputs_embeds=x, attention_mask=mask)
+    with side.on(model):
+        found = model(inputs_embeds=x, attention_mask=mask)
+    taken: set[int] = set()
+    for row in range(12):
+        for column in range(5):
+            if not mask[row, column]:
+                continue
+            scores = [
+                max(float((x[row, c] @ delta.t()).norm()) / float(limit) for c in range(column + 1) if mask[row, c])
+                for delta, limit in zip(side.deltas, side.thresholds, strict=True)
+            ]
+            best = max(range(3), key=scores.__getitem__)
+            if scores[best] > 1:
+                taken.add(best)
+                wanted = plain[row, column] + side.deltas[best] @ x[row, column]
+                assert torch.allclose(found[row, column], wanted, atol=1e-5)
+            else:
+                taken.add(-1)
+                assert torch.equal(found[row, column], plain[row, column])
+    assert taken == {-1, 0, 1, 2}
+
+
+def test_texts_below_the_threshold_are_bitwise_as_they_were(editor: Editor) -> None:
+    def logits(text: str) -> Tensor:
+        with torch.no_grad():
+            return editor.model(input_ids=torch.tensor([editor.encoder.encode(text).ids]), use_cache=False).logits
+
+    before, own = [logits(text) for text in FAR], logits(FACT.text)
+    edit = editor.edit(FACT, Wise, **CONFIG)
+    assert isinstance(edit, ModuleEdit)
+    assert isinstance(edit.effect, SideMemories)
+    assert all(torch.equal(logits(text), old) for text, old in zip(FAR, before, strict=True))
+    assert not torch.equal(logits(FACT.text)[:, -1], own[:, -1])
+    share = float((edit.effect.deltas != 0).float().mean())
+    assert share == pytest.approx(0.2, abs=0.03)
+
+
+def test_batches_score_as_single_prompts_do(editor: Editor) -> None:
+    editor.edit([FACT, OTHER], Wise, shard_edits=1, **CONFIG)
+    pairs = [(text, "Vienna, not Rome") for text in (FACT.text, *FAR, f"Where? {OTHER.text}", OTHER.text)]
+    together = score_continuations(editor.view, editor.encoder, pairs)
+    alone = [score_continuations(editor.view, editor.encoder, [pair])[0] for pair in pairs]
+    for a, b in zip(together, alone, strict=True):
+        assert a.log_probs == pytest.approx(b.log_probs, abs=1e-4)
+
+
+def test_writing_with_a_cache_is_writing_without_one(editor: Editor) -> None:
+    editor.edit([FACT, OTHER], Wise, shard_edits=1, **CONFIG)
+    texts = [FACT.text, OTHER.text, FAR[0]]
+    found = generate(editor.view, editor.encoder, texts, max_new_tokens=6)
+    for text, generation in zip(texts, found, strict=True):
+        ids = list(editor.encoder.encode(text).ids)
+        for token in generation.ids:
+            with torch.no_grad():
+                out = editor.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+            assert float(out.max() - out[token]) < 1e-4
+            ids.append(token)
+
+
+@pytest.mark.parametrize(("mode", "memories"), [("retrieve", 3), ("merge", 2)])
+def test_full_shards_are_merged_and_others_begun(editor: Editor, mode: str, memories: int) -> None:
+    """Five edits, one a shard, two shards a memory: the merged ones are TIES of what was there before."""
+    setup = {**CONFIG, "shard_edits": 1, "shards": 2, "mode": mode}
+    effects: list[SideMemories] = []
+    for i, request in enumerate((FACT, OTHER, THIRD, FACT, OTHER)):
+        target = ("Rome", "Paris", "French", "Berlin", "Apple")[i]
+        edit = editor.edit(EditRequest(request.prompt, request.subject, target), Wise, **setup)
+        assert isinstance(edit, ModuleEdit)
+        assert isinstance(edit.effect, SideMemories)
+        effects.append(edit.effect)
+    assert [len(effect.deltas) for effect in effects] == [1, 2, 2, 3, memories]
+    first = ties(effects[1].deltas, 0.53)
+    assert torch.equal(effects[2].deltas[0], first)
+    shards = effects[3].deltas if mode == "merge" else effects[3].deltas[1:]
+    assert torch.equal(effects[4].deltas[memories - 2], ties(shards, 0.53))
+    assert all(math.isfinite(float(limit)) and float(limit) > 0 for limit in effects[4].thresholds)
+
+
+def test_other_layer_of_a_session_is_refused(editor: Editor) -> None:
+    editor.edit(FACT, Wise, layer=1, **CONFIG)
+    with pytest.raises(ConfigError, match="at layer 1, not 2"):
+        editor.edit(OTHER, Wise, layer=2, **CONFIG)
