@@ -14,8 +14,8 @@ from kecore.edit import attached
 pytestmark = [pytest.mark.real_model, pytest.mark.filterwarnings("ignore::kecore.errors.KecoreWarning")]
 
 RECORDS = 3
-# Enough of the target under teacher forcing, where a method's own page does not say that it writes less.
-STRICT = {"pmet": 1 / 3, "dpo": 0}
+# DPO raises the odds of the new answer against the old one, and stops before it is the most likely of all.
+PREFERS = {"dpo"}
 # Training takes minutes on a real model (docs/train.md); MeLLo writes several questions and answers for each prompt.
 ELSEWHERE = {"mello"}
 METHODS = [
@@ -44,6 +44,6 @@ def test_real_facts_change_and_come_off_bitwise(editor: Editor, method: str) -> 
     scores = editor.evaluate(records, Protocol(max_new_tokens=0)).scores
     editor.revert()
     assert scores["edit_success"].value == 1.0
-    assert scores["strict_accuracy"].value >= STRICT.get(method, 2 / 3)
+    assert method in PREFERS or scores["strict_accuracy"].value >= 2 / 3
     assert attached(editor.model) == ()
     assert all(torch.equal(p, before[name]) for name, p in editor.model.named_parameters())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from pydantic import Field
+
 from kecore.editing.closed_form import ClosedForm, by_square_root
 from kecore.editing.values import ValueSettings
 from kecore_methods.locate.memit import LeastSquares
@@ -23,6 +25,9 @@ class Pmet(LeastSquares):
         """Configuration of PMET; lengths are relative to the norms of the two blocks' outputs."""
 
         preset_key: ClassVar[str] = "pmet"
+
+        # Of two vectors one is forgotten, so the other has to be learnt well: MEMIT's 20 steps write fewer targets.
+        steps: int = Field(default=25, ge=1, description="Evaluations of the value loss (Adam makes one update fewer).")
 
         def value_settings(self) -> ValueSettings:
             """Numbers of the target stage."""
