@@ -108,10 +108,7 @@ class ClosedForm:
         groups = group_by_subject(asked) if self.merge_subjects else list(range(len(asked)))
         with view.frozen(), torch.no_grad():
             with context.stages("contexts"):
-                key = ("contexts", self.contexts, self.context_tokens, context.seed)
-                if key not in context.memo:
-                    context.memo[key] = contexts_module.sample(view, context.encoder, *key[1:])
-                prefixes = context.memo[key]
+                prefixes = contexts_module.of_session(view, context, self.contexts, self.context_tokens)
             passes = partial(self._pass, view, context, asked, groups, prefixes)
             anchor = layers[0] if self.forward else layers[-1]
             with context.stages("values"), torch.enable_grad():

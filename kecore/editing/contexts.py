@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import torch
 
+from kecore.method import MethodContext
 from kecore.model_view import ModelView
 from kecore.model_view.decoding import Decoding
 from kecore.text import Encoder
 
-__all__ = ["joined", "sample"]
+__all__ = ["joined", "of_session", "sample"]
 
 _OPENINGS = ("The", "Therefore", "Because", "I", "You")
 _TOP_K = 5
@@ -54,3 +55,18 @@ def sample(view: ModelView, encoder: Encoder, count: int, tokens: int, seed: int
     ]
     # Braces would collide with the subject's slot, and line breaks end a prompt for some models.
     return ("", *(" ".join(text.replace("{", " ").replace("}", " ").split()) for text in texts))
+
+
+def of_session(view: ModelView, context: MethodContext, count: int, tokens: int) -> tuple[str, ...]:
+    """The contexts of :func:`sample`, which all edits of a session share.
+
+    Args:
+        view: the model that writes the contexts, frozen by the caller.
+        context: holds tokenizer, seed and what earlier edits sampled.
+        count: number of sampled contexts.
+        tokens: length of each in tokens.
+    """
+    key = ("contexts", count, tokens, context.seed)
+    if key not in context.memo:
+        context.memo[key] = sample(view, context.encoder, *key[1:])
+    return context.memo[key]

@@ -2,13 +2,15 @@
 
 A vector added at layer ``L`` in column ``c`` cannot reach layers below ``L`` nor columns left of ``c``. So the
 layers up to ``L`` are skipped (their output is kept), and tokens left of ``c`` live on as a read-only
-key-value cache. Both are the architecture's own: the model's ``forward`` runs each time. A first run is
+key-value cache, in which what many rows begin with (a context before the prompts of many facts) has been run once.
+All of it is the architecture's own: the model's ``forward`` runs each time. A first run is
 compared with the full forward pass; a model that cannot be driven this way falls back, and says why.
 """
 
 from __future__ import annotations
 
 import copy
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,10 +37,11 @@ class Replay:
         mode: how to drive the model, if an earlier batch has found out; None to find out.
         mixer: a module whose output is changed as well (:func:`kecore.model_view.mixer.mixer`); the vectors are then
             two, one behind the other.
+        opening: for each row the index of the text that it may begin with.
 
     Attributes:
-        mode: ``"cached"`` (upper layers, tokens from the lookup on), ``"upper"`` (upper layers, all
-            tokens) or ``"full"``.
+        mode: ``"shared"`` (upper layers, tokens from the lookup on, openings run once for all rows), ``"cached"``
+            (the same, each row run by itself), ``"upper"`` (upper layers, all tokens) or ``"full"``.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Replay:
         layer: int,
         mode: str | None = None,
         mixer: nn.Module | None = None,
+        opening: Sequence[int] | None = None,
     ) -> None:
         self.view, self.layer, self.mixer = view, layer, mixer
         # What is added before the feed-forward block changes what that reads, so the layer itself has to run.
@@ -58,6 +62,8 @@ class Replay:
         self.start = layer + 1 if self.scale is not None else layer
         self.rows = encoder.rows(ids, lookups).to(view.device)
         self.column = max(lookups)
+        self.lookups = torch.tensor(lookups, device=view.device)
+        self._before = _Before(view, encoder, [row[:at] for row, at in zip(ids, lookups, strict=True)], opening)
         self.past: tuple[Any, Tensor] | None = None
         self.hidden: Tensor | None = None
         self.mode = mode or "full"
@@ -65,17 +71,17 @@ class Replay:
             self._find_mode()
         elif mode != "full":
             with torch.no_grad():
-                self._set_up(self.rows, self.column if mode == "cached" else 0)
+                self._set_up(self.rows, mode)
 
     def _find_mode(self) -> None:
         reasons: list[str] = []
-        for mode in ("cached", "upper"):
+        for mode in (*(["shared"] if self._before.alike else []), "cached", "upper"):
             reason = self._try(mode)
             if not reason:
                 self.mode = mode
                 break
             reasons.append(f"{mode}: {reason}")
-        if reasons:
+        if self.mode in ("upper", "full"):  # "cached" costs little more than "shared", which short windows rule out
             warnings.warn(
                 f"{type(self.view.model).__name__} is driven in mode '{self.mode}', slower than it could be ("
                 + "; ".join(reasons)
@@ -88,12 +94,13 @@ class Replay:
     def _try(self, mode: str) -> str:
         """Set a mode up and compare a few places with the full forward pass; the reason if they differ."""
         whole, column = self.rows, self.column
-        some = torch.arange(min(4, len(whole.input_ids)), device=whole.input_ids.device)
+        count = len(whole.input_ids)
+        some = torch.linspace(0, count - 1, min(4, count), device=whole.input_ids.device).long()
         ends = whole.input_ids.shape[1] - 1 - whole.attention_mask[some].flip(1).argmax(1)
         expected = self.view.forward(whole.select(some), at=(some, ends)).logits
-        cut = column if mode == "cached" else 0
         try:
-            self._set_up(whole, cut)
+            self._set_up(whole, mode)
+            cut = column - self.column
             zero = torch.zeros(len(some), self.parts * self.view.width, device=self.view.device)
             part = self.select(some)
             part._run(zero, some, ends - cut)
@@ -118,16 +125,13 @@ class Replay:
     def _reset(self, rows: Rows, column: int) -> None:
         self.rows, self.column, self.past, self.hidden = rows, column, None, None
 
-    def _set_up(self, whole: Rows, cut: int) -> None:
-        ids, mask = whole.input_ids, whole.attention_mask
+    def _set_up(self, whole: Rows, mode: str) -> None:
+        cut = 0 if mode == "upper" else self.column
+        ids, mask = whole.input_ids[:, cut:], whole.attention_mask[:, cut:]
         if cut:
-            before = Rows(ids[:, :cut], mask[:, :cut], whole.offset)
-            one = torch.zeros(1, dtype=torch.long)  # nobody needs logits here, and they would be the largest part
-            cache = self.view.forward(before, at=(one, one), use_cache=True).cache
-            if cache is None:
-                raise ValueError("the model keeps no key-value cache")
-            self.past = (_read_only(cache), mask)
-        self.rows = Rows(ids[:, cut:], mask[:, cut:], (whole.offset - cut).clamp(min=0))
+            cache, before = self._before.run(shared=mode == "shared")
+            self.past = (_read_only(cache), torch.cat([before, mask], dim=1))
+        self.rows = Rows(ids, mask, (whole.offset - cut).clamp(min=0))
         self.column -= cut
         if self.start > 0:
             below = self.start - 1
@@ -170,20 +174,12 @@ class Replay:
         Returns:
             ``[k, vocab]``, differentiable in ``delta``.
         """
-        return self._run(delta, row, place + self._shift[row], noise)
+        return self._run(delta, row, place + (self.column - self.lookups)[row], noise)
 
     @property
     def parts(self) -> int:
         """Vectors that are added to a row."""
         return 1 if self.mixer is None else 2
-
-    @property
-    def _shift(self) -> Tensor:
-        """Column of each row's token 0; negative where it lies in the cache."""
-        width = self.rows.input_ids.shape[1]
-        past = self.past[1].shape[1] - width if self.past is not None else 0
-        mask = self.past[1] if self.past is not None else self.rows.attention_mask
-        return mask.argmax(1) - past
 
     @torch.no_grad()
     def lookup_norm(self, rows: Tensor) -> Tensor:
@@ -206,7 +202,7 @@ class Replay:
     def select(self, rows: Tensor) -> Replay:
         """These rows alone; this object keeps its own."""
         some = copy.copy(self)
-        some.rows = self.rows.select(rows)
+        some.rows, some.lookups = self.rows.select(rows), self.lookups[rows]
         if self.hidden is not None:
             some.hidden = self.hidden[rows]
         if self.past is not None:
@@ -215,6 +211,56 @@ class Replay:
             cache.reorder_cache(rows)
             some.past = (cache, mask[rows])
         return some
+
+
+class _Before:
+    """What stands before the lookup token of each row, to be run once.
+
+    Args:
+        view: the model.
+        encoder: for padding.
+        ids: ``rows`` token sequences, of which some may be empty.
+        opening: for each row the index of the text that it may begin with.
+    """
+
+    def __init__(
+        self, view: ModelView, encoder: Encoder, ids: Sequence[Sequence[int]], opening: Sequence[int] | None
+    ) -> None:
+        self.view, self.encoder, self.ids = view, encoder, ids
+        members: dict[int, list[int]] = {}
+        for row, index in enumerate(opening or range(len(ids))):
+            members.setdefault(index, []).append(row)
+        self.heads = [list(os.path.commonprefix([list(ids[row]) for row in rows])) for rows in members.values()]
+        self.head = torch.empty(len(ids), dtype=torch.long)
+        for place, rows in enumerate(members.values()):
+            self.head[rows] = place
+        self.alike = any(head and len(rows) > 1 for head, rows in zip(self.heads, members.values(), strict=True))
+
+    def run(self, *, shared: bool) -> tuple[Any, Tensor]:
+        """A cache of all rows, and the mask of its columns ``[rows, past]``.
+
+        With ``shared`` there may be padding between a row's opening and the rest of it, which positions leave out.
+        """
+        if not shared or not any(self.heads):
+            return self._extend(self.ids, None)
+        cache, mask = self._extend(self.heads, None)
+        cache.reorder_cache(self.head.to(self.view.device))
+        mask = mask[self.head.to(mask.device)]
+        rest = [row[len(self.heads[place]) :] for row, place in zip(self.ids, self.head.tolist(), strict=True)]
+        return self._extend(rest, (cache, mask)) if any(rest) else (cache, mask)
+
+    def _extend(self, ids: Sequence[Sequence[int]], past: tuple[Any, Tensor] | None) -> tuple[Any, Tensor]:
+        """Run token rows behind a cache."""
+        rows = self.encoder.rows(ids, [len(row) - 1 for row in ids]).to(self.view.device)
+        mask = rows.attention_mask
+        if past is not None:
+            mask = torch.cat([past[1], mask], dim=1)
+            past = (past[0], mask)
+        one = torch.zeros(1, dtype=torch.long)  # nobody needs logits here, and they would be the largest part
+        cache = self.view.forward(rows, at=(one, one), past=past, use_cache=True).cache
+        if cache is None:
+            raise ValueError("the model keeps no key-value cache")
+        return cache, mask
 
 
 def _copy(cache: Any) -> Any:

@@ -21,11 +21,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.autograd.function import once_differentiable
 
 from kecore.editing.align import Alignment
 from kecore.editing.locate import Located, locate
@@ -38,7 +38,7 @@ from kecore.model_view.mixer import mixer
 from kecore.text import Encoder
 from kecore.types import EditRequest
 
-__all__ = ["ValueSettings", "Values", "optimise"]
+__all__ = ["ValueSettings", "Values", "optimise", "said"]
 
 _BETAS = (0.9, 0.999)  # of Adam
 _EPS = 1e-8
@@ -216,6 +216,49 @@ def _micro_batches(view: ModelView, jobs: list[list[Located]], layer: int, memor
     yield batch
 
 
+def said(logits: Tensor, token: Tensor, original: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """What logits say of targets, and how far they are from what was said before.
+
+    Args:
+        logits: ``[k, vocab]``, those of targets first.
+        token: ``[t]``, the target tokens.
+        original: ``[k - t, vocab]`` log-probabilities that the rest is compared with; None for its own.
+
+    Returns:
+        Negative log-likelihoods ``[t]``, KL(now ‖ original) ``[k - t]`` in nats, both differentiable once, and the
+        log-probabilities of the rest, which are not.
+    """
+    return _Said.apply(logits, token, original)  # type: ignore[no-any-return]
+
+
+class _Said(torch.autograd.Function):
+    """:func:`said` in one buffer: logits are the widest tensors here, and autograd would make eight of them."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, logits: Tensor, token: Tensor, original: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        now = logits.log_softmax(-1, dtype=torch.float32)
+        targets, rest = now[: len(token)], now[len(token) :]
+        nll = -targets.gather(1, token[:, None]).flatten()
+        first = rest.clone()
+        apart = torch.zeros_like(rest) if original is None else rest - original
+        kl = (rest.exp() * apart).sum(-1)
+        ctx.now, ctx.apart, ctx.token, ctx.dtype = now, apart.sub_(kl[:, None]), token, logits.dtype
+        ctx.mark_non_differentiable(first)
+        return nll, kl, first
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, nll: Tensor, kl: Tensor, _first: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        # d nll / d logits = p - onehot, d kl / d logits = p (log p - log q - kl).
+        grad, token = ctx.now.exp_(), ctx.token
+        grad[: len(token)].mul_(nll[:, None])
+        grad[: len(token)].scatter_add_(1, token[:, None], -nll[:, None])
+        grad[len(token) :].mul_(ctx.apart).mul_(kl[:, None])
+        return grad.to(ctx.dtype), None, None
+
+
 class _Work:
     """Rows of some groups, and where in them the loss is read.
 
@@ -279,7 +322,9 @@ class _Batch:
         # A target's last token is predicted, never read.
         ids = [item.encoded.ids if kl else item.encoded.ids[:-1] for _, item, kl in rows]
         lookups = [item.lookup for _, item, _ in rows]
-        replay = Replay(view, encoder, ids, lookups, layer, mode, mixer(view, layer) if settings.mixer else None)
+        opening = [item.context for _, item, _ in rows]
+        beside = mixer(view, layer) if settings.mixer else None
+        replay = Replay(view, encoder, ids, lookups, layer, mode, beside, opening)
         self.mode, self.parts = replay.mode, replay.parts
         places = [
             (row, place, item.encoded.ids[place + 1] if not kl else -1)
@@ -306,8 +351,9 @@ class _Batch:
     def step(self, *, last: bool) -> bool:
         """Evaluate the loss and, unless ``last``, update the groups that are not finished."""
         s = self.settings
-        delta = self.delta.clone().requires_grad_(True)
-        loss = self._loss(delta)
+        delta = self.delta.clone().requires_grad_(not last)
+        with torch.set_grad_enabled(not last):
+            loss = self._loss(delta)
         if not bool(torch.isfinite(loss[self.active]).all()):
             raise NonFiniteError("the loss of a target value became NaN or infinite; lower the learning rate")
         self.loss = torch.where(self.active, loss.detach(), self.loss)
@@ -349,13 +395,12 @@ class _Batch:
     def _loss(self, delta: Tensor) -> Tensor:
         """Loss of each group, ``[u]``; groups whose rows are gone keep zero."""
         s, u, work = self.settings, len(delta), self.work
-        logits = work.replay.logits(delta[work.group], work.row, work.place, self._noise()).float()
-        # Slices, as a mask would copy logits: they are the widest tensors here.
-        picked, rest = logits[: work.spoken], logits[work.spoken :]
+        logits = work.replay.logits(delta[work.group], work.row, work.place, self._noise())
         row, token = work.row[: work.spoken], work.token[: work.spoken]
-        nll = cross_entropy(picked, token, reduction="none")
+        essences = work.group[work.row[work.spoken :]]
+        nll, kl, first = said(logits, token, None if self.original is None else self.original[essences])
         if s.stop_most_probable:
-            missed = (picked.detach().argmax(-1) != token).long()
+            missed = (logits[: work.spoken].detach().argmax(-1) != token).long()
             self.said = torch.zeros(u, dtype=torch.long, device=nll.device).index_add(0, work.group[row], missed) == 0
         rows = len(work.group)
         ones = torch.ones_like(nll)
@@ -364,13 +409,10 @@ class _Batch:
         speaks = (~work.essence).float()
         count = torch.zeros(u, device=nll.device).index_add(0, work.group, speaks)
         loss = torch.zeros(u, device=nll.device).index_add(0, work.group, per_row) / count.clamp(min=1)
-        if len(rest):
-            now = rest.log_softmax(-1)
-            group = work.group[work.row[work.spoken :]]
+        if len(essences):
             if self.original is None:
-                self.original = torch.empty(u, now.shape[1], device=now.device).index_copy(0, group, now.detach())
-            kl = (now.exp() * (now - self.original[group])).sum(-1)
-            loss = loss.index_add(0, group, s.kl_weight * kl)
+                self.original = first.new_empty(u, first.shape[1]).index_copy(0, essences, first)
+            loss = loss.index_add(0, essences, s.kl_weight * kl)
         if self.others is not None:
             align, members = self.others
             loss = loss + align.loss(delta.unflatten(1, (self.parts, -1))[:, 0], members)

@@ -45,6 +45,66 @@ def test_all_modes_give_the_same(architecture: str, layer: int, encoder: Encoder
     assert float((zero - full).abs().max()) > 1e-2
 
 
+# Two openings of three and two tokens; a row that is all opening, one that has none, one that ends before its opening.
+SHARED = [[30, 210, 77, 401, 5, 99], [8, 450, 63], [30, 210, 77, 40, 5], [8, 450, 12, 6], [30, 210, 77, 9], [51, 7]]
+OPENING, SHARED_LOOKUPS = [0, 1, 0, 1, 0, 2], [4, 2, 3, 3, 3, 0]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "granite", "bloom"])
+def test_openings_are_run_once(architecture: str, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = ModelView.of(tiny_model(architecture))
+    places = [(r, c) for r, ids in enumerate(SHARED) for c in range(SHARED_LOOKUPS[r], len(ids))]
+    row, place = torch.tensor(places).t()
+    delta = torch.randn(len(SHARED), view.width, generator=torch.Generator().manual_seed(0))
+    tokens: list[int] = []
+    forward = ModelView.forward
+
+    def counting(self: ModelView, rows: Any, **more: Any) -> Any:
+        tokens.append(int(rows.attention_mask.sum()) if more.get("use_cache") else 0)
+        return forward(self, rows, **more)
+
+    monkeypatch.setattr(ModelView, "forward", counting)
+    found: dict[str, Tensor] = {}
+    run: dict[str, int] = {}
+    with view.frozen(), torch.no_grad():
+        for mode in ("full", "cached", "shared"):
+            tokens.clear()
+            replay = Replay(view, encoder, SHARED, SHARED_LOOKUPS, 1, mode, opening=OPENING)
+            run[mode] = sum(tokens)
+            found[mode] = replay.logits(delta, row, place)
+            torch.testing.assert_close(found[mode], found["full"], rtol=1e-4, atol=1e-5)
+            some = replay.select(torch.tensor([4, 3]))
+            chosen = torch.cat([(row == r).nonzero().flatten() for r in (4, 3)])
+            got = some.logits(delta[[4, 3]], (row[chosen] == 3).long(), place[chosen])
+            torch.testing.assert_close(got, found["full"][chosen], rtol=1e-4, atol=1e-5)
+        assert Replay(view, encoder, SHARED, SHARED_LOOKUPS, 1, opening=OPENING).mode == "shared"
+        assert Replay(view, encoder, SHARED, SHARED_LOOKUPS, 1, opening=range(6)).mode == "cached"
+    assert run == {"full": 0, "cached": sum(SHARED_LOOKUPS), "shared": sum(SHARED_LOOKUPS) - 2 * 3 - 2}
+
+
+def test_no_row_has_anything_before_its_lookup_token(encoder: Encoder) -> None:
+    """As a later micro-batch may, once an earlier one has found that openings can be shared."""
+    view = ModelView.of(tiny_model("llama"))
+    with view.frozen(), torch.no_grad():
+        row, place, delta = torch.tensor([0, 1]), torch.tensor([2, 0]), torch.ones(2, view.width)
+        full, shared = (
+            Replay(view, encoder, [IDS[1], IDS[2]], [0, 0], 1, mode, opening=[0, 0]).logits(delta, row, place)
+            for mode in ("full", "shared")
+        )
+    torch.testing.assert_close(shared, full, rtol=1e-4, atol=1e-5)
+
+
+def test_openings_without_a_token_in_common(encoder: Encoder) -> None:
+    view = ModelView.of(tiny_model("llama"))
+    with view.frozen(), torch.no_grad():
+        row, place, delta = torch.tensor([0, 1, 2]), torch.tensor([4, 2, 3]), torch.ones(3, view.width)
+        full, shared = (
+            Replay(view, encoder, IDS, [4, 1, 2], 1, mode, opening=[0, 0, 0]).logits(delta, row, place)
+            for mode in ("full", "shared")
+        )
+    torch.testing.assert_close(shared, full, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("mode", ["cached", "upper", "full"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen3_5_text"])
 def test_some_rows_give_what_they_gave_and_the_others_stay(architecture: str, mode: str, encoder: Encoder) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kecore.editing import values as values_module
 from kecore.editing.contexts import joined
 from kecore.editing.locate import group_by_subject
-from kecore.editing.values import ValueSettings, optimise
+from kecore.editing.values import ValueSettings, optimise, said
 from kecore.errors import NonFiniteError
 from kecore.model_view import LayerView, ModelView
 from kecore.testing import Snapshot
@@ -133,6 +133,31 @@ def serial(view: ModelView, encoder: Encoder, requests: list[EditRequest], setti
             if float(delta.norm()) > settings.clamp * norm:
                 delta *= settings.clamp * norm / delta.norm()
     raise AssertionError("the last step returns")
+
+
+def test_likelihood_and_divergence_and_their_slopes_are_those_of_their_definitions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(5, 11, generator=generator, dtype=torch.float64)
+    original = torch.randn(2, 11, generator=generator, dtype=torch.float64).log_softmax(-1)
+    token, weight = torch.tensor([3, 0, 10]), torch.tensor([0.5, 2.0, -1.0, 0.3, 4.0], dtype=torch.float64)
+
+    exact = logits.clone().requires_grad_(True)
+    now = exact.log_softmax(-1)
+    nll = -now[torch.arange(3), token]
+    kl = (now[3:].exp() * (now[3:] - original)).sum(-1)
+    (slope,) = torch.autograd.grad((torch.cat([nll, kl]) * weight).sum(), exact)
+
+    given = logits.float().requires_grad_(True)
+    found = said(given, token, original.float())
+    torch.testing.assert_close(torch.cat(found[:2]).double(), torch.cat([nll, kl]).detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[2].double(), now[3:].detach(), rtol=1e-5, atol=1e-6)
+    (got,) = torch.autograd.grad((torch.cat(found[:2]) * weight.float()).sum(), given)
+    torch.testing.assert_close(got.double(), slope, rtol=1e-5, atol=1e-6)
+
+    own = said(given, token, None)
+    assert torch.equal(own[1], torch.zeros(2))
+    (got,) = torch.autograd.grad(own[1].sum(), given)
+    assert not got.any()
 
 
 def compare(world: Any, facts: list[EditRequest], groups: list[int], settings: ValueSettings, **options: Any) -> None:
