@@ -97,14 +97,15 @@ class Replay:
         count = len(whole.input_ids)
         some = torch.linspace(0, count - 1, min(4, count), device=whole.input_ids.device).long()
         ends = whole.input_ids.shape[1] - 1 - whole.attention_mask[some].flip(1).argmax(1)
-        expected = self.view.forward(whole.select(some), at=(some, ends)).logits
+        row = torch.arange(len(some), device=some.device)
+        expected = self.view.forward(whole.select(some), at=(row, ends)).logits
         try:
             self._set_up(whole, mode)
             cut = column - self.column
             zero = torch.zeros(len(some), self.parts * self.view.width, device=self.view.device)
             part = self.select(some)
-            part._run(zero, some, ends - cut)
-            got = part._run(zero, some, ends - cut)  # the second run, because a cache may keep the first
+            part._run(zero, row, ends - cut)
+            got = part._run(zero, row, ends - cut)  # the second run, because a cache may keep the first
         except (
             RuntimeError,
             TypeError,
