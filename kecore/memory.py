@@ -30,6 +30,7 @@ __all__ = [
     "Need",
     "available",
     "backward_bytes",
+    "cast_bytes",
     "forward_bytes",
     "held",
     "logits_bytes",
@@ -51,6 +52,13 @@ def forward_bytes(view: ModelView) -> int:
     residual, key = _WIDTHS
     # Norms and rotations work in float32 whatever the model's type is.
     return 4 * (residual * view.width + key * _key_width(view))
+
+
+def cast_bytes(view: ModelView, dtype: torch.dtype | None) -> dict[str, int]:
+    """What :meth:`ModelView.cast` takes, by name; nothing where no weight is of another type."""
+    floats = (p for p in view.model.parameters() if p.is_floating_point() and p.dtype != dtype)
+    size = 0 if dtype is None else sum(p.numel() for p in floats) * dtype.itemsize
+    return {f"weights in {str(dtype).removeprefix('torch.')}": size} if size else {}
 
 
 def backward_bytes(view: ModelView, layer: int, dtype: torch.dtype | None = None) -> int:

@@ -14,7 +14,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from kecore._version import __version__
 from kecore.corpus import Corpus
 from kecore.errors import KecoreWarning, NonFiniteError, NumericalError, StatisticsMismatchError
 from kecore.files import kept, read_tensors, write_tensors
-from kecore.memory import Need, forward_bytes
+from kecore.memory import Need, cast_bytes, forward_bytes
 from kecore.method import Progress, silent
 from kecore.model_view import Fingerprint, Identity, LinearView, ModelView
 from kecore.ops import second_moment_
@@ -44,7 +44,7 @@ _PARTIAL = "statistics.partial.safetensors"
 _KIND = "key-statistics"
 _FORMAT = 1
 _SEQUENCE = 512
-_TOKENS_PER_PASS = 4096
+_TOKENS_PER_PASS = 2048  # with more, buffers outgrow what the allocator keeps, and pages are faulted in anew
 _SAVE_EVERY = 20.0  # seconds between checkpoints of a long run
 _CHARACTERS_PER_PASSAGE = 100  # lower bound, to size the reservoir
 _WORTH_KEEPING = 1024  # columns below which a factor is made as quickly as it is read
@@ -69,6 +69,7 @@ class KeyStatistics:
         sources: where the text came from, for people.
         seed: seed of the sampling of passages.
         sequence: tokens per packed row.
+        precision: type that the model ran in, ``"bfloat16"`` say; None for its own.
         convergence: layer index to the relative change of ``C⁻¹`` on random keys from half the tokens to
             all of them.
         version: kecore that collected them.
@@ -81,6 +82,7 @@ class KeyStatistics:
     sources: tuple[str, ...] = ()
     seed: int = 0
     sequence: int = _SEQUENCE
+    precision: str | None = None
     convergence: Mapping[int, float] = field(default_factory=dict)
     version: str = __version__
     _memo: dict[Any, Any] = field(default_factory=dict, repr=False, init=False)
@@ -220,6 +222,7 @@ class KeyStatistics:
             "sources": list(self.sources),
             "seed": self.seed,
             "sequence": self.sequence,
+            "precision": self.precision,
             "convergence": {str(i): x for i, x in self.convergence.items()},
             "base": {str(i): {"dtype": f.dtype, "digests": dict(f.digests)} for i, f in self.base.items()},
         }
@@ -241,6 +244,7 @@ class KeyStatistics:
             sources=tuple(header["sources"]),
             seed=header["seed"],
             sequence=header["sequence"],
+            precision=header.get("precision"),
             convergence={int(i): x for i, x in header["convergence"].items()},
             version=header["version"],
         )
@@ -256,6 +260,7 @@ class KeyStatistics:
         tokens: int | None = None,
         until: float | None = None,
         seed: int = 0,
+        precision: torch.dtype | None = None,
         memory: int | None = None,
         out: str | Path | None = None,
         progress: Progress = silent,
@@ -271,6 +276,8 @@ class KeyStatistics:
             until: stop early, at a half, a quarter, an eighth ... of ``tokens``, once ``convergence`` is at most this
                 in every layer. Warns where it never is.
             seed: seeds the choice of passages.
+            precision: run the model in this type, None for its own; sums are float64 in any case. What bfloat16 rounds
+                off a key is noise that a mean over many keys hardly holds.
             memory: bytes of activations per pass; fewer tokens then run at once, down to one row.
             out: folder for the result. A run that was killed continues from its last checkpoint there and
                 counts nothing twice.
@@ -287,10 +294,12 @@ class KeyStatistics:
         passages, digest = corpus.sample(max(64, 8 * wanted // _CHARACTERS_PER_PASSAGE), seed)
         identity = view.identity()
         base = {i: Fingerprint.of(identity, view.dtype, _below(view, i)) for i in layers}
-        blank = cls({}, 0, base, digest, corpus.sources, seed, min(_SEQUENCE, view.max_length or _SEQUENCE))
+        sequence = min(_SEQUENCE, view.max_length or _SEQUENCE)
+        name = None if precision is None else str(precision).removeprefix("torch.")
+        blank = cls({}, 0, base, digest, corpus.sources, seed, sequence, name)
         run = _Run(view, blank, layers, wanted, until, Path(out) if out is not None else None)
         rows = _packed_rows(encoder, passages, blank.sequence, wanted)
-        with view.frozen():
+        with view.frozen(), view.cast(precision):
             run.over(rows, _tokens_per_pass(view, layers, memory), progress)
         result = run.result()
         del run  # its sums are the result's moments, which are mapped from the file in a moment
@@ -303,7 +312,7 @@ class KeyStatistics:
         return cls.load(file)
 
 
-def collecting(view: ModelView, layers: Sequence[int], tokens: int) -> Need:
+def collecting(view: ModelView, layers: Sequence[int], tokens: int, precision: torch.dtype | None = None) -> Need:
     """What collecting the statistics of these layers takes in memory."""
     widths = [view.layer(i).value_projection.d_in for i in layers]
     row = min(_SEQUENCE, view.max_length or _SEQUENCE)
@@ -313,6 +322,7 @@ def collecting(view: ModelView, layers: Sequence[int], tokens: int) -> Need:
         "comparison": 16 * max(widths) ** 2,
         "checkpoint": sum(4 * d * d for d in widths),
     }
+    parts |= cast_bytes(view, precision)
     token = forward_bytes(view) + 4 * sum(widths)
     return Need("statistics", parts, token, min(tokens, _TOKENS_PER_PASS), row)
 
@@ -440,8 +450,7 @@ class _Run:
         if self.half and self.compared < self.tokens:
             self.convergence = self._change()
         moments = {i: symmetrise_(c.cpu().div_(max(1, self.tokens))) for i, c in self.sums.items()}
-        b = self.blank
-        return KeyStatistics(moments, self.tokens, b.base, b.corpus, b.sources, b.seed, b.sequence, self.convergence)
+        return replace(self.blank, moments=moments, tokens=self.tokens, convergence=self.convergence)
 
     def _identity(self) -> dict[str, Any]:
         header = self.blank.header()

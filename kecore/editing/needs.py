@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from kecore.editing.locate import group_by_subject, locate
-from kecore.memory import Need, backward_bytes, forward_bytes, logits_bytes, vocabulary
+from kecore.memory import Need, backward_bytes, cast_bytes, forward_bytes, logits_bytes, vocabulary
 from kecore.model_view import ModelView
 from kecore.text import Encoder
 from kecore.types import EditRequest, unique
@@ -89,9 +89,7 @@ def _values(
     parts = {"values and their moments": 4 * 6 * u * view.width}
     if shape.kl:
         parts["first answers about subjects"] = 4 * min(u, _TOGETHER) * vocabulary(view)
-    if shape.precision is not None and shape.precision != view.dtype:
-        floats = (p for p in view.model.parameters() if p.is_floating_point() and p.dtype != shape.precision)
-        parts[f"weights in {str(shape.precision).removeprefix('torch.')}"] = sum(p.numel() for p in floats) * size
+    parts |= cast_bytes(view, shape.precision)
     if view.device.type == "cpu":
         parts["unembedding, laid out anew"] = 4 * vocabulary(view) * view.width
     return Need("values", parts, per_token, max(every, padded), max(tokens), counted=counted)

@@ -151,7 +151,7 @@ def optimise(
     jobs = [[item for item in located if groups[item.request] == g] for g in range(u)]
     out = Values(*(torch.zeros(u, view.width), torch.zeros(u), torch.zeros(u), torch.zeros(u, dtype=torch.long)), "")
     mode, done = None, 0
-    with view.frozen(), view.overlay(_cast(view, settings.precision)):
+    with view.frozen(), view.cast(settings.precision):
         bank = _noise_bank(view, encoder, contexts, layer, seed) if settings.noise else torch.empty(0)
         for batch in _micro_batches(view, jobs, layer, memory):
             members = [(jobs[g], kl.get(g)) for g in batch]
@@ -170,13 +170,6 @@ def optimise(
             mode, done = part.mode, done + len(batch)
     progress("values", u * settings.steps, u * settings.steps)
     return Values(out.delta, out.reference, out.loss, out.steps, mode or "full")
-
-
-def _cast(view: ModelView, dtype: torch.dtype | None) -> dict[torch.nn.Parameter, Tensor]:
-    """Parameters in another type, for :meth:`ModelView.overlay`."""
-    if dtype is None:
-        return {}
-    return {p: p.data.to(dtype) for p in view.model.parameters() if p.is_floating_point() and p.dtype != dtype}
 
 
 @torch.no_grad()

@@ -58,16 +58,16 @@ def capture(modules: Sequence[nn.Module], *, inputs: bool = False) -> Iterator[l
     found: list[Any] = [None] * len(modules)
 
     def hook(place: int) -> Callable[..., None]:
-        def keep(_m: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        def keep(_m: nn.Module, args: Any, kwargs: Any, *output: Any) -> None:
             # A copy of outputs, because some architectures go on to write into them.
-            found[place] = _first(args, kwargs).detach() if inputs else first_tensor(output).detach().clone()
+            found[place] = first_tensor(output[0]).detach().clone() if output else _first(args, kwargs).detach()
 
         return keep
 
     with ExitStack() as stack:
         for place, module in enumerate(modules):
-            handle = module.register_forward_hook(hook(place), with_kwargs=True)
-            stack.callback(handle.remove)
+            register = module.register_forward_pre_hook if inputs else module.register_forward_hook
+            stack.callback(register(hook(place), with_kwargs=True).remove)
         yield found
 
 
@@ -139,13 +139,13 @@ def resumed(view: ModelView, layer: int, hidden: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def stopped(module: nn.Module) -> Iterator[None]:
-    """End the forward pass inside this block as soon as ``module`` has run."""
+def stopped(module: nn.Module, *, inputs: bool = False) -> Iterator[None]:
+    """End the forward pass inside this block as soon as ``module`` has run (or, with ``inputs``, is about to)."""
 
-    def stop(_m: nn.Module, _args: Any, _output: Any) -> None:
+    def stop(*_: Any) -> None:
         raise _Stopped
 
-    handle = module.register_forward_hook(stop)
+    handle = module.register_forward_pre_hook(stop) if inputs else module.register_forward_hook(stop)
     try:
         yield
     except _Stopped:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -148,6 +148,11 @@ class ModelView:
         with hooks.overlaid(dict(values)):
             yield
 
+    def cast(self, dtype: torch.dtype | None) -> AbstractContextManager[None]:
+        """Let every weight hold its value in another type inside a block; None leaves them as they are."""
+        others = (p for p in self.model.parameters() if p.is_floating_point() and p.dtype != dtype)
+        return self.overlay({p: p.data.to(dtype) for p in others} if dtype is not None else {})
+
     def forward(
         self,
         rows: Rows,
@@ -208,7 +213,10 @@ class ModelView:
             if at is not None:
                 stack.enter_context(hooks.substitute(self.unembedding, _gather(at), inputs=True))
             if stop is not None:
-                stack.enter_context(hooks.stopped(self.layers[stop].module))
+                only_keys = stop in keys and stop not in hidden and stop not in values and not change
+                last = self.layers[stop]
+                module = last.value_projection.module if only_keys else last.module
+                stack.enter_context(hooks.stopped(module, inputs=only_keys))
             stack.enter_context(by_onednn(self.layers[0].value_projection.parameter))
             stack.enter_context(of_short_texts(self.model, shape[1], self.device))
             result = self.model(**self._arguments(rows, past, use_cache))

@@ -207,7 +207,7 @@ def test_a_tight_budget_makes_smaller_micro_batches_of_the_same_edit(statistics:
 def test_statistics_need_their_sums_and_a_row(view: ModelView) -> None:
     found = collecting(view, [0, 2], 10_000)
     assert found.parts["sums"] == 2 * 8 * 80 * 80
-    assert (found.tokens, found.least) == (4096, 256)  # a row is no longer than the model's context
+    assert (found.tokens, found.least) == (2048, 256)  # a row is no longer than the model's context
 
 
 def tensors(value: Any, seen: dict[int, int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import weakref
 from collections.abc import Iterator
@@ -124,11 +125,33 @@ def test_one_pass_serves_all_layers(view: ModelView, encoder: Encoder, corpus: C
 
 def test_layers_above_the_last_are_not_run(view: ModelView, encoder: Encoder, corpus: Corpus) -> None:
     ran: list[int] = []
-    handles = [p.module.register_forward_hook(lambda *_, i=p.index: ran.append(i)) for p in view.layers]
+    written: list[int] = []
+    handles = [p.module.register_forward_pre_hook(lambda *_, i=p.index: ran.append(i)) for p in view.layers]
+    for part in view.layers:
+        hook = part.value_projection.module.register_forward_hook(lambda *_, i=part.index: written.append(i))
+        handles.append(hook)
     KeyStatistics.collect(view, encoder, corpus, [1, 0, 1], tokens=100)
     for handle in handles:
         handle.remove()
     assert set(ran) == {0, 1}
+    assert set(written) == {0}  # the last layer's keys are all that is asked of it
+
+
+def test_a_pass_in_bfloat16_is_that_of_weights_in_bfloat16(
+    view: ModelView, encoder: Encoder, corpus: Corpus, tmp_path: Path
+) -> None:
+    before = Snapshot(view.model)
+    found = collect(view, encoder, corpus, precision=torch.bfloat16, out=tmp_path)
+    assert before.differences() == []
+    rounded = copy.deepcopy(view.model)
+    for parameter in rounded.parameters():
+        parameter.data = parameter.data.bfloat16()
+    wanted = collect(ModelView.of(rounded), encoder, corpus)
+    assert (wanted.precision, found.precision) == (None, "bfloat16")
+    for layer in LAYERS:
+        assert torch.equal(found.moment(layer), wanted.moment(layer))
+        assert not torch.equal(found.moment(layer), collect(view, encoder, corpus).moment(layer))
+    found.check(view)  # made on the weights as they are, so that edits of the float32 model accept them
 
 
 def test_model_is_left_alone(view: ModelView, encoder: Encoder, corpus: Corpus) -> None:

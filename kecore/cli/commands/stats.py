@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["stats"]
 
 FILE = "statistics.safetensors"
+_PRECISIONS = ("model", "float32", "bfloat16", "float16")
 
 
 def stats(
@@ -42,6 +43,13 @@ def stats(
             show_default=False,
         ),
     ] = None,
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="DTYPE",
+            help="Type that the model runs in: model (its own), float32, bfloat16 or float16; sums stay float64.",
+        ),
+    ] = "model",
     memory: options.Memory = "auto",
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -61,6 +69,8 @@ def stats(
         raise typer.BadParameter("no text: give --text FILE (`kecore edit` without --stats uses a bundled sample)")
     if until is not None and not until > 0:
         raise typer.BadParameter("--until is a relative change and must be above 0")
+    if precision not in _PRECISIONS:
+        raise typer.BadParameter(f"--precision is one of {', '.join(_PRECISIONS)}, not {precision!r}")
     options.check_free(out, FILE, force)
     budget = options.byte_count(memory)
     from kecore.corpus import Corpus
@@ -69,7 +79,7 @@ def stats(
     loaded = Loading(model, device, dtype, trust_remote_code, seed).load(screen)
     with screen.stage("read", "reading the model's structure"):
         from kecore.memory import make_plan
-        from kecore.model_view import ModelView
+        from kecore.model_view import DTYPES, ModelView
         from kecore.statistics import KeyStatistics, collecting, token_budget
         from kecore.text import Encoder
 
@@ -77,7 +87,8 @@ def stats(
         encoder = Encoder(loaded.tokenizer, max_length=view.max_length)
         chosen = _default_layers(view) if asked is None else [view.layer(index).index for index in asked]
     wanted = tokens or token_budget(view)
-    plan = make_plan(view, budget, [collecting(view, chosen, wanted)])
+    dtype_of_pass = DTYPES.get(precision)
+    plan = make_plan(view, budget, [collecting(view, chosen, wanted, dtype_of_pass)])
     screen.err.print(plan_table([plan]))
     seen: list[int] = []  # tokens done, the first of them before this run
 
@@ -90,7 +101,7 @@ def stats(
     ):
         found = KeyStatistics.collect(
             view, encoder, corpus, chosen, tokens=wanted,
-            until=until, seed=seed, memory=plan.activations, out=out, progress=progress,
+            until=until, seed=seed, precision=dtype_of_pass, memory=plan.activations, out=out, progress=progress,
         )  # fmt: skip
     rate = (found.tokens - seen[0]) / screen.stages["statistics"]
     _finish(screen, found, view, out / FILE, model, rate)
