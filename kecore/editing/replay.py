@@ -10,9 +10,9 @@ compared with the full forward pass; a model that cannot be driven this way fall
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -134,9 +134,14 @@ class Replay:
             self.past = (_read_only(cache), torch.cat([before, mask], dim=1))
         self.rows = Rows(ids, mask, (whole.offset - cut).clamp(min=0))
         self.column -= cut
-        if self.start > 0:
-            below = self.start - 1
-            self.hidden = self.view.forward(self.rows, past=self.past, stop=below, hidden=[below]).hidden[below]
+        self.hidden = self._below()
+
+    def _below(self) -> Tensor | None:
+        """What the lowest layer that has to run again reads; None where that is the first."""
+        if self.start == 0:
+            return None
+        below = self.start - 1
+        return self.view.forward(self.rows, past=self.past, stop=below, hidden=[below]).hidden[below]
 
     def _run(self, delta: Tensor, row: Tensor, column: Tensor, noise: Tensor | None = None) -> Tensor:
         def add(part: Tensor) -> Callable[[Tensor], Tensor]:
@@ -200,6 +205,16 @@ class Replay:
         at = torch.stack([part[rows, self.column] for part in found], dim=1)
         return at.float().norm(dim=2) / abs(self.scale or 1.0)
 
+    @torch.no_grad()
+    def at_layer(self, layer: int) -> Replay:
+        """The same rows with another layer's output changed; tokens before the lookup are not run again."""
+        other = copy.copy(self)
+        other.layer = layer
+        other.scale = self.view.layers[layer].residual_scale if self.mixer is None else None
+        other.start = layer + 1 if other.scale is not None else layer
+        other.hidden = other._below() if self.mode != "full" else None
+        return other
+
     def select(self, rows: Tensor) -> Replay:
         """These rows alone; this object keeps its own."""
         some = copy.copy(self)
@@ -231,7 +246,7 @@ class _Before:
         members: dict[int, list[int]] = {}
         for row, index in enumerate(opening or range(len(ids))):
             members.setdefault(index, []).append(row)
-        self.heads = [list(os.path.commonprefix([list(ids[row]) for row in rows])) for rows in members.values()]
+        self.heads = [_beginning([ids[row] for row in rows]) for rows in members.values()]
         self.head = torch.empty(len(ids), dtype=torch.long)
         for place, rows in enumerate(members.values()):
             self.head[rows] = place
@@ -262,6 +277,11 @@ class _Before:
         if cache is None:
             raise ValueError("the model keeps no key-value cache")
         return cache, mask
+
+
+def _beginning(rows: Sequence[Sequence[int]]) -> list[int]:
+    """The longest sequence that all of these begin with."""
+    return [tokens[0] for tokens in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False))]
 
 
 def _copy(cache: Any) -> Any:
