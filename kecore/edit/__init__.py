@@ -21,7 +21,7 @@ from kecore.edit.effect import (
     suspended,
     written,
 )
-from kecore.edit.updates import Dense, LowRank, Update, updated
+from kecore.edit.updates import Dense, LowRank, Update, factored, updated
 from kecore.edit.weight import WeightEdit, merge
 from kecore.errors import ArtifactError
 from kecore.files import kind_of
@@ -40,6 +40,7 @@ __all__ = [
     "WeightEdit",
     "acting",
     "attached",
+    "factored",
     "load_edit",
     "merge",
     "suspended",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kecore.errors import NonFiniteError
 
-__all__ = ["Dense", "LowRank", "Update", "numbers_of", "shape_of", "updated"]
+__all__ = ["Dense", "LowRank", "Update", "factored", "numbers_of", "shape_of", "updated"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,6 +65,17 @@ class Dense:
 
 
 Update = LowRank | Dense
+
+
+def factored(u: Tensor, v: Tensor) -> Update:
+    """``U Vᵀ`` in as few numbers as it takes: thousands of facts have more columns than a matrix has.
+
+    Args:
+        u: ``[d_out, r]`` float32.
+        v: ``[d_in, r]`` float32.
+    """
+    update = LowRank(u, v)
+    return Dense(update.matrix()) if numbers_of(update) > len(u) * len(v) else update
 
 
 def updated(name: str, data: Tensor, changes: Sequence[Update], transposed: bool) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kecore.edit.base import BASE, Edit
-from kecore.edit.updates import Dense, LowRank, Update, numbers_of, shape_of, updated
+from kecore.edit.updates import Dense, LowRank, Update, factored, numbers_of, shape_of, updated
 from kecore.errors import ArtifactError, ArtifactMismatchError, EditStateError, NonFiniteError
 from kecore.model_view.identity import Identity
 
@@ -142,7 +142,7 @@ class WeightEdit(Edit):
 
 
 def merge(edits: Sequence[WeightEdit]) -> WeightEdit:
-    """One edit that does what several do together; ranks add up.
+    """One edit that does what several do together; ranks add up, until a whole matrix takes less room.
 
     Raises:
         ArtifactError: no edits.
@@ -158,7 +158,7 @@ def merge(edits: Sequence[WeightEdit]) -> WeightEdit:
         parts = [edit.updates[name] for edit in edits if name in edit.updates]
         if all(isinstance(part, LowRank) for part in parts):
             low = [part for part in parts if isinstance(part, LowRank)]
-            updates[name] = LowRank(torch.cat([p.U for p in low], 1), torch.cat([p.V for p in low], 1))
+            updates[name] = factored(torch.cat([p.U for p in low], 1), torch.cat([p.V for p in low], 1))
         else:
             updates[name] = Dense(torch.stack([part.matrix() for part in parts]).sum(0))
     return WeightEdit(

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kecore.edit import LowRank, Update, WeightEdit, updated
+from kecore.edit import Update, WeightEdit, factored, updated
 from kecore.editing import contexts as contexts_module
 from kecore.editing import values as values_module
 from kecore.editing.align import Alignment
@@ -200,7 +200,7 @@ class ClosedForm:
             with context.stages("solve"):
                 solution = self.solve(layer, key, share.t())
                 site = Site(layer, weight, key, context.state)
-                updates[layer] = self.post(site, LowRank(solution.U, solution.V))
+                updates[layer] = self.post(site, factored(solution.U, solution.V))
             solved[str(layer)] = {
                 "edit_residual": solution.edit_residual,
                 "condition": solution.condition,

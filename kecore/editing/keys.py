@@ -14,13 +14,17 @@ import torch
 from torch import Tensor
 
 from kecore.editing.locate import locate
+from kecore.errors import NonFiniteError
 from kecore.memory import forward_bytes
 from kecore.model_view import ModelView
 from kecore.model_view.view import Pass
 from kecore.text import Encoder, Rows
+from kecore.triangular import cholesky_
 from kecore.types import EditRequest
 
 __all__ = ["KeyPass", "Keys"]
+
+_PART = 8192  # keys that are widened to float64 at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,7 @@ class Keys:
 
     Args:
         rows: ``[r, d_in]`` float32, the key of each distinct text before and including the subject.
-        weight: ``[u, r]``, how much each counts for a group; rows add up to 1.
+        weight: ``[u, r]``, how much each counts for a group; rows add up to 1. Sparse, as most rows are one group's.
     """
 
     rows: Tensor
@@ -39,17 +43,25 @@ class Keys:
         """One key a group, its mean over contexts: ``[d_in, u]``."""
         return (self.weight @ self.rows).t()
 
-    def each(self) -> tuple[Tensor, Tensor]:
+    def each(self, *, compact: bool = False) -> tuple[Tensor, Tensor]:
         """Every key as an equation of its own, scaled by the root of its weight.
+
+        Args:
+            compact: where there are more keys than ``d_in`` (thousands of facts), give ``d_in`` columns that stand for
+                all of them, and belong to no group: least squares knows the columns ``K`` and shares ``S`` by ``K Kᵀ``
+                and ``K S``, the groups' mean keys, and these agree in both.
 
         Returns:
             ``[d_in, c]`` columns and ``[c, u]`` shares: column ``j`` is to be mapped to the groups' residuals
             ``[d_out, u] @ shares[j]``, so that least squares over the columns is the weighted one over keys.
         """
-        group, row = self.weight.nonzero(as_tuple=True)
-        root = self.weight[group, row].sqrt()
-        shares = torch.zeros(len(root), len(self.weight)).index_put((torch.arange(len(root)), group), root)
-        return (self.rows[row] * root[:, None]).t(), shares
+        weight = self.weight.to_sparse().coalesce()
+        (group, row), root = weight.indices(), weight.values().sqrt()
+        columns = (self.rows[row] * root[:, None]).t()
+        if not compact or columns.shape[1] <= columns.shape[0]:
+            return columns, torch.zeros(len(root), len(weight)).index_put((torch.arange(len(root)), group), root)
+        lower = _root(columns)
+        return lower.float(), torch.linalg.solve_triangular(lower, self.mean().double(), upper=False).float()
 
 
 class KeyPass:
@@ -92,10 +104,16 @@ class KeyPass:
         rows = list(place)
         u, others = max(groups) + 1, len(contexts) - 1
         of_context = [1.0] if not others else [others * bare / (1 - bare) if bare is not None else 1.0] + [1.0] * others
-        weight = torch.zeros(u, len(rows))
-        for item, row in zip(located, index, strict=True):
-            weight[groups[item.request], row] += of_context[item.context]
-        self.weight = weight / weight.sum(1, keepdim=True)
+        parts = [
+            (groups[item.request], row, of_context[item.context])
+            for item, row in zip(located, index, strict=True)
+            if of_context[item.context]
+        ]
+        group, row = torch.tensor([part[:2] for part in parts]).t()
+        weight = torch.tensor([part[2] for part in parts])
+        weight /= torch.zeros(u).index_add(0, group, weight)[group]
+        of = torch.stack([group, row])
+        self.weight = torch.sparse_coo_tensor(of, weight, (u, len(rows)), check_invariants=True).coalesce()
         self.chunks: list[tuple[Tensor, Rows, Tensor | None]] = []
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         for chunk in _chunks(order, [len(row) for row in rows], max(1, memory // forward_bytes(view))):
@@ -148,6 +166,20 @@ class KeyPass:
         index = torch.cat([index for index, _, _ in self.chunks])
         rows = torch.cat(parts).cpu()
         return torch.empty_like(rows).index_copy_(0, index, rows)
+
+
+def _root(columns: Tensor) -> Tensor:
+    """``L`` with ``L Lᵀ = K Kᵀ`` up to float64's rounding, which is added to make it definite."""
+    total = torch.zeros(len(columns), len(columns), dtype=torch.float64)
+    for part in columns.split(_PART, dim=1):
+        wide = part.double()
+        total.addmm_(wide, wide.t())
+    size = float(total.trace())
+    total.diagonal().add_(len(total) * torch.finfo(total.dtype).eps * size)
+    lower = cholesky_(total)
+    if lower is None:
+        raise NonFiniteError("keys of the edits hold NaN or infinity; load the model in float32 or bfloat16")
+    return lower
 
 
 def _chunks(order: list[int], length: list[int], tokens: int) -> list[list[int]]:

@@ -108,11 +108,10 @@ def attribute(
             out = view.forward(rows, keys=layers, at=(every, torch.full_like(every, max(lookups))))
         keys = [out.keys[layer][:, -1].float() for layer in layers]
         scores: list[Tensor] = []
-        mode: str | None = None
+        first = Replay(view, encoder, ids, lookups, 0)
         for layer in layers:
             weight = view.layers[layer].value_projection.weight.float()
-            replay = Replay(view, encoder, ids, lookups, layer, mode)
-            mode = replay.mode
+            replay = first.at_layer(layer)
             value, total = keys[layer] @ weight.t(), torch.zeros(len(ids), view.width, device=view.device)
             for part in torch.arange(len(ids) * steps, device=view.device).split(size):
                 own, alpha = part // steps, (part % steps + 1) / steps

@@ -155,7 +155,7 @@ def simulated_ideal(ridge: float) -> Post:
 
     def post(site: Site, update: Update) -> Update:
         name = f"simie/{site.layer}"
-        new, _ = site.keys.each()
+        new, _ = site.keys.each(compact=True)
         if f"{name}/ridge" not in site.state:
             size = float(new.double().square().sum()) / len(site.keys.weight)
             site.state[f"{name}/ridge"] = torch.tensor(ridge * size, dtype=torch.float64)

@@ -36,7 +36,7 @@ def least_squares(
             prompt's own key then gets only part of its value.
         past: keys of the edits before, which are to stay where they were mapped; takes the new ones in.
     """
-    columns, shares = keys.each() if each else (keys.mean(), None)
+    columns, shares = keys.each(compact=past is None) if each else (keys.mean(), None)
     if not absolute:
         white = columns if factor is None else factor @ columns.to(factor.dtype)
         weight *= float(white.double().square().sum()) / residuals.shape[1]

@@ -61,7 +61,7 @@ class ForwardReplay:
         if not later:
             return
         # A row that several groups share carries the mean of their values.
-        added = (first.weight / first.weight.sum(0)).t() @ delta
+        added = (first.weight.t() @ delta) / first.weight.sum(0).to_dense()[:, None]
         carried = {layer: torch.empty(len(added), view.width) for layer in later}
         for index, rows, _ in first.chunks:
             own = added[index]

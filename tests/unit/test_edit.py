@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kecore import files
-from kecore.edit import Dense, LowRank, WeightEdit, attached, load_edit, merge, updated
+from kecore.edit import Dense, LowRank, WeightEdit, attached, factored, load_edit, merge, updated
 from kecore.errors import ArtifactError, ArtifactMismatchError, EditStateError, NonFiniteError
 from kecore.model_view import Fingerprint, ModelView
 from kecore.testing import Snapshot, tiny_model
@@ -406,3 +406,11 @@ def test_diff(model: nn.Module) -> None:
     assert seen["updates"][names[1]]["cosine"] == pytest.approx(float(cosine), abs=1e-5)
     same = first.diff(first)
     assert all(u == {"distance": 0.0, "cosine": pytest.approx(1.0)} for u in same["updates"].values())
+
+
+def test_factors_that_outgrow_their_matrix_become_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    u, v = torch.randn(6, 4, generator=generator), torch.randn(10, 4, generator=generator)
+    few, many = factored(u[:, :3], v[:, :3]), factored(u, v)
+    assert (type(few), type(many)) == (LowRank, Dense)  # 48 numbers and 64, for 60
+    torch.testing.assert_close(many.matrix(), u @ v.t())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kecore.editing.contexts import joined
 from kecore.editing.keys import KeyPass, Keys
 from kecore.editing.locate import group_by_subject
+from kecore.editing.solve import least_squares
 from kecore.model_view import ModelView
 from kecore.testing import Snapshot, tiny_model
 from kecore.types import EditRequest
@@ -94,7 +95,9 @@ def test_the_bare_prompt_has_the_weight_it_is_given(
 
 def test_a_bare_prompt_alone_has_all_the_weight(world: Any, facts: list[EditRequest]) -> None:
     with world.view.frozen():
-        assert KeyPass(world.view, world.encoder, facts[:1], [0], ("",), LAYERS, bare=0.5).weight.tolist() == [[1.0]]
+        assert KeyPass(
+            world.view, world.encoder, facts[:1], [0], ("",), LAYERS, bare=0.5
+        ).weight.to_dense().tolist() == [[1.0]]
 
 
 def test_layers_that_cannot_be_skipped(world: Any, facts: list[EditRequest]) -> None:
@@ -110,7 +113,7 @@ def test_texts_that_begin_alike_run_once(world: Any, facts: list[EditRequest]) -
         keys = KeyPass(world.view, world.encoder, twice, [0, 0, 1], CONTEXTS, LAYERS)
         found, _ = keys.advance(0)
     assert found.rows.shape[0] == 2 * len(CONTEXTS)
-    assert found.weight.sum(1).tolist() == pytest.approx([1.0, 1.0])
+    assert found.weight.sum(1).to_dense().tolist() == pytest.approx([1.0, 1.0])
 
 
 def test_nothing_moves_and_nothing_is_left_without_an_update(any_world: Any, facts: list[EditRequest]) -> None:
@@ -138,6 +141,34 @@ def test_each_key_is_an_equation_of_its_groups_weighted_least_squares() -> None:
         for r in range(4)
     )
     torch.testing.assert_close(got, wanted)
+
+
+def test_thousands_of_keys_become_as_many_columns_as_they_have_coordinates() -> None:
+    generator = torch.Generator().manual_seed(0)
+    # Forty keys of seven coordinates, of which the last depends on the others.
+    rows = torch.randn(40, 7, generator=generator)
+    rows[:, 6] = rows[:, 0] - rows[:, 3]
+    weight = torch.rand(10, 40, generator=generator) * (torch.rand(10, 40, generator=generator) < 0.2)
+    keys = Keys(rows, weight)
+    (every, shares), (few, theirs) = keys.each(), keys.each(compact=True)
+    assert every.shape[1] == len(shares) == int((weight > 0).sum())
+    assert few.shape == (7, 7)
+    assert theirs.shape == (7, 10)
+    torch.testing.assert_close(few @ few.t(), every @ every.t(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(few @ theirs, every @ shares, rtol=1e-5, atol=1e-5)
+    some = Keys(rows[:3], torch.eye(3))
+    assert all(torch.equal(a, b) for a, b in zip(some.each(compact=True), some.each(), strict=True))
+
+
+def test_thousands_of_facts_are_solved_alike() -> None:
+    generator = torch.Generator().manual_seed(1)
+    keys = Keys(torch.randn(60, 8, generator=generator), torch.eye(20).repeat_interleave(3, 1) / 3)
+    residuals = torch.randn(5, 20, generator=generator)
+    rows, values = keys.rows.double(), residuals.double().repeat_interleave(3, 1)
+    wanted = (values / 3) @ rows @ torch.linalg.inv(0.7 * torch.eye(8) + rows.t() @ rows / 3)
+    found = least_squares(keys, residuals, None, 0.7, absolute=True)
+    assert found.V.shape[1] <= 20
+    torch.testing.assert_close((found.U @ found.V.t()).double(), wanted, rtol=1e-5, atol=1e-6)
 
 
 def check_pass(world: Any, facts: list[EditRequest], memory: int) -> None:
