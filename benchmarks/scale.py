@@ -3,7 +3,8 @@
     python benchmarks/scale.py [--widths 1536,8192] [--keys 10000] [--batches 100] [--json]
 
 Keys are drawn from a random second moment, residuals are Gaussian. What the one batch writes is compared with what the
-dense system in float64 writes, on a sample of the keys. Memory is the peak of the process over what it held before; a
+dense system in float64 writes, on a sample of the keys; so is what a key for each of several contexts of every fact
+writes (`--contexts`). Memory is the peak of the process over what it held before; a
 batch in a sequence must not take more than the ones before it.
 """
 
@@ -23,8 +24,10 @@ from torch import Tensor
 
 from kecore import KeyStatistics
 from kecore.editing.accumulate import Past
+from kecore.editing.keys import Keys
+from kecore.editing.solve import least_squares
 from kecore.memory import resident
-from kecore.ops import kv_solve
+from kecore.ops import Solution, kv_solve
 
 CPU = torch.device("cpu")
 RIDGE = 1e-4
@@ -38,6 +41,7 @@ def main() -> None:
     made.add_argument("--keys", type=int, default=10000)
     made.add_argument("--batches", type=int, default=100)
     made.add_argument("--weight", type=float, default=1500.0, help="λ, absolute")
+    made.add_argument("--contexts", type=int, default=6, help="keys of a fact where every context has its own")
     made.add_argument("--accumulate", action="store_true", help="batches keep the keys of those before them in place")
     made.add_argument("--threads", type=int, default=2)
     made.add_argument("--json", action="store_true")
@@ -73,7 +77,11 @@ def run(d: int, options: argparse.Namespace) -> dict[str, Any]:
     begin = time.perf_counter()
     factor = statistics.factor(0, RIDGE)
     factoring = time.perf_counter() - begin
-    one = whole(statistics, factor, keys, residuals, options.weight)
+    system = options.weight * moment
+    system.diagonal().add_(options.weight * RIDGE * float(moment.diagonal().mean()))
+    one = whole(factor, keys, residuals, options.weight, system)
+    several = every_context(factor, keys, residuals, options, system)
+    del system
     begin = time.perf_counter()
     KeyStatistics({0: moment}, 2 * d, {}, "synthetic").factor(0, RIDGE)
     mapping = time.perf_counter() - begin
@@ -85,11 +93,12 @@ def run(d: int, options: argparse.Namespace) -> dict[str, Any]:
         "factor_again_seconds": round(mapping, 3),
         "matrix_bytes": 8 * d * d,
         "one_batch": one,
+        "every_context": several,
         "batches": many,
     }
 
 
-def whole(statistics: KeyStatistics, factor: Tensor, keys: Tensor, residuals: Tensor, weight: float) -> dict[str, Any]:
+def whole(factor: Tensor, keys: Tensor, residuals: Tensor, weight: float, system: Tensor) -> dict[str, Any]:
     """All keys at once, compared with the dense system in float64."""
     reset_peak()
     before = resident(CPU)
@@ -98,17 +107,49 @@ def whole(statistics: KeyStatistics, factor: Tensor, keys: Tensor, residuals: Te
     seconds = time.perf_counter() - begin
     memory = peak() - before
     k = keys.double()
-    system = k @ k.t()
-    moment = statistics.moment(0)
-    system += weight * moment
-    system.diagonal().add_(weight * RIDGE * float(moment.diagonal().mean()))
+    error = difference(solution, system + k @ k.t(), residuals.double() @ k.t(), keys)
+    return {"seconds": round(seconds, 3), "added_bytes": memory, "relative_error": error}
+
+
+def every_context(
+    factor: Tensor, keys: Tensor, residuals: Tensor, options: argparse.Namespace, system: Tensor
+) -> dict[str, Any]:
+    """All facts at once with a key for each context, as methods have them with `each_context`."""
+    count, several = keys.shape[1], options.contexts
+    noise = torch.Generator().manual_seed(1)
+    rows = keys.t().repeat_interleave(several, 0)
+    rows += 0.3 * rows.std() * torch.randn(rows.shape, generator=noise)
+    place = torch.arange(len(rows))
+    weight = torch.sparse_coo_tensor(
+        torch.stack([place // several, place]),
+        torch.full((len(rows),), 1 / several),
+        (count, len(rows)),
+        check_invariants=True,
+    ).coalesce()
+    reset_peak()
+    before = resident(CPU)
+    begin = time.perf_counter()
+    found = Keys(rows, weight)
+    solution = least_squares(found, residuals, factor, options.weight, absolute=True)
+    seconds = time.perf_counter() - begin
+    memory = peak() - before
+    system = system.clone()
+    for part in rows.split(8192):
+        wide = part.double()
+        system.addmm_(wide.t(), wide, alpha=1 / several)
+    error = difference(solution, system, residuals.double() @ found.mean().double().t(), keys)
+    return {"keys": len(rows), "seconds": round(seconds, 3), "added_bytes": memory, "relative_error": error}
+
+
+def difference(solution: Solution, system: Tensor, given: Tensor, keys: Tensor) -> float:
+    """How far an update is from `given @ system⁻¹`, on some keys."""
     some = keys[:, :50].double()
-    wanted = residuals.double() @ (k.t() @ torch.linalg.solve(system, some))
+    wanted = given @ torch.linalg.solve(system, some)
     got = solution.U.double() @ (solution.V.double().t() @ some)
     error = float((got - wanted).norm() / wanted.norm())
     if not error < 1e-3:
         raise SystemExit(f"the update is wrong by {error:.1e}")
-    return {"seconds": round(seconds, 3), "added_bytes": memory, "relative_error": error}
+    return error
 
 
 def sequence(
@@ -153,12 +194,14 @@ def sequence(
 
 def text(found: dict[str, Any]) -> str:
     """A width for people."""
-    one, many, unit = found["one_batch"], found["batches"], 2**20
+    one, several, many, unit = found["one_batch"], found["every_context"], found["batches"], 2**20
     parts = [
         f"d = {found['d']} (a float64 matrix is {found['matrix_bytes'] / unit:.0f} MiB): "
         f"factor {found['factor_seconds']} s, from the cache {found['factor_again_seconds']} s",
         f"{found['keys']} keys at once {one['seconds']} s, {one['added_bytes'] / unit:.0f} MiB, "
         f"error {one['relative_error']:.1e}",
+        f"with {several['keys']} keys {several['seconds']} s, {several['added_bytes'] / unit:.0f} MiB, "
+        f"error {several['relative_error']:.1e}",
         f"in batches {many['seconds']} s, {many['added_bytes_first'] / unit:.0f} MiB for the first, "
         f"{many['added_bytes_last'] / unit:.0f} MiB for the last",
         f"{many['grown_bytes'] / unit:.0f} MiB kept for {many['all_edits_bytes'] / unit:.0f} MiB of edits",
