@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +22,8 @@ from kecore.text import Encoder
 __all__ = ["Attributions", "Neuron", "attribute", "attribution_need", "knowledge_neurons", "next_tokens"]
 
 
-class Neuron(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Neuron:
     """A knowledge neuron.
 
     Args:

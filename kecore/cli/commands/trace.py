@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,9 +17,15 @@ from kecore.cli.session import Loading, span
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kecore.editing.neurons import Neuron
     from kecore.editing.trace import Averages, Known, Trace
+    from kecore.model_view import ModelView
+    from kecore.text import Encoder
 
 __all__ = ["trace"]
+
+_CONTEXTS = (3, 10)  # prefixes and their length in tokens: the prompts of a fact that its neurons are found in
+_SHOWN = 10
 
 
 def trace(
@@ -44,6 +51,9 @@ def trace(
     ] = 10,
     any_answer: Annotated[
         bool, typer.Option("--any-answer", help="With --facts: also trace prompts that MODEL answers otherwise.")
+    ] = False,
+    neurons: Annotated[
+        bool, typer.Option("--neurons", help="Also find the answers' knowledge neurons (arXiv 2104.08696).")
     ] = False,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -79,12 +89,18 @@ def trace(
         )
     with screen.stage("trace", f"tracing {len(asked)} prompts" if facts else f"tracing {asked[0][0].prompt!r}"):
         traces: list[Trace] = []
+        kept: list[str] = []
         for known, answer in asked:
             if answer is None or any_answer or _knows(loaded.model, encoder, known.prompt, answer):
                 traces.append(tracer.trace(known, screen.progress))
+                kept.append(known.prompt)
     if not traces:
         raise typer.BadParameter("the model knows none of these facts; --any-answer traces what it answers instead")
     averages = average(traces)
+    found: list[list[Neuron]] | None = None
+    if neurons:
+        with screen.stage("attribution", "finding knowledge neurons"):
+            found = _neurons(view, encoder, kept, seed, screen)
     if out is not None:
         _draw(out, model, traces, averages, window)
     values = {
@@ -95,11 +111,13 @@ def trace(
         "samples": samples,
         "window": window,
         **_values(averages),
-        "prompts": [_prompt(item) for item in traces],
+        "prompts": [_prompt(item, None if found is None else found[place]) for place, item in enumerate(traces)],
         "heat_map": out,
     }
     spent = cost(screen, view.device)
     _show(screen, values, averages)
+    if found is not None:
+        screen.show(_neuron_table(found))
     show_cost(screen, spent)
     screen.finish({**values, **environment(view.device), **spent, "warnings": screen.warnings})
 
@@ -172,8 +190,10 @@ def _values(averages: Averages) -> dict[str, Any]:
     }
 
 
-def _prompt(item: Trace) -> dict[str, Any]:
+def _prompt(item: Trace, neurons: list[Neuron] | None) -> dict[str, Any]:
+    located = {} if neurons is None else {"neurons": [asdict(neuron) for neuron in neurons]}
     return {
+        **located,
         "tokens": item.tokens,
         "subject_tokens": list(item.subject),
         "answer": item.answer,
@@ -181,6 +201,38 @@ def _prompt(item: Trace) -> dict[str, Any]:
         "corrupted": item.corrupted,
         "restored": {kind: restored.tolist() for kind, restored in item.restored.items()},
     }
+
+
+def _neurons(
+    view: ModelView, encoder: Encoder, prompts: Sequence[str], seed: int, screen: Screen
+) -> list[list[Neuron]]:
+    """Knowledge neurons of the model's own answer to each prompt, bare and behind sampled contexts."""
+    from kecore.editing.contexts import joined, sample
+    from kecore.editing.neurons import attribute, knowledge_neurons, next_tokens
+
+    with view.frozen():
+        prefixes = sample(view, encoder, *_CONTEXTS, seed)
+    found: list[list[Neuron]] = []
+    for prompt, answer in zip(prompts, next_tokens(view, encoder, prompts), strict=True):
+        texts = [joined(prefix, prompt) for prefix in prefixes]
+        scores = attribute(view, encoder, texts, [answer] * len(texts), progress=screen.progress)
+        found.append(knowledge_neurons(scores))
+    return found
+
+
+def _neuron_table(found: Sequence[Sequence[Neuron]]) -> Any:
+    """The neurons that most prompts share, those of the highest attribution first."""
+    members: dict[tuple[int, int], list[float]] = {}
+    for neuron in (neuron for located in found for neuron in located):
+        members.setdefault((neuron.layer, neuron.index), []).append(neuron.attribution)
+    order = sorted(members, key=lambda place: (-len(members[place]), -sum(members[place])))
+    rows = [
+        [str(layer), str(index), str(len(own)), number(sum(own) / len(own))]
+        for layer, index in order[:_SHOWN]
+        for own in [members[layer, index]]
+    ]
+    title = f"Knowledge neurons: {len(members)} in all, those of most prompts first"
+    return table("layer", "neuron", "prompts", "adds to the answer's probability", rows=rows, title=title)
 
 
 def _show(screen: Screen, values: dict[str, Any], averages: Averages) -> None:

@@ -55,6 +55,19 @@ def test_traces_one_prompt(kecore: Run, model: Path) -> None:
     assert "last subject token" in result.stdout
 
 
+def test_finds_knowledge_neurons(kecore: Run, model: Path) -> None:
+    words = ["trace", model, "--prompt", "The capital of France is", "--subject", "France", "--kinds", "mlp",
+             "--samples", 1, "--neurons", "--device", "cpu"]  # fmt: skip
+    result = kecore(*words, "--json")
+    assert result.exit_code == 0, result.output
+    (prompt,) = json.loads(result.stdout)["prompts"]
+    attributions = [neuron["attribution"] for neuron in prompt["neurons"]]
+    assert len(attributions) >= 2
+    assert attributions == sorted(attributions, reverse=True)
+    shown = kecore(*words)
+    assert f"Knowledge neurons: {len(attributions)} in all" in shown.stdout
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -89,7 +89,7 @@ def test_neurons_are_shared_by_prompts() -> None:
     assert [(n.layer, n.index, n.share) for n in found] == [(0, 0, 1.0), (1, 0, 0.6)]
     assert found[1].attribution == pytest.approx(0.2)
     # 0.9 would leave one neuron: the share falls until there are two, and not three.
-    assert [n[:2] for n in knowledge_neurons(made(first, second), share=0.9)] == [(0, 0), (1, 0)]
+    assert [(n.layer, n.index) for n in knowledge_neurons(made(first, second), share=0.9)] == [(0, 0), (1, 0)]
     assert len(knowledge_neurons(made(first, second), share=0.9, least=1)) == 1
     assert len(knowledge_neurons(made(first, second), share=0.0)) == 4
 

@@ -1,0 +1,167 @@
+"""KN: the few neurons that express a fact, and what they write, changed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from kecore.config import MethodConfig
+from kecore.edit import LowRank, WeightEdit
+from kecore.editing import contexts
+from kecore.editing.neurons import Neuron, attribute, attribution_need, knowledge_neurons, next_tokens
+from kecore.errors import NumericalError, UnsupportedModelError
+from kecore.memory import Need
+from kecore.method import MethodContext
+from kecore.model_view import ModelView
+from kecore.text import Encoder
+from kecore.types import Capabilities, EditRequest, check_conflicts, unique
+
+__all__ = ["Kn"]
+
+
+class Kn:
+    """Knowledge neurons: found by integrated gradients, then overwritten with the new answer, or erased.
+
+    Several requests are located on the model as it was; what they write into a neuron adds up.
+    """
+
+    class Config(MethodConfig):
+        """Configuration; numbers of the paper, but for lengths, which are relative."""
+
+        operation: Literal["update", "erase"] = Field(
+            default="update", description="Write the target into the neurons' values, or set these to zero."
+        )
+        steps: int = Field(default=20, ge=1, description="Terms of the integral (20 in the paper).")
+        threshold: float = Field(
+            default=0.2, ge=0, lt=1, description="Attribution from which a neuron counts, as a share of the highest."
+        )
+        share: float = Field(
+            default=0.4, ge=0, lt=1, description="Share of the prompts that a kept neuron counts in (EasyEdit: 0.4)."
+        )
+        contexts: int = Field(default=3, ge=0, le=64, description="Context prefixes, each of which gives a prompt.")
+        context_tokens: int = Field(default=10, ge=1, le=64, description="Length of a context prefix in tokens.")
+        old_weight: float = Field(
+            default=0.5,
+            ge=0,
+            description="How much of the old answer is taken out (lambda 1), in units of the mean norm of the layer's "
+            "values.",
+        )
+        new_weight: float = Field(
+            default=4.0, gt=0, description="How much of the target is put in (lambda 2), in the same units."
+        )
+
+        def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
+            """Rows of the integral."""
+            width = max(len(encoder.encode(request.text).ids) for request in requests)
+            prefix = self.context_tokens + 3 if self.contexts else 0  # its opening and a full stop
+            return [attribution_need(view, self.contexts + 1, self.steps, width + prefix)]
+
+    name = "kn"
+    capabilities = Capabilities(kind="weights")
+    reference = "Dai et al., Knowledge Neurons in Pretrained Transformers, ACL 2022, arXiv:2104.08696"
+    api = (1, 1)
+
+    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
+        """Locate the neurons of each request and plan their new values; the model is bitwise as before on return.
+
+        Raises:
+            RequestConflictError: two requests contradict each other.
+            UnsupportedModelError: the unembedding is no matrix of the residual stream's width.
+            NumericalError: no neuron speaks for the old answer.
+        """
+        config: Kn.Config = context.config
+        check_conflicts(requests)
+        asked = unique(requests)
+        words = _words(view)
+        changes: dict[int, dict[int, Tensor]] = {}
+        located: dict[str, list[Any]] = {}
+        with view.frozen():
+            with context.stages("contexts"):
+                prefixes = contexts.of_session(view, context, config.contexts, config.context_tokens)
+            for request in asked:
+                with context.stages("attribution"):
+                    old, neurons = self._locate(view, request, prefixes, context)
+                new = _first(context.encoder, request, request.target)
+                located[request.id] = [list(astuple(neuron)) for neuron in neurons]
+                before, after = normalize(words[[old, new]].float(), dim=1).cpu()
+                step = config.new_weight * after - config.old_weight * before
+                for neuron in neurons:
+                    self._change(view, neuron, step, changes, config)
+        projections = {layer: view.layers[layer].value_projection for layer in sorted(changes)}
+        return WeightEdit(
+            updates={p.name: _update(p.d_in, changes[layer]) for layer, p in projections.items()},
+            base=context.fingerprint(view),
+            method=self.name,
+            transposed=frozenset(p.name for p in projections.values() if p.transposed),
+            config=config.to_json(),
+            requests=tuple(asked),
+            seed=context.seed,
+            notes={"layers": sorted(changes), "neurons": located},
+        )
+
+    def _locate(
+        self, view: ModelView, request: EditRequest, prefixes: Sequence[str], context: MethodContext
+    ) -> tuple[int, list[Neuron]]:
+        """The old answer's first token, and the neurons that speak for it."""
+        config: Kn.Config = context.config
+        prompts = [contexts.joined(prefix, request.text) for prefix in prefixes]
+        if request.ground_truth is None:
+            (old,) = next_tokens(view, context.encoder, [request.text])
+        else:
+            old = _first(context.encoder, request, request.ground_truth)
+        found = attribute(
+            view, context.encoder, prompts, [old] * len(prompts),
+            steps=config.steps, memory=context.memory, progress=context.progress,
+        )  # fmt: skip
+        neurons = knowledge_neurons(found, threshold=config.threshold, share=config.share)
+        if not neurons:
+            raise NumericalError(
+                f"request '{request.id}': no activation makes the old answer more likely, so there is nothing to "
+                "edit; give the old answer as ground_truth, or leave it out to take the model's own"
+            )
+        return old, neurons
+
+    @staticmethod
+    def _change(
+        view: ModelView, neuron: Neuron, step: Tensor, changes: dict[int, dict[int, Tensor]], config: Config
+    ) -> None:
+        """Add what is to be added to a neuron's value; ``step`` is in units of the layer's values."""
+        weight = view.layers[neuron.layer].value_projection.weight.float()
+        mine = changes.setdefault(neuron.layer, {})
+        if config.operation == "erase":
+            mine[neuron.index] = -weight[:, neuron.index].cpu()
+            return
+        # A negative activation, which gated blocks have as often as not, turns what its value writes round.
+        length = float(weight.norm(dim=0).mean()) * (1 if neuron.activation > 0 else -1)
+        mine[neuron.index] = mine.get(neuron.index, 0) + length * step
+
+
+def _words(view: ModelView) -> Tensor:
+    """What the unembedding reads for each token, ``[vocab, d_model]``."""
+    weight: Any = view.unembedding.weight
+    if tuple(weight.shape[1:]) != (view.width,):
+        raise UnsupportedModelError(
+            f"{type(view.model).__name__}: the unembedding {list(weight.shape)} does not read the residual stream of "
+            f"width {view.width}, so answers have no direction in it"
+        )
+    return weight.detach()
+
+
+def _first(encoder: Encoder, request: EditRequest, answer: str) -> int:
+    """An answer's first token."""
+    item = encoder.encode(request.text, answer)
+    return item.ids[item.start]
+
+
+def _update(d_in: int, changes: dict[int, Tensor]) -> LowRank:
+    """Changes of columns as factors."""
+    places = sorted(changes)
+    columns = torch.zeros(d_in, len(places))
+    columns[places, list(range(len(places)))] = 1
+    return LowRank(torch.stack([changes[i] for i in places], dim=1), columns)
