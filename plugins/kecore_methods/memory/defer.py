@@ -1,0 +1,223 @@
+"""DEFER: one gate and one side network beside a feed-forward block, tuned further on every edit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from kecore.config import MethodConfig
+from kecore.edit import ModuleEdit, SideModule, suspended
+from kecore.errors import ConfigError
+from kecore.memory import Need
+from kecore.method import MethodContext
+from kecore.model_view import ModelView
+from kecore.text import Encoded, Encoder
+from kecore.types import Capabilities, EditRequest, check_conflicts, unique
+from kecore_methods.finetune.training import Targets, batch_need, chosen_layer, encoded, train
+from kecore_methods.memory.passes import Passes, at_projection
+
+__all__ = ["Defer", "DeferConfig", "SideNetwork"]
+
+_PARTS = ("gate", "bias", "side", "shift")
+
+
+class DeferConfig(MethodConfig):
+    """What may be chosen; published numbers are those of EasyEdit for Llama-2-7B."""
+
+    layer: int | None = Field(default=None, ge=0, description="Layer with the side network; None goes by depth.")
+    depth: float = Field(default=0.87, ge=0, le=1, description="Depth of that layer.")
+    threshold: float = Field(
+        default=0.5, gt=0, lt=1, description="A token is deferred from this output of the gate on (0.5)."
+    )
+    closed: float = Field(
+        default=2.0, description="How far the gate's logit is below 0 for every token before the first edit."
+    )
+    steps: int = Field(default=100, ge=1, description="Gradient steps of an edit, at the most (100).")
+    relative_learning_rate: float = Field(
+        default=0.1, gt=0, description="Of Adam for the side network, relative to the matrix's root mean square."
+    )
+    gate_learning_rate: float = Field(
+        default=0.3, gt=0, description="Of Adam for the gate: how far one step moves its logit, at the most."
+    )
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="Of Adam for both as a number (7e-5); None: the relative ones."
+    )
+    stop_loss: float = Field(default=5e-2, ge=0, description="An edit is finished at a loss below this.")
+
+    def edited_layer(self, view: ModelView) -> int:
+        """The layer, chosen by depth unless given."""
+        return chosen_layer(view, self.layer, self.depth)
+
+    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
+        """One request at a time, and the side network with gradient and moments."""
+        layer = self.edited_layer(view)
+        projection = view.layers[layer].value_projection
+        size = 4 * 5 * projection.d_out * projection.d_in
+        return [batch_need(view, encoded(encoder, requests), 1, layer, {"side network and moments": size})]
+
+
+class SideNetwork(SideModule):
+    """A gate on the input of a value projection, and a linear network whose output stands in where it is open.
+
+    Every token asks for itself, so the answer is the same in a padded batch, under teacher forcing and with a cache.
+    Where the gate is closed, the projection's output is the model's own, bit for bit.
+
+    Args:
+        place: path of the value projection.
+        d_in: width of its input.
+        d_out: width of its output.
+        threshold: of the gate.
+    """
+
+    gate: Tensor
+    bias: Tensor
+    side: Tensor
+    shift: Tensor
+
+    def __init__(self, place: str, d_in: int, d_out: int, threshold: float) -> None:
+        super().__init__()
+        self.place, self.threshold = place, threshold
+        self._soft = False
+        self.register_buffer("gate", torch.zeros(d_in))
+        self.register_buffer("bias", torch.zeros(()))
+        self.register_buffer("side", torch.zeros(d_out, d_in))
+        self.register_buffer("shift", torch.zeros(d_out))
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments of the class."""
+        d_out, d_in = self.side.shape
+        return {"place": self.place, "d_in": d_in, "d_out": d_out, "threshold": self.threshold}
+
+    def install(self, model: nn.Module) -> list[RemovableHandle]:
+        """Act on the output of the value projection."""
+        return at_projection(model, self.place, self._act)
+
+    @contextmanager
+    def mixing(self) -> Iterator[None]:
+        """Outputs are mixed by the gate inside the block, so that it has a gradient."""
+        self._soft = True
+        try:
+            yield
+        finally:
+            self._soft = False
+
+    def logit(self, keys: Tensor) -> Tensor:
+        """The gate before its sigmoid, ``[...]`` of ``[..., d_in]``: a linear map of the key at a size of 1."""
+        size = keys.square().mean(-1, keepdim=True).sqrt().clamp(min=torch.finfo(keys.dtype).tiny)
+        return (keys / size) @ self.gate.to(keys) + self.bias.to(keys)
+
+    def _act(self, keys: Tensor, out: Tensor, mask: Tensor, _passes: Passes) -> Tensor:
+        open_ = (torch.sigmoid(self.logit(keys)) * mask).unsqueeze(-1)
+        own = out.float()
+        value = own + keys @ self.side.to(keys).t() + self.shift.to(keys)
+        if self._soft:
+            return (open_ * value + (1 - open_) * own).to(out.dtype)
+        return torch.where(open_ >= self.threshold, value.to(out.dtype), out)
+
+
+class Defer:
+    """Let a side network speak where a gate defers to it, and tune both on every edit in turn."""
+
+    name = "defer"
+    Config = DeferConfig
+    capabilities = Capabilities(kind="modules", sequential=True)
+    reference = (
+        "A baseline of Hartvigsen et al., Aging with GRACE: Lifelong Model Editing with Discrete Key-Value Adaptors, "
+        "NeurIPS 2023, arXiv:2211.11031"
+    )
+    api = (1, 1)
+    effect = SideNetwork
+
+    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> ModuleEdit:
+        """Tune gate and side network on the requests one after another; the model is as before when this returns."""
+        config: DeferConfig = context.config
+        check_conflicts(requests)
+        asked = unique(requests)
+        items = encoded(context.encoder, asked)
+        layer = config.edited_layer(view)
+        network = _opened(view, layer, config, context.state).to(view.device)
+        losses: list[float] = []
+        shares: list[float] = []
+        with view.frozen(), suspended(view.model), network.on(view.model), context.stages("tune"):
+            for item in items:
+                loss, share = _tuned(view, context, layer, network, item)
+                losses.append(loss)
+                shares.append(share)
+        network.cpu()
+        context.state.update({"layer": torch.tensor(layer), **network.tensors()})
+        return ModuleEdit(
+            effect=network,
+            supersedes=True,
+            base=context.fingerprint(view),
+            method=self.name,
+            config=config.to_json(),
+            requests=tuple(asked),
+            seed=context.seed,
+            notes={"layers": [layer], "loss": losses, "deferred": shares},
+        )
+
+
+def _opened(view: ModelView, layer: int, config: DeferConfig, state: Mapping[str, Tensor]) -> SideNetwork:
+    """What earlier edits left, or a closed gate and a side network that says what the layer says."""
+    projection = view.layers[layer].value_projection
+    place = projection.name.removesuffix(".weight")
+    made = SideNetwork(place, projection.d_in, projection.d_out, config.threshold)
+    if not state:
+        made.bias.fill_(-config.closed)
+        return made
+    if int(state["layer"]) != layer:
+        raise ConfigError(
+            f"the side network of this session is at layer {int(state['layer'])}, not {layer}; revert its edits first"
+        )
+    made.load_state_dict({name: state[name] for name in _PARTS})
+    return made
+
+
+def _tuned(
+    view: ModelView, context: MethodContext, layer: int, network: SideNetwork, item: Encoded
+) -> tuple[float, float]:
+    """Tune both on one request, mixed by the gate; the last loss, and the share of its answer that is deferred."""
+    config: DeferConfig = context.config
+    batch = Targets(view, context.encoder, [item], layer, "target_new")
+    with torch.no_grad():
+        found = view.forward(batch.rows, resume=batch.resume, stop=layer, keys=[layer])
+    keys = found.keys[layer][0, : len(item.ids) - 1].float()  # the gate does not change what it reads
+    answer = torch.arange(len(keys), device=keys.device) >= item.start - 1
+    units = _units(view, layer, config)
+    before = {name: getattr(network, name).clone() for name in _PARTS}
+    # In units of their steps, so that one rate serves all.
+    steps = {name: torch.zeros_like(before[name], requires_grad=True) for name in _PARTS}
+
+    def place() -> None:
+        for name, start in before.items():
+            setattr(network, name, start + units[name] * steps[name])
+
+    def loss(_: Targets) -> Tensor:
+        place()
+        logit = network.logit(keys)
+        opened = nn.functional.softplus(-logit[answer]).mean()
+        closed = nn.functional.softplus(logit[~answer]).mean() if item.start > 1 else 0.0
+        return batch.loss() + opened + closed
+
+    with network.mixing():
+        losses = train(context, list(steps.values()), 1.0, config.steps, lambda _: [batch], loss, stop=config.stop_loss)
+    with torch.no_grad():
+        place()
+        deferred = torch.sigmoid(network.logit(keys[answer])) >= config.threshold
+    return losses[-1], round(float(deferred.float().mean()), 3)
+
+
+def _units(view: ModelView, layer: int, config: DeferConfig) -> dict[str, float]:
+    """How far one step of Adam moves a number of each part."""
+    if config.learning_rate is not None:
+        return dict.fromkeys(_PARTS, config.learning_rate)
+    projection = view.layers[layer].value_projection
+    gate = config.gate_learning_rate
+    side = config.relative_learning_rate * float(projection.weight.float().square().mean().sqrt())
+    return {"gate": gate / projection.d_in, "bias": gate, "side": side, "shift": side}
