@@ -11,9 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from kecore.model_view import ModelView
 from kecore.model_view.hooks import first_tensor
+from kecore.model_view.view import Pass
 
-__all__ = ["Passes", "at_projection"]
+Act = Callable[[Tensor, Tensor, Tensor, "Passes"], Tensor]
+"""Given keys ``[rows, width, d_in]`` in float32, values ``[rows, width, d_out]`` as the map returned them, the mask of
+real tokens and the passes, returns new values of the same type."""
+
+__all__ = ["Act", "Passes", "at_projection", "beside", "stream"]
 
 
 class Passes:
@@ -67,18 +73,26 @@ class Passes:
         return x.reshape(*mask.shape, x.shape[-1]), mask.to(x.device)
 
 
-def at_projection(
-    model: nn.Module, place: str, act: Callable[[Tensor, Tensor, Tensor, Passes], Tensor]
-) -> list[RemovableHandle]:
-    """Hook a function of key and value into a linear map.
+def at_projection(model: nn.Module, place: str, act: Act) -> list[RemovableHandle]:
+    """Hook a function of key and value into a linear map, and follow the model's passes.
 
     Args:
         model: the causal language model.
         place: path of the linear map.
-        act: given keys ``[rows, width, d_in]`` in float32, values ``[rows, width, d_out]`` as the map returned them,
-            the mask of real tokens and the passes, returns new values of the same type.
+        act: what is done there.
     """
     passes = Passes(model)
+    try:
+        passes.handles.append(beside(passes, model.get_submodule(place), act))
+    except BaseException:
+        for handle in passes.handles:
+            handle.remove()
+        raise
+    return passes.handles
+
+
+def beside(passes: Passes, projection: nn.Module, act: Act) -> RemovableHandle:
+    """Hook a function of key and value into a linear map of a model whose passes are followed."""
 
     def after(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor:
         keys, mask = passes.tokens(args[0])
@@ -86,10 +100,18 @@ def at_projection(
         found = act(keys.float(), value.reshape(*mask.shape, value.shape[-1]), mask, passes)
         return found.reshape(value.shape)
 
-    try:
-        passes.handles.append(model.get_submodule(place).register_forward_hook(after))
-    except BaseException:
-        for handle in passes.handles:
-            handle.remove()
-        raise
-    return passes.handles
+    return projection.register_forward_hook(after)
+
+
+def stream(view: ModelView, layer: int, out: Pass) -> Tensor:
+    """What a change of the value projection's output has to outweigh, ``[rows, width, d_model]`` in its units.
+
+    That is the residual stream behind the layer, or where a norm follows the feed-forward block, the block's output.
+
+    Args:
+        view: the model.
+        layer: index of the layer.
+        out: a pass that brought its values and hidden states back.
+    """
+    scale = view.layers[layer].residual_scale
+    return out.values[layer] if scale is None else out.hidden[layer] / scale

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import Any, Literal
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kecore.config import MethodConfig
-from kecore.corpus import Corpus
 from kecore.edit import ModuleEdit, SideModule, suspended
 from kecore.editing import contexts
 from kecore.errors import ConfigError
@@ -24,12 +22,11 @@ from kecore.text import Encoder, Rows
 from kecore.types import Capabilities, EditRequest, check_conflicts, unique
 from kecore_methods.finetune.training import Targets, batch_need, chosen_layer, encoded, train
 from kecore_methods.memory.passes import Passes, at_projection
+from kecore_methods.memory.texts import about_others, passages, prefixes
 
 __all__ = ["SideMemories", "Wise", "WiseConfig", "ties"]
 
-_PASSAGES = 64  # of the packaged text, to draw irrelevant prompts and other subjects from
 _WORDS = 8  # of an irrelevant prompt
-_NAME = 2  # words of another subject
 _TINY = 1e-12
 
 
@@ -268,12 +265,12 @@ class Wise:
         losses: list[float] = []
         with view.frozen(), suspended(view.model):
             with context.stages("contexts"):
-                prefixes = _prefixes(view, context)
-                passages = _passages()
+                before = prefixes(view, context, config.contexts, config.context_tokens)
+                words = passages()
             with context.stages("tune"):
                 for request in asked:
                     memory.make_room(config)
-                    losses.append(_Writer(view, context, memory, request, prefixes, passages).write())
+                    losses.append(_Writer(view, context, memory, request, before, words).write())
         context.state.update(memory.state())
         place = view.layers[layer].value_projection.name.removesuffix(".weight")
         return ModuleEdit(
@@ -286,21 +283,6 @@ class Wise:
             seed=context.seed,
             notes={"layers": [layer], "memories": len(memory.merged) + len(memory.shards), "loss": losses},
         )
-
-
-def _prefixes(view: ModelView, context: MethodContext) -> tuple[str, ...]:
-    config: WiseConfig = context.config
-    key = ("wise", config.contexts, config.context_tokens, context.seed)
-    if key not in context.memo:
-        context.memo[key] = contexts.sample(view, context.encoder, config.contexts, config.context_tokens, context.seed)
-    return context.memo[key]
-
-
-def _passages() -> list[list[str]]:
-    """Words of packaged Wikipedia passages, the same for every edit."""
-    with resources.as_file(resources.files("kecore.data") / "wikipedia_sample.jsonl.gz") as file:
-        passages, _ = Corpus.of(file).sample(_PASSAGES, 0)
-    return [passage.split() for passage in passages]
 
 
 class _Writer:
@@ -342,8 +324,7 @@ class _Writer:
         chosen = [passages[i] for i in torch.randperm(len(passages), generator=generator)[: self.config.irrelevant]]
         half = len(chosen) // 2
         openings = [" ".join(words[:_WORDS]) for words in chosen[:half]]
-        names = (" ".join(words[:_NAME]) for words in chosen[half:])
-        return [*openings, *(request.prompt.replace("{}", name) for name in names)]
+        return [*openings, *about_others(request, chosen[half:])]
 
     def write(self) -> float:
         """Tune the shard; the last loss."""

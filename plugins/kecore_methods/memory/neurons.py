@@ -1,0 +1,202 @@
+"""Further neurons beside a feed-forward block: keys that its input is compared with, and values added to its output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+
+from kecore.edit import SideModule
+from kecore.errors import UnsupportedModelError
+from kecore.model_view import ModelView, hooks
+from kecore.model_view.hooks import first_tensor
+from kecore.model_view.verify import BROKEN, probe_ids
+from kecore.text import Rows
+
+__all__ = ["Activation", "Block", "Neurons", "queries"]
+
+Activation = Literal["relu", "gelu"]
+
+_ACTIVATIONS = {"relu": functional.relu, "gelu": functional.gelu}
+_PLACE = 3  # the token of the probe whose state is changed
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Where the feed-forward block of a layer begins and ends.
+
+    Args:
+        layer: index of the layer.
+        reader: path of the linear map that reads the block's input: one of the gate and the up projection, where there
+            is a gate.
+        projection: path of the value projection, whose output is the block's.
+        d_in: width of the block's input.
+        d_out: width of its output.
+    """
+
+    layer: int
+    reader: str
+    projection: str
+    d_in: int
+    d_out: int
+
+    @classmethod
+    def of(cls, view: ModelView, layer: int) -> Block:
+        """The block of one layer; the model is frozen by the caller.
+
+        Its reader is the last linear map before the value projection that reads a vector of the residual width and that
+        the key hangs on: a change of its output at one token changes the key there.
+
+        Raises:
+            UnsupportedModelError: there is no such linear map.
+        """
+        part = view.layers[layer]
+        projection = part.value_projection
+        called: dict[str, int] = {}
+        handles: list[RemovableHandle] = []
+
+        def note(path: str) -> Any:
+            def hook(_module: nn.Module, args: Any, _output: Any) -> None:
+                called[path] = args[0].shape[-1] if args and isinstance(args[0], Tensor) else 0
+
+            return hook
+
+        ids = probe_ids(view.model)
+        rows = Rows(ids, torch.ones_like(ids), torch.zeros(1, dtype=torch.long))
+        try:
+            for path, module in part.module.named_modules():
+                weight = getattr(module, "weight", None)
+                if isinstance(weight, Tensor) and weight.ndim == 2 and not isinstance(module, nn.Embedding):
+                    handles.append(module.register_forward_hook(note(path)))
+            with torch.no_grad():
+                key = view.forward(rows, stop=layer, keys=[layer]).keys[layer]
+        finally:
+            for handle in handles:
+                handle.remove()
+        own = projection.name.removesuffix(".weight")
+        before = list(takewhile(lambda path: f"{part.name}.{path}" != own, called))
+        for path in reversed([path for path in before if called[path] == view.width]):
+            if _hangs_on(view, layer, rows, key, part.module.get_submodule(path)):
+                return cls(layer, f"{part.name}.{path}", own, view.width, projection.d_out)
+        raise UnsupportedModelError(
+            f"layer {layer} of {type(view.model).__name__}: none of the linear maps {', '.join(before) or '(none)'} "
+            f"that run before {own} reads the residual width and changes its key, so the block's input was not found"
+        )
+
+
+@torch.no_grad()
+def _hangs_on(view: ModelView, layer: int, rows: Rows, key: Tensor, module: nn.Module) -> bool:
+    """Whether the key at a token is another one once the module's output there is changed."""
+
+    def change(output: Tensor) -> Tensor:
+        output = output.clone()
+        output[0, _PLACE] = -4 * output[0, _PLACE].roll(1)
+        return output
+
+    try:
+        moved = view.forward(rows, stop=layer, keys=[layer], change={module: change}).keys[layer]
+    except BROKEN:  # what it returns is not a state of the tokens
+        return False
+    return not torch.equal(moved[0, _PLACE], key[0, _PLACE])
+
+
+@torch.no_grad()
+def queries(view: ModelView, rows: Rows, block: Block, resume: tuple[int, Tensor] | None = None) -> Tensor:
+    """The block's input at every token, ``[rows, width, d_in]`` float32; the model is frozen by the caller.
+
+    Args:
+        view: the model.
+        rows: aligned at their first token.
+        block: the block.
+        resume: the hidden states below it, if they are at hand; see :meth:`ModelView.forward`.
+    """
+    with hooks.capture([view.model.get_submodule(block.reader)], inputs=True) as found:
+        view.forward(rows, resume=resume, stop=block.layer)
+    return found[0].reshape(*rows.input_ids.shape, block.d_in).float()
+
+
+class Neurons(SideModule):
+    """Neurons beside the feed-forward blocks of some layers.
+
+    A block's output gains ``Act(q kᵀ + b) v``, summed over the layer's neurons, where ``q`` is the block's input. That
+    is what a feed-forward block with so many neurons more would return: in one without a gate each is a further column
+    of its first matrix and a further row of its second. Every token is answered for itself, so padding, batches and
+    caches make no difference, and with ``relu`` a token at which no neuron is active keeps its output exactly.
+
+    Args:
+        blocks: paths of each block's reader and value projection; see :class:`Block`.
+        neurons: how many a layer has.
+        d_in: width of the blocks' input.
+        d_out: width of their output.
+        activation: the neurons' own, whatever the block's is.
+    """
+
+    keys: Tensor
+    biases: Tensor
+    values: Tensor
+
+    def __init__(
+        self, blocks: Sequence[Sequence[str]], neurons: int, d_in: int, d_out: int, activation: Activation
+    ) -> None:
+        super().__init__()
+        self.blocks, self.activation = [list(pair) for pair in blocks], activation
+        self.register_buffer("keys", torch.zeros(len(blocks), neurons, d_in))
+        self.register_buffer("biases", torch.zeros(len(blocks), neurons))
+        self.register_buffer("values", torch.zeros(len(blocks), neurons, d_out))
+
+    @classmethod
+    def at(
+        cls, blocks: Sequence[Block], keys: Tensor, biases: Tensor, values: Tensor, activation: Activation
+    ) -> Neurons:
+        """Neurons with these tensors, which may ask for gradients.
+
+        Args:
+            blocks: where.
+            keys: ``[blocks, neurons, d_in]``.
+            biases: ``[blocks, neurons]``.
+            values: ``[blocks, neurons, d_out]``.
+            activation: of the neurons.
+        """
+        paths = [(block.reader, block.projection) for block in blocks]
+        made = cls(paths, keys.shape[1], keys.shape[2], values.shape[2], activation)
+        made.keys, made.biases, made.values = keys, biases, values
+        return made
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments of the class."""
+        return {
+            "blocks": self.blocks,
+            "neurons": self.keys.shape[1],
+            "d_in": self.keys.shape[2],
+            "d_out": self.values.shape[2],
+            "activation": self.activation,
+        }
+
+    def install(self, model: nn.Module) -> list[RemovableHandle]:
+        """Listen to the readers, and act on the output of the value projections."""
+        found = [(model.get_submodule(reader), model.get_submodule(end)) for reader, end in self.blocks]
+        return [handle for i, (reader, end) in enumerate(found) for handle in self._beside(i, reader, end)]
+
+    def _beside(self, index: int, reader: nn.Module, projection: nn.Module) -> list[RemovableHandle]:
+        read: list[Tensor] = []
+
+        def listen(_module: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
+            read[:] = [args[0]]
+
+        def act(_module: nn.Module, _args: Any, output: Any) -> Tensor:
+            value = first_tensor(output)
+            more = self.contribution(index, read.pop().float())
+            return (value.float() + more.reshape(value.shape)).to(value.dtype)
+
+        return [reader.register_forward_hook(listen), projection.register_forward_hook(act)]
+
+    def contribution(self, index: int, query: Tensor) -> Tensor:
+        """What the neurons of one layer add: ``[..., d_out]`` for inputs ``[..., d_in]`` of its block, float32."""
+        keys, biases, values = (part[index].to(query.device) for part in (self.keys, self.biases, self.values))
+        return _ACTIVATIONS[self.activation](query @ keys.t() + biases) @ values

@@ -1,0 +1,317 @@
+"""T-Patcher: one further neuron in the last feed-forward block for every mistaken token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kecore.config import MethodConfig
+from kecore.edit import ModuleEdit, suspended
+from kecore.errors import ConfigError
+from kecore.memory import Need, forward_bytes
+from kecore.method import MethodContext
+from kecore.model_view import ModelView
+from kecore.text import Encoder
+from kecore.types import Capabilities, EditRequest, check_conflicts, unique
+from kecore_methods.finetune.training import Targets, batch_need, chosen_layer, encoded, train
+from kecore_methods.memory.neurons import Activation, Block, Neurons, queries
+from kecore_methods.memory.passes import stream
+from kecore_methods.memory.texts import about_others, passages
+
+__all__ = ["Patches", "TPatcher", "TPatcherConfig", "locality_loss"]
+
+_ROWS = 8  # passages in a pass
+_LEAST = 0.1  # distance that a patch is made to tell apart, in units of that between its query and the mean
+_SAME = 0.1  # of a query's length: an earlier edit's query that near is that of the same input
+
+
+class TPatcherConfig(MethodConfig):
+    """What may be chosen."""
+
+    layer: int | None = Field(default=None, ge=0, description="Layer whose block is patched; None goes by depth.")
+    depth: float = Field(default=1.0, ge=0, le=1, description="Depth of that layer (the last one in the paper).")
+    activation: Activation = Field(
+        default="relu", description="Of a patch; with relu it is silent, exactly, where it is not active."
+    )
+    activation_weight: float = Field(default=1.0, ge=0, description="Weight a of the activation loss.")
+    memory_weight: float = Field(default=1.0, ge=0, description="Weight m of the memory loss.")
+    beta: float = Field(
+        default=-3.0,
+        le=0,
+        description="Most that a patch may read at an unrelated query, before its activation function. It begins by "
+        "reading this much there, and 1 at its own.",
+    )
+    gamma: float = Field(
+        default=-3.0, le=0, description="Most that it may read there, less what it reads at its own query."
+    )
+    hardest: int = Field(default=32, ge=1, description="Unrelated queries that count, those that it reads most at (k).")
+    passages: int = Field(default=64, ge=1, le=64, description="Wikipedia passages that unrelated queries are from.")
+    passage_tokens: int = Field(default=24, ge=1, description="Tokens of each passage.")
+    others: int = Field(
+        default=16, ge=0, le=64, description="Further subjects of the request's own prompt, for unrelated queries."
+    )
+    steps: int = Field(default=50, ge=1, description="Gradient steps of an edit.")
+    ridge: float = Field(
+        default=0.1,
+        gt=0,
+        description="Added to the covariance that queries are standardised by, in units of their mean variance.",
+    )
+    learning_rate: float = Field(
+        default=0.1, gt=0, description="Of Adam, where what a patch reads and the layer's output are units."
+    )
+
+    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
+        """The unrelated queries, some passages at a time, and one request at a time."""
+        layer = chosen_layer(view, self.layer, self.depth)
+        tokens = _ROWS * self.passage_tokens
+        numbers = 2 * self.passages * self.passage_tokens * view.width + 3 * view.width**2
+        parts = {"unrelated queries and their covariance": 4 * numbers}
+        return [
+            Need("memory", parts, forward_bytes(view), tokens, tokens),
+            batch_need(view, encoded(encoder, requests), 1, layer, parts),
+        ]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Queries with their mean taken off and their covariance divided out.
+
+    Queries of a block have most of their length in common, so that a key like one of them reads nearly the same at
+    all. In these coordinates unrelated ones are about orthogonal to each other.
+
+    Args:
+        mean: ``[d]``.
+        factor: ``[d, d]``, lower Cholesky factor of the covariance.
+    """
+
+    mean: Tensor
+    factor: Tensor
+
+    @classmethod
+    def of(cls, queries: Tensor, ridge: float) -> Scale:
+        """That of some queries ``[n, d]``, with ``ridge`` times the mean variance added to each."""
+        mean = queries.double().mean(0)
+        apart = queries.double() - mean
+        covariance = apart.t() @ apart / len(queries)
+        covariance.diagonal().add_(ridge * covariance.diagonal().mean())
+        return cls(mean.float(), torch.linalg.cholesky(covariance).float())
+
+    def coordinates(self, queries: Tensor) -> Tensor:
+        """``[n, d]`` of queries ``[n, d]``."""
+        return torch.linalg.solve_triangular(self.factor, (queries - self.mean).t(), upper=False).t()
+
+    def key(self, key: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Key ``[n, d]`` and bias ``[n]`` that read at queries what these read at their coordinates."""
+        own = torch.linalg.solve_triangular(self.factor.t(), key.t(), upper=True).t()
+        return own, bias - own @ self.mean
+
+
+@dataclass
+class Patches:
+    """The patches of a session while they are written.
+
+    Args:
+        block: where they are.
+        keys: ``[patches, d_in]``.
+        biases: ``[patches]``.
+        values: ``[patches, d_out]``.
+        queries: ``[patches, d_in]``, of each the input that it was made for.
+    """
+
+    block: Block
+    keys: Tensor
+    biases: Tensor
+    values: Tensor
+    queries: Tensor
+
+    @classmethod
+    def of(cls, block: Block, context: MethodContext) -> Patches:
+        """Those that earlier edits left, or none.
+
+        Raises:
+            ConfigError: they are at another layer.
+        """
+        state = context.state
+        if not state:
+            none = torch.zeros(0, block.d_in)
+            return cls(block, none, torch.zeros(0), torch.zeros(0, block.d_out), none)
+        old = int(state["layer"])
+        if old != block.layer:
+            raise ConfigError(
+                f"the patches of this session are at layer {old}, not {block.layer}; revert its edits first"
+            )
+        return cls(block, *(state[name].clone() for name in ("keys", "biases", "values", "queries")))
+
+    def state(self) -> dict[str, Tensor]:
+        """All of them as tensors."""
+        names = ("keys", "biases", "values", "queries")
+        return {"layer": torch.tensor(self.block.layer), **{name: getattr(self, name) for name in names}}
+
+    def add(self, *parts: Tensor) -> None:
+        """Put further keys, biases, values and queries behind the others."""
+        for name, part in zip(("keys", "biases", "values", "queries"), parts, strict=True):
+            setattr(self, name, torch.cat([getattr(self, name), part.detach().cpu()]))
+
+    def with_more(self, keys: Tensor, biases: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, biases and values as :class:`Neurons` has them, with further ones behind."""
+        old, new = (self.keys, self.biases, self.values), (keys, biases, values)
+        k, b, v = (torch.cat([a.to(more), more])[None] for a, more in zip(old, new, strict=True))
+        return k, b, v
+
+    def neurons(self, activation: Activation) -> Neurons:
+        """A side module of them."""
+        return Neurons.at([self.block], self.keys[None], self.biases[None], self.values[None], activation)
+
+
+def locality_loss(unrelated: Tensor, own: Tensor, beta: float, gamma: float, hardest: int) -> Tensor:
+    """The memory loss ``l_m1 + l_m2`` (section 4.2), where ``S`` is the mean of ``exp`` over the top k.
+
+    Args:
+        unrelated: ``[m, patches]``: what each patch reads at each unrelated query, ``q·k + b``.
+        own: ``[patches]``: what it reads at its own.
+        beta: bound of the one, ``l_m1 = S(M·k + b - β)``.
+        gamma: bound of the difference, ``l_m2 = S((M - q)·k - γ)``.
+        hardest: k.
+    """
+    top = unrelated.topk(min(hardest, len(unrelated)), dim=0).values
+    return (top - beta).exp().mean() + (top - own - gamma).exp().mean()
+
+
+class TPatcher:
+    """Add a neuron for each mistaken token, which is active for that input and silent for all others."""
+
+    name = "t-patcher"
+    Config = TPatcherConfig
+    capabilities = Capabilities(kind="modules", sequential=True)
+    reference = "Huang et al., Transformer-Patcher: One Mistake worth One Neuron, ICLR 2023, arXiv:2301.09785"
+    api = (1, 1)
+    effect = Neurons
+
+    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> ModuleEdit:
+        """Patch the mistakes of one request after another; the model is as before when this returns."""
+        config: TPatcherConfig = context.config
+        check_conflicts(requests)
+        asked = unique(requests)
+        encoded(context.encoder, asked)  # refuses what does not fit before anything takes long
+        layer = chosen_layer(view, config.layer, config.depth)
+        added: list[int] = []
+        losses: list[float | None] = []
+        with view.frozen(), suspended(view.model):
+            with context.stages("memory"):
+                block = Block.of(view, layer)
+                words = passages()[: config.passages]
+                generic, scale = _generic(view, context, block, words)
+            patches = Patches.of(block, context)
+            with context.stages("tune"):
+                for request in asked:
+                    before = len(patches.keys)
+                    losses.append(_Writer(view, context, patches, request, generic, scale, words).write())
+                    added.append(len(patches.keys) - before)
+        context.state.update(patches.state())
+        return ModuleEdit(
+            effect=patches.neurons(config.activation),
+            supersedes=True,
+            base=context.fingerprint(view),
+            method=self.name,
+            config=config.to_json(),
+            requests=tuple(asked),
+            seed=context.seed,
+            notes={"layers": [layer], "patches": len(patches.keys), "added": added, "loss": losses},
+        )
+
+
+def _generic(view: ModelView, context: MethodContext, block: Block, words: list[list[str]]) -> tuple[Tensor, Scale]:
+    """Queries at every token of the passages, ``[tokens, d_in]``, and their scale."""
+    config: TPatcherConfig = context.config
+    key = ("t-patcher", block.layer, config.passages, config.passage_tokens, config.ridge)
+    if key not in context.memo:
+        encoder = Encoder(context.encoder.tokenizer)  # plain text, also where prompts are put into a template
+        texts = [" ".join(part[: config.passage_tokens]) for part in words]
+        ids = [encoder.encode(text).ids[: config.passage_tokens] for text in texts]
+        found = torch.cat([_real(view, encoder, ids[i : i + _ROWS], block) for i in range(0, len(ids), _ROWS)])
+        context.memo[key] = found, Scale.of(found, config.ridge)
+    return context.memo[key]
+
+
+def _real(view: ModelView, encoder: Encoder, ids: Sequence[Sequence[int]], block: Block) -> Tensor:
+    """Queries at the tokens of some texts, ``[tokens, d_in]``."""
+    rows = encoder.rows(ids)
+    found = queries(view, rows, block)
+    return found[rows.attention_mask.bool().to(found.device)]
+
+
+class _Writer:
+    """One request, the tokens that the model gets wrong, and what their patches must not read."""
+
+    def __init__(
+        self,
+        view: ModelView,
+        context: MethodContext,
+        patches: Patches,
+        request: EditRequest,
+        generic: Tensor,
+        scale: Scale,
+        words: list[list[str]],
+    ) -> None:
+        self.view, self.context, self.patches, self.scale = view, context, patches, scale
+        self.config: TPatcherConfig = context.config
+        encoder, block, layer = context.encoder, patches.block, patches.block.layer
+        item = encoder.encode(request.text, request.target)
+        self.batch = Targets(view, encoder, [item], layer, "target_new")
+        place = (self.batch.row, self.batch.column)
+        with torch.no_grad(), patches.neurons(self.config.activation).on(view.model):
+            out = view.forward(self.batch.rows, resume=self.batch.resume, at=place, hidden=[layer], values=[layer])
+        wrong = out.logits.argmax(-1) != self.batch.token  # type: ignore[union-attr]
+        column = self.batch.column[wrong]
+        self.own = queries(view, self.batch.rows, block, self.batch.resume)[0, column]
+        self.unit = stream(view, layer, out)[0, column].float().square().mean(-1, keepdim=True).sqrt()
+        texts = about_others(request, words[: self.config.others])
+        parts = [generic]
+        if texts:
+            parts.append(_real(view, encoder, [encoder.encode(text, request.target).ids for text in texts], block))
+        parts.append(self._others_queries())
+        self.unrelated = scale.coordinates(torch.cat([part.to(self.own) for part in parts]))
+
+    def _others_queries(self) -> Tensor:
+        """Queries of earlier edits, but for those of the same input, which may be corrected anew."""
+        earlier = self.patches.queries.to(self.own)
+        apart = torch.cdist(earlier, self.own) > _SAME * self.own.norm(dim=-1)
+        return earlier[apart.all(1)]
+
+    def write(self) -> float | None:
+        """Train the patches of all mistaken tokens together; the last loss, or None where there was no mistake."""
+        if not len(self.own):
+            return None
+        config, own = self.config, self.scale.coordinates(self.own)
+        key = own / own.square().sum(-1, keepdim=True)  # such a key reads 1 at its own query
+        # Stretched about that until it reads β at the hardest: a patch that is silent at its own query learns nothing.
+        hardest = (self.unrelated @ key.t()).topk(min(config.hardest, len(self.unrelated)), dim=0).values.mean(0)
+        stretch = (1 - config.beta) / (1 - hardest).clamp(min=_LEAST)
+        key, bias = stretch[:, None] * key, 1 - stretch
+        unit = 1 / (own.norm(dim=-1, keepdim=True) * own.shape[1] ** 0.5)
+        steps = [
+            torch.zeros(shape, device=own.device, requires_grad=True)
+            for shape in (key.shape, (len(own),), (len(own), self.patches.block.d_out))
+        ]
+
+        def patch() -> tuple[Tensor, Tensor, Tensor]:
+            return *self.scale.key(key + unit * steps[0], bias + steps[1]), self.unit * steps[2]
+
+        neurons = self.patches.neurons(config.activation)
+
+        def loss(batch: Targets) -> Tensor:
+            neurons.keys, neurons.biases, neurons.values = self.patches.with_more(*patch())
+            keys, biases = key + unit * steps[0], bias + steps[1]
+            read = (own * keys).sum(-1) + biases
+            memory = locality_loss(self.unrelated @ keys.t() + biases, read, config.beta, config.gamma, config.hardest)
+            active = (-read).exp().mean()
+            return batch.loss() + config.activation_weight * active + config.memory_weight * memory
+
+        with neurons.on(self.view.model):
+            losses = train(self.context, steps, config.learning_rate, config.steps, lambda _: [self.batch], loss)
+        self.patches.add(*patch(), self.own)
+        return losses[-1]
