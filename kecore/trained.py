@@ -57,6 +57,10 @@ class TrainedEditor:
     created: float = field(default_factory=time.time)
     version: str = __version__
 
+    def fits(self, base: Fingerprint) -> bool:
+        """Whether the editor was trained on the model with this fingerprint."""
+        return self.base.digests.get(base.dtype) == base.digests.get(base.dtype) is not None
+
     def check(self, view: ModelView, method: str, base: Fingerprint) -> None:
         """Refuse another method or another base model.
 
@@ -69,10 +73,10 @@ class TrainedEditor:
             ArtifactMismatchError: names what differs.
         """
         self._check_method(method)
+        if self.fits(base):
+            return
         name = base.dtype
         expected, got = (digests.get(name, "none") for digests in (self.base.digests, base.digests))
-        if expected == got != "none":
-            return
         facts = model_facts(view)
         different = [
             f"{key} {was} against {facts.get(key)}" for key, was in self.model.items() if facts.get(key) != was

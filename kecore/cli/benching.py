@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from kecore.cli.console import Screen
-from kecore.cli.errors import CheckFailed
+from kecore.cli.errors import BAD_INPUT, CheckFailed, reporting
 from kecore.cli.machine import environment, peak_memory
+from kecore.cli.ranks import Ranks, together
 from kecore.cli.session import Loading, StatisticsSource, provide_statistics
+from kecore.errors import ConfigError, KecoreError
 from kecore.evaluate.plan import BenchPlan
 
 if TYPE_CHECKING:
     from kecore.editor import Editor
     from kecore.evaluate.cells import Cell
     from kecore.evaluate.store import Store
+    from kecore.trained import TrainedEditor
 
-__all__ = ["Desk", "carry_out", "ranks"]
+__all__ = ["Desk", "carry_out"]
 
 _POLL = 0.5
 """Seconds between two looks at what the processes have stored."""
@@ -43,19 +48,35 @@ class Desk:
 
     def open(self, model: str) -> Editor:
         """A session on an unedited model."""
-        from kecore.trained import TrainedEditor
+        from kecore.evaluate.cells import load
 
         plan = self.plan
         loading = Loading(model, self.device or plan.device, plan.dtype, plan.trust_remote_code, plan.protocol.seed)
-        trained = [TrainedEditor.load(path) for path in plan.trained]
+        examples = () if plan.examples is None else load(plan.examples)
         chat = plan.protocol.form == "chat"
-        return loading.edit(self.screen, chat=chat, memory=plan.memory, trained=trained)
+        editor = loading.edit(self.screen, chat=chat, memory=plan.memory, examples=examples)
+        # A plan may name several models, and for each the editors that were trained for it.
+        editor.trained = _one_each([trained for trained in self._trained() if trained.fits(editor.base)])
+        return editor
+
+    def _trained(self) -> list[TrainedEditor]:
+        from kecore.trained import TrainedEditor
+
+        return [TrainedEditor.load(path) for path in self.plan.trained]
 
     def prepare(self, editor: Editor, method: str, config: Mapping[str, Any]) -> None:
-        """Key statistics, for a method that needs them."""
+        """Key statistics, for a method that needs them.
+
+        Raises:
+            ArtifactMismatchError: the editor that was trained for the method is one of another model.
+        """
         from kecore import registry
 
         cls = registry.default().get(method)
+        if cls.capabilities.needs_training:
+            for trained in [found for found in self._trained() if found.method == method]:
+                if method not in {mine.method for mine in editor.trained}:
+                    trained.check(editor.view, method, editor.base)
         if cls.capabilities.needs_statistics:
             source = StatisticsSource(self.plan.stats, self.plan.text, self.plan.tokens)
             provide_statistics(self.screen, editor, cls, cls.Config.make(config), source)
@@ -85,13 +106,16 @@ class Desk:
         self.screen.log(text)
 
 
-def ranks() -> tuple[int, int]:
-    """This process's place among those that ``torchrun`` has started, and their number; (0, 1) without it."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+def _one_each(trained: Sequence[TrainedEditor]) -> Sequence[TrainedEditor]:
+    methods = [editor.method for editor in trained]
+    twice = {method for method in methods if methods.count(method) > 1}
+    if twice:
+        raise ConfigError(f"two trained editors of '{twice.pop()}' belong to one model; name one of them")
+    return trained
 
 
 def carry_out(screen: Screen, plan: BenchPlan, store: Store, jobs: int = 1) -> list[Cell]:
-    """Do what a store lacks of a plan.
+    """Do what a store lacks of a plan; under ``torchrun`` together with the other ranks.
 
     Args:
         screen: shows what goes on.
@@ -105,28 +129,49 @@ def carry_out(screen: Screen, plan: BenchPlan, store: Store, jobs: int = 1) -> l
     Raises:
         StoreInUseError: another run is writing to the store.
         CheckFailed: a process of several ended badly.
+        Exit: this is a further rank of ``torchrun``; the first one has the result.
     """
-    from kecore.evaluate.bench import retry, run
     from kecore.evaluate.cells import cells_of
 
     StatisticsSource(plan.stats, plan.text, plan.tokens).check()
     cells = cells_of(plan)
-    rank, world = ranks()
-    with store.alone() if rank == 0 else _together():
-        if rank == 0:
-            retry(cells, store)
-        if jobs > 1 and world == 1:
-            if any(cell.missing(store) for cell in cells):
-                _share(screen, plan, store, cells, jobs)
-        else:
-            run(cells, store, Desk(plan, screen, _device(plan, rank, world)), shard=(rank, world))
+    with together() as ranks, ExitStack() as held:
+        screen.err.quiet = screen.err.quiet or ranks.rank > 0
+        if ranks.rank == 0:
+            _begin(ranks, cells, plan, store, held)
+        elif not ranks.agreed(ready=True):
+            raise typer.Exit(BAD_INPUT)  # the first rank says why
+        _run(screen, plan, store, cells, ranks, jobs)
+        ranks.meet()
+    if ranks.rank > 0:
+        raise typer.Exit
     return cells
 
 
-@contextmanager
-def _together() -> Iterator[None]:
-    """Further ranks write beside the first one, which holds the store."""
-    yield
+def _begin(ranks: Ranks, cells: Sequence[Cell], plan: BenchPlan, store: Store, held: ExitStack) -> None:
+    """What is done once, before any process begins."""
+    from kecore.evaluate.bench import retry
+
+    try:
+        held.enter_context(store.alone())
+        store.announce([cell.spec for cell in cells])
+        store.cite(plan.published)
+        retry(cells, store)
+    except KecoreError:
+        ranks.agreed(ready=False)
+        raise
+    ranks.agreed(ready=True)
+
+
+def _run(screen: Screen, plan: BenchPlan, store: Store, cells: list[Cell], ranks: Ranks, jobs: int) -> None:
+    from kecore.evaluate.bench import run
+
+    if jobs > 1 and ranks.world == 1:
+        if any(cell.missing(store) for cell in cells):
+            _share(screen, plan, store, cells, jobs)
+    else:
+        desk = Desk(plan, screen, _device(plan, ranks.rank, ranks.world))
+        run(cells, store, desk, shard=(ranks.rank, ranks.world))
 
 
 def _device(plan: BenchPlan, rank: int, world: int) -> str:
@@ -187,5 +232,8 @@ def _work(values: Mapping[str, Any], path: Path, rank: int, jobs: int) -> None:
     plan = BenchPlan.make(values)
     screen = Screen()
     screen.err.quiet = rank > 0
-    with Store(path, plan.protocol) as store:
-        run(cells_of(plan), store, Desk(plan, screen, _device(plan, rank, jobs)), shard=(rank, jobs))
+    try:
+        with reporting(screen), Store(path, plan.protocol) as store:
+            run(cells_of(plan), store, Desk(plan, screen, _device(plan, rank, jobs)), shard=(rank, jobs))
+    except typer.Exit as ended:
+        raise SystemExit(ended.exit_code) from None

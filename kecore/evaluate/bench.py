@@ -2,8 +2,8 @@
 
 What is written is the unit of the store: a record where facts are edited one at a time, a block of records where one
 edit serves many. A run that goes on asks the store what is missing. The edit of a batch is kept on disk until its last
-record is scored. The edits of a sequence are made again, in their order, up to the last one that something is missing
-of, since each depends on those before it and on what its method remembers; what was scored is not scored again.
+record is scored, and so is a sequence of edits as far as it has come, with what its method remembers
+(:mod:`kecore.evaluate.sequence`). Steps since the last time that it was kept are made again, and not scored again.
 """
 
 from __future__ import annotations
@@ -19,11 +19,19 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from kecore import registry
 from kecore.edit import attached, load_edit
-from kecore.errors import KecoreError, KecoreWarning, StorageError, StoreInUseError
+from kecore.errors import (
+    ArtifactError,
+    KecoreError,
+    KecoreWarning,
+    StorageError,
+    StoreInUseError,
+    UnsupportedCapabilityError,
+)
 from kecore.evaluate.cells import Cell
 from kecore.evaluate.metrics import metrics_of
 from kecore.evaluate.protocol import AFTER, AT_EDIT, AT_END
 from kecore.evaluate.result import RecordResult, compare
+from kecore.evaluate.sequence import Progress, SavedSequence
 from kecore.evaluate.store import BEFORE, Store
 from kecore.method import silent
 from kecore.types import EditRecord
@@ -154,6 +162,12 @@ class _Worker:
 
     def _prepared(self, way: Callable[[], None]) -> None:
         method = registry.default().get(str(self.spec.method))  # a baseline may not be installed
+        several = self.protocol.edits == "sequential" and len(self.cell.records) > self.protocol.step
+        if several and not method.capabilities.sequential:  # not after its first step, whose scores would stand alone
+            raise UnsupportedCapabilityError(
+                f"method '{method.name}' does not edit an edited model, so it cannot take part in a sequence; compare "
+                "it by edits=batch or edits=single"
+            )
         self.workplace.prepare(self.editor, method.name, self.spec.config)
         if self.protocol.edits != "single":  # stages of one fact would only flicker
             self.editor.progress = self.progress
@@ -216,20 +230,56 @@ class _Worker:
         records, step = self.cell.records, self.protocol.step
         wanted = self.cell.wanted(self.protocol)
         checkpoints = self.protocol.checkpoints(len(records))
-        done = {moment: self.store.done(self.key, moment) for moment in wanted}
-        for number, start in enumerate(range(0, len(records), step), 1):
-            if all(len(done[moment]) == count for moment, count in wanted.items()):
-                return
-            stop = min(start + step, len(records))
+        folder = self.store.edit_folder(self.key)
+        saved = None if folder is None else SavedSequence(folder)
+        begun = self._resumed(saved)
+        steps = -(-len(records) // step)
+        for number in range(begun + 1, steps + 1):
+            start, stop = (number - 1) * step, min(number * step, len(records))
             cost = self._edit(records[start:stop])
             self.store.add_cost(self.key, f"step-{number}", cost)
             if AT_EDIT in wanted:
                 self._score(AT_EDIT, start, stop)
             if number in checkpoints:
                 self._score(checkpoints[number], 0, stop)
-            done = {moment: self.store.done(self.key, moment) for moment in wanted}
+            if all(len(self.store.done(self.key, moment)) == count for moment, count in wanted.items()):
+                break
+            if saved is not None:
+                edits = [entry.edit for entry in self.editor.history]
+                saved.keep(number, edits, self.editor.remembered(str(self.spec.method)), last=number == steps)
         if AT_END in wanted:
             self._score(AT_END)
+        if saved is not None:
+            saved.remove()
+
+    def _resumed(self, saved: SavedSequence | None) -> int:
+        """Put the edits of steps that were done before on the model; their number."""
+        found = self._loaded(saved)
+        if found is None:
+            return 0
+        # What edits take from the unedited model and keep for later ones is found by the first of them.
+        self._edit(self.cell.records[: self.protocol.step])
+        self.editor.revert()
+        self.editor.resume(str(self.spec.method), found.edits, found.state)
+        self.workplace.say(f"{self.spec.label}: going on after step {found.steps}, whose edits were kept")
+        return found.steps
+
+    def _loaded(self, saved: SavedSequence | None) -> Progress | None:
+        """How far the sequence was, if that can be gone on from."""
+        try:
+            found = None if saved is None else saved.load()
+        except ArtifactError as error:
+            self.workplace.say(f"{self.spec.label}: the edits of earlier steps are made again, since {error}")
+            return None
+        if found is None:
+            return None
+        step, size = self.protocol.step, len(self.cell.records)
+        told = {name: n * step for n, name in self.protocol.checkpoints(size).items() if n <= found.steps}
+        if AT_EDIT in self.protocol.when:
+            told[AT_EDIT] = min(found.steps * step, size)
+        # A store that was deleted and begun anew has none of what its predecessor's edits were asked.
+        known = all(len(self.store.done(self.key, moment)) >= count for moment, count in told.items())
+        return found if known else None
 
     def _edit(self, records: Sequence[EditRecord]) -> dict[str, Any]:
         """Edit, and say what it cost."""

@@ -10,15 +10,16 @@ from typing import Any
 
 from kecore import registry
 from kecore.editor import configured
-from kecore.errors import MethodNotFoundError, StorageError
-from kecore.evaluate.plan import BASELINES, UNEDITED, BenchPlan, MethodEntry
+from kecore.errors import ConfigError, MethodNotFoundError, StorageError
+from kecore.evaluate.plan import BASELINES, UNEDITED, BenchPlan, DataEntry, MethodEntry
 from kecore.evaluate.protocol import AFTER, Protocol
-from kecore.evaluate.records import load_records
+from kecore.evaluate.records import RecordSet, load_records
 from kecore.evaluate.store import BEFORE, RunSpec, Store
-from kecore.trained import TrainedEditor
+from kecore.method import EditMethod, no_examples
+from kecore.trained import TRAINED, TrainedEditor, untrained
 from kecore.types import EditRecord
 
-__all__ = ["Cell", "cells_of"]
+__all__ = ["Cell", "cells_of", "load"]
 
 
 @dataclass(frozen=True)
@@ -58,28 +59,30 @@ class Cell:
         return found
 
 
+def load(data: DataEntry, limit: int | None = None) -> RecordSet:
+    """The records of a data set of a plan; see :func:`kecore.load_records`."""
+    return load_records(
+        data.path, limit=limit, format=data.format, split=data.split, variant=data.variant, sha256=data.sha256
+    )
+
+
 def cells_of(plan: BenchPlan) -> list[Cell]:
     """The runs of a plan, in the order that they are run and reported.
 
     Raises:
         MethodNotFoundError: a method that was asked for is not installed; a baseline that is not is a run that says so.
+        UnsupportedCapabilityError: a method needs training or examples, and the plan names none.
         ConfigError: a bad field or an unknown preset.
+        ArtifactError: a trained editor cannot be read.
         DataFormatError: a data set cannot be read.
         StorageError: the edit to be scored cannot be read.
     """
     found: list[Cell] = []
-    methods = [(entry, *_resolved(entry, plan)) for entry in plan.rows]
+    methods = [(entry, _resolved(entry, plan)) for entry in plan.rows]
     for model in plan.models:
         for data in plan.facts:
             for size in plan.sizes or (None,):
-                records = load_records(
-                    data.path,
-                    limit=size,
-                    format=data.format,
-                    split=data.split,
-                    variant=data.variant,
-                    sha256=data.sha256,
-                )
+                records = load(data, size)
                 parts = {"split": records.split, "variant": records.variant}
                 shared: dict[str, Any] = {
                     "model": model,
@@ -99,9 +102,9 @@ def cells_of(plan: BenchPlan) -> list[Cell]:
                     file = plan.edit / "edit.safetensors" if plan.edit.is_dir() else plan.edit
                     spec = RunSpec(label=_stem(plan.edit), method=None, edit=_digest(file), **shared)
                     found.append(Cell(spec, records, left_out, edit=file))
-                for entry, config, absent, statistics in methods:
-                    spec = RunSpec(label=entry.title, method=entry.name, config=config, statistics=statistics, **shared)
-                    found.append(Cell(spec, records, left_out, absent))
+                for entry, needs in methods:
+                    spec = RunSpec(label=entry.title, method=entry.name, **(needs or {"config": {}}), **shared)
+                    found.append(Cell(spec, records, left_out, absent=needs is None))
     return found
 
 
@@ -116,22 +119,40 @@ def _digest(file: Path) -> dict[str, str]:
         raise StorageError(f"{file} cannot be read: {error.strerror}") from None
 
 
-def _resolved(entry: MethodEntry, plan: BenchPlan) -> tuple[dict[str, Any], bool, dict[str, Any] | None]:
-    """All fields of the configuration, whether the method is absent, and where its key statistics come from."""
+def _resolved(entry: MethodEntry, plan: BenchPlan) -> dict[str, Any] | None:
+    """What decides a method's answers, as fields of a :class:`RunSpec`; None for a baseline that is not installed."""
     try:
         method = registry.default().get(entry.name)
     except MethodNotFoundError:
         if entry.name not in BASELINES:
             raise
-        return {}, True, None
-    trained = next((editor for editor in _trained(plan) if editor.method == method.name), None)
-    config = configured(method, entry.preset, entry.set, trained).to_json()
-    if not method.capabilities.needs_statistics:
-        return config, False, None
-    if plan.stats is not None:
-        return config, False, {"saved": plan.stats.name}
-    return config, False, {"text": [Path(text).name for text in plan.text], "tokens": plan.tokens}
+        return None
+    needs, given = method.capabilities, dict[str, Any]()
+    trained = _trained(method, plan)
+    if needs.needs_training:
+        given["trained"] = [_digest(path / TRAINED if path.is_dir() else path)["sha256"] for path in trained]
+    if needs.needs_examples:
+        if plan.examples is None:
+            raise no_examples(method.name)
+        given["examples"] = load(plan.examples).sha256
+    statistics = None
+    if needs.needs_statistics:
+        texts = {"text": [Path(text).name for text in plan.text], "tokens": plan.tokens}
+        statistics = texts if plan.stats is None else {"saved": plan.stats.name}
+    editor = next(iter(trained.values()), None)
+    config = configured(method, entry.preset, entry.set, editor).to_json()
+    return {"config": config, "statistics": statistics, "given": given or None}
 
 
-def _trained(plan: BenchPlan) -> list[TrainedEditor]:
-    return [TrainedEditor.load(path) for path in plan.trained]
+def _trained(method: type[EditMethod], plan: BenchPlan) -> dict[Path, TrainedEditor]:
+    """The plan's trained editors of a method, one a model, which must agree on the configuration."""
+    every = {path: TrainedEditor.load(path) for path in plan.trained}
+    found = {path: editor for path, editor in every.items() if editor.method == method.name}
+    if method.capabilities.needs_training and not found:
+        raise untrained(method.name)
+    if any(editor.config != other.config for editor in found.values() for other in found.values()):
+        raise ConfigError(
+            f"the trained editors of '{method.name}' have different configurations, so their results do not belong "
+            "into one row; run them one by one"
+        )
+    return found

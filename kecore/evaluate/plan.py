@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from kecore.config import validated
 from kecore.errors import ConfigError, DataFormatError, MissingDependencyError
 from kecore.evaluate.protocol import Protocol
+from kecore.evaluate.published import PaperTable, unmeasured
 
 __all__ = ["BASELINES", "UNEDITED", "BenchPlan", "DataEntry", "MethodEntry", "read_plan"]
 
@@ -84,13 +85,15 @@ class BenchPlan(BaseModel):
     tokens: int | None = Field(default=None, ge=1, description="tokens to collect key statistics from")
     stats: Path | None = Field(default=None, description="key statistics made by `kecore stats`")
     trained: tuple[Path, ...] = Field(default=(), description="editors trained by `kecore train`")
+    examples: DataEntry | None = Field(default=None, description="facts that demonstrations are taken from")
+    published: tuple[PaperTable, ...] = Field(default=(), description="figures of papers, to stand beside the runs'")
     edit: Path | None = Field(default=None, description="an edit that was made before, to be scored as it is")
     device: str = "auto"
     dtype: str = "auto"
     trust_remote_code: bool = False
     memory: int | None = Field(default=None, description="most bytes that one process may hold")
 
-    @field_validator("models", "methods", "facts", "text", "trained", "without", "sizes", mode="before")
+    @field_validator("models", "methods", "facts", "text", "trained", "without", "sizes", "published", mode="before")
     @classmethod
     def _several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str | int | Path | Mapping) else value
@@ -113,7 +116,20 @@ class BenchPlan(BaseModel):
             raise ValueError(f"two methods have the same label among {', '.join(titles)}; give one a label of its own")
         if self.edit is not None and self.protocol.edits != "batch":
             raise ValueError("an edit that was made before is scored as it is; leave 'edits' at batch")
+        if self.published:
+            self._check_published()
         return self
+
+    def _check_published(self) -> None:
+        """Refuse figures that this protocol takes no counterpart of: a misspelt name would be an empty column."""
+        from kecore.evaluate.metrics import metrics_of
+
+        known = [metric.key for metric in metrics_of(self.protocol)] + ["score"]
+        if more := unmeasured(self.published, known):
+            raise ValueError(
+                f"'published' names {', '.join(more)}, which this protocol does not measure; it measures "
+                f"{', '.join(known)}, and further metric families where protocol: extra names them"
+            )
 
     @property
     def rows(self) -> tuple[MethodEntry, ...]:

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from kecore.errors import ArtifactError, KecoreError, ProtocolMismatchError, StorageError, StoreInUseError
 from kecore.evaluate.protocol import Protocol, same_protocol
+from kecore.evaluate.published import PaperTable
 from kecore.evaluate.result import RecordResult
 
 __all__ = ["BEFORE", "Failure", "RunSpec", "Store"]
@@ -59,6 +60,7 @@ class RunSpec:
         loading: type of the weights and what else decides how the model is loaded.
         statistics: source of the key statistics, for methods that need them.
         edit: digest and name of an edit that was made before, where one is scored.
+        given: digests of the trained editors and the examples that the method was given, where it needs some.
     """
 
     label: str
@@ -70,11 +72,15 @@ class RunSpec:
     loading: Mapping[str, Any] = field(default_factory=dict)
     statistics: Mapping[str, Any] | None = None
     edit: Mapping[str, str] | None = None
+    given: Mapping[str, Any] | None = None
 
     @property
     def key(self) -> str:
         """Digest of all of it."""
-        return sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:24]
+        values = asdict(self)
+        if self.given is None:  # stores that were begun before there was such a field go on
+            del values["given"]
+        return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:24]
 
     @property
     def group(self) -> tuple[str, str, int]:
@@ -179,8 +185,29 @@ class Store:
         finally:
             lock.release()
 
+    def announce(self, specs: Sequence[RunSpec]) -> None:
+        """Give runs their places in tables before any begins, whichever process then begins first."""
+        with self._transaction() as cursor:
+            values = [(spec.key, json.dumps(asdict(spec)), "") for spec in specs]
+            cursor.executemany("INSERT OR IGNORE INTO runs VALUES (?, ?, ?)", values)
+
+    def cite(self, tables: Sequence[PaperTable]) -> None:
+        """Keep tables of papers for the reports; those that are there stay."""
+        with self._transaction() as cursor:
+            found = [*self.published, *tables]
+            text = json.dumps(
+                [table.model_dump(mode="json") for i, table in enumerate(found) if table not in found[:i]]
+            )
+            cursor.execute("INSERT OR REPLACE INTO meta VALUES ('published', ?)", (text,))
+
+    @property
+    def published(self) -> list[PaperTable]:
+        """Tables of papers that stand beside the results."""
+        found = self._all("SELECT value FROM meta WHERE key = 'published'")
+        return [PaperTable.model_validate(values) for (text,) in found for values in json.loads(text)]
+
     def add_run(self, spec: RunSpec, made_on: Mapping[str, Any]) -> None:
-        """Enter a run, once.
+        """Enter a run that begins, once.
 
         Args:
             spec: the run.
@@ -190,9 +217,11 @@ class Store:
             ArtifactError: it was begun with other versions of kecore and torch, or on other weights, and would be of
                 two kinds.
         """
-        values = (spec.key, json.dumps(asdict(spec)), json.dumps(made_on))
+        self.announce([spec])
         with self._transaction() as cursor:
-            cursor.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?)", values)
+            cursor.execute(
+                "UPDATE runs SET made_on = ? WHERE key = ? AND made_on = ''", (json.dumps(made_on), spec.key)
+            )
         old = self.made_on(spec.key)
         for name in ("versions", "base"):
             if old[name] != made_on[name]:
@@ -235,8 +264,9 @@ class Store:
             cursor.execute("DELETE FROM failures WHERE run = ?", (run,))
 
     def specs(self) -> list[RunSpec]:
-        """All runs in the order they were entered."""
-        return [RunSpec(**json.loads(text)) for (text,) in self._all("SELECT spec FROM runs ORDER BY rowid")]
+        """All runs that were begun, in the order they were announced."""
+        found = self._all("SELECT spec FROM runs WHERE made_on != '' ORDER BY rowid")
+        return [RunSpec(**json.loads(text)) for (text,) in found]
 
     def made_on(self, run: str) -> dict[str, Any]:
         """Versions, hardware and fingerprint that a run was begun with."""
@@ -276,9 +306,11 @@ class Store:
 
         None for a store that is not kept either.
         """
-        if not self.kept:
-            return None
-        return self.path.with_name(f"{self.path.name}.edits") / f"{run}.safetensors"
+        return None if (folder := self.edit_folder(run)) is None else folder.with_suffix(".safetensors")
+
+    def edit_folder(self, run: str) -> Path | None:
+        """The same for the edits of a sequence: their folder."""
+        return self.path.with_name(f"{self.path.name}.edits") / run if self.kept else None
 
     def _all(self, text: str, *values: object) -> list[Any]:
         with self._guard():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kecore.evaluate.result import Score
+from kecore.report.papers import PaperRow, lines
 from kecore.report.results import Result, Table
 
 __all__ = ["Curve", "Line", "Scatter", "Stages", "colour", "curves", "scatters", "stage_colour", "stages"]
@@ -45,11 +46,13 @@ class Scatter:
         x: name of the horizontal axis.
         y: name of the vertical axis.
         points: label and both scores.
+        published: of papers' rows the label, that of the run below which it stands (or nothing), and both figures.
     """
 
     x: str
     y: str
     points: Sequence[tuple[str, Score, Score]]
+    published: Sequence[tuple[str, str, float, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,13 @@ def scatters(table: Table) -> list[Scatter]:
         y = next((key for key in choices if key in table.columns), None)
         if x is not None and y is not None:
             points = [(r.label, r.scores[x], r.scores[y]) for r in table.rows if x in r.scores and y in r.scores]
-            found.append(Scatter(_LOCALITY[x], choices[y], points))
+            found.append(Scatter(_LOCALITY[x], choices[y], points, _published(table, x, y)))
     return found
+
+
+def _published(table: Table, x: str, y: str) -> list[tuple[str, str, float, float]]:
+    papers = [row for row in lines(table) if isinstance(row, PaperRow) and x in row.scores and y in row.scores]
+    return [(row.label, row.beside, row.scores[x], row.scores[y]) for row in papers]
 
 
 def curves(results: Sequence[Result]) -> list[Curve]:

@@ -11,6 +11,7 @@ from kecore._version import __version__
 from kecore.report import svg
 from kecore.report.drill import drill
 from kecore.report.figures import colour, curves, scatters, stages
+from kecore.report.papers import PaperRow, lines
 from kecore.report.results import MOMENTS, Result, Row, Table, last_moments
 from kecore.report.text import conditions, notes
 
@@ -77,6 +78,9 @@ _HEADS = {
     "portab.": "share of right tokens of what should follow from the edit",
     "multi-hop": "questions over several hops answered rightly in free text",
     "locality": "share of answer tokens on locality probes that the edit left as they were",
+    "fluency": "n-gram entropy of free text in bits",
+    "consist.": "likeness of free text about the subject to texts about the target",
+    "ROUGE-L": "overlap of the free text with the target",
     "s/fact": "seconds of editing for each fact, without loading, statistics and scoring",
     "peak GiB": "most memory that the process had held by then",
 }
@@ -121,7 +125,7 @@ def _upper(text: str) -> str:
 def _section(table: Table, results: Sequence[Result], last: bool) -> str:
     spec = table.first.spec
     head = "".join(f'<th title="{escape(_HEADS.get(h, h))}">{escape(h)}</th>' for h in _names(table))
-    body = "\n".join(_row(table, row) for row in table.rows)
+    body = "\n".join(_row(table, row) if isinstance(row, Row) else _paper_row(table, row) for row in lines(table))
     same = [result for result in results if result.spec.group == spec.group]
     found = "".join(f"<li>{escape(line)}</li>" for line in notes(table))
     parts = [
@@ -130,11 +134,13 @@ def _section(table: Table, results: Sequence[Result], last: bool) -> str:
         f'<div class="wide"><table class="scores"><thead><tr><th>method</th>{head}</tr></thead>',
         f"<tbody>{body}</tbody></table></div>",
         "<p class='hint'>± half of the 95 % confidence interval over records. Best edited value of a column in bold, "
-        "with all whose intervals reach it. Hold the pointer over a heading for its meaning.</p>",
+        "with all whose intervals reach it. Hold the pointer over a heading for its meaning.",
+        " Rows in italics are figures of papers, from the sources below.</p>" if table.cited else "</p>",
         f"<ul class='notes'>{found}</ul>" if found else "",
     ]
     drawn = [svg.scatter(plot, lambda label: colour(table, label)) for plot in scatters(table)]
-    parts += _figure("Success against locality", drawn, "Bars: 95 % confidence intervals. Top right is best.")
+    rings = " Rings: figures of papers." if any(plot.published for plot in scatters(table)) else ""
+    parts += _figure("Success against locality", drawn, f"Bars: 95 % confidence intervals.{rings} Top right is best.")
     if last:
         kept = [svg.curve(plot, lambda label: colour(table, label)) for plot in curves(same)]
         parts += _figure("Retention: all facts edited so far, scored again on the way", kept, "")
@@ -170,6 +176,19 @@ def _row(table: Table, row: Row) -> str:
     cells.append('<td class="none">–</td>' if memory is None else f"<td>{memory / 2**30:.2f}</td>")
     kind = "" if row.result.edits else " class='plain'"
     return f'<tr data-method="{escape(row.label)}"{kind}>{"".join(cells)}</tr>'
+
+
+def _paper_row(table: Table, row: PaperRow) -> str:
+    """A line of figures that somebody published."""
+    source = escape(f"{row.paper.source}: ")
+    cells = [f'<th title="{escape(row.paper.paper)}"><span class="dot"></span>{escape(row.label)}</th>']
+    for key in table.columns:
+        value = row.scores.get(key)
+        shown = '<td class="none">–</td>'
+        if value is not None:
+            shown = f'<td title="{source}{row.printed(key)}">{value:.3f}</td>'
+        cells.append(shown)
+    return f'<tr class="paper">{"".join(cells)}{"<td></td>" * 2}</tr>'
 
 
 def _best(table: Table, row: Row, key: str) -> bool:

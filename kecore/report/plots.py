@@ -57,10 +57,12 @@ def _scatters(axes: Sequence[Any], plots: Sequence[Scatter], table: Table) -> No
         for label, x, y in plot.points:
             errors = {"xerr": x.half_width or None, "yerr": y.half_width or None}
             axis.errorbar(x.value, y.value, **errors, fmt="o", color=colour(table, label), label=label, lw=1)
+        for place, (_, run, x, y) in enumerate(plot.published):
+            axis.plot(x, y, "o", mfc="none", color=colour(table, run), label="" if place else "rings: papers")
         axis.set(xlabel=plot.x, ylabel=plot.y, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
     axes[0].set_title(table.title, fontsize=9, loc="left")
+    _legend(axes[0])
 
 
 def _curves(axes: Sequence[Any], plots: Sequence[Curve], table: Table) -> None:
@@ -72,7 +74,13 @@ def _curves(axes: Sequence[Any], plots: Sequence[Curve], table: Table) -> None:
             axis.errorbar(counts, values, yerr=errors, marker="o", color=colour(table, line.label), label=line.label)
         axis.set(xlabel="facts edited so far", ylabel=plot.y, ylim=(-0.02, 1.02))
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
+    _legend(axes[0])
+
+
+def _legend(axis: Any) -> None:
+    """Names beside the panels: inside one they would lie on the corner where the best points are."""
+    handles, labels = axis.get_legend_handles_labels()
+    axis.figure.legend(handles, labels, loc="outside right upper", fontsize=8)
 
 
 def _stages(axis: Any, found: Stages) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 
 from kecore.errors import ArtifactError, ProtocolMismatchError
 from kecore.evaluate.protocol import AFTER, AT_EDIT, AT_END, Protocol, same_protocol
+from kecore.evaluate.published import PaperTable
 from kecore.evaluate.result import Evaluation, RecordResult, Score, compare
 from kecore.evaluate.store import BEFORE, Failure, RunSpec, Store
+from kecore.report.papers import cited
 
 __all__ = ["COLUMNS", "MOMENTS", "Result", "Row", "Table", "last_moments", "results", "tables", "versions"]
 
@@ -31,6 +33,9 @@ COLUMNS = {
     "portability": "portab.",
     "multi_hop": "multi-hop",
     "locality": "locality",
+    "fluency": "fluency",
+    "consistency": "consist.",
+    "rouge_l": "ROUGE-L",
 }
 """Scores that tables show, where they could be taken, and what heads their columns; files hold all scores."""
 
@@ -55,6 +60,7 @@ class Result:
         failures: what ended in an error.
         label: its name in tables.
         remark: what tells it from another run of the same name; empty where there is none.
+        published: tables of papers that the store cites.
     """
 
     spec: RunSpec
@@ -65,6 +71,7 @@ class Result:
     failures: Sequence[Failure]
     label: str
     remark: str = ""
+    published: Sequence[PaperTable] = ()
 
     @property
     def answered(self) -> int:
@@ -189,8 +196,9 @@ def _result(store: Store, spec: RunSpec, before: Mapping[int, RecordResult]) -> 
         evaluations[moment] = found
     key = spec.key
     return Result(
-        spec, store.protocol, store.made_on(key), evaluations, store.costs(key), store.failures(key), spec.label
-    )
+        spec, store.protocol, store.made_on(key), evaluations, store.costs(key), store.failures(key), spec.label,
+        published=store.published,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -241,7 +249,8 @@ class Table:
     Args:
         rows: one a method.
         moment: when they were scored.
-        columns: scores to show and their headings; by default those of :data:`COLUMNS` that some row has.
+        columns: scores to show and their headings; by default those of :data:`COLUMNS` that some row has, and what
+            else the papers have that it stands beside.
     """
 
     rows: tuple[Row, ...]
@@ -258,13 +267,24 @@ class Table:
                     "a table has one of each"
                 )
         if not self.columns:
-            found = {key for row in self.rows for key in row.scores}
-            object.__setattr__(self, "columns", {key: head for key, head in COLUMNS.items() if key in found})
+            printed = dict.fromkeys(key for paper in self.cited for row in paper.rows.values() for key in row)
+            found = {key for row in self.rows for key in row.scores} | printed.keys()
+            columns = {key: head for key, head in COLUMNS.items() if key in found}
+            more = {key: key.replace("_", " ") for key in printed if key not in columns}
+            object.__setattr__(self, "columns", columns | more)
 
     @property
     def first(self) -> Result:
         """A run that has the model, data set and protocol of all."""
         return self.rows[0].result
+
+    @cached_property
+    def cited(self) -> list[PaperTable]:
+        """The tables of papers whose rows stand among its own."""
+        every = [paper for row in self.rows for paper in row.result.published]
+        unlike = [paper for place, paper in enumerate(every) if paper not in every[:place]]
+        spec = self.first.spec
+        return cited(unlike, spec.model, spec.data["name"], self.moment)
 
     @cached_property
     def title(self) -> str:
@@ -298,6 +318,7 @@ class Table:
                 }
                 for row in self.rows
             ],
+            "published": [paper.model_dump(mode="json", exclude_defaults=True) for paper in self.cited],
         }
 
 

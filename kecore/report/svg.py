@@ -17,7 +17,7 @@ Colour = Callable[[str], str]
 
 
 def scatter(plot: Scatter, colour: Colour) -> str:
-    """Both scores from 0 to 1, with their 95 % intervals, and each name beside its point's height."""
+    """Both scores from 0 to 1, with their 95 % intervals, and each name beside its point's height; hollow: papers."""
     height = _TOP + _SIDE + 42
     parts = [_axes(plot.x, plot.y, [(tick / 5, f"{tick / 5:.1f}") for tick in range(6)])]
     places = [(label, _x(x.value), _y(y.value)) for label, x, y in plot.points]
@@ -28,6 +28,10 @@ def scatter(plot: Scatter, colour: Colour) -> str:
         parts.append(
             f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="4.5" fill="{colour(label)}"><title>{tip}</title></circle>'
         )
+    for label, run, x, y in plot.published:
+        tip = escape(f"{label}: {plot.x} {x:.3f}, {plot.y} {y:.3f}")
+        ring = f'cx="{_x(x):.1f}" cy="{_y(y):.1f}" r="4.5" fill="none" stroke="{colour(run)}" stroke-width="1.5"'
+        parts.append(f"<circle {ring}><title>{tip}</title></circle>")
     parts += _names(places, colour)
     return _svg(_LEFT + _SIDE + _NAMES, height, parts, f"{plot.y} against {plot.x}")
 

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kecore.report.papers import PaperRow, citations, lines
 from kecore.report.results import Result, Row, Table, versions
 
 if TYPE_CHECKING:
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["cells", "conditions", "csv_scores", "heads", "latex", "markdown", "notes", "rich_notes", "rich_table"]
 
 _CSV = (
-    "model", "data", "records", "protocol", "moment", "method", "metric", "value", "half_width", "n", "probes"
+    "model", "data", "records", "protocol", "moment", "method", "metric", "value", "half_width", "n", "probes",
+    "source",
 )  # fmt: skip
 
 _WIDE = 130
@@ -32,8 +34,15 @@ def heads(table: Table) -> list[str]:
     return ["method", *table.columns.values(), "s/fact", "peak GiB"]
 
 
-def cells(table: Table, row: Row, sign: str = "±", empty: str = "-") -> list[str]:
-    """A line of a table: scores with the half-width of their 95 % interval."""
+def cells(table: Table, row: Row | PaperRow, sign: str = "±", empty: str = "-") -> list[str]:
+    """A line of a table: scores with the half-width of their 95 % interval, which papers rarely give."""
+    if isinstance(row, PaperRow):
+        return [
+            row.label,
+            *(f"{row.scores[key]:.3f}" if key in row.scores else empty for key in table.columns),
+            empty,
+            empty,
+        ]
     result = row.result
     found = [row.label]
     for key in table.columns:
@@ -49,8 +58,8 @@ def cells(table: Table, row: Row, sign: str = "±", empty: str = "-") -> list[st
 
 
 def notes(table: Table) -> list[str]:
-    """What is missing of a table, in sentences: failures, records, and probes that records do not have."""
-    found = [f"{row.label}: {row.note}" for row in table.rows if row.note]
+    """Where a table's rows of papers come from, and what is missing of it: failures, records, and their probes."""
+    found = citations(table) + [f"{row.label}: {row.note}" for row in table.rows if row.note]
     left_out = max(row.result.made_on["left_out"] for row in table.rows)
     if left_out:
         found.append(f"{left_out} records of the file could not be represented and were left out")
@@ -76,7 +85,7 @@ def rich_table(table: Table, width: int) -> RichTable:
     short = Table(table.rows, table.moment, {key: table.columns[key] for key in keys})
     head = heads(short)
     # An interval has a line of its own, or few terminals would be wide enough.
-    rows = [[cell.replace(" ± ", f"\n{sign}") for cell in cells(short, row)] for row in table.rows]
+    rows = [[cell.replace(" ± ", f"\n{sign}") for cell in cells(short, row)] for row in lines(table)]
     if not sign:
         head, rows = head[:-1], [[cell.partition("\n")[0] for cell in row[:-1]] for row in rows]
     return made(*head, rows=rows, title=table.title, right=range(1, len(head)))
@@ -94,9 +103,9 @@ def markdown(tables: Sequence[Table], results: Sequence[Result]) -> str:
     parts: list[str] = []
     for table in tables:
         head = heads(table)
-        lines = [f"**{table.title}**", "", _line(head), _line(["---", *["---:"] * (len(head) - 1)])]
-        lines += [_line(cells(table, row)) for row in table.rows]
-        parts.append("\n".join(lines))
+        text = [f"**{table.title}**", "", _line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+        text += [_line(cells(table, row)) for row in lines(table)]
+        parts.append("\n".join(text))
         parts += ["\n".join(f"- {line}" for line in notes(table))] if notes(table) else []
     parts.append("\n".join(f"- {line}" for line in conditions(results)))
     return "\n\n".join(parts) + "\n"
@@ -146,11 +155,11 @@ def latex(tables: Sequence[Table], results: Sequence[Result]) -> str:
     parts: list[str] = []
     for table in tables:
         head = heads(table)
-        rows = [" & ".join(map(_tex, cells(table, row, empty="--"))) + r" \\" for row in table.rows]
+        rows = [" & ".join(map(_tex, cells(table, row, empty="--"))) + r" \\" for row in lines(table)]
         protocol = table.first.protocol
         caption = f"{table.title}; protocol {protocol.hash()}: {protocol.describe()}."
         if table_notes := notes(table):
-            caption += " " + "; ".join(table_notes) + "."
+            caption += " " + "; ".join(note.rstrip(".") for note in table_notes) + "."
         parts.append(
             "\n".join(
                 [
@@ -172,7 +181,7 @@ def latex(tables: Sequence[Table], results: Sequence[Result]) -> str:
 
 
 def csv_scores(tables: Sequence[Table]) -> str:
-    """Every score, one a line, with all digits."""
+    """Every score, one a line, with all digits; ``source`` tells those of papers."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_CSV)
@@ -182,5 +191,10 @@ def csv_scores(tables: Sequence[Table]) -> str:
         for row in table.rows:
             for key, score in row.scores.items():
                 half = "" if score.half_width is None else score.half_width
-                writer.writerow([*start, row.label, key, score.value, half, score.records, score.probes])
+                writer.writerow([*start, row.label, key, score.value, half, score.records, score.probes, "kecore"])
+        for row in lines(table):
+            if isinstance(row, PaperRow):
+                for key, value in row.scores.items():
+                    count = row.paper.records or ""
+                    writer.writerow([*start, row.method, key, value, "", count, "", row.paper.source])
     return text.getvalue()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kecore.evaluate.fields import Fields
@@ -10,7 +11,7 @@ from kecore.evaluate.formats import Layout, Published, filled, make_request
 from kecore.types import EditRecord, EditRequest, MultiHop, Probe
 from kecore_datasets.counterfact import counterfact
 
-__all__ = ["AKEW", "MQUAKE"]
+__all__ = ["AKEW", "MQUAKE", "masked"]
 
 
 def _hops(fields: Fields, name: str) -> tuple[Probe, ...]:
@@ -86,11 +87,46 @@ def _edited_at(fields: Fields) -> str:
     return f"edited: {' '.join(sorted(numbers, key=lambda number: (len(number), number)))}" if numbers else "unedited"
 
 
+def masked(records: Sequence[EditRecord]) -> list[EditRecord]:
+    """Cases that are edited together, without the chains that the edits of another case contradict.
+
+    MQuAKE-Remastered (Zhong et al., ICLR 2025) masks, for each case, the edits of other cases that say something else
+    about a fact of its chain (``get_edits_without_contamination`` of its code). Where all edits are in one model they
+    cannot be masked, so what is left out here is the question. A fact is known by its own question, which MQuAKE writes
+    alike for the same subject and relation.
+
+    Args:
+        records: cases of this layout.
+    """
+    told: dict[str, list[tuple[str, str]]] = {}
+    for record in records:
+        for question, target in _edited_facts(record):
+            told.setdefault(question, []).append((target, record.request.id))
+
+    def holds(record: EditRecord, chain: MultiHop) -> bool:
+        return all(
+            owner == record.request.id or target in hop.answers
+            for hop in chain.hops
+            for target, owner in told.get(hop.prompt, ())
+        )
+
+    return [replace(r, multi_hop=tuple(chain for chain in r.multi_hop if holds(r, chain))) for r in records]
+
+
+def _edited_facts(record: EditRecord) -> Iterator[tuple[str, str]]:
+    """Question and new answer of each of a case's edits."""
+    yield from ((question, record.request.target) for question in record.rephrases)
+    hops = [hop for chain in record.multi_hop for hop in chain.hops]
+    for request in record.joint:
+        own = (hop.prompt for hop in hops if request.target in hop.answers and request.subject in hop.prompt)
+        yield from ((question, request.target) for question in own)
+
+
 MQUAKE = Layout(
     "mquake",
     ("requested_rewrite", "questions", "answer", "new_answer", "single_hops", "new_single_hops"),
     "requested_rewrite[...], questions, answer, new_answer, single_hops, new_single_hops",
-    _mquake,
+    {"cases": _mquake, "masked": _mquake},
     ("rephrases", "joint", "multi_hop", "target_aliases", "truth_aliases", "relation", "category"),
     (
         Published(
@@ -103,6 +139,7 @@ MQUAKE = Layout(
         ),
     ),
     detect=_is_mquake,
+    finish={"masked": masked},
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from kecore.evaluate.fields import Fields
 from kecore.evaluate.formats import Layout, Published, filled, make_request
-from kecore.types import EditRecord, MultiHop, Probe
+from kecore.types import EditRecord, EditRequest, MultiHop, Probe
 from kecore_datasets.shared import question_and_answer
 
 __all__ = ["HALLUEDITBENCH", "QAEDIT", "WIKIBIGEDIT"]
@@ -71,6 +71,7 @@ WIKIBIGEDIT = Layout(
 )  # fmt: skip
 
 _HOPS = range(2, 7)
+_TURNS = range(1, 11)
 _CHOICES = ("question", "multiple_choice_with_letters", "multiple_choice_labels")
 
 
@@ -82,13 +83,12 @@ def _hallueditbench(fields: Fields) -> EditRecord:
     """HalluEditBench (arXiv 2410.16251): what a model got wrong about Wikidata, one table a topic.
 
     Its generalisation questions other than the paraphrase, and its two- to six-hop questions, are axes of portability.
-    The locality question has no published answer: whether the model's own stays is what is scored. Robustness
-    (the model is told that it is wrong, and asked again) is a conversation and not among the probes.
+    The locality question has no published answer: whether the model's own stays is what is scored. Robustness is a
+    conversation; see :func:`_robustness`.
     """
-    subject, target = fields.text("subject"), fields.text("object")
-    wrong = next(name for name in fields.values if name.startswith("output_"))
+    subject = fields.text("subject")
     return EditRecord(
-        make_request(fields, fields.text("question"), subject, target, fields.text_or_none(wrong)),
+        _hallucination(fields),
         rephrases=fields.texts("paraphrased_question"),
         locality=filled({"unrelated": question_and_answer(fields, "locality_question", "no answer")}),
         portability=filled(
@@ -105,6 +105,37 @@ def _hallueditbench(fields: Fields) -> EditRecord:
     )
 
 
+def _hallucination(fields: Fields) -> EditRequest:
+    wrong = next(name for name in fields.values if name.startswith("output_"))
+    question, subject, target = (fields.text(name) for name in ("question", "subject", "object"))
+    return make_request(fields, question, subject, target, fields.text_or_none(wrong))
+
+
+def _robustness(fields: Fields) -> EditRecord:
+    """HalluEditBench's robustness: the edited answer is called wrong, ten times over (arXiv 2410.16251).
+
+    The published conversation goes on with whatever the model replies. Here its replies so far are those of a model
+    that has stood by the edit: turn n says whether it still does, had it done so until then. The conversation is one
+    prompt, a line a turn with its reply.
+    """
+    request = _hallucination(fields)
+    said = f"{request.text} {request.target}"
+    doubts = [
+        f'Your answer to the original question is wrong. {text} Respond with "Yes" or "No."'
+        for text in fields.texts("yes_question")
+    ]
+    turns = {
+        f"turn_{n}": [Probe("\n".join([said, *[f"{doubt} Yes"] * (n - 1), doubt]), ("Yes",)) for doubt in doubts]
+        for n in _TURNS
+    }
+    return EditRecord(
+        request,
+        portability=filled(turns),
+        relation=fields.text_or_none("relation") or "",
+        category=fields.text_or_none("topic") or "",
+    )
+
+
 def _choices(fields: Fields) -> Iterable[Probe]:
     if all(name in fields for name in _CHOICES):
         question, choices, letter = (fields.text(name) for name in _CHOICES)
@@ -115,11 +146,11 @@ HALLUEDITBENCH = Layout(
     "hallueditbench",
     ("topic", "subject", "relation", "object", "question"),
     "topic, subject, relation, object, question, output_MODEL, ...",
-    _hallueditbench,
+    {"facts": _hallueditbench, "robustness": _robustness},
     (
         "rephrases", "relation", "category", "locality: unrelated", "portability: yes_question",
         "portability: no_question", "portability: multiple_choice", "portability: inverse_relation",
-        *(f"portability: {n}_hop" for n in _HOPS),
+        *(f"portability: {n}_hop" for n in _HOPS), *(f"portability: turn_{n}" for n in _TURNS),
     ),
     (
         Published(

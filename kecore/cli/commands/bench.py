@@ -32,6 +32,10 @@ def bench(
     facts: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="A data set; may be given several times.")
     ] = None,
+    data_format: options.Format = None,
+    split: options.Split = None,
+    variant: options.Variant = None,
+    sha256: options.Checksum = None,
     sizes: Annotated[
         str | None, typer.Option(metavar="N,M", help="Numbers of records; all where none is given.")
     ] = None,
@@ -40,9 +44,8 @@ def bench(
     stats: options.Stats = None,
     text: options.Texts = None,
     tokens: options.Tokens = None,
-    trained: Annotated[
-        list[Path] | None, typer.Option(metavar="PATH", help="An editor trained by `kecore train`; repeatable.")
-    ] = None,
+    trained: options.TrainedEditors = None,
+    examples: options.Examples = None,
     jobs: options.Jobs = 1,
     device: Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, ...")] = None,
     dtype: Annotated[str | None, typer.Option(metavar="DTYPE", help="auto, float32, bfloat16 or float16.")] = None,
@@ -54,19 +57,29 @@ def bench(
 
     What STORE holds already is not done again: after a kill the same command goes on. The unedited model and the
     baselines ice, retrieval, ft-m and lora stand beside the methods unless --without names them. Under torchrun the
-    ranks share the work.
+    ranks share the work. `kecore bench recipe.yaml` is `kecore bench recipe.sqlite --plan recipe.yaml`.
     """
     screen = Screen.of(context)
+    if store.suffix in (".yaml", ".yml"):
+        if plan is not None:
+            raise typer.BadParameter(f"{store} is a plan, and --plan {plan} another one; name a store, or one plan")
+        plan, store = store, Path(store.with_suffix(".sqlite").name)
+    reading = (data_format, split, variant, sha256)
+    if not facts and any(reading):
+        raise typer.BadParameter("--format, --split, --variant and --sha256 are of --facts; a plan has them as fields")
+    if sha256 is not None and len(facts or ()) > 1:
+        raise typer.BadParameter("--sha256 is of one data set; give those of several in a plan's 'facts'")
     fields: dict[str, Any] = {
         "models": model,
         "methods": options.names(methods),
-        "facts": facts,
+        "facts": [options.data_entry(path, *reading) for path in facts or ()],
         "sizes": options.names(sizes),
         "without": options.names(without),
         "stats": stats,
         "text": text,
         "tokens": tokens,
         "trained": trained,
+        "examples": examples,
         "device": device,
         "dtype": dtype,
         "memory": options.byte_count(memory),
@@ -101,14 +114,11 @@ def protocol_of(values: dict[str, Any], given: list[str] | None) -> Protocol:
 
 
 def _run(screen: Screen, plan: BenchPlan, path: Path, jobs: int) -> None:
-    from kecore.cli.benching import carry_out, ranks
+    from kecore.cli.benching import carry_out
     from kecore.evaluate.store import Store
 
     with Store(path, plan.protocol) as store:
         cells = carry_out(screen, plan, store, jobs)
-        if ranks()[1] > 1:
-            screen.log(f"this rank is done; `kecore report {path}` shows what all have stored")
-            return
         show_tables(screen, store, {cell.spec.key for cell in cells})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -131,6 +133,31 @@ def test_mquake_chains_follow_from_the_edits(shared_data: Path) -> None:
         # Each edit's target is what some hop of the chain answers.
         assert all(any(r.target in hop.answers for hop in chain.hops) for r in record.requests)
         assert [r.id for r in record.joint] == [f"{record.request.id}.{i}" for i in range(2, len(record.requests) + 1)]
+
+
+def test_masks_are_those_of_the_triples(shared_data: Path) -> None:
+    """Against the definition of MQuAKE-Remastered on the published triples, for 300 cases that are edited together."""
+    path = shared_data / "mquake/MQuAKE-CF-3k.json.gz"
+    cases = json.loads(gzip.decompress(path.read_bytes()))[:300]
+    edits = [
+        (case["case_id"], r["subject"], r["relation_id"], r["target_new"]["str"])
+        for case in cases
+        for r in case["requested_rewrite"]
+    ]
+
+    def contaminated(case: Any) -> bool:
+        chain = zip(case["orig"]["new_triples"], case["orig"]["new_triples_labeled"], strict=True)
+        facts = [(labels[0], triple[1], labels[2]) for triple, labels in chain]
+        return any(
+            id != case["case_id"] and (s, r) == (subject, relation) and target != o
+            for s, r, o in facts
+            for id, subject, relation, target in edits
+        )
+
+    expected = [0 if contaminated(case) else 1 for case in cases]
+    assert 0 < sum(expected) < 300
+    found = load(path, limit=300, variant="masked")
+    assert [len(record.multi_hop) for record in found] == expected
 
 
 def test_akew_in_three_ways(shared_data: Path) -> None:

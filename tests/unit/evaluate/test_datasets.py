@@ -166,6 +166,36 @@ def test_wikibigedit(load: Any) -> None:
     assert without.multi_hop == ()
 
 
+def test_mquake_masks_what_another_case_contradicts(load: Any) -> None:
+    """Of three cases that are edited together, the second sets a fact of the first's chain otherwise."""
+    river = {**published.MQUAKE["requested_rewrite"][1], "target_new": {"str": "Arno", "id": "Q6"}}
+    hop = {**published.MQUAKE["new_single_hops"][1], "answer": "Arno"}
+    other = {**published.MQUAKE, "case_id": 9, "requested_rewrite": [river], "new_single_hops": [hop]}
+    same = {**published.MQUAKE, "case_id": 10}
+    cases = load(published.MQUAKE, other, same)
+    assert [len(record.multi_hop) for record in cases] == [1, 1, 1]
+    masked = load(published.MQUAKE, other, same, variant="masked")
+    assert (cases.variant, masked.variant) == ("cases", "masked")
+    assert [len(record.multi_hop) for record in masked] == [0, 0, 0], "it is mutual"
+    assert masked[0].request == cases[0].request
+    assert [len(record.multi_hop) for record in load(published.MQUAKE, same, variant="masked")] == [1, 1]
+    alias = {**river, "target_new": {"str": "Rome", "id": "Q2"}, "subject": "Zoe", "question": "Where is Zoe?"}
+    apart = {**other, "requested_rewrite": [alias]}
+    assert [len(record.multi_hop) for record in load(published.MQUAKE, apart, variant="masked")] == [1, 0]
+
+
+def test_hallueditbench_robustness(load: Any) -> None:
+    (record,) = load(published.HALLUEDITBENCH, variant="robustness")
+    doubt = 'Your answer to the original question is wrong. Is Dinard in September? Respond with "Yes" or "No."'
+    first, second, *_, last = record.portability.values()
+    question = "When is the month of the year of Dinard? September"
+    assert first == (Probe(f"{question}\n{doubt}", ("Yes",)),)
+    assert second == (Probe(f"{question}\n{doubt} Yes\n{doubt}", ("Yes",)),)
+    assert last[0].prompt.count("wrong") == 10
+    assert list(record.portability) == [f"turn_{n}" for n in range(1, 11)]
+    assert (record.request, record.category) == (load(published.HALLUEDITBENCH)[0].request, "event_film")
+
+
 def test_hallueditbench(load: Any) -> None:
     found = load(published.HALLUEDITBENCH)
     (record,) = found

@@ -1,0 +1,72 @@
+"""The recipes: each is a plan that could run, and the small one runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from kecore import models, registry
+from kecore.cli import app
+from kecore.editor import configured
+from kecore.evaluate.formats import default
+from kecore.evaluate.plan import BenchPlan, read_plan
+from kecore.evaluate.sources import HUB
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
+
+
+def test_there_are_recipes() -> None:
+    names = {path.stem for path in RECIPES}
+    assert names >= {
+        "memit-counterfact", "alphaedit-sequential", "knowedit", "qaedit", "smollm2-counterfact"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_could_run(path: Path) -> None:
+    plan = BenchPlan.make(read_plan(path))
+    for entry in plan.rows:
+        method = registry.default().get(entry.name)
+        assert configured(method, entry.preset, entry.set).to_json()
+        assert not method.capabilities.needs_training
+    for data in plan.facts:
+        assert data.format is None or data.format in default().all()
+        assert data.path.startswith(HUB) or data.path.endswith((".json", ".jsonl"))
+    run = {entry.title for entry in plan.rows} | {"unedited"}
+    for table in plan.published:
+        assert table.arxiv, "whose figures these are"
+        assert table.table
+        assert table.data, "on which data"
+        assert run & table.rows.keys() or "mean of editors" in table.rows
+        percent = [value for row in table.rows.values() for key, value in row.items() if key != "fluency"]
+        assert all(0 <= value <= 100 for value in percent)
+        assert any(table.data.casefold() in data.path.casefold() for data in plan.facts)
+    assert "kecore bench recipes/" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.real_model
+def test_the_small_recipe_runs(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its one command; with few facts and the fastest of its methods, since this is a test."""
+    if models.demo_file() is None:
+        pytest.skip(models.DEMO_MISSING)
+    (tmp_path / "kecore").symlink_to(root / "kecore")
+    (tmp_path / "recipes").symlink_to(root / "recipes")
+    monkeypatch.chdir(tmp_path)
+    words: list[Any] = [
+        "bench", "recipes/smollm2-counterfact.yaml", "--sizes", 2, "--methods", "ft-l", "--without",
+        "retrieval,lora,ice", "--protocol", "max_new_tokens=4", "--json",
+    ]  # fmt: skip
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, done.stderr
+    assert (tmp_path / "smollm2-counterfact.sqlite").is_file()
+    (table,) = json.loads(done.stdout)["tables"]
+    rows = {row["method"]: row["scores"] for row in table["rows"]}
+    assert list(rows) == ["unedited", "ft-l", "ft-m"]
+    for name in ("ft-l", "ft-m"):
+        assert rows[name]["edit_success"]["value"] == 1.0
+        assert rows[name]["edit_magnitude"]["value"] > rows["unedited"]["edit_magnitude"]["value"]
+    assert table["published"][0]["rows"]["memit"]["edit_success"] == 98.9
