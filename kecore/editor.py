@@ -38,13 +38,13 @@ class HistoryEntry:
         edit: the edit, attached to the model.
         method: the method's name.
         stages: wall seconds by stage.
-        state_before: the method's state that taking the edit off brings back.
+        state_before: the method's state that taking the edit off brings back; None of an edit that was resumed.
     """
 
     edit: Edit
     method: str
     stages: Mapping[str, float]
-    state_before: Mapping[str, Tensor]
+    state_before: Mapping[str, Tensor] | None
 
 
 class Editor:
@@ -235,29 +235,68 @@ class Editor:
         """
         return make_plan(self.view, self.memory, needs, self._held)
 
+    @property
+    def batch_tokens(self) -> int:
+        """Padded tokens of a micro-batch of scoring that keeps within the session's budget.
+
+        Raises:
+            MemoryBudgetError: not even the smallest one does.
+        """
+        from kecore.evaluate.scoring import BATCH_TOKENS
+
+        need = scoring(self.view, BATCH_TOKENS)
+        return need.micro_batch(self.memory_plan([need]).activations)
+
     def revert(self, count: int = 1) -> None:
         """Take the last ``count`` edits off; with none left the model is bitwise what it was.
 
         Raises:
-            EditStateError: there are fewer edits than that.
+            EditStateError: there are fewer edits than that, or some of those that were resumed would stay.
         """
         if not 0 < count <= len(self._history):
             raise EditStateError(f"cannot revert {count} edit(s); the session has {len(self._history)}")
+        resumed = sum(entry.state_before is None for entry in self._history)
+        if 0 < len(self._history) - count < resumed:
+            raise EditStateError(
+                f"{resumed} edits were resumed, and what the method remembered between them is not known; revert all "
+                f"{len(self._history)} edits, or only those that came after"
+            )
         for _ in range(count):
             entry = self._history[-1]
             entry.edit.revert(self.model)
-            self._states[entry.method] = entry.state_before
+            self._states[entry.method] = entry.state_before or {}
             self._history.pop()
+
+    def remembered(self, method: str) -> Mapping[str, Tensor]:
+        """What a method will find in its state at its next edit."""
+        return dict(self._states.get(method, {}))
+
+    def resume(self, method: str, edits: Sequence[Edit], state: Mapping[str, Tensor]) -> None:
+        """Go on with a session of one method that ended: its edits are put on, and the method remembers what it did.
+
+        Args:
+            method: the method's name.
+            edits: those that acted, oldest first.
+            state: what :meth:`remembered` gave then.
+
+        Raises:
+            EditStateError: this session has edits already.
+            ArtifactMismatchError: an edit is for another model.
+        """
+        if self._history:
+            raise EditStateError(f"the session has {len(self._history)} edit(s) already; revert them first")
+        for edit in edits:
+            edit.attach(self.model, base=self._identity)
+            self._history.append(HistoryEntry(edit, method, {}, None))
+        self._states[method] = dict(state)
 
     def evaluate(self, records: Sequence[EditRecord], protocol: Protocol | None = None) -> Evaluation:
         """Score the model as it is now; see :func:`kecore.evaluate.evaluate`."""
         from kecore.evaluate import Protocol, evaluate
-        from kecore.evaluate.scoring import BATCH_TOKENS
 
         protocol = protocol or Protocol(form="chat" if self.encoder.chat else "plain")
-        need = scoring(self.view, BATCH_TOKENS)
-        tokens = need.micro_batch(self.memory_plan([need]).activations)
-        return evaluate(self.view, self.encoder, records, protocol, batch_tokens=tokens, progress=self.progress)
+        options: dict[str, Any] = {"batch_tokens": self.batch_tokens, "progress": self.progress}
+        return evaluate(self.view, self.encoder, records, protocol, **options)
 
     def save(self, path: str | Path) -> Path:
         """Write the edits of this session as one edit.

@@ -63,6 +63,7 @@ def _explained(error: Exception) -> tuple[str | None, int]:
 
 def _say(screen: Screen, error: Exception, message: str) -> None:
     name = type(error).__name__
+    screen.err.quiet = False  # a process that shares the work with others is silent, but not about its end
     page = f" [dim]({name}, see docs/errors/{name}.md)[/]" if isinstance(error, KecoreError) else ""
     screen.err.print(f"[bold red]error:[/] {escape(message)}{page}", soft_wrap=True)
 

@@ -18,6 +18,7 @@ __all__ = [
     "Checksum",
     "Device",
     "Dtype",
+    "Edits",
     "Examples",
     "Facts",
     "Force",
@@ -45,10 +46,12 @@ __all__ = [
     "Texts",
     "Tokens",
     "Trained",
+    "TrainedEditors",
     "Variant",
     "Without",
     "byte_count",
     "check_free",
+    "data_entry",
     "layer_list",
     "names",
     "settings",
@@ -88,6 +91,10 @@ Tokens = Annotated[
     typer.Option(metavar="N", help="Tokens to collect key statistics from.", min=1, show_default="20 a key column"),
 ]
 
+Edits = Annotated[
+    list[Path] | None,
+    typer.Option("--edit", metavar="EDIT", help="An edit file or folder (repeatable).", show_default=False),
+]
 Method = Annotated[str, typer.Option(metavar="NAME", help="An editing method; `kecore methods` lists them.")]
 Facts = Annotated[
     Path | None,
@@ -113,6 +120,12 @@ GroundTruth = Annotated[str | None, typer.Option(metavar="TEXT", help="What foll
 Stats = Annotated[Path | None, typer.Option(metavar="PATH", help="Key statistics made by `kecore stats`.")]
 Trained = Annotated[
     Path | None, typer.Option(metavar="PATH", help="An editor trained by `kecore train`, for methods that need it.")
+]
+TrainedEditors = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--trained", metavar="PATH", help="An editor trained by `kecore train`; may be given once a method and model."
+    ),
 ]
 Examples = Annotated[
     Path | None,
@@ -184,6 +197,13 @@ def layer_list(text: str) -> list[int] | None:
 def names(text: str | None) -> list[str]:
     """The parts of ``a,b,c``; none of nothing."""
     return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def data_entry(
+    path: str, data_format: str | None, split: str | None, variant: str | None, sha256: str | None
+) -> dict[str, str | None]:
+    """A data set and how it is read, as a plan's ``facts`` take it."""
+    return {"path": path, "format": data_format, "split": split, "variant": variant, "sha256": sha256}
 
 
 def settings(pairs: Sequence[str] | None, option: str = "--set") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
@@ -85,7 +85,7 @@ class Layout:
             the most needs is taken.
         describes: the fields that mark it, for messages.
         parse: makes a record of one object; raises DataFormatError or RequestError. Of a layout whose records
-            can be edited in several ways: the ways by name, the first being the default.
+            can be edited or asked in several ways: the ways by name, the first being the default.
         fills: what records of the layout carry beside the request: fields of EditRecord, and axes as
             ``portability: one_hop``.
         published: the data sets in this layout.
@@ -93,6 +93,7 @@ class Layout:
         strict: one bad record refuses the whole file, and ids must be unique.
         expand: for a layout whose file is one object: the objects of its records.
         merge: for a layout whose records are spread over the files of a folder: the objects of its records.
+        finish: for ways whose records depend on each other: all records as they come, to as many.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Layout:
     strict: bool = False
     expand: Callable[[Fields], list[dict[str, Any]]] | None = None
     merge: Callable[[Sequence[Part]], list[tuple[str, Any]]] | None = None
+    finish: Mapping[str, Callable[[Sequence[EditRecord]], Sequence[EditRecord]]] = field(default_factory=dict)
 
     @property
     def variants(self) -> tuple[str, ...]:

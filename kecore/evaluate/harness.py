@@ -4,15 +4,55 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
-from kecore.errors import ConfigError, MissingDependencyError
+from kecore.errors import ConfigError, HubError, MissingDependencyError
 
 if TYPE_CHECKING:
     from kecore.model_view import ModelView
     from kecore.text import Encoder
 
-__all__ = ["harness_scores"]
+__all__ = ["check_tasks", "harness_scores"]
+
+
+def check_tasks(tasks: Sequence[str], folder: str | Path | None = None) -> None:
+    """Refuse tasks that cannot be had, before any model is run; fetches their data sets.
+
+    Args:
+        tasks: names of harness tasks.
+        folder: folder with further task files.
+
+    Raises:
+        MissingDependencyError: there are tasks and lm-eval is not installed.
+        ConfigError: the harness has no such task.
+        HubError: a task's data set cannot be fetched.
+    """
+    if tasks:
+        _checked(tuple(tasks), None if folder is None else str(folder))
+
+
+@cache
+def _checked(tasks: tuple[str, ...], folder: str | None) -> Any:
+    """What finds the tasks; they are read once, since there are thousands of files."""
+    try:
+        from datasets.exceptions import DatasetsError  # pyright: ignore[reportMissingImports] - of lm-eval
+        from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports] - an extra
+    except ImportError as error:
+        raise MissingDependencyError("harness tasks need lm-eval: pip install 'kecore[eval]'") from error
+    manager: Any = TaskManager(include_path=folder)
+    unknown = [name for name in tasks if not manager.match_tasks([name])]
+    if unknown:
+        raise ConfigError(f"lm-eval has no task {', '.join(map(repr, unknown))}; `lm-eval ls tasks` lists its tasks")
+    try:
+        manager.load(list(tasks))
+    except (OSError, cast("type[Exception]", DatasetsError)) as error:
+        raise HubError(
+            f"the data of lm-eval's {', '.join(tasks)} cannot be had: {type(error).__name__}: {error}; check the "
+            "connection, or fetch it into the hub's cache where there is one"
+        ) from error
+    return manager
 
 
 def harness_scores(
@@ -45,17 +85,12 @@ def harness_scores(
     Raises:
         MissingDependencyError: lm-eval is not installed.
         ConfigError: the harness has no such task.
+        HubError: a task's data set cannot be fetched.
     """
-    try:
-        from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports] - an extra
-        from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports] - an extra
-        from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports] - an extra
-    except ImportError as error:
-        raise MissingDependencyError("harness tasks need lm-eval: pip install 'kecore[eval]'") from error
-    manager = TaskManager(include_path=task_folder)
-    unknown = [name for name in tasks if not manager.match_tasks([name])]
-    if unknown:
-        raise ConfigError(f"lm-eval has no task {', '.join(map(repr, unknown))}; `lm-eval ls tasks` lists its tasks")
+    manager = _checked(tuple(tasks), task_folder)
+    from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports] - an extra
+    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports] - an extra
+
     with view.frozen():
         # The harness sets padding tokens on the tokenizer it is given.
         model = HFLM(pretrained=view.model, tokenizer=copy.deepcopy(encoder.tokenizer), batch_size=batch_size)

@@ -119,8 +119,9 @@ class Change:
     items: int
 
     def to_json(self) -> dict[str, float | int | None]:
-        """Plain JSON values."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        """Plain JSON values; what is not finite is null."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}
 
 
 def paired(before: Sequence[float], after: Sequence[float]) -> Change:
@@ -176,6 +177,7 @@ def checkup(
     prompts: Sequence[str] = (),
     harness: Sequence[str] = (),
     harness_limit: int | None = None,
+    harness_folder: str | None = None,
     window: int = 256,
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress = silent,
@@ -190,6 +192,7 @@ def checkup(
         prompts: unrelated prompts, whose next-token distributions are kept: vocabulary times 4 bytes each.
         harness: tasks of the Language Model Evaluation Harness; see :func:`~kecore.evaluate.harness.harness_scores`.
         harness_limit: documents of each of these tasks; None for all.
+        harness_folder: folder with further tasks of the harness.
         window: of the perplexity.
         batch_tokens: padded tokens of one micro-batch: speed and memory, not the result.
         progress: called after each micro-batch.
@@ -197,13 +200,14 @@ def checkup(
     Raises:
         MissingDependencyError: harness tasks are asked for and lm-eval is not installed.
         ConfigError: the harness has no such task.
+        HubError: the data of a harness task cannot be fetched.
     """
     options: dict[str, Any] = {"batch_tokens": batch_tokens, "progress": progress}
     return Checkup(
         perplexity(view, encoder, passages, window=window, **options) if passages else None,
         run_tasks(view, encoder, tasks, **options) if tasks else {},
         tuple(next_tokens(view, encoder, prompts, **options)) if prompts else (),
-        harness_scores(view, encoder, harness, limit=harness_limit) if harness else {},
+        harness_scores(view, encoder, harness, limit=harness_limit, task_folder=harness_folder) if harness else {},
     )
 
 
@@ -212,8 +216,9 @@ def changes(before: Checkup, after: Checkup) -> dict[str, Change]:
 
     Returns:
         ``perplexity``; ``drift``, the mean KL divergence in nats from the first to the second model's next-token
-        distribution (a prompt whose divergence is not finite is left out of it, which ``items`` tells); and
-        the accuracy of each task by its name, of each harness task as ``task.metric``.
+        distribution (a prompt whose divergence is not finite is left out of it, which ``items`` tells);
+        ``agreement``, the share of prompts whose most probable next token is the same (not so where a distribution is
+        not finite); and the accuracy of each task by its name, of each harness task as ``task.metric``.
 
     Raises:
         ConfigError: the two are not of the same text, tasks and prompts.
@@ -225,9 +230,11 @@ def changes(before: Checkup, after: Checkup) -> dict[str, Change]:
     found: dict[str, Change] = {}
     if before.perplexity and after.perplexity:
         found["perplexity"] = _perplexities(before.perplexity, after.perplexity)
-    gaps = map(divergence, before.distributions, after.distributions)
-    if finite := [gap for gap in gaps if gap is not None]:
+    pairs = list(zip(before.distributions, after.distributions, strict=True))
+    if finite := [gap for pair in pairs if (gap := divergence(*pair)) is not None]:
         found["drift"] = paired([0.0] * len(finite), finite)
+    if pairs:
+        found["agreement"] = paired([1.0] * len(pairs), [_agree(*pair) for pair in pairs])
     if [*before.tasks] != [*after.tasks] or [*before.harness] != [*after.harness]:
         raise ConfigError(f"the checkups hold different tasks: {[*before.tasks]} before, {[*after.tasks]} after")
     for name, old in before.tasks.items():
@@ -238,6 +245,11 @@ def changes(before: Checkup, after: Checkup) -> dict[str, Change]:
             raise ConfigError(f"the harness gave other documents of {name} after the edit than before")
         found[name] = paired([*values.values()], [*same.values()])
     return found
+
+
+def _agree(old: Tensor, new: Tensor) -> float:
+    """1 where the most probable token is the same; a distribution that is not finite has none."""
+    return float(int(old.argmax()) == int(new.argmax()) and not bool(old.isnan().any() or new.isnan().any()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,10 +279,14 @@ class MatrixHealth:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def weight_health(model: nn.Module) -> list[MatrixHealth]:
+def weight_health(model: nn.Module, progress: Progress = silent) -> list[MatrixHealth]:
     """Norms and spectra of every matrix that the attached edits change, in float64.
 
     A singular value decomposition a matrix: seconds for a small model, minutes for a matrix of ten thousand columns.
+
+    Args:
+        model: with the edits on it.
+        progress: called after each matrix.
     """
     names = dict.fromkeys(name for edit in attached(model) if isinstance(edit, WeightEdit) for name in edit.updates)
     found: list[MatrixHealth] = []
@@ -290,6 +306,7 @@ def weight_health(model: nn.Module) -> list[MatrixHealth]:
                 float((after - before).norm() / before.norm()),
             )
         )
+        progress("matrices", len(found), len(names))
     return found
 
 

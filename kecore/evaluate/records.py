@@ -162,8 +162,16 @@ def load_records(
             stacklevel=2,
         )
     chosen = variant or next(iter(layout.variants), "")
+    finish = layout.finish.get(chosen, tuple)
     return RecordSet(
-        tuple(made.records), tuple(made.skipped), layout.name, place, digest, tuple(made.renamed), chosen, split or ""
+        tuple(finish(made.records)),
+        tuple(made.skipped),
+        layout.name,
+        place,
+        digest,
+        tuple(made.renamed),
+        chosen,
+        split or "",
     )
 
 

@@ -170,7 +170,7 @@ def next_tokens(
     float32, or float64 for a float64 model.
     """
     names = list(dict.fromkeys(prompts))
-    ids = [encoder.encode(text).ids for text in written(view.model, names)]
+    ids = [encoder.encode(text).ids for text in written(view.model, names, Reader(view, encoder))]
     found: dict[str, Tensor] = {}
     with view.frozen():
         for batch in micro_batches([len(row) for row in ids], [_LOGITS_COST] * len(ids), batch_tokens):

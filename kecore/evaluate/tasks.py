@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kecore.errors import ConfigError, DataFormatError
 from kecore.evaluate.fields import Fields
@@ -27,9 +27,14 @@ from kecore.text import Encoder
 if TYPE_CHECKING:
     from kecore.model_view import ModelView
 
-__all__ = ["TASKS", "Item", "TaskResult", "TaskSet", "load_task", "run_tasks"]
+__all__ = ["TASKS", "Item", "TaskResult", "TaskSet", "load_task", "run_tasks", "spread", "task_files"]
 
 LETTERS = "ABCDEFGHIJ"
+
+_PUBLISHED = {"natural_questions": "nq", "piqa_valid": "piqa"}
+"""Names of published files that are not their task's."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +230,49 @@ def load_task(name: str, path: str | Path, *, limit: int | None = None) -> TaskS
         records = [(where, {**record, "label": v}) for (where, record), v in zip(records, values, strict=True)]
     if not records:
         raise DataFormatError(f"{path} holds no records")
-    count = len(records) if limit is None else min(limit, len(records))
-    chosen = [records[i * len(records) // count] for i in range(count)]
-    return TaskSet(name, tuple(TASKS[name].item(Fields(record, where)) for where, record in chosen))
+    return TaskSet(name, tuple(TASKS[name].item(Fields(record, where)) for where, record in spread(records, limit)))
+
+
+def spread(items: Sequence[T], limit: int | None) -> list[T]:
+    """At most ``limit`` of some items, at even distances."""
+    count = len(items) if limit is None else min(limit, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def task_files(source: str | Path) -> dict[str, Path]:
+    """The tasks that a file or a folder stands for.
+
+    Args:
+        source: ``NAME=FILE``; a file whose name tells its task, such as ``cola.jsonl`` or ``piqa_valid.jsonl``; or a
+            folder of such files, of which others are not read.
+
+    Returns:
+        Task to file, sorted by task.
+
+    Raises:
+        ConfigError: no such task, a name that tells none, or two files of one task in a folder.
+        DataFormatError: no such file or folder.
+    """
+    name, equals, rest = str(source).partition("=")
+    path = Path(source)
+    if equals and not path.exists():
+        if name not in TASKS:
+            raise ConfigError(f"no task '{name}'; known: {', '.join(TASKS)}")
+        return {name: Path(rest)}
+    if not path.exists():
+        raise DataFormatError(f"{path}: no such file or folder; give a task file, a folder of them, or NAME=FILE")
+    found: dict[str, Path] = {}
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        stem = file.name.partition(".")[0]
+        task = _PUBLISHED.get(stem, stem)
+        if task not in TASKS:
+            continue
+        if task in found:
+            raise ConfigError(f"{found[task]} and {file} are both of the task '{task}'; give one as {task}=FILE")
+        found[task] = file
+    if not found:
+        raise ConfigError(f"{path}: no file name tells a task; give NAME=FILE with one of {', '.join(TASKS)}")
+    return dict(sorted(found.items()))
 
 
 def run_tasks(

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -32,10 +31,7 @@ _QUIT = ("/quit", "/exit", "/q")
 def chat(
     context: typer.Context,
     model: options.Model,
-    edits: Annotated[
-        list[Path] | None,
-        typer.Option("--edit", metavar="EDIT", help="An edit file or folder (repeatable).", show_default=False),
-    ] = None,
+    edits: options.Edits = None,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Longest answer, in tokens.", min=1)] = 40,
     chat_template: options.Chat = False,
     seed: options.Seed = 0,

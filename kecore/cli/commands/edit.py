@@ -156,6 +156,7 @@ def _finish(screen: Screen, outcome: Outcome, loading: Loading, out: Path, facts
         "Next",
         f"kecore chat {quote(loading.ref)} --edit {folder}",
         f"kecore inspect {folder}",
+        f"kecore checkup {quote(loading.ref)} --edit {folder}",
         f"kecore attach {quote(loading.ref)} {folder} --out edited-model",
     )
     screen.finish(values)

@@ -27,6 +27,9 @@ def evaluate(
     ] = None,
     limit: options.Limit = None,
     data_format: options.Format = None,
+    split: options.Split = None,
+    variant: options.Variant = None,
+    sha256: options.Checksum = None,
     protocol: options.ProtocolFields = None,
     jobs: options.Jobs = 1,
     device: options.Device = "auto",
@@ -41,17 +44,18 @@ def evaluate(
     and what is there already is not done again.
     """
     from kecore.cli.benching import carry_out
+    from kecore.cli.ranks import here
     from kecore.evaluate.plan import BASELINES
     from kecore.evaluate.store import Store
 
     screen = Screen.of(context)
     if edit is not None and not edit.exists():
         raise ArtifactError(f"--edit {edit}: no such file or directory; make it with `kecore edit`")
-    if jobs > 1 and store is None:
-        raise typer.BadParameter("several processes meet in a store: give --store, or leave out --jobs")
+    if max(jobs, here().world) > 1 and store is None:
+        raise typer.BadParameter("several processes meet in a store: give --store, or leave out --jobs and torchrun")
     fields = {
         "models": model,
-        "facts": {"path": facts, "format": data_format},
+        "facts": options.data_entry(facts, data_format, split, variant, sha256),
         "sizes": limit,
         "edit": edit,
         "without": BASELINES,

@@ -39,6 +39,16 @@ def train(
     data_format: Annotated[
         str | None, typer.Option("--format", metavar="NAME", help="Layout of --data, if its content does not tell.")
     ] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Split of --data, where that is a folder or on the hub.")
+    ] = None,
+    variant: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="How to edit records of --data that can be edited in several ways."),
+    ] = None,
+    sha256: Annotated[
+        str | None, typer.Option("--sha256", metavar="HEX", help="What the digest of --data must be, or begin with.")
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(metavar="N", help="Updates.", min=1, show_default="the method's own")
     ] = None,
@@ -84,7 +94,7 @@ def train(
     asked = {"steps": steps, "batch_size": batch_size, "held_out": held_out, "evaluate_every": evaluate_every}
     schedule = replace(instance.schedule, **{name: value for name, value in asked.items() if value is not None})
     config = configured(cls, preset, options.settings(set_))
-    records = load_records(data, limit=limit, format=data_format)
+    records = load_records(data, limit=limit, format=data_format, split=split, variant=variant, sha256=sha256)
     options.check_free(out, TRAINED, force)
     loaded = Loading(model, device, dtype, trust_remote_code, seed).load(screen)
     with screen.stage("read", "reading the model's structure"):

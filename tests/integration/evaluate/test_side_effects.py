@@ -10,7 +10,8 @@ import torch
 from slow_reference import log_probs
 from tiny_worlds import World, edited, make_world
 
-from kecore.evaluate.harness import harness_scores
+from kecore.errors import ConfigError, HubError
+from kecore.evaluate.harness import check_tasks, harness_scores
 from kecore.evaluate.health import Checkup, changes
 from kecore.evaluate.tasks import load_task
 
@@ -81,3 +82,12 @@ def test_harness_task_before_and_after(tmp_path: Path) -> None:
     assert world.encoder.tokenizer.pad_token == pads
     change = changes(Checkup(harness=looks[0]), Checkup(harness=looks[1]))["kecore_capitals.acc"]
     assert change.items == 3
+
+
+def test_harness_tasks_that_cannot_be_had(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    with pytest.raises(ConfigError, match="no task 'boolqq'"):
+        check_tasks(["boolqq"])
+    (tmp_path / "gone.yaml").write_text(TASK.format(file=tmp_path / "gone.jsonl"))
+    with pytest.raises(HubError, match=r"lm-eval's kecore_capitals cannot be had: .*gone\.jsonl"):
+        check_tasks(["kecore_capitals"], tmp_path)

@@ -31,6 +31,11 @@ def test_command_page_is_current(root: Path) -> None:
     assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run `python docs/_cli.py`"
 
 
+def test_tables_of_side_effects_are_current(root: Path) -> None:
+    module = script(root, "_side_effects")
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run `python docs/_side_effects.py`"
+
+
 def shown(root: Path) -> list[str]:
     """Every kecore command in the blocks of the quickstart, the README and the pages on installing and evaluating."""
     pages = [*(root / "docs" / f"{name}.md" for name in ("quickstart", "install", "evaluate")), root / "README.md"]

@@ -91,13 +91,32 @@ def test_checkup_and_changes(small: World) -> None:
     tasks = [TaskSet("cola", tuple(Item(text[:20], ("Rome", "Paris"), 1) for text in TEXT))]
     looks = [checkup(w.view, w.encoder, passages=TEXT, tasks=tasks, prompts=TEXT[:2]) for w in (small, after)]
     found = changes(*looks)
-    assert [*found] == ["perplexity", "drift", "cola"]
+    assert [*found] == ["perplexity", "drift", "agreement", "cola"]
     assert found["perplexity"].before == perplexity(small.view, small.encoder, TEXT).value
     slow = Slow(after.view.model, small.view.model, small.encoder.tokenizer, 1)
     drifts = [slow.probe("", text, ["Rome"], stable=True)["kl"] for text in TEXT[:2]]
     assert found["drift"].difference == pytest.approx(sum(drifts) / 2, abs=1e-9)
     same = changes(looks[0], looks[0])
     assert all(change.difference == change.half_width == 0 for change in same.values())
+
+
+def test_agreement_and_drift_by_hand() -> None:
+    old = [[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.5, 0.4, 0.1]]
+    new = [[0.5, 0.4, 0.1], [0.7, 0.2, 0.1], [math.nan] * 3]
+    looks = [Checkup(distributions=tuple(torch.tensor(rows).double().log())) for rows in (old, new)]
+    found = changes(*looks)
+    assert (found["agreement"].before, found["agreement"].after, found["agreement"].items) == (1, 1 / 3, 3)
+    assert found["agreement"].half_width == pytest.approx(1.959964 * stdev([0, 1, 1]) / math.sqrt(3))
+    gaps = [sum(p * math.log(p / q) for p, q in zip(*pair, strict=True)) for pair in zip(old[:2], new[:2], strict=True)]
+    assert found["drift"].items == 2
+    assert found["drift"].after == pytest.approx(sum(gaps) / 2)
+
+
+def test_what_is_not_finite_is_null() -> None:
+    values = changes(Checkup(Perplexity((1.0, 2.0), (1, 1))), Checkup(Perplexity((1.0, math.inf), (1, 1))))
+    assert values["perplexity"].to_json() == {
+        "before": pytest.approx(math.exp(1.5)), "after": None, "difference": None, "half_width": None, "items": 2
+    }  # fmt: skip
 
 
 def test_checkups_of_other_things_are_refused(small: World) -> None:

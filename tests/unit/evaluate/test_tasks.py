@@ -11,7 +11,7 @@ from slow_reference import greedy, log_probs
 from tiny_worlds import World, make_world
 
 from kecore.errors import ConfigError, DataFormatError
-from kecore.evaluate.tasks import TASKS, Item, TaskResult, TaskSet, _fitted, _right, load_task, run_tasks
+from kecore.evaluate.tasks import TASKS, Item, TaskResult, TaskSet, _fitted, _right, load_task, run_tasks, task_files
 from kecore.text import Encoder
 
 RECORDS: dict[str, dict[str, Any]] = {
@@ -85,6 +85,24 @@ def test_a_limit_is_spread_over_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     found = load_task("sst2", tmp_path / "a.jsonl", limit=3).items
     assert [item.prompt[0] for item in found] == ["0", "3", "6"]
+
+
+def test_files_tell_their_task(tmp_path: Path) -> None:
+    for name in ("cola.jsonl", "natural_questions.jsonl.gz", "piqa_valid.jsonl", "piqa_valid-labels.lst", "notes.md"):
+        (tmp_path / name).touch()
+    found = {name: tmp_path / file for name, file in
+             (("cola", "cola.jsonl"), ("nq", "natural_questions.jsonl.gz"), ("piqa", "piqa_valid.jsonl"))}  # fmt: skip
+    assert task_files(tmp_path) == found
+    assert task_files(str(found["nq"])) == {"nq": found["nq"]}
+    assert task_files(f"sst2={found['cola']}") == {"sst2": found["cola"]}
+    (tmp_path / "cola.json").touch()
+    with pytest.raises(ConfigError, match="both of the task 'cola'"):
+        task_files(tmp_path)
+    for source, message in (("chess=a.jsonl", "known: cola"), (tmp_path / "notes.md", "no file name tells a task")):
+        with pytest.raises(ConfigError, match=message):
+            task_files(source)
+    with pytest.raises(DataFormatError, match="no such file or folder"):
+        task_files(tmp_path / "glue")
 
 
 SETS = [
