@@ -11,6 +11,9 @@ from kecore.testing import Trial, parametrize_with_checks
 from kecore.testing.conformance import Case
 
 _EVERYWHERE = {"targets_become_likelier": "the fact stands before every prompt, related or not, as the paper has it"}
+_ANY_PROMPT = {
+    "targets_become_likelier": "neurons are read at the last token, where those of other prompts act as well"
+}
 _NO_QUESTIONS = dict.fromkeys(
     [
         "targets_become_likelier",
@@ -32,10 +35,16 @@ TRIALS: dict[str, dict[str, Any]] = {
         "config": {"encoder": "character-ngrams", "demonstrations": 1},
         "expected_failures": _EVERYWHERE,
     },
+    "melo": {"config": {"contexts": 1, "context_tokens": 2, "steps": 20}},
     "mello": {**_PROMPT, "config": _SHORT, "expected_failures": _NO_QUESTIONS},
+    "kn": {"models": ("gpt2", "gptj"), "expected_failures": _ANY_PROMPT},
+    # The tiny models are narrower than a block of 64; beyond the base, this is what LoRA does on all of them.
+    "qlora": {"models": ("gpt2", "llama"), "config": {"block": 32}},
     "retrieval": _PROMPT,
+    "t-patcher": {"config": {"passages": 16, "others": 4, "steps": 30}},
 }
 METHODS = [Trial(registry.default().get(name), **TRIALS.get(name, {})) for name in registry.default().names()]
+METHODS.append(Trial(registry.default().get("kn"), models=("llama", "gemma2")))  # where it keeps every promise
 
 
 @parametrize_with_checks(METHODS)

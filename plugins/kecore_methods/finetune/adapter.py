@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,19 +15,20 @@ from torch import Tensor, nn
 
 from kecore.config import MethodConfig
 from kecore.edit import LowRank, WeightEdit
+from kecore.editing.layers import at_depth
 from kecore.errors import ConfigError, MissingDependencyError, UnsupportedModelError
 from kecore.memory import Need
 from kecore.method import MethodContext
 from kecore.model_view import LinearView, ModelView, hooks
 from kecore.text import Encoded, Encoder
 from kecore.types import EditRequest, check_conflicts, unique
-from kecore_methods.finetune.training import Targets, batch_need, encoded, train
+from kecore_methods.finetune.training import Targets, batch_need, encoded, in_contexts, lengthened, train
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from peft.tuners.tuners_utils import BaseTuner
 
-__all__ = ["Adapter", "AdapterConfig", "adapted", "linear_maps", "peft_package", "plan_adapter"]
+__all__ = ["Adapter", "AdapterConfig", "adapted", "linear_maps", "peft_package", "plan_adapter", "quiet_bitsandbytes"]
 
 _NAME = "kecore"
 
@@ -41,11 +44,32 @@ class AdapterConfig(MethodConfig):
         description="Which linear maps are adapted: the value projections, all of a layer (QLoRA, section 4), or those "
         "whose path ends so (EasyEdit: q_proj, v_proj).",
     )
-    layers: tuple[int, ...] | None = Field(default=None, description="Adapted layers; None for all of them.")
+    layers: tuple[int, ...] | None = Field(
+        default=None, min_length=1, description="Adapted layers; None for those between depth_first and depth_last."
+    )
+    depth_first: float = Field(default=0.0, ge=0, le=1, description="Depth of the first adapted layer.")
+    depth_last: float = Field(default=1.0, ge=0, le=1, description="Depth of the last adapted layer.")
+    contexts: int = Field(default=0, ge=0, description="Sampled prefixes put before a prompt; none in the papers.")
+    context_tokens: int = Field(default=10, ge=1, description="Length of each prefix.")
     steps: int = Field(default=70, ge=1, description="Passes over the requests (EasyEdit: 70).")
-    learning_rate: float = Field(default=3e-4, gt=0, description="Of Adam.")
+    learning_rate: float | None = Field(default=3e-4, gt=0, description="Of Adam; None takes the relative one.")
+    relative_learning_rate: float = Field(
+        default=1.6e-3,
+        gt=0,
+        description="Of Adam, as the root mean square of a matrix's first change relative to the matrix's own.",
+    )
     batch_size: int = Field(default=32, ge=1, description="Requests per update.")
     stop_loss: float = Field(default=1e-2, ge=0, description="Training ends when a pass has a mean loss below this.")
+
+    def adapted_layers(self, view: ModelView) -> list[int]:
+        """The adapted layers, ascending.
+
+        Raises:
+            LayerError: the model has no such layer.
+        """
+        if self.layers is None:
+            return list(at_depth(view, self.depth_first, self.depth_last))
+        return sorted(view.layer(i).index for i in self.layers)
 
     def adapted_maps(self, view: ModelView) -> dict[str, LinearView]:
         """The adapted linear maps by module path.
@@ -54,7 +78,7 @@ class AdapterConfig(MethodConfig):
             ConfigError: no linear map has such a path.
             LayerError: the model has no such layer.
         """
-        layers = range(len(view.layers)) if self.layers is None else [view.layer(i).index for i in self.layers]
+        layers = self.adapted_layers(view)
         if self.targets == "value":
             parts = [view.layers[i].value_projection for i in layers]
             return {part.name.removesuffix(".weight"): part for part in parts}
@@ -67,12 +91,28 @@ class AdapterConfig(MethodConfig):
             raise ConfigError(f"no linear map ends in {', '.join(self.targets)}; known: {', '.join(known)}")
         return found
 
+    def rate(self, maps: Mapping[str, LinearView]) -> float:
+        """Adam's learning rate, one for all adapted maps.
+
+        Adam's first step sets every entry of ``B`` to the rate, and the entries of ``A`` are uniform within
+        ``1 / √d_in``; so the first change of a matrix has a root mean square of ``rate (alpha / r) √(r / 3 d_in)``.
+        """
+        if self.learning_rate is not None:
+            return self.learning_rate
+        units = [
+            float(part.weight.float().square().mean().sqrt()) * (3 * part.d_in / self.rank) ** 0.5
+            for part in maps.values()
+        ]
+        return self.relative_learning_rate * fmean(units) / (self.alpha / self.rank)
+
     def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
         """The factors with gradients and moments, and a batch of requests, which is not cut further."""
         maps = self.adapted_maps(view).values()
         numbers = sum(self.rank * (part.d_in + part.d_out) for part in maps)
         parts = {"factors, gradients and moments": 4 * 4 * numbers}
-        return [batch_need(view, encoded(encoder, requests), self.batch_size, 0, parts)]
+        items = lengthened(encoded(encoder, requests), self.contexts, self.context_tokens)
+        size = self.batch_size * (self.contexts + 1)
+        return [batch_need(view, items, size, self.adapted_layers(view)[0], parts)]
 
 
 def linear_maps(view: ModelView, layers: Sequence[int]) -> dict[str, LinearView]:
@@ -96,12 +136,25 @@ def peft_package() -> Any:
         MissingDependencyError: it is not installed.
     """
     try:
-        import peft
+        with quiet_bitsandbytes():  # which it imports where it is installed
+            import peft
     except ImportError as error:
         raise MissingDependencyError(
             f"adapters are trained by the package peft, which cannot be imported ({error}): pip install kecore[lora]"
         ) from error
     return peft
+
+
+@contextmanager
+def quiet_bitsandbytes() -> Iterator[None]:
+    """Keep the remark off the terminal by which bitsandbytes, at import, recommends a further package."""
+    logger = logging.getLogger("bitsandbytes")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +248,8 @@ def plan_adapter(
     method: str,
     kind: Callable[[Any, int], PeftConfig],
     *,
-    batch: Callable[[ModelView, Encoder, list[EditRequest], list[Encoded]], Any] | None = None,
+    base: Callable[[ModelView], AbstractContextManager[Any]] = nullcontext,
+    batch: Callable[[ModelView, Encoder, list[EditRequest], list[Encoded], int], Any] | None = None,
     loss: Callable[[Any, Adapter], Tensor] = lambda batch, _: batch.loss(),
     after: Callable[[Adapter, int], None] = lambda _adapter, _update: None,
 ) -> WeightEdit:
@@ -207,7 +261,9 @@ def plan_adapter(
         context: its configuration is an :class:`AdapterConfig`.
         method: what the edit will name itself.
         kind: the peft configuration for a number of updates in all, given the package.
-        batch: what the loss is asked of, made before the adapter is on the model; by default :class:`Targets`.
+        base: what the adapter stands on while it is trained, a context; by default the model as it is.
+        batch: what the loss is asked of, made before the adapter is on the model, given the lowest adapted layer; by
+            default :class:`Targets`.
         loss: mean loss of a batch; by default the targets' negative log-likelihood.
         after: called after every update, with the number of updates so far.
     """
@@ -215,18 +271,20 @@ def plan_adapter(
     check_conflicts(requests)
     asked = unique(requests)
     peft = peft_package()
-    items = encoded(context.encoder, asked)
-    maps = config.adapted_maps(view)
-    with view.frozen(), context.stages("tune"):
+    encoded(context.encoder, asked)  # refuses what does not fit before anything takes long
+    maps, lowest = config.adapted_maps(view), config.adapted_layers(view)[0]
+    with view.frozen(), context.stages("contexts"):
+        facts = in_contexts(view, context, asked, config.contexts, config.context_tokens)
+    with view.frozen(), context.stages("tune"), base(view):
         torch.manual_seed(context.seed)
-        make = batch or (lambda view, encoder, _, items: Targets(view, encoder, items, 0, "target_new"))
-        size = config.batch_size
-        batches = [
-            make(view, context.encoder, asked[i : i + size], items[i : i + size]) for i in range(0, len(asked), size)
-        ]
+        make = batch or (lambda view, encoder, _, items, layer: Targets(view, encoder, items, layer, "target_new"))
+        batches: list[Any] = []
+        for start in range(0, len(facts), config.batch_size):
+            part = [request for fact in facts[start : start + config.batch_size] for request in fact]
+            batches.append(make(view, context.encoder, part, encoded(context.encoder, part), lowest))
         with adapted(view, kind(peft, config.steps * len(batches)), maps) as adapter:
             losses = train(
-                context, adapter.parameters(), config.learning_rate, config.steps, lambda _: batches,
+                context, adapter.parameters(), config.rate(maps), config.steps, lambda _: batches,
                 lambda batch: loss(batch, adapter), stop=config.stop_loss, after=lambda n: after(adapter, n),
             )  # fmt: skip
             updates = adapter.updates()

@@ -70,7 +70,7 @@ class _Pairs:
     """New and old answers to the same prompts, with what the unedited model gives both."""
 
     def __init__(
-        self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest], items: Sequence[Encoded]
+        self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest], items: Sequence[Encoded], layer: int
     ) -> None:
         self.count = len(items)
         old = [
@@ -79,7 +79,7 @@ class _Pairs:
             else _otherwise(view, encoder, item)
             for request, item in zip(requests, items, strict=True)
         ]
-        self.new, self.old = (Targets(view, encoder, answers, 0, "target_new") for answers in (items, old))
+        self.new, self.old = (Targets(view, encoder, answers, layer, "target_new") for answers in (items, old))
         with torch.no_grad():
             self.before = self.new.log_probs(), self.old.log_probs()
 

@@ -3,32 +3,52 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from pydantic import Field
 
 from kecore.edit import WeightEdit
+from kecore.memory import Need
 from kecore.method import MethodContext
 from kecore.model_view import ModelView
 from kecore.text import Encoded, Encoder
 from kecore.types import Capabilities, EditRequest, check_conflicts, unique
 from kecore_methods.finetune.ft import MatrixConfig, tune_matrix
-from kecore_methods.finetune.training import Targets, encoded
+from kecore_methods.finetune.training import Targets, batch_need, encoded, in_contexts, lengthened
 
 __all__ = ["LocFtBf"]
 
 
 class LocFtConfig(MatrixConfig):
-    """Configuration; steps, batch size and learning rate of the published Llama-3-8B set-up, the rate made relative."""
+    """Configuration; passes and batch size of the published Llama-3-8B set-up, its learning rate made relative."""
 
     depth: float = Field(
-        default=0.7, ge=0, le=1, description="Depth of the tuned layer (22 of 32 in the published Llama-3-8B set-up)."
+        default=0.17, ge=0, le=1, description="Depth of the tuned layer (22 of 32 in the published Llama-3-8B set-up)."
+    )
+    relative_learning_rate: float = Field(
+        default=0.01, gt=0, description="Of Adam, relative to the matrix's root mean square (0.025 as published)."
     )
     batch_size: int = Field(default=100, ge=1, description="Requests per update.")
+    stop_loss: float = Field(default=0.1, ge=0, description="Tuning ends when a pass has a mean loss below this.")
+    contexts: int = Field(default=2, ge=0, description="Sampled prefixes put before a prompt; 0 as published.")
+    context_tokens: int = Field(default=10, ge=1, description="Length of each prefix.")
     end_token: bool = Field(
         default=False, description="Ask for the end of the text after the target, as the published code does."
     )
+
+    @classmethod
+    def presets(cls) -> Mapping[str, Mapping[str, Any]]:
+        """The set-ups of the published code (ICT-STAR/LocFT)."""
+        published = {"learning_rate": 5e-4, "stop_loss": 0.0, "contexts": 0, "end_token": True}
+        return {"llama-3-8b": {**published, "layer": 22}, "qwen2.5-7b": {**published, "layer": 6}}
+
+    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
+        """As of every method that tunes one matrix, over prompts in their contexts."""
+        (need,) = super().needs(view, encoder, requests)
+        items = lengthened(encoded(encoder, requests), self.contexts, self.context_tokens)
+        return [batch_need(view, items, self.batch_size * (self.contexts + 1), self.tuned_layer(view), need.parts)]
 
 
 class LocFtBf:
@@ -47,25 +67,31 @@ class LocFtBf:
         asked = unique(requests)
         layer = config.tuned_layer(view)
         # By content, so that the batches do not depend on the order in which requests come.
-        items = [item for _, item in sorted(zip(asked, encoded(context.encoder, asked), strict=True), key=_text)]
-        if config.end_token:
-            items = [_ended(item, context.encoder) for item in items]
+        ordered = sorted(asked, key=lambda request: (request.text, request.target))
         shuffle = random.Random(context.seed).shuffle  # noqa: S311 - an order of batches is no secret
+        size = config.batch_size
+        whole: list[Targets] = []
+
+        def batch(facts: Sequence[Sequence[EditRequest]]) -> Targets:
+            items = encoded(context.encoder, [request for fact in facts for request in fact])
+            if config.end_token:
+                items = [_ended(item, context.encoder) for item in items]
+            return Targets(view, context.encoder, items, layer, "target_new")
 
         def epoch(_: int) -> list[Targets]:
-            if len(items) > config.batch_size:
-                shuffle(items)
-            starts = range(0, len(items), config.batch_size)
-            return [
-                Targets(view, context.encoder, items[i : i + config.batch_size], layer, "target_new") for i in starts
-            ]
+            if len(facts) > size:
+                shuffle(facts)
+                return [batch(facts[i : i + size]) for i in range(0, len(facts), size)]
+            if not whole:
+                whole.append(batch(facts))  # the same in every pass, so the layers below run once
+            return whole
 
-        with view.frozen(), context.stages("tune"):
-            return tune_matrix(view, context, asked, self.name, epoch)
-
-
-def _text(item: tuple[EditRequest, Encoded]) -> tuple[str, str]:
-    return item[0].text, item[0].target
+        with view.frozen():
+            encoded(context.encoder, asked)  # refuses what does not fit before anything takes long
+            with context.stages("contexts"):
+                facts = in_contexts(view, context, ordered, config.contexts, config.context_tokens)
+            with context.stages("tune"):
+                return tune_matrix(view, context, asked, self.name, epoch)
 
 
 def _ended(item: Encoded, encoder: Encoder) -> Encoded:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,14 +18,35 @@ from kecore_methods.finetune.adapter import Adapter, AdapterConfig, plan_adapter
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-__all__ = ["AdaLora", "AdaLoraConfig", "Lora", "lora_kind"]
+__all__ = ["AdaLora", "AdaLoraConfig", "Lora", "LoraConfig", "lora_kind"]
+
+_EVERY_LAYER = {"depth_first": 0.0, "depth_last": 1.0, "contexts": 0}
+_EASYEDIT = {**_EVERY_LAYER, "targets": ["q_proj", "v_proj"], "rank": 8, "alpha": 32, "learning_rate": 5e-3}
+
+
+class LoraConfig(AdapterConfig):
+    """Configuration of LoRA; layers, contexts and where to stop were chosen for neighbours, see its page."""
+
+    depth_first: float = Field(default=0.03, ge=0, le=1, description="Depth of the first adapted layer.")
+    depth_last: float = Field(default=0.17, ge=0, le=1, description="Depth of the last adapted layer.")
+    contexts: int = Field(default=2, ge=0, description="Sampled prefixes put before a prompt; none in the paper.")
+    rank: int = Field(default=32, ge=1, description="Rank of each factor pair (EasyEdit: 8).")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="Of Adam (EasyEdit: 5e-3); None takes the relative one."
+    )
+    stop_loss: float = Field(default=0.1, ge=0, description="Training ends when a pass has a mean loss below this.")
+
+    @classmethod
+    def presets(cls) -> Mapping[str, Mapping[str, Any]]:
+        """EasyEdit's set-up of Llama-2-7B."""
+        return {"llama-2-7b": {**_EASYEDIT, "dropout": 0.1, "stop_loss": 1e-2}}
 
 
 class AdaLoraConfig(AdapterConfig):
     """Configuration of AdaLoRA; defaults of its paper where none of EasyEdit's is named."""
 
     alpha: float = Field(default=8, gt=0, description="Triplets are scaled by alpha / initial rank.")
-    learning_rate: float = Field(default=5e-3, gt=0, description="Of Adam (EasyEdit: 5e-3).")
+    learning_rate: float | None = Field(default=5e-3, gt=0, description="Of Adam (EasyEdit: 5e-3).")
     stop_loss: float = Field(
         default=0.0, ge=0, description="As of LoRA; at 0 all passes are made, so that the budget of ranks is met."
     )
@@ -44,7 +65,7 @@ class Lora:
     """LoRA: ``ΔW = (alpha / r) B A`` with both factors trained on the facts."""
 
     name = "lora"
-    Config = AdapterConfig
+    Config = LoraConfig
     capabilities = Capabilities(kind="weights", batch=True, sequential=True)
     reference = "Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, arXiv:2106.09685"
     api = (1, 1)

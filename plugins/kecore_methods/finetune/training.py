@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from kecore.editing.contexts import joined
 from kecore.editing.layers import at_depth
 from kecore.errors import NonFiniteError
 from kecore.memory import Need, backward_bytes, logits_bytes
@@ -15,10 +17,13 @@ from kecore.method import MethodContext
 from kecore.model_view import ModelView
 from kecore.text import Encoded, Encoder, Rows
 from kecore.types import EditRequest
+from kecore_methods.memory.texts import prefixes
 
-__all__ = ["Objective", "Targets", "batch_need", "chosen_layer", "encoded", "train"]
+__all__ = ["Objective", "Targets", "batch_need", "chosen_layer", "encoded", "in_contexts", "lengthened", "train"]
 
 Objective = Literal["prompt_last", "target_new"]
+
+_JOINT = 4  # tokens that a prefix opens with, and that stand between it and the prompt
 
 
 class Counted(Protocol):
@@ -36,6 +41,21 @@ B = TypeVar("B", bound=Counted)
 def encoded(encoder: Encoder, requests: Sequence[EditRequest]) -> list[Encoded]:
     """Every prompt with its target."""
     return [encoder.encode(request.text, request.target) for request in requests]
+
+
+def in_contexts(
+    view: ModelView, context: MethodContext, requests: Sequence[EditRequest], count: int, tokens: int
+) -> list[list[EditRequest]]:
+    """Each request as it stands, and behind ``count`` prefixes that the model writes; the caller freezes the model."""
+    texts = prefixes(view, context, count, tokens)
+    return [[replace(request, prompt=joined(text, request.prompt)) for text in texts] for request in requests]
+
+
+def lengthened(items: Sequence[Encoded], count: int, tokens: int) -> list[Encoded]:
+    """As long as :func:`in_contexts` makes prompts with their targets, for an estimate of memory."""
+    tokens += _JOINT
+    longer = (replace(item, ids=(*item.ids[:1] * tokens, *item.ids), start=item.start + tokens) for item in items)
+    return [*items, *(item for item in longer for _ in range(count))]
 
 
 def chosen_layer(view: ModelView, layer: int | None, depth: float) -> int:
@@ -95,7 +115,7 @@ class Targets:
                 below = view.forward(self.rows, stop=layer - 1, hidden=[layer - 1]).hidden[layer - 1]
             self.resume = (layer, below)
 
-    def log_probs(self, add: Mapping[int, Tensor] | None = None) -> Tensor:
+    def log_probs(self, add: Mapping[int, Tensor | Callable[[Tensor], Tensor]] | None = None) -> Tensor:
         """Log-probability of each target, ``[count]`` float32.
 
         Args:
@@ -106,7 +126,7 @@ class Targets:
         each = logits.gather(1, self.token[:, None]).squeeze(1) - logits.logsumexp(-1)
         return torch.zeros(self.count, device=each.device).index_add(0, self.row, each)
 
-    def loss(self, add: Mapping[int, Tensor] | None = None) -> Tensor:
+    def loss(self, add: Mapping[int, Tensor | Callable[[Tensor], Tensor]] | None = None) -> Tensor:
         """Mean over requests of the mean negative log-likelihood of the target's tokens."""
         return -(self.log_probs(add) / self.length).mean()
 

@@ -7,6 +7,7 @@ import random
 import sys
 import warnings
 from collections.abc import Callable
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -14,14 +15,17 @@ import torch
 
 from kecore import Editor, EditRequest, WeightEdit
 from kecore.errors import ConfigError, KecoreWarning, MissingDependencyError
+from kecore.evaluate import score_continuations
+from kecore.method import MethodContext
 from kecore.model_view import ModelView
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore.testing.snapshot import Snapshot
 
 peft = pytest.importorskip("peft")
 
-from kecore_methods.finetune.adapter import AdapterConfig, adapted, linear_maps  # noqa: E402
-from kecore_methods.finetune.lora import lora_kind, non_orthogonality  # noqa: E402
+from kecore_methods.finetune.adapter import AdapterConfig, adapted, linear_maps, plan_adapter  # noqa: E402
+from kecore_methods.finetune.lora import Lora, lora_kind, non_orthogonality  # noqa: E402
+from kecore_methods.finetune.training import Targets, in_contexts  # noqa: E402
 
 FACTS = [EditRequest("The capital of {}", "Italy", "Apple"), EditRequest("The company of {}", "Tim Cook", "French")]
 PROMPT = torch.tensor([[7, 33, 104, 21, 80]])
@@ -97,12 +101,64 @@ def test_training_leaves_the_random_states() -> None:
     random.seed(3)
     before = Snapshot(editor.model)
     plain = editor.view
-    from kecore.method import MethodContext
     from kecore_methods.finetune.lora import AdaLora
 
     context = MethodContext(AdaLora.Config(steps=10, dropout=0.1), editor.encoder)  # pyright: ignore
     AdaLora().plan(plain, FACTS, context)
     assert not before.differences()
+
+
+def test_layers_below_the_adapter_run_once_and_change_nothing() -> None:
+    """The factors are those of training through the whole model, and only the first pass sees the lower layers."""
+    editor = Editor(tiny_model("llama"), tiny_tokenizer())
+    view = editor.view
+    calls = [0] * len(view.layers)
+
+    def count(index: int) -> Callable[..., None]:
+        def seen(*_: Any) -> None:
+            calls[index] += 1
+
+        return seen
+
+    handles = [part.value_projection.module.register_forward_hook(count(part.index)) for part in view.layers]
+    config = Lora.Config(steps=3, layers=(2,), contexts=0, stop_loss=0)  # pyright: ignore
+    context = MethodContext(config, editor.encoder)
+    edit = Lora().plan(view, FACTS, context)
+    for handle in handles:
+        handle.remove()
+    assert calls == [1, 1, 3, 3]
+
+    def whole(view: ModelView, encoder: Any, _: Any, items: Any, _layer: int) -> Targets:
+        return Targets(view, encoder, items, 0, "target_new")
+
+    slow = plan_adapter(view, FACTS, context, "lora", lambda peft, _: lora_kind(config, peft), batch=whole)
+    (got,), (expected,) = edit.updates.values(), slow.updates.values()
+    assert torch.allclose(got.matrix(), expected.matrix(), rtol=1e-3, atol=1e-6)
+    assert edit.notes["loss"] == pytest.approx(slow.notes["loss"], abs=1e-4)
+
+
+def test_prompts_are_trained_behind_prefixes_too() -> None:
+    """Two facts in three wordings are six rows; the losses of the bare prompts alone are others."""
+    editor = Editor(tiny_model("llama"), tiny_tokenizer())
+    losses: list[float] = []
+    for contexts in (0, 2):
+        context = MethodContext(Lora.Config(steps=1, contexts=contexts), editor.encoder)  # pyright: ignore
+        facts = in_contexts(editor.view, context, FACTS, contexts, 10)
+        assert [fact[0] for fact in facts] == FACTS
+        assert all(len(set(fact)) == contexts + 1 and fact[-1].text.endswith(fact[0].text) for fact in facts)
+        pairs = [(request.text, request.target) for fact in facts for request in fact]
+        expected = -fmean(score.mean for score in score_continuations(editor.view, editor.encoder, pairs))
+        losses += Lora().plan(editor.view, FACTS, context).notes["loss"]
+        assert losses[-1] == pytest.approx(expected, abs=1e-4)
+    assert losses[0] != pytest.approx(losses[1], abs=1e-3)
+
+
+def test_published_set_up_is_a_preset() -> None:
+    editor = Editor(tiny_model("llama"), tiny_tokenizer())
+    edit = editor.edit(FACTS, "lora", preset="llama-2-7b", steps=1)
+    assert isinstance(edit, WeightEdit)
+    assert {name.split(".")[-2] for name in edit.updates} == {"q_proj", "v_proj"}
+    assert len(edit.updates) == 2 * len(editor.view.layers)
 
 
 def test_unknown_targets_are_named() -> None:

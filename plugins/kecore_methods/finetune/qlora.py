@@ -1,0 +1,134 @@
+"""QLoRA: low-rank adapters trained over a base whose weights have four bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from kecore.edit import WeightEdit
+from kecore.errors import MissingDependencyError
+from kecore.memory import Need
+from kecore.method import MethodContext
+from kecore.model_view import LinearView, ModelView
+from kecore.text import Encoder
+from kecore.types import Capabilities, EditRequest
+from kecore_methods.finetune.adapter import AdapterConfig, linear_maps, plan_adapter, quiet_bitsandbytes
+from kecore_methods.finetune.lora import lora_kind
+
+__all__ = ["QLora", "QLoraConfig", "bitsandbytes_package", "quantised"]
+
+_FLAG = "is_loaded_in_4bit"  # by which peft tells such a base
+
+
+class QLoraConfig(AdapterConfig):
+    """Configuration of QLoRA: the base as in the paper, the adapter a plain LoRA."""
+
+    code: Literal["nf4", "fp4"] = Field(
+        default="nf4", description="The sixteen values of a weight: those of a normal distribution, or floats."
+    )
+    block: Literal[32, 64, 128, 256, 512, 1024] = Field(
+        default=64, description="Weights that share a scale; a matrix whose rows are not whole blocks stays as it is."
+    )
+    double_quantisation: bool = Field(default=True, description="The scales are kept in 8 bits.")
+
+    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
+        """LoRA's, and the base in four bits beside the weights themselves."""
+        (need,) = super().needs(view, encoder, requests)
+        weights = sum(part.d_in * part.d_out for part in _whole(view, self.block).values())
+        scales = weights // self.block * (1 if self.double_quantisation else 4)
+        parts = {**need.parts, "base in 4 bits": weights // 2 + scales}
+        return [Need(need.stage, parts, need.token, need.tokens, need.least)]
+
+
+class QLora:
+    """QLoRA: what LoRA does, over the model as it would be with 4-bit weights."""
+
+    name = "qlora"
+    Config = QLoraConfig
+    capabilities = Capabilities(kind="weights", batch=True, sequential=True)
+    reference = "Dettmers et al., QLoRA: Efficient Finetuning of Quantized LLMs, NeurIPS 2023, arXiv:2305.14314"
+    api = (1, 1)
+
+    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
+        """Train an adapter on all requests; the model is bitwise as before when this returns."""
+        config: QLoraConfig = context.config
+        return plan_adapter(
+            view, requests, context, self.name, lambda peft, _: lora_kind(config, peft),
+            base=lambda view: quantised(view, config.code, config.block, double=config.double_quantisation),
+        )  # fmt: skip
+
+
+def bitsandbytes_package() -> Any:
+    """The ``bitsandbytes`` package.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        with quiet_bitsandbytes():
+            import bitsandbytes
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"4-bit weights are made by the package bitsandbytes, which cannot be imported ({error}): "
+            "pip install kecore[qlora]"
+        ) from error
+    return bitsandbytes
+
+
+@contextmanager
+def quantised(view: ModelView, code: str = "nf4", block: int = 64, *, double: bool = True) -> Iterator[None]:
+    """Let the linear maps of the decoder layers run on 4-bit copies of their weights inside a ``with`` block.
+
+    The modules themselves are set aside, with their weights untouched, and put back on exit. Matrices whose rows are
+    not whole blocks are left out: on a CPU, bitsandbytes 0.50 unpacks them with wrong scales.
+
+    Args:
+        view: the model, frozen by the caller.
+        code: ``nf4`` (section 3 of the paper, eq. 4) or ``fp4``.
+        block: weights that share a scale.
+        double: keep the scales in 8 bits (section 3, double quantisation).
+    """
+    bnb = bitsandbytes_package()
+    model = view.model
+    maps = _whole(view, block)
+    options = {"quant_type": code, "blocksize": block, "compress_statistics": double}
+    try:
+        for path, linear in maps.items():
+            _put(model, path, _four_bits(bnb, linear, options))
+        setattr(model, _FLAG, True)
+        yield
+    finally:
+        if _FLAG in model.__dict__:
+            delattr(model, _FLAG)
+        for path, linear in maps.items():
+            _put(model, path, linear.module)
+
+
+def _whole(view: ModelView, block: int) -> dict[str, LinearView]:
+    """The linear maps of the decoder layers whose rows are whole blocks, by module path."""
+    every = linear_maps(view, range(len(view.layers)))
+    return {path: linear for path, linear in every.items() if linear.d_in % block == 0}
+
+
+def _four_bits(bnb: Any, linear: LinearView, options: dict[str, Any]) -> nn.Module:
+    """A linear map with a 4-bit copy of another one's weight."""
+    weight, bias = linear.weight, linear.module.bias
+    made = bnb.nn.Linear4bit(
+        linear.d_in, linear.d_out, bias=False, compute_dtype=weight.dtype, quant_type=options["quant_type"],
+        compress_statistics=options["compress_statistics"], device="meta",
+    )  # fmt: skip
+    copy = bnb.nn.Params4bit(weight.detach().clone(), requires_grad=False, module=made, **options)
+    made.weight = copy.to(weight.device)  # which is what quantises it
+    if isinstance(bias, Tensor):
+        made.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    # In evaluation mode some processors would pack the weight anew, for a product that has no gradient.
+    return made.train()
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
