@@ -100,7 +100,8 @@ def _weights() -> tuple[Any, Any]:
         from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer  # pyright: ignore[reportMissingImports] - an extra
     except ImportError as error:
         raise _need("scikit-learn", "consistency") from error
-    counts = HashingVectorizer(analyzer=_lower, n_features=2**20, alternate_sign=False, norm=None)
+    how: dict[str, Any] = {"analyzer": _lower, "norm": None}  # which its signature does not own up to
+    counts = HashingVectorizer(n_features=2**20, alternate_sign=False, **how)
     passages = list(Corpus.of(data.path("wikipedia_sample.jsonl.gz")).passages())
     return counts, TfidfTransformer(smooth_idf=True).fit(counts.transform(passages))
 
@@ -170,7 +171,7 @@ def bert_score(texts: Sequence[str], references: Sequence[str]) -> list[float]:
     from kecore.errors import ModelLoadError
 
     try:
-        found = score(list(texts), list(references), model_name_or_path=BERTSCORE_MODEL, truncation=True)
+        found: Any = score(list(texts), list(references), model_name_or_path=BERTSCORE_MODEL, truncation=True)
     except OSError as error:
         raise ModelLoadError(
             f"BERTScore's encoder {BERTSCORE_MODEL} cannot be loaded ({error}); download it once, or leave 'bertscore' "
