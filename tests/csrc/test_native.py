@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "native"
@@ -26,9 +27,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names: list[Any] = []
     if MISSING:
         names = [pytest.param("", marks=pytest.mark.skip(reason=f"not installed: {', '.join(MISSING)}"), id="none")]
-    elif run("cmake", "-S", ROOT, "-B", BUILD).returncode == 0:
-        listed = run("ctest", "--test-dir", BUILD, "--show-only=json-v1")
-        names = [test["name"] for test in json.loads(listed.stdout[listed.stdout.index("{") :])["tests"]]
+    else:
+        BUILD.parent.mkdir(exist_ok=True)
+        # Each worker of pytest-xdist collects; two that configure at once spoil it for each other.
+        with FileLock(BUILD.parent / "native.lock"):
+            if run("cmake", "-S", ROOT, "-B", BUILD).returncode == 0:
+                listed = run("ctest", "--test-dir", BUILD, "--show-only=json-v1")
+                names = [test["name"] for test in json.loads(listed.stdout[listed.stdout.index("{") :])["tests"]]
     metafunc.parametrize("ctest_name", names or [pytest.param("", id="not-configured")])
 
 
