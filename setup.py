@@ -42,6 +42,7 @@ METHODS = [
     "grace = kecore_methods.memory.grace:Grace",
     "wise = kecore_methods.memory.wise:Wise",
     "neuraldb = kecore_methods.memory.neuraldb:NeuralDb",
+    "calinet = kecore_methods.memory.calinet:CaliNet",
     "t-patcher = kecore_methods.memory.t_patcher:TPatcher",
     "melo = kecore_methods.memory.melo:Melo",
     "serac = kecore_methods.memory.serac:Serac",

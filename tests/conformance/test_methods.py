@@ -35,6 +35,7 @@ TRIALS: dict[str, dict[str, Any]] = {
         "config": {"encoder": "character-ngrams", "demonstrations": 1},
         "expected_failures": _EVERYWHERE,
     },
+    "calinet": {"config": {"contexts": 1, "context_tokens": 2, "passages": 16}},
     "melo": {"config": {"contexts": 1, "context_tokens": 2, "steps": 20}},
     "mello": {**_PROMPT, "config": _SHORT, "expected_failures": _NO_QUESTIONS},
     "kn": {"models": ("gpt2", "gptj"), "expected_failures": _ANY_PROMPT},

@@ -13,7 +13,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kecore.config import MethodConfig
 from kecore.edit import LowRank, WeightEdit
 from kecore.editing.layers import at_depth
 from kecore.errors import ConfigError, MissingDependencyError, UnsupportedModelError
@@ -22,7 +21,16 @@ from kecore.method import MethodContext
 from kecore.model_view import LinearView, ModelView, hooks
 from kecore.text import Encoded, Encoder
 from kecore.types import EditRequest, check_conflicts, unique
-from kecore_methods.finetune.training import Targets, batch_need, encoded, in_contexts, lengthened, train
+from kecore_methods.finetune.training import (
+    Kept,
+    KeptConfig,
+    Targets,
+    batch_need,
+    encoded,
+    in_contexts,
+    lengthened,
+    train,
+)
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -33,7 +41,7 @@ __all__ = ["Adapter", "AdapterConfig", "adapted", "linear_maps", "peft_package",
 _NAME = "kecore"
 
 
-class AdapterConfig(MethodConfig):
+class AdapterConfig(KeptConfig):
     """What every method that trains an adapter has in common."""
 
     rank: int = Field(default=8, ge=1, description="Rank of each factor pair (EasyEdit: 8).")
@@ -110,8 +118,8 @@ class AdapterConfig(MethodConfig):
         maps = self.adapted_maps(view).values()
         numbers = sum(self.rank * (part.d_in + part.d_out) for part in maps)
         parts = {"factors, gradients and moments": 4 * 4 * numbers}
-        items = lengthened(encoded(encoder, requests), self.contexts, self.context_tokens)
-        size = self.batch_size * (self.contexts + 1)
+        items = lengthened(encoded(encoder, requests), self.contexts, self.context_tokens, self.others)
+        size = self.batch_size * (self.contexts + 1 + self.others)
         return [batch_need(view, items, size, self.adapted_layers(view)[0], parts)]
 
 
@@ -249,7 +257,7 @@ def plan_adapter(
     kind: Callable[[Any, int], PeftConfig],
     *,
     base: Callable[[ModelView], AbstractContextManager[Any]] = nullcontext,
-    batch: Callable[[ModelView, Encoder, list[EditRequest], list[Encoded], int], Any] | None = None,
+    batch: Callable[[ModelView, Encoder, list[EditRequest], list[Encoded], int, Kept | None], Any] | None = None,
     loss: Callable[[Any, Adapter], Tensor] = lambda batch, _: batch.loss(),
     after: Callable[[Adapter, int], None] = lambda _adapter, _update: None,
 ) -> WeightEdit:
@@ -262,26 +270,28 @@ def plan_adapter(
         method: what the edit will name itself.
         kind: the peft configuration for a number of updates in all, given the package.
         base: what the adapter stands on while it is trained, a context; by default the model as it is.
-        batch: what the loss is asked of, made before the adapter is on the model, given the lowest adapted layer; by
-            default :class:`Targets`.
+        batch: what the loss is asked of, made before the adapter is on the model, given the lowest adapted layer and
+            what is kept; by default :class:`Targets`.
         loss: mean loss of a batch; by default the targets' negative log-likelihood.
         after: called after every update, with the number of updates so far.
     """
     config: AdapterConfig = context.config
     check_conflicts(requests)
     asked = unique(requests)
-    peft = peft_package()
-    encoded(context.encoder, asked)  # refuses what does not fit before anything takes long
+    peft, encoder = peft_package(), context.encoder
+    encoded(encoder, asked)  # refuses what does not fit before anything takes long
     maps, lowest = config.adapted_maps(view), config.adapted_layers(view)[0]
     with view.frozen(), context.stages("contexts"):
         facts = in_contexts(view, context, asked, config.contexts, config.context_tokens)
     with view.frozen(), context.stages("tune"), base(view):
         torch.manual_seed(context.seed)
-        make = batch or (lambda view, encoder, _, items, layer: Targets(view, encoder, items, layer, "target_new"))
+        make = batch or (lambda v, e, _, items, layer, kept: Targets(v, e, items, layer, "target_new", kept))
         batches: list[Any] = []
         for start in range(0, len(facts), config.batch_size):
-            part = [request for fact in facts[start : start + config.batch_size] for request in fact]
-            batches.append(make(view, context.encoder, part, encoded(context.encoder, part), lowest))
+            whole = facts[start : start + config.batch_size]
+            part = [request for fact in whole for request in fact]
+            kept = config.kept(encoder, [fact[0] for fact in whole])
+            batches.append(make(view, encoder, part, encoded(encoder, part), lowest, kept))
         with adapted(view, kind(peft, config.steps * len(batches)), maps) as adapter:
             losses = train(
                 context, adapter.parameters(), config.rate(maps), config.steps, lambda _: batches,

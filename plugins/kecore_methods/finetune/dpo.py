@@ -17,7 +17,7 @@ from kecore.text import Encoded, Encoder
 from kecore.types import Capabilities, EditRequest
 from kecore_methods.finetune.adapter import AdapterConfig, plan_adapter
 from kecore_methods.finetune.lora import lora_kind
-from kecore_methods.finetune.training import Targets
+from kecore_methods.finetune.training import Kept, Targets
 
 __all__ = ["Dpo", "dpo_loss"]
 
@@ -70,7 +70,13 @@ class _Pairs:
     """New and old answers to the same prompts, with what the unedited model gives both."""
 
     def __init__(
-        self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest], items: Sequence[Encoded], layer: int
+        self,
+        view: ModelView,
+        encoder: Encoder,
+        requests: Sequence[EditRequest],
+        items: Sequence[Encoded],
+        layer: int,
+        kept: Kept | None,
     ) -> None:
         self.count = len(items)
         old = [
@@ -79,15 +85,16 @@ class _Pairs:
             else _otherwise(view, encoder, item)
             for request, item in zip(requests, items, strict=True)
         ]
-        self.new, self.old = (Targets(view, encoder, answers, layer, "target_new") for answers in (items, old))
+        self.new = Targets(view, encoder, items, layer, "target_new", kept)
+        self.old = Targets(view, encoder, old, layer, "target_new")
         with torch.no_grad():
             self.before = self.new.log_probs(), self.old.log_probs()
 
     def loss(self, config: DpoConfig) -> Tensor:
-        """The preference, and the new answers' likelihood where it is asked for."""
-        new = self.new.log_probs()
+        """The preference, the new answers' likelihood where it is asked for, and what keeping costs."""
+        new, moved = self.new.scores()
         preference = dpo_loss(new, self.old.log_probs(), *self.before, config.beta)
-        return preference - config.likelihood * (new / self.new.length).mean()
+        return preference + moved - config.likelihood * (new / self.new.length).mean()
 
 
 def _otherwise(view: ModelView, encoder: Encoder, item: Encoded) -> Encoded:

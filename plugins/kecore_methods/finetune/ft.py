@@ -9,19 +9,27 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kecore.config import MethodConfig
 from kecore.edit import Dense, WeightEdit
 from kecore.memory import Need
 from kecore.method import MethodContext
 from kecore.model_view import ModelView
 from kecore.text import Encoder
 from kecore.types import Capabilities, EditRequest, check_conflicts, unique
-from kecore_methods.finetune.training import Objective, Targets, batch_need, chosen_layer, encoded, train
+from kecore_methods.finetune.training import (
+    KeptConfig,
+    Objective,
+    Targets,
+    batch_need,
+    chosen_layer,
+    encoded,
+    lengthened,
+    train,
+)
 
 __all__ = ["FtL", "FtM", "MatrixConfig", "tune_matrix"]
 
 
-class MatrixConfig(MethodConfig):
+class MatrixConfig(KeptConfig):
     """What methods that tune one matrix have in common; defaults from EasyEdit's Llama-2-7B set-up, made relative."""
 
     layer: int | None = Field(
@@ -49,13 +57,13 @@ class MatrixConfig(MethodConfig):
     def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
         """The change with its gradient and Adam's moments, and a batch of requests, which is not cut further."""
         layer = self.tuned_layer(view)
-        items = encoded(encoder, requests)
+        items = lengthened(encoded(encoder, requests), 0, 0, self.others)
         projection = view.layers[layer].value_projection
         parts = {
             "change, gradient and moments": 4 * 4 * projection.d_out * projection.d_in,
             "hidden states below the layer": sum(len(e.ids) for e in items) * view.width * view.dtype.itemsize,
         }
-        return [batch_need(view, items, self.batch_size, layer, parts)]
+        return [batch_need(view, items, self.batch_size * (1 + self.others), layer, parts)]
 
 
 class FineTuneConfig(MatrixConfig):
@@ -83,16 +91,18 @@ class _FineTune:
         check_conflicts(requests)
         asked = unique(requests)
         layer = config.tuned_layer(view)
-        items = encoded(context.encoder, asked)
+        encoder, size = context.encoder, config.batch_size
+        encoded(encoder, asked)  # refuses what does not fit before anything takes long
 
         def bound(delta: Tensor) -> None:
             if config.norm_constraint is not None:
                 delta.clamp_(-config.norm_constraint, config.norm_constraint)
 
         with view.frozen(), context.stages("tune"):
+            parts = [asked[i : i + size] for i in range(0, len(asked), size)]
             batches = [
-                Targets(view, context.encoder, items[i : i + config.batch_size], layer, self.objective)
-                for i in range(0, len(items), config.batch_size)
+                Targets(view, encoder, encoded(encoder, part), layer, self.objective, config.kept(encoder, part))
+                for part in parts
             ]
             return tune_matrix(view, context, asked, self.name, lambda _: batches, bound)
 

@@ -47,8 +47,9 @@ class LocFtConfig(MatrixConfig):
     def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
         """As of every method that tunes one matrix, over prompts in their contexts."""
         (need,) = super().needs(view, encoder, requests)
-        items = lengthened(encoded(encoder, requests), self.contexts, self.context_tokens)
-        return [batch_need(view, items, self.batch_size * (self.contexts + 1), self.tuned_layer(view), need.parts)]
+        items = lengthened(encoded(encoder, requests), self.contexts, self.context_tokens, self.others)
+        size = self.batch_size * (self.contexts + 1 + self.others)
+        return [batch_need(view, items, size, self.tuned_layer(view), need.parts)]
 
 
 class LocFtBf:
@@ -76,7 +77,8 @@ class LocFtBf:
             items = encoded(context.encoder, [request for fact in facts for request in fact])
             if config.end_token:
                 items = [_ended(item, context.encoder) for item in items]
-            return Targets(view, context.encoder, items, layer, "target_new")
+            kept = config.kept(context.encoder, [fact[0] for fact in facts])
+            return Targets(view, context.encoder, items, layer, "target_new", kept)
 
         def epoch(_: int) -> list[Targets]:
             if len(facts) > size:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from kecore.config import MethodConfig
 from kecore.editing.contexts import joined
 from kecore.editing.layers import at_depth
 from kecore.errors import NonFiniteError
@@ -17,9 +19,20 @@ from kecore.method import MethodContext
 from kecore.model_view import ModelView
 from kecore.text import Encoded, Encoder, Rows
 from kecore.types import EditRequest
-from kecore_methods.memory.texts import prefixes
+from kecore_methods.memory.texts import about_others, passages, prefixes
 
-__all__ = ["Objective", "Targets", "batch_need", "chosen_layer", "encoded", "in_contexts", "lengthened", "train"]
+__all__ = [
+    "Kept",
+    "KeptConfig",
+    "Objective",
+    "Targets",
+    "batch_need",
+    "chosen_layer",
+    "encoded",
+    "in_contexts",
+    "lengthened",
+    "train",
+]
 
 Objective = Literal["prompt_last", "target_new"]
 
@@ -51,11 +64,11 @@ def in_contexts(
     return [[replace(request, prompt=joined(text, request.prompt)) for text in texts] for request in requests]
 
 
-def lengthened(items: Sequence[Encoded], count: int, tokens: int) -> list[Encoded]:
-    """As long as :func:`in_contexts` makes prompts with their targets, for an estimate of memory."""
+def lengthened(items: Sequence[Encoded], count: int, tokens: int, others: int = 0) -> list[Encoded]:
+    """As long and as many as :func:`in_contexts` and :class:`Kept` make prompts, for an estimate of memory."""
     tokens += _JOINT
     longer = (replace(item, ids=(*item.ids[:1] * tokens, *item.ids), start=item.start + tokens) for item in items)
-    return [*items, *(item for item in longer for _ in range(count))]
+    return [*items, *(item for item in longer for _ in range(count)), *(item for item in items for _ in range(others))]
 
 
 def chosen_layer(view: ModelView, layer: int | None, depth: float) -> int:
@@ -86,6 +99,41 @@ def batch_need(
     return Need("tune", parts, token, batch, batch)
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Prompts that training keeps as they are.
+
+    Args:
+        items: the prompts, without targets.
+        weight: factor of their KL in the loss.
+    """
+
+    items: Sequence[Encoded]
+    weight: float
+
+
+class KeptConfig(MethodConfig):
+    """What of the rest a method may be told to keep while it is trained on the facts."""
+
+    others: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="Further subjects of each request's own prompt, for which the next token's distribution is kept.",
+    )
+    others_weight: float = Field(
+        default=1.0, ge=0, description="Factor of that KL(edited | unedited), a mean over prompts, in the loss."
+    )
+
+    def kept(self, encoder: Encoder, requests: Sequence[EditRequest]) -> Kept | None:
+        """The prompts about others; None where none are asked for."""
+        if not self.others or not self.others_weight:
+            return None
+        words = passages()[: self.others]
+        texts = [text for request in requests for text in about_others(request, words)]
+        return Kept([encoder.encode(text) for text in dict.fromkeys(texts)], self.others_weight)
+
+
 class Targets:
     """Prompts with targets as token rows; the layers below the tuned one are run once.
 
@@ -94,41 +142,70 @@ class Targets:
         items: every prompt with its target.
         layer: the lowest layer that is tuned.
         objective: whether a target's tokens are asked for where they stand, or all at the prompt's last token.
+        kept: further prompts, whose answers are to stay those that the model gives now.
     """
 
     def __init__(
-        self, view: ModelView, encoder: Encoder, items: Sequence[Encoded], layer: int, objective: Objective
+        self,
+        view: ModelView,
+        encoder: Encoder,
+        items: Sequence[Encoded],
+        layer: int,
+        objective: Objective,
+        kept: Kept | None = None,
     ) -> None:
         self.view, self.layer, self.count = view, layer, len(items)
+        self.weight, held = (kept.weight, kept.items) if kept else (0.0, ())
         if objective == "prompt_last":
             ids = [item.ids[: item.start] for item in items]
             places = [(i, e.start - 1, token) for i, e in enumerate(items) for token in e.ids[e.start :]]
         else:
             ids = [item.ids for item in items]
             places = [(i, j - 1, e.ids[j]) for i, e in enumerate(items) for j in range(e.start, len(e.ids))]
+        ids = [*ids, *(item.ids for item in held)]
         self.rows: Rows = encoder.rows(ids).to(view.device)
         self.row, self.column, self.token = torch.tensor(places, device=view.device).t()
         self.length = torch.bincount(self.row).float()
+        ends = [(len(items) + i, len(item.ids) - 1) for i, item in enumerate(held)]
+        last = torch.tensor(ends, device=view.device, dtype=torch.long).reshape(-1, 2).t()
+        self._asked = torch.cat([self.row, last[0]]), torch.cat([self.column, last[1]])
         self.resume = None
         if layer:
             with torch.no_grad():
                 below = view.forward(self.rows, stop=layer - 1, hidden=[layer - 1]).hidden[layer - 1]
             self.resume = (layer, below)
+        self._before = None
+        if kept:
+            with torch.no_grad():
+                self._before = self._answers()[len(self.token) :].log_softmax(-1)
 
-    def log_probs(self, add: Mapping[int, Tensor | Callable[[Tensor], Tensor]] | None = None) -> Tensor:
-        """Log-probability of each target, ``[count]`` float32.
+    def _answers(self, add: Mapping[int, Tensor | Callable[[Tensor], Tensor]] | None = None) -> Tensor:
+        """Logits where the targets' tokens are asked for, then at the last token of what is kept; float32."""
+        out = self.view.forward(self.rows, resume=self.resume, at=self._asked, add=add)
+        return out.logits.float()  # type: ignore[union-attr]
+
+    def scores(self, add: Mapping[int, Tensor | Callable[[Tensor], Tensor]] | None = None) -> tuple[Tensor, Tensor]:
+        """Log-probability of each target, ``[count]`` float32, and the weighted KL of what is kept, a scalar.
 
         Args:
             add: changes of value projections; see :meth:`ModelView.forward`.
         """
-        out = self.view.forward(self.rows, resume=self.resume, at=(self.row, self.column), add=add)
-        logits = out.logits.float()  # type: ignore[union-attr]
+        logits, others = self._answers(add).tensor_split([len(self.token)])
         each = logits.gather(1, self.token[:, None]).squeeze(1) - logits.logsumexp(-1)
-        return torch.zeros(self.count, device=each.device).index_add(0, self.row, each)
+        found = torch.zeros(self.count, device=each.device).index_add(0, self.row, each)
+        if self._before is None:
+            return found, found.new_zeros(())
+        now = others.log_softmax(-1)
+        return found, self.weight * (now.exp() * (now - self._before)).sum(-1).mean()
+
+    def log_probs(self, add: Mapping[int, Tensor | Callable[[Tensor], Tensor]] | None = None) -> Tensor:
+        """Log-probability of each target, ``[count]`` float32; see :meth:`scores`."""
+        return self.scores(add)[0]
 
     def loss(self, add: Mapping[int, Tensor | Callable[[Tensor], Tensor]] | None = None) -> Tensor:
-        """Mean over requests of the mean negative log-likelihood of the target's tokens."""
-        return -(self.log_probs(add) / self.length).mean()
+        """Mean over requests of the mean negative log-likelihood of the target's tokens, and what keeping costs."""
+        found, moved = self.scores(add)
+        return -(found / self.length).mean() + moved
 
 
 def train(

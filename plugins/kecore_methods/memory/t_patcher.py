@@ -21,10 +21,10 @@ from kecore_methods.finetune.training import Targets, batch_need, chosen_layer, 
 from kecore_methods.memory.neurons import Activation, Block, Neurons, queries
 from kecore_methods.memory.passes import stream
 from kecore_methods.memory.texts import about_others, passages
+from kecore_methods.memory.unrelated import ROWS, Scale, at_tokens, unrelated
 
 __all__ = ["Patches", "TPatcher", "TPatcherConfig", "locality_loss"]
 
-_ROWS = 8  # passages in a pass
 _LEAST = 0.1  # distance that a patch is made to tell apart, in units of that between its query and the mean
 _SAME = 0.1  # of a query's length: an earlier edit's query that near is that of the same input
 
@@ -67,47 +67,13 @@ class TPatcherConfig(MethodConfig):
     def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
         """The unrelated queries, some passages at a time, and one request at a time."""
         layer = chosen_layer(view, self.layer, self.depth)
-        tokens = _ROWS * self.passage_tokens
+        tokens = ROWS * self.passage_tokens
         numbers = 2 * self.passages * self.passage_tokens * view.width + 3 * view.width**2
         parts = {"unrelated queries and their covariance": 4 * numbers}
         return [
             Need("memory", parts, forward_bytes(view), tokens, tokens),
             batch_need(view, encoded(encoder, requests), 1, layer, parts),
         ]
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Queries with their mean taken off and their covariance divided out.
-
-    Queries of a block have most of their length in common, so that a key like one of them reads nearly the same at
-    all. In these coordinates unrelated ones are about orthogonal to each other.
-
-    Args:
-        mean: ``[d]``.
-        factor: ``[d, d]``, lower Cholesky factor of the covariance.
-    """
-
-    mean: Tensor
-    factor: Tensor
-
-    @classmethod
-    def of(cls, queries: Tensor, ridge: float) -> Scale:
-        """That of some queries ``[n, d]``, with ``ridge`` times the mean variance added to each."""
-        mean = queries.double().mean(0)
-        apart = queries.double() - mean
-        covariance = apart.t() @ apart / len(queries)
-        covariance.diagonal().add_(ridge * covariance.diagonal().mean())
-        return cls(mean.float(), torch.linalg.cholesky(covariance).float())
-
-    def coordinates(self, queries: Tensor) -> Tensor:
-        """``[n, d]`` of queries ``[n, d]``."""
-        return torch.linalg.solve_triangular(self.factor, (queries - self.mean).t(), upper=False).t()
-
-    def key(self, key: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Key ``[n, d]`` and bias ``[n]`` that read at queries what these read at their coordinates."""
-        own = torch.linalg.solve_triangular(self.factor.t(), key.t(), upper=True).t()
-        return own, bias - own @ self.mean
 
 
 @dataclass
@@ -203,13 +169,12 @@ class TPatcher:
         with view.frozen(), suspended(view.model):
             with context.stages("memory"):
                 block = Block.of(view, layer)
-                words = passages()[: config.passages]
-                generic, scale = _generic(view, context, block, words)
+                generic, scale = unrelated(view, context, block, config.passages, config.passage_tokens, config.ridge)
             patches = Patches.of(block, context)
             with context.stages("tune"):
                 for request in asked:
                     before = len(patches.keys)
-                    losses.append(_Writer(view, context, patches, request, generic, scale, words).write())
+                    losses.append(_Writer(view, context, patches, request, generic, scale).write())
                     added.append(len(patches.keys) - before)
         context.state.update(patches.state())
         return ModuleEdit(
@@ -224,26 +189,6 @@ class TPatcher:
         )
 
 
-def _generic(view: ModelView, context: MethodContext, block: Block, words: list[list[str]]) -> tuple[Tensor, Scale]:
-    """Queries at every token of the passages, ``[tokens, d_in]``, and their scale."""
-    config: TPatcherConfig = context.config
-    key = ("t-patcher", block.layer, config.passages, config.passage_tokens, config.ridge)
-    if key not in context.memo:
-        encoder = Encoder(context.encoder.tokenizer)  # plain text, also where prompts are put into a template
-        texts = [" ".join(part[: config.passage_tokens]) for part in words]
-        ids = [encoder.encode(text).ids[: config.passage_tokens] for text in texts]
-        found = torch.cat([_real(view, encoder, ids[i : i + _ROWS], block) for i in range(0, len(ids), _ROWS)])
-        context.memo[key] = found, Scale.of(found, config.ridge)
-    return context.memo[key]
-
-
-def _real(view: ModelView, encoder: Encoder, ids: Sequence[Sequence[int]], block: Block) -> Tensor:
-    """Queries at the tokens of some texts, ``[tokens, d_in]``."""
-    rows = encoder.rows(ids)
-    found = queries(view, rows, block)
-    return found[rows.attention_mask.bool().to(found.device)]
-
-
 class _Writer:
     """One request, the tokens that the model gets wrong, and what their patches must not read."""
 
@@ -255,7 +200,6 @@ class _Writer:
         request: EditRequest,
         generic: Tensor,
         scale: Scale,
-        words: list[list[str]],
     ) -> None:
         self.view, self.context, self.patches, self.scale = view, context, patches, scale
         self.config: TPatcherConfig = context.config
@@ -269,10 +213,10 @@ class _Writer:
         column = self.batch.column[wrong]
         self.own = queries(view, self.batch.rows, block, self.batch.resume)[0, column]
         self.unit = stream(view, layer, out)[0, column].float().square().mean(-1, keepdim=True).sqrt()
-        texts = about_others(request, words[: self.config.others])
+        texts = about_others(request, passages()[: self.config.others])
         parts = [generic]
         if texts:
-            parts.append(_real(view, encoder, [encoder.encode(text, request.target).ids for text in texts], block))
+            parts.append(at_tokens(view, encoder, [encoder.encode(text, request.target).ids for text in texts], block))
         parts.append(self._others_queries())
         self.unrelated = scale.coordinates(torch.cat([part.to(self.own) for part in parts]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 from kecore.corpus import Corpus
 from kecore.data import path
@@ -17,10 +18,11 @@ _PASSAGES = 64
 _NAME = 2  # words of another subject
 
 
-def passages() -> list[list[str]]:
+@cache
+def passages() -> tuple[list[str], ...]:
     """Words of packaged Wikipedia passages, the same for every edit."""
     found, _ = Corpus.of(path("wikipedia_sample.jsonl.gz")).sample(_PASSAGES, 0)
-    return [passage.split() for passage in found]
+    return tuple(passage.split() for passage in found)
 
 
 def about_others(request: EditRequest, others: Sequence[Sequence[str]]) -> list[str]:

@@ -266,11 +266,10 @@ class Wise:
         with view.frozen(), suspended(view.model):
             with context.stages("contexts"):
                 before = prefixes(view, context, config.contexts, config.context_tokens)
-                words = passages()
             with context.stages("tune"):
                 for request in asked:
                     memory.make_room(config)
-                    losses.append(_Writer(view, context, memory, request, before, words).write())
+                    losses.append(_Writer(view, context, memory, request, before).write())
         context.state.update(memory.state())
         place = view.layers[layer].value_projection.name.removesuffix(".weight")
         return ModuleEdit(
@@ -295,7 +294,6 @@ class _Writer:
         memory: Memory,
         request: EditRequest,
         prefixes: Sequence[str],
-        passages: list[list[str]],
     ) -> None:
         self.view, self.context, self.memory = view, context, memory
         self.config: WiseConfig = context.config
@@ -309,7 +307,7 @@ class _Writer:
         lookup = [item.last_token_of((begin + s, end + s)) for item, s in zip(items, shifts, strict=True)]
         keys, length = _keys(view, self.batch.rows, layer)
         self.own = keys[torch.arange(len(items)), lookup]
-        ids = [encoder.encode(text).ids for text in self._irrelevant(request, passages)]
+        ids = [encoder.encode(text).ids for text in self._irrelevant(request)]
         rows = encoder.rows(ids)
         self.other, _ = _keys(view, rows, layer)
         self.real = rows.attention_mask.to(self.other)
@@ -318,12 +316,13 @@ class _Writer:
         first = len(memory.merged) + len(memory.shards) - 1
         self.earlier = memory.keys[memory.owner == first].to(self.other.device)
 
-    def _irrelevant(self, request: EditRequest, passages: list[list[str]]) -> list[str]:
+    def _irrelevant(self, request: EditRequest) -> list[str]:
         """Openings of passages, and the request's prompt about others than its subject."""
         generator = torch.Generator().manual_seed(self.context.seed + len(self.memory.keys))
-        chosen = [passages[i] for i in torch.randperm(len(passages), generator=generator)[: self.config.irrelevant]]
+        words = passages()
+        chosen = [words[i] for i in torch.randperm(len(words), generator=generator)[: self.config.irrelevant]]
         half = len(chosen) // 2
-        openings = [" ".join(words[:_WORDS]) for words in chosen[:half]]
+        openings = [" ".join(each[:_WORDS]) for each in chosen[:half]]
         return [*openings, *about_others(request, chosen[half:])]
 
     def write(self) -> float:

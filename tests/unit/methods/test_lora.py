@@ -128,7 +128,7 @@ def test_layers_below_the_adapter_run_once_and_change_nothing() -> None:
         handle.remove()
     assert calls == [1, 1, 3, 3]
 
-    def whole(view: ModelView, encoder: Any, _: Any, items: Any, _layer: int) -> Targets:
+    def whole(view: ModelView, encoder: Any, _: Any, items: Any, _layer: int, _kept: Any) -> Targets:
         return Targets(view, encoder, items, 0, "target_new")
 
     slow = plan_adapter(view, FACTS, context, "lora", lambda peft, _: lora_kind(config, peft), batch=whole)
