@@ -116,23 +116,38 @@ def row(editor: Editor, method: str, records: list[Any], config: dict[str, Any],
 
 
 def collection(editor: Editor, options: argparse.Namespace) -> dict[str, Any]:
-    """Tokens per second of the statistics of layers 4 to 8: one pass, and a float32 pass for each layer."""
+    """Tokens per second of the statistics of layers 4 to 8: one pass in each type, and float32 passes for each."""
     corpus = Corpus.of(options.text)
     layers = [i for i in range(4, 9) if i < len(editor.view.layers)] or [0]
     error = difference(editor, corpus, layers[-1])
-    begin = time.perf_counter()
-    ours = KeyStatistics.collect(editor.view, editor.encoder, corpus, layers, tokens=options.stat_tokens)
-    one_pass = time.perf_counter() - begin
+    precisions = (None, torch.bfloat16)
+    found: list[KeyStatistics] = []
+    seconds: list[float] = []
+    for precision in precisions:
+        begin = time.perf_counter()
+        found.append(
+            KeyStatistics.collect(
+                editor.view, editor.encoder, corpus, layers, tokens=options.stat_tokens, precision=precision
+            )
+        )
+        seconds.append(time.perf_counter() - begin)
+    ours, half = found
+    one_pass, rounded = (ours.tokens / each for each in seconds)
     begin = time.perf_counter()
     counts = [per_layer(editor, by_length(editor, corpus, options.stat_tokens), layer)[1] for layer in layers]
     rate = sum(counts) / len(counts) / (time.perf_counter() - begin)
     return {
         "layers": layers,
         "tokens": ours.tokens,
-        "one_pass_tokens_per_second": round(ours.tokens / one_pass, 1),
+        "one_pass_tokens_per_second": round(one_pass, 1),
+        "bfloat16_tokens_per_second": round(rounded, 1),
         "per_layer_tokens_per_second": round(rate, 1),
-        "ratio": round(ours.tokens / one_pass / rate, 3),
+        "ratio": round(one_pass / rate, 3),
+        "bfloat16_ratio": round(rounded / rate, 3),
         "relative_difference": error,
+        "bfloat16_difference": max(
+            float((half.moment(i) - ours.moment(i)).norm() / ours.moment(i).norm()) for i in layers
+        ),
         "convergence": {str(i): round(change, 4) for i, change in ours.convergence.items()},
     }
 

@@ -52,7 +52,7 @@ def main() -> None:
     rows = {"unedited": (merge(before), 0.0)}
     for folder in options.trained:
         trained = TrainedEditor.load(folder)
-        name = f"{trained.method}, {trained.record['best_step']:.0f} steps"
+        name = f"{folder.name}: {trained.method}, {trained.record['best_step']:.0f} steps"
         rows[name] = edited(editor, trained, parts, before, protocol)
     keys = [key for key in COLUMNS if any(key in scores.scores for scores, _ in rows.values())]
     lines = [

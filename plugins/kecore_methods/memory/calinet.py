@@ -16,10 +16,11 @@ from kecore.memory import Need
 from kecore.method import MethodContext
 from kecore.model_view import ModelView
 from kecore.text import Encoder
-from kecore.types import Capabilities, EditRequest, check_conflicts, unique
+from kecore.types import Capabilities, EditRequest
 from kecore_methods.finetune.training import KeptConfig, Targets, batch_need, encoded, in_contexts, lengthened, train
 from kecore_methods.memory.neurons import Block, Neurons, queries
 from kecore_methods.memory.passes import stream
+from kecore_methods.memory.side import accepted, side_edit
 from kecore_methods.memory.unrelated import unrelated
 
 __all__ = ["CaliNet", "CaliNetConfig"]
@@ -91,9 +92,7 @@ class CaliNet:
     def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> ModuleEdit:
         """Train slots on all requests; the model is as before when this returns."""
         config: CaliNetConfig = context.config
-        check_conflicts(requests)
-        asked = unique(requests)
-        encoded(context.encoder, asked)  # refuses what does not fit before anything takes long
+        asked = accepted(requests, context)
         layers = config.calibrated_layers(view)
         with view.frozen(), suspended(view.model):
             blocks = [Block.of(view, layer) for layer in layers]
@@ -106,16 +105,8 @@ class CaliNet:
                 losses = slots.train()
         keys, biases, values = (part.detach().cpu() for part in slots.joined())
         context.state.update({"layers": torch.tensor(layers), "keys": keys, "biases": biases, "values": values})
-        return ModuleEdit(
-            effect=Neurons.at(blocks, keys, biases, values, "gelu"),
-            supersedes=True,
-            base=context.fingerprint(view),
-            method=self.name,
-            config=config.to_json(),
-            requests=tuple(asked),
-            seed=context.seed,
-            notes={"layers": list(layers), "slots": keys.shape[1], "loss": losses},
-        )
+        notes = {"layers": list(layers), "slots": keys.shape[1], "loss": losses}
+        return side_edit(Neurons.at(blocks, keys, biases, values, "gelu"), view, context, self.name, asked, notes)
 
 
 class _Slots:

@@ -18,9 +18,10 @@ from kecore.memory import Need
 from kecore.method import MethodContext
 from kecore.model_view import ModelView
 from kecore.text import Encoded, Encoder
-from kecore.types import Capabilities, EditRequest, check_conflicts, unique
+from kecore.types import Capabilities, EditRequest
 from kecore_methods.finetune.training import Targets, batch_need, chosen_layer, encoded, train
 from kecore_methods.memory.passes import Passes, at_projection
+from kecore_methods.memory.side import accepted, side_edit
 
 __all__ = ["Defer", "DeferConfig", "SideNetwork"]
 
@@ -137,8 +138,7 @@ class Defer:
     def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> ModuleEdit:
         """Tune gate and side network on the requests one after another; the model is as before when this returns."""
         config: DeferConfig = context.config
-        check_conflicts(requests)
-        asked = unique(requests)
+        asked = accepted(requests, context)
         items = encoded(context.encoder, asked)
         layer = config.edited_layer(view)
         network = _opened(view, layer, config, context.state).to(view.device)
@@ -151,16 +151,8 @@ class Defer:
                 shares.append(share)
         network.cpu()
         context.state.update({"layer": torch.tensor(layer), **network.tensors()})
-        return ModuleEdit(
-            effect=network,
-            supersedes=True,
-            base=context.fingerprint(view),
-            method=self.name,
-            config=config.to_json(),
-            requests=tuple(asked),
-            seed=context.seed,
-            notes={"layers": [layer], "loss": losses, "deferred": shares},
-        )
+        notes = {"layers": [layer], "loss": losses, "deferred": shares}
+        return side_edit(network, view, context, self.name, asked, notes)
 
 
 def _opened(view: ModelView, layer: int, config: DeferConfig, state: Mapping[str, Tensor]) -> SideNetwork:

@@ -18,9 +18,10 @@ from kecore.memory import Need
 from kecore.method import MethodContext
 from kecore.model_view import ModelView
 from kecore.text import Encoded, Encoder
-from kecore.types import Capabilities, EditRequest, check_conflicts, unique
+from kecore.types import Capabilities, EditRequest
 from kecore_methods.finetune.training import Targets, batch_need, chosen_layer, encoded, train
 from kecore_methods.memory.passes import Passes, at_projection
+from kecore_methods.memory.side import accepted, side_edit
 
 __all__ = ["Codebook", "Entries", "Grace", "GraceConfig", "nearest"]
 
@@ -237,8 +238,7 @@ class Grace:
     def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> ModuleEdit:
         """Write the requests into the codebook one after another; the model is as before when this returns."""
         config: GraceConfig = context.config
-        check_conflicts(requests)
-        asked = unique(requests)
+        asked = accepted(requests, context)
         items = encoded(context.encoder, asked)
         layer = config.edited_layer(view)
         entries = _opened(view, layer, context)
@@ -251,16 +251,8 @@ class Grace:
                 rules.append(rule)
                 losses.append(loss)
         context.state.update({"layer": torch.tensor(layer), **entries.tensors()})
-        return ModuleEdit(
-            effect=entries.codebook(_path(view, layer), config.replace),
-            supersedes=True,
-            base=context.fingerprint(view),
-            method=self.name,
-            config=config.to_json(),
-            requests=tuple(asked),
-            seed=context.seed,
-            notes={"layers": [layer], "entries": len(entries.keys), "rules": rules, "loss": losses},
-        )
+        notes = {"layers": [layer], "entries": len(entries.keys), "rules": rules, "loss": losses}
+        return side_edit(entries.codebook(_path(view, layer), config.replace), view, context, self.name, asked, notes)
 
 
 def _path(view: ModelView, layer: int) -> str:

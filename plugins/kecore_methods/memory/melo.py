@@ -19,10 +19,11 @@ from kecore.memory import Need
 from kecore.method import MethodContext
 from kecore.model_view import ModelView
 from kecore.text import Encoded, Encoder
-from kecore.types import Capabilities, EditRequest, check_conflicts, unique
+from kecore.types import Capabilities, EditRequest
 from kecore_methods.finetune.training import Targets, batch_need, chosen_layer, encoded, train
 from kecore_methods.memory.dynamic_lora import Clusters, DynamicLora
 from kecore_methods.memory.passes import stream
+from kecore_methods.memory.side import accepted, side_edit
 from kecore_methods.memory.texts import prefixes
 
 __all__ = ["Melo", "MeloConfig"]
@@ -167,9 +168,7 @@ class Melo:
     def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> ModuleEdit:
         """Train blocks for the requests and index them; the model is as before when this returns."""
         config: MeloConfig = context.config
-        check_conflicts(requests)
-        asked = unique(requests)
-        encoded(context.encoder, asked)  # refuses what does not fit before anything takes long
+        asked = accepted(requests, context)
         book = Book.of(view, context)
         rules: list[str] = []
         losses: list[float] = []
@@ -181,19 +180,15 @@ class Melo:
                 losses.append(batch.train())
                 rules += batch.index()
         context.state.update(book.state())
-        return ModuleEdit(
-            effect=book.module(view),
-            supersedes=True,
-            base=context.fingerprint(view),
-            method=self.name,
-            config=config.to_json(),
-            requests=tuple(asked),
-            seed=context.seed,
-            notes={
-                "layers": list(book.layers), "key_layer": book.layer, "clusters": len(book.clusters.centres),
-                "blocks": len(book.down[0]), "rules": rules, "loss": losses,
-            },
-        )  # fmt: skip
+        notes = {
+            "layers": list(book.layers),
+            "key_layer": book.layer,
+            "clusters": len(book.clusters.centres),
+            "blocks": len(book.down[0]),
+            "rules": rules,
+            "loss": losses,
+        }
+        return side_edit(book.module(view), view, context, self.name, asked, notes)
 
 
 class _Batch:

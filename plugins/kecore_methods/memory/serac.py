@@ -24,6 +24,7 @@ from kecore_methods.finetune.training import chosen_layer, encoded
 from kecore_methods.memory.passes import Passes
 from kecore_methods.memory.serac_learner import SeracLearner
 from kecore_methods.memory.serac_network import Entries, SeracNetwork
+from kecore_methods.memory.side import side_edit
 from kecore_methods.prompt.wording import remembered
 
 __all__ = ["EditMemory", "Serac", "SeracConfig"]
@@ -275,16 +276,8 @@ class Serac:
                 known |= dict(zip(new[part], found, strict=True))
             context.progress("read", len(new), len(new))
         entries = Entries.stack([known[fact] for fact in facts])
-        return ModuleEdit(
-            effect=EditMemory.of(view, config, network.cpu(), entries),
-            supersedes=True,
-            base=context.fingerprint(view),
-            method=self.name,
-            config=config.to_json(),
-            requests=facts,
-            seed=context.seed,
-            notes={"entries": len(facts)},
-        )
+        notes = {"entries": len(facts)}
+        return side_edit(EditMemory.of(view, config, network.cpu(), entries), view, context, self.name, facts, notes)
 
 
 def _known(network: SeracNetwork, context: MethodContext) -> dict[EditRequest, Entries]:

@@ -16,10 +16,11 @@ from kecore.memory import Need, forward_bytes
 from kecore.method import MethodContext
 from kecore.model_view import ModelView
 from kecore.text import Encoder
-from kecore.types import Capabilities, EditRequest, check_conflicts, unique
+from kecore.types import Capabilities, EditRequest
 from kecore_methods.finetune.training import Targets, batch_need, chosen_layer, encoded, train
 from kecore_methods.memory.neurons import Activation, Block, Neurons, queries
 from kecore_methods.memory.passes import stream
+from kecore_methods.memory.side import accepted, side_edit
 from kecore_methods.memory.texts import about_others, passages
 from kecore_methods.memory.unrelated import ROWS, Scale, at_tokens, unrelated
 
@@ -160,9 +161,7 @@ class TPatcher:
     def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> ModuleEdit:
         """Patch the mistakes of one request after another; the model is as before when this returns."""
         config: TPatcherConfig = context.config
-        check_conflicts(requests)
-        asked = unique(requests)
-        encoded(context.encoder, asked)  # refuses what does not fit before anything takes long
+        asked = accepted(requests, context)
         layer = chosen_layer(view, config.layer, config.depth)
         added: list[int] = []
         losses: list[float | None] = []
@@ -177,16 +176,8 @@ class TPatcher:
                     losses.append(_Writer(view, context, patches, request, generic, scale).write())
                     added.append(len(patches.keys) - before)
         context.state.update(patches.state())
-        return ModuleEdit(
-            effect=patches.neurons(config.activation),
-            supersedes=True,
-            base=context.fingerprint(view),
-            method=self.name,
-            config=config.to_json(),
-            requests=tuple(asked),
-            seed=context.seed,
-            notes={"layers": [layer], "patches": len(patches.keys), "added": added, "loss": losses},
-        )
+        notes = {"layers": [layer], "patches": len(patches.keys), "added": added, "loss": losses}
+        return side_edit(patches.neurons(config.activation), view, context, self.name, asked, notes)
 
 
 class _Writer:

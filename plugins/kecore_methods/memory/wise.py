@@ -19,9 +19,10 @@ from kecore.memory import Need
 from kecore.method import MethodContext
 from kecore.model_view import ModelView
 from kecore.text import Encoder, Rows
-from kecore.types import Capabilities, EditRequest, check_conflicts, unique
+from kecore.types import Capabilities, EditRequest
 from kecore_methods.finetune.training import Targets, batch_need, chosen_layer, encoded, train
 from kecore_methods.memory.passes import Passes, at_projection
+from kecore_methods.memory.side import accepted, side_edit
 from kecore_methods.memory.texts import about_others, passages, prefixes
 
 __all__ = ["SideMemories", "Wise", "WiseConfig", "ties"]
@@ -257,9 +258,7 @@ class Wise:
     def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> ModuleEdit:
         """Tune the side memory on the requests one after another; the model is as before when this returns."""
         config: WiseConfig = context.config
-        check_conflicts(requests)
-        asked = unique(requests)
-        encoded(context.encoder, asked)  # refuses what does not fit before anything takes long
+        asked = accepted(requests, context)
         layer = chosen_layer(view, config.layer, config.depth)
         memory = Memory.of(view, layer, context.state)
         losses: list[float] = []
@@ -272,16 +271,8 @@ class Wise:
                     losses.append(_Writer(view, context, memory, request, before).write())
         context.state.update(memory.state())
         place = view.layers[layer].value_projection.name.removesuffix(".weight")
-        return ModuleEdit(
-            effect=memory.module(place, config),
-            supersedes=True,
-            base=context.fingerprint(view),
-            method=self.name,
-            config=config.to_json(),
-            requests=tuple(asked),
-            seed=context.seed,
-            notes={"layers": [layer], "memories": len(memory.merged) + len(memory.shards), "loss": losses},
-        )
+        notes = {"layers": [layer], "memories": len(memory.merged) + len(memory.shards), "loss": losses}
+        return side_edit(memory.module(place, config), view, context, self.name, asked, notes)
 
 
 class _Writer:

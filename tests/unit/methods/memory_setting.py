@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kecore import Editor, EditRequest
 from kecore.evaluate import score_continuations
@@ -16,6 +16,17 @@ from kecore.testing import tiny_model, tiny_tokenizer
 FACT = EditRequest("The capital of {} is", "Italy", "Vienna")
 OTHER = EditRequest("The company of {} is", "Tim Cook", "French")
 FAR = ("The mother tongue of Danielle", "Where does the Danube", "Antarctica is", "The iPhone", "It flows to")
+
+
+class Toy(nn.Module):
+    """One linear map that is called as a causal language model is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lm = nn.Linear(3, 4)
+
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.lm(inputs_embeds)
 
 
 def opened(architecture: str = "llama") -> Editor:

@@ -7,41 +7,22 @@ from typing import Any
 
 import pytest
 import torch
+from memory_setting import FACT, OTHER, Toy, logits, opened
 from torch import Tensor, nn
 
 from kecore import Editor, EditRequest, MethodContext, ModuleEdit
 from kecore.errors import ConfigError
 from kecore.evaluate import score_continuations
 from kecore.evaluate.generation import generate
-from kecore.testing import tiny_model, tiny_tokenizer
 from kecore_methods.memory.defer import Defer, DeferConfig, SideNetwork
 
-FACT = EditRequest("The capital of {} is", "Italy", "Vienna")
-OTHER = EditRequest("The company of {} is", "Tim Cook", "French")
 TEXTS = ("The capital of France is", "The iPhone", "Where does the Danube")
 CONFIG: dict[str, Any] = {"steps": 25}
 
 
 @pytest.fixture
 def editor() -> Editor:
-    return Editor(tiny_model("llama"), tiny_tokenizer("llama-like"))
-
-
-def logits(editor: Editor, text: str) -> Tensor:
-    ids = torch.tensor([editor.encoder.encode(text).ids])
-    with torch.no_grad():
-        return editor.model(input_ids=ids, use_cache=False).logits
-
-
-class Toy(nn.Module):
-    """One linear map that is called as a causal language model is."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lm = nn.Linear(3, 4)
-
-    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.lm(inputs_embeds)
+    return opened()
 
 
 @torch.no_grad()
@@ -153,7 +134,7 @@ def test_writing_with_a_cache_is_writing_without_one(editor: Editor) -> None:
 def test_a_further_edit_goes_on_from_the_last(editor: Editor) -> None:
     first = editor.edit(FACT, Defer, **CONFIG)
     editor.edit(OTHER, Defer, **CONFIG)
-    both = Editor(tiny_model("llama"), tiny_tokenizer("llama-like"))
+    both = opened()
     one = both.edit([FACT, OTHER], Defer, **CONFIG)
     for text in (FACT.text, OTHER.text, *TEXTS):
         torch.testing.assert_close(logits(both, text), logits(editor, text), rtol=1e-4, atol=1e-4)

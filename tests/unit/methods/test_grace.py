@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from memory_setting import FACT, OTHER, Toy, logits, opened
 
 from kecore import Editor, EditRequest, ModuleEdit
 from kecore.errors import ConfigError
@@ -18,21 +18,13 @@ from kecore.testing import tiny_model, tiny_tokenizer
 from kecore_methods.memory.grace import Codebook, Entries, Grace
 from kecore_methods.memory.passes import Passes
 
-FACT = EditRequest("The capital of {} is", "Italy", "Vienna")
-OTHER = EditRequest("The company of {} is", "Tim Cook", "French")
 NEIGHBOURS = ("The capital of France is", "The iPhone", "Where does the Danube")
 CONFIG: dict[str, Any] = {"steps": 15}
 
 
 @pytest.fixture
 def editor() -> Editor:
-    return Editor(tiny_model("llama"), tiny_tokenizer("llama-like"))
-
-
-def logits(editor: Editor, text: str) -> Tensor:
-    ids = torch.tensor([editor.encoder.encode(text).ids])
-    with torch.no_grad():
-        return editor.model(input_ids=ids, use_cache=False).logits
+    return opened()
 
 
 def by_hand(queries: list[tuple[list[float], str]], radius: float) -> list[dict[str, Any]]:
@@ -113,17 +105,6 @@ def test_values_stand_where_the_mode_says(replace: Any) -> None:
                 if mask[row, column]:
                     wanted[row, column] = book.values[decided[0]]
     assert torch.equal(found, wanted)
-
-
-class Toy(nn.Module):
-    """One linear map that is called as a causal language model is."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lm = nn.Linear(3, 4)
-
-    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.lm(inputs_embeds)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gptj", "gemma2"])

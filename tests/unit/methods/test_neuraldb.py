@@ -7,24 +7,22 @@ from typing import Any
 
 import pytest
 import torch
+from memory_setting import FACT, OTHER, opened
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from kecore import Editor, EditRequest, ModuleEdit
 from kecore.errors import ConfigError
 from kecore.evaluate import score_continuations
-from kecore.testing import tiny_model, tiny_tokenizer
 from kecore_methods.memory.neuraldb import Database, NeuralDb
 
-FACT = EditRequest("The capital of {} is", "Italy", "Vienna")
 SAME = EditRequest("A river in {} is the", "Italy", "Danube")
-OTHER = EditRequest("The company of {} is", "Tim Cook", "French")
 CONFIG: dict[str, Any] = {"steps": 8, "contexts": 1, "context_tokens": 3, "depth_last": 0.4}
 
 
 @pytest.fixture
 def editor() -> Editor:
-    return Editor(tiny_model("llama"), tiny_tokenizer("llama-like"))
+    return opened()
 
 
 def mean(editor: Editor, request: EditRequest) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from memory_setting import FACT, logits
 from meta_setting import RECORDS, SHORT, setting
 from torch import Tensor
 
@@ -25,7 +26,6 @@ from kecore_methods.memory.serac import EditMemory, Serac, SeracConfig
 from kecore_methods.memory.serac_learner import SeracLearner, _Batch
 from kecore_methods.memory.serac_network import FAR, NOTHING, Entries, Reading, SeracNetwork, not_any
 
-FACT = EditRequest("The capital of {} is", "Italy", "Vienna")
 OTHER = EditRequest("The company of {} is", "Tim Cook", "French Danube")
 NEIGHBOURS = ("The capital of France is", "The iPhone", "Where does the Danube")
 WIDTH, RANK = 6, 4
@@ -57,12 +57,6 @@ def trained(architecture: str = "llama") -> TrainedEditor:
 @pytest.fixture
 def editor() -> Editor:
     return Editor(tiny_model("llama"), tiny_tokenizer("llama-like"), trained=trained())
-
-
-def logits(editor: Editor, text: str) -> Tensor:
-    ids = torch.tensor([editor.encoder.encode(text).ids])
-    with torch.no_grad():
-        return editor.model(input_ids=ids, use_cache=False).logits
 
 
 def by_hand(net: SeracNetwork, states: Tensor, mask: Tensor, entries: Entries) -> list[list[list[float]]]:

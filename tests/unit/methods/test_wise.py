@@ -7,17 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from memory_setting import FACT, OTHER, Toy, opened
+from torch import Tensor
 
 from kecore import Editor, EditRequest, ModuleEdit
 from kecore.errors import ConfigError
 from kecore.evaluate import score_continuations
 from kecore.evaluate.generation import generate
-from kecore.testing import tiny_model, tiny_tokenizer
 from kecore_methods.memory.wise import SideMemories, Wise, ties
 
-FACT = EditRequest("The capital of {} is", "Italy", "Vienna")
-OTHER = EditRequest("The company of {} is", "Tim Cook", "French")
 THIRD = EditRequest("The mother tongue of {} is", "Léon Blum", "Danube")
 FAR = ("Where does the Danube", "It flows to the")
 CONFIG: dict[str, Any] = {"steps": 12, "contexts": 1, "context_tokens": 3, "irrelevant": 4}
@@ -25,7 +23,7 @@ CONFIG: dict[str, Any] = {"steps": 12, "contexts": 1, "context_tokens": 3, "irre
 
 @pytest.fixture
 def editor() -> Editor:
-    return Editor(tiny_model("llama"), tiny_tokenizer("llama-like"))
+    return opened()
 
 
 def ties_by_hand(vectors: list[list[float]], density: float) -> list[float]:
@@ -49,17 +47,6 @@ def test_ties_is_its_algorithm(density: float) -> None:
     vectors[1] *= vectors[1].abs() > 0.8  # as sparse as a shard
     wanted = ties_by_hand(vectors.flatten(1).tolist(), density)
     assert torch.allclose(ties(vectors, density).flatten(), torch.tensor(wanted, dtype=torch.float64))
-
-
-class Toy(nn.Module):
-    """One linear map that is called as a causal language model is."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lm = nn.Linear(3, 4)
-
-    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.lm(inputs_embeds)
 
 
 def test_routing_is_by_the_largest_activation_so_far() -> None:
