@@ -92,23 +92,36 @@ def editing(device: torch.device, small: bool) -> list[dict[str, Any]]:
     least = floor_seconds(tokens, len(LAYERS), editor.model.config.intermediate_size, below)
     row: dict[str, Any] = {"step": "statistics", "tokens": tokens, "seconds": spent}
     rows.append(row | {"tokens_per_s": tokens / spent, "floor_s": least})
-    for method in (Memit, AlphaEdit):
-        for count in (2, 3) if small else (10, 100, 1000):
-            if timed(device) - begin > DEADLINE:
-                rows.append({"step": method.name, "facts": count, "skipped": "out of time"})
-                continue
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            start = timed(device)
-            try:
-                editor.edit(facts(count), method, layers=LAYERS)
-            except KecoreError as error:
-                rows.append({"step": method.name, "facts": count, "failed": f"{type(error).__name__}: {error}"})
-                continue
-            spent = timed(device) - start
-            row = {"step": method.name, "facts": count, "seconds": spent, "facts_per_s": count / spent}
-            row |= {f"{stage}_s": took for stage, took in editor.history[-1].stages.items()}
-            row["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0
-            rows.append(row)
-            editor.revert()
+    counts = (2, 3) if small else (10, 100, 1000)
+    made: dict[tuple[Any, int, bool], Any] = {}
+    plain = [(method, count, False) for method in (Memit, AlphaEdit) for count in counts]
+    replayed = [(Memit, count, graphs) for count in (1, counts[0]) for graphs in (False, True)]
+    for method, count, graphs in plain[:1] + replayed + plain[1:]:  # the first warms up
+        about: dict[str, Any] = {"step": method.name, "facts": count, "graphs": graphs}
+        if timed(device) - begin > DEADLINE:
+            rows.append(about | {"skipped": "out of time"})
+            continue
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        start = timed(device)
+        try:
+            edit = editor.edit(facts(count), method, layers=LAYERS, graphs=graphs)
+        except KecoreError as error:
+            rows.append(about | {"failed": f"{type(error).__name__}: {error}"})
+            continue
+        spent = timed(device) - start
+        row = about | {"seconds": spent, "facts_per_s": count / spent}
+        row |= {f"{stage}_s": took for stage, took in editor.history[-1].stages.items()}
+        row["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0
+        made[method, count, graphs] = edit
+        if graphs and (method, count, False) in made:
+            row["difference"] = apart(made[method, count, False], edit)
+        rows.append(row)
+        editor.revert()
     return rows
+
+
+def apart(plain: Any, other: Any) -> float:
+    """Largest relative difference of two edits' changes of a matrix."""
+    pairs = [(update.matrix(), other.updates[name].matrix()) for name, update in plain.updates.items()]
+    return max(float((a - b).norm() / a.norm()) for a, b in pairs)

@@ -19,8 +19,9 @@ out so that this token stands in one common column. See :mod:`kecore.editing.rep
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -28,9 +29,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kecore.editing.align import Alignment
+from kecore.editing.graphs import Function, record
 from kecore.editing.locate import Located, locate
 from kecore.editing.replay import Replay
-from kecore.errors import NonFiniteError
+from kecore.errors import KecoreWarning, NonFiniteError
 from kecore.memory import backward_bytes
 from kecore.method import Progress, silent
 from kecore.model_view import ModelView
@@ -47,6 +49,7 @@ _FLOOR = 0.1  # what its steps shrink to
 _COMPACT = 0.75  # rows are gathered anew once a quarter of the groups has finished
 _ENOUGH = {"cpu": 320, "cuda": 4096}  # tokens that keep a few cores, or a GPU's tiles, busy
 _BANK = 4096
+_RECORDED = ("cuda",)  # devices whose steps can be replayed
 _ESSENCE = "{} is a"  # the KL prompt of ROME, section 3.1
 
 
@@ -73,6 +76,8 @@ class ValueSettings:
             arXiv 2308.08742). Both are then relative to the norms of the outputs that they are added to.
         precision: type of the frozen weights and activations; ``delta``, its gradient sums and the loss
             are float32 in any case.
+        graphs: record a step as a CUDA graph and replay it, again after rows were dropped. Spares the host the launch
+            of some thousand kernels a step, which is what small micro-batches wait for. Without effect elsewhere.
     """
 
     steps: int = 20
@@ -87,6 +92,7 @@ class ValueSettings:
     noise: float = 0.5
     mixer: bool = False
     precision: torch.dtype | None = None
+    graphs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +174,7 @@ def optimise(
             out.delta[index], out.reference[index] = part.delta[:, : view.width].cpu(), part.reference[:, 0].cpu()
             out.loss[index], out.steps[index] = part.loss.cpu(), part.steps.cpu()
             mode, done = part.mode, done + len(batch)
+            settings = replace(settings, graphs=part.recording)  # what failed once is not tried again
     progress("values", u * settings.steps, u * settings.steps)
     return Values(out.delta, out.reference, out.loss, out.steps, mode or "full")
 
@@ -338,30 +345,51 @@ class _Batch:
         self.loss = torch.full((count,), float("nan"), device=device)
         self.steps = torch.zeros(count, dtype=torch.long, device=device)
         self.active = torch.ones(count, dtype=torch.bool, device=device)
-        self.said = torch.zeros_like(self.active)  # whether the last step's logits say the whole target everywhere
         self.original: Tensor | None = None  # log-probabilities on the essence prompts, by group
+        self.recording = settings.graphs and device.type in _RECORDED and others is None
+        self.recorded: Function | None = None  # a step of the rows at hand
 
     def step(self, *, last: bool) -> bool:
         """Evaluate the loss and, unless ``last``, update the groups that are not finished."""
         s = self.settings
-        delta = self.delta.clone().requires_grad_(not last)
-        with torch.set_grad_enabled(not last):
-            loss = self._loss(delta)
+        loss, moving, gradient = self._evaluate(last)
         if not bool(torch.isfinite(loss[self.active]).all()):
             raise NonFiniteError("the loss of a target value became NaN or infinite; lower the learning rate")
-        self.loss = torch.where(self.active, loss.detach(), self.loss)
+        self.loss = torch.where(self.active, loss, self.loss)
         self.steps += self.active
-        moving = self.active & (loss.detach() >= s.stop_loss) & ~(self.said & s.stop_most_probable)
         if last or not bool(moving.any()):
             return False
-        (gradient,) = torch.autograd.grad(loss[moving].sum(), delta)
         t = int(self.steps.max())
-        moved = self.delta - (self._adam if s.optimizer == "adam" else self._descent)(gradient, t)
+        moved = self.delta - (self._adam if s.optimizer == "adam" else self._descent)(gradient(), t)
         mask = moving[:, None]
         scale = (s.clamp * self.reference / self._lengths(moved)).clamp(max=1.0)
         self.delta = torch.where(mask, self._scaled(moved, scale), self.delta)
         self._compact(moving)
         return True
+
+    def _evaluate(self, last: bool) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
+        """Loss of each group, which of them go on, and what gives the gradient of those."""
+        noise = self._noise()
+        inputs = (self.delta, self.active, *(() if noise is None else (noise,)))
+        if self.recording and self.recorded is None and bool(self.steps.any()) and not last:
+            try:
+                self.recorded = record(self._whole, inputs)
+            except RuntimeError as error:
+                self.recording = False
+                warnings.warn(f"steps are not replayed as CUDA graphs: {error}", KecoreWarning, stacklevel=4)
+        if self.recorded is not None:
+            loss, moving, gradient = self.recorded(*inputs)
+            return loss, moving, lambda: gradient
+        delta = self.delta.clone().requires_grad_(not last)
+        with torch.set_grad_enabled(not last):
+            loss, moving = self._loss(delta, self.active, noise)
+        return loss.detach(), moving, lambda: _slope(loss, moving, delta)
+
+    def _whole(self, delta: Tensor, active: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss of each group, which of them go on, and the gradient of those."""
+        delta = delta.detach().requires_grad_()
+        loss, moving = self._loss(delta, active, noise)
+        return loss.detach(), moving, _slope(loss, moving, delta)
 
     # Groups that have stopped keep their vector whatever these return, so neither masks its sums.
 
@@ -385,16 +413,13 @@ class _Batch:
         """Each part times its factor ``[u, parts]``."""
         return (vectors.unflatten(1, (self.parts, -1)) * factor[:, :, None]).flatten(1)
 
-    def _loss(self, delta: Tensor) -> Tensor:
-        """Loss of each group, ``[u]``; groups whose rows are gone keep zero."""
+    def _loss(self, delta: Tensor, active: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Loss of each group ``[u]``, of one whose rows are gone its penalty alone; and which of the active go on."""
         s, u, work = self.settings, len(delta), self.work
-        logits = work.replay.logits(delta[work.group], work.row, work.place, self._noise())
+        logits = work.replay.logits(delta[work.group], work.row, work.place, noise)
         row, token = work.row[: work.spoken], work.token[: work.spoken]
         essences = work.group[work.row[work.spoken :]]
         nll, kl, first = said(logits, token, None if self.original is None else self.original[essences])
-        if s.stop_most_probable:
-            missed = (logits[: work.spoken].detach().argmax(-1) != token).long()
-            self.said = torch.zeros(u, dtype=torch.long, device=nll.device).index_add(0, work.group[row], missed) == 0
         rows = len(work.group)
         ones = torch.ones_like(nll)
         length = torch.zeros(rows, device=nll.device).index_add(0, row, ones)
@@ -410,7 +435,12 @@ class _Batch:
             align, members = self.others
             loss = loss + align.loss(delta.unflatten(1, (self.parts, -1))[:, 0], members)
         penalty = s.length_penalty / self.reference + s.weight_decay / self.reference**2
-        return loss + (penalty * self._lengths(delta)).sum(1)
+        loss = loss + (penalty * self._lengths(delta)).sum(1)
+        moving = active & (loss.detach() >= s.stop_loss)
+        if s.stop_most_probable:
+            missed = (logits[: work.spoken].detach().argmax(-1) != token).long()
+            moving &= torch.zeros(u, dtype=torch.long, device=nll.device).index_add(0, work.group[row], missed) > 0
+        return loss, moving
 
     def _noise(self) -> Tensor | None:
         """Noise of this step, ``[rows, width, d_model]``; none on bare prompts and essences."""
@@ -427,4 +457,9 @@ class _Batch:
         self.active = moving
         keep = moving[self.work.group]
         if float(keep.float().mean()) <= _COMPACT:
-            self.work = self.work.keep(keep)
+            self.work, self.recorded = self.work.keep(keep), None
+
+
+def _slope(loss: Tensor, moving: Tensor, delta: Tensor) -> Tensor:
+    """Gradient of the sum of the losses of the groups that go on, ``[u, parts * d_model]``."""
+    return torch.autograd.grad(loss, delta, moving.to(loss))[0]

@@ -1,9 +1,10 @@
-"""Attention over short texts on a CPU, as replays of edited rows and scores of prompts have it.
+"""Attention on a CPU, as replays of edited rows, scores of prompts and key statistics have it.
 
-torch's fused kernels are made for long texts, and before them transformers copies the keys and values of grouped heads
-once for each head of the group. Here the heads of a group are rows of one product. On two cores of an AMD EPYC (Zen 5),
-with 140 rows of 6 queries over 30 keys, 9 heads in 3 groups, a pass forward is 3.1 times as fast in float32 and 2.7
-times in bfloat16, one forward and backward 1.5 and 18 times (``benchmarks/bench_attention.py``).
+torch's fused kernel takes no notice of which keys a causal query cannot see, and before it transformers copies the keys
+and values of grouped heads once for each head of the group. Here the heads of a group are rows of one product, and of
+long texts a block of queries meets only the keys up to its end. On two cores of an AMD EPYC (Zen 5), with 140 rows of 6
+queries over 30 keys, 9 heads in 3 groups, a pass forward is 3.1 times as fast in float32 and 2.7 times in bfloat16, one
+forward and backward 1.5 and 18 times; FIGURES (``benchmarks/bench_attention.py``).
 """
 
 from __future__ import annotations
@@ -16,25 +17,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["attention", "of_short_texts"]
+__all__ = ["attention", "on_cpu"]
 
 _NAME = "kecore"
-_SHORT = 128  # queries in a row; with more, the fused kernel is faster in float32
+_SHORT = 128  # queries in a row; with more, all scores at once are slower than the fused kernel in float32
+_BLOCK = 64  # queries of a longer text at a time
 
 
 @contextmanager
-def of_short_texts(model: nn.Module, width: int, device: torch.device) -> Iterator[None]:
-    """Inside, a model that asks transformers for ``sdpa`` gets :func:`attention` where that is faster.
+def on_cpu(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside, a model that asks transformers for ``sdpa`` gets :func:`attention`.
 
     Args:
         model: others than those of transformers, and those with attention of their own, are left alone.
-        width: tokens in a row of the pass.
-        device: where the pass runs.
+        device: where the pass runs; others than a CPU are left alone.
     """
     config: Any = getattr(model, "config", None)
     chosen: list[Any] = []
     replaceable = config is not None and getattr(model, "_supports_attention_backend", False)
-    if device.type == "cpu" and width <= _SHORT and replaceable:
+    if device.type == "cpu" and replaceable:
         parts = [getattr(config, name, None) for name in getattr(config, "sub_configs", None) or {}]
         chosen = [c for c in (config, *parts) if getattr(c, "_attn_implementation", None) == "sdpa"]
     if chosen:
@@ -85,25 +86,48 @@ def attention(
     Returns:
         ``[rows, t, heads, d_v]``, and None in the place of the weights.
     """
-    if dropout or len(query) != len(key) or any(more.get(name) is not None for name in _UNKNOWN):
+    rows, heads, t, d = query.shape
+    s = key.shape[2]
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    by_blocks = t > _SHORT and attention_mask is None and causal and t == s and not torch.is_grad_enabled()
+    known = not dropout and rows == len(key) and all(more.get(name) is None for name in _UNKNOWN)
+    if not known or (t > _SHORT and not by_blocks):
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **more)  # pyright: ignore[reportReturnType]
-    rows, heads, t, d = query.shape
-    groups, s = key.shape[1], key.shape[2]
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    scaled = query * (d**-0.5 if scaling is None else scaling)
+    if by_blocks:
+        out = query.new_empty(rows, t, heads, value.shape[-1])
+        for begin in range(0, t, _BLOCK):
+            end = min(t, begin + _BLOCK)
+            scores = _scores(scaled[:, :, begin:end], key[:, :, :end])
+            later = torch.ones(end - begin, end - begin, dtype=torch.bool, device=query.device).triu(1)
+            scores[..., begin:].masked_fill_(later, torch.finfo(scores.dtype).min)
+            out[:, begin:end] = _weighted(scores, value[:, :, :end])
+        return out, None
     if attention_mask is None and causal and t > 1:
         # As transformers has it: the first query sees the first key alone, also where there are more keys.
         attention_mask = torch.ones(t, s, dtype=torch.bool, device=query.device).tril()[None, None]
-    scaled = query * (d**-0.5 if scaling is None else scaling)
-    scores = (scaled.reshape(rows, groups, -1, d) @ key.transpose(2, 3)).view(rows, heads, t, s)
+    scores = _scores(scaled, key)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         # Not minus infinity: of a place of padding that sees nothing it would make NaN.
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
         scores = scores + attention_mask
-    weights = scores.softmax(-1).view(rows, groups, -1, s)
-    return (weights @ value).view(rows, heads, t, -1).transpose(1, 2).contiguous(), None
+    return _weighted(scores, value).contiguous(), None
+
+
+def _scores(query: Tensor, key: Tensor) -> Tensor:
+    """``[rows, heads, t, s]``; the heads of a group are rows of one product."""
+    rows, heads, t, d = query.shape
+    return (query.reshape(rows, key.shape[1], -1, d) @ key.transpose(2, 3)).view(rows, heads, t, -1)
+
+
+def _weighted(scores: Tensor, value: Tensor) -> Tensor:
+    """softmax(scores) V, ``[rows, t, heads, d_v]``."""
+    rows, heads, t, s = scores.shape
+    weights = scores.softmax(-1).view(rows, value.shape[1], -1, s)
+    return (weights @ value).view(rows, heads, t, -1).transpose(1, 2)
 
 
 _UNKNOWN = ("position_bias", "softcap", "s_aux", "cache")

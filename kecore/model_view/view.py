@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kecore.errors import LayerError
 from kecore.model_view import hooks
-from kecore.model_view.attention import of_short_texts
+from kecore.model_view.attention import on_cpu
 from kecore.model_view.gemm import by_onednn
 from kecore.model_view.identity import Identity
 from kecore.model_view.linear import LinearView
@@ -218,7 +218,7 @@ class ModelView:
                 module = last.value_projection.module if only_keys else last.module
                 stack.enter_context(hooks.stopped(module, inputs=only_keys))
             stack.enter_context(by_onednn(self.layers[0].value_projection.parameter))
-            stack.enter_context(of_short_texts(self.model, shape[1], self.device))
+            stack.enter_context(on_cpu(self.model, self.device))
             result = self.model(**self._arguments(rows, past, use_cache))
             out.logits = result.logits if at is None else result.logits[0]
             out.cache = getattr(result, "past_key_values", None)

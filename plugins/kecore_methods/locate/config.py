@@ -78,6 +78,11 @@ class LocateConfig(StagedConfig):
     precision: Literal["model", "float32", "bfloat16", "float16"] = Field(
         default="model", description="Type of frozen weights while values are optimised."
     )
+    graphs: bool = Field(
+        default=False,
+        description="Replay the steps of values as CUDA graphs: less work for the host, which small batches on a GPU "
+        "wait for. Without effect on a CPU.",
+    )
     statistics_ridge: float = Field(
         default=1e-4,
         ge=0,
@@ -113,6 +118,7 @@ class LocateConfig(StagedConfig):
             stop_most_probable=self.stop_most_probable,
             noise=self.noise,
             precision=None if self.precision == "model" else DTYPES[self.precision],
+            graphs=self.graphs,
         )
 
     def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> Sequence[Need]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kecore import ModelView
-from kecore.model_view.attention import attention, of_short_texts
+from kecore.model_view.attention import attention, on_cpu
 from kecore.testing import tiny_model
 from kecore.text import Rows
 
@@ -55,6 +55,35 @@ def test_without_a_mask_no_query_sees_later_keys() -> None:
     torch.testing.assert_close(one, wanted[:, -1:], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("t", [129, 192, 300])
+def test_long_texts_go_by_blocks_of_queries(groups: int, t: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = random(2, 4, t, 8, seed=1), random(2, groups, t, 8, seed=2), random(2, groups, t, 5, seed=3)
+    wanted = oracle(q, k, v, None, is_causal=True)
+    with torch.no_grad(), monkeypatch.context() as patch:
+        patch.setattr(functional, "scaled_dot_product_attention", None)
+        got = attention(Layer(), q, k, v, None)[0]
+    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_long_texts_with_a_mask_or_a_gradient_go_to_transformers() -> None:
+    t = 130
+    q, k, v = random(1, 2, t, 8, seed=1), random(1, 2, t, 8, seed=2), random(1, 2, t, 8, seed=3)
+    seen = torch.ones(t, t, dtype=torch.bool).tril(3)[None, None]
+    with torch.no_grad():
+        got = attention(Layer(), q, k, v, seen)[0]
+        shorter = attention(Layer(), q, k[:, :, :-1], v[:, :, :-1], None)[0]
+    torch.testing.assert_close(got, oracle(q, k, v, seen), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        shorter, oracle(q, k[:, :, :-1], v[:, :, :-1], None, is_causal=True), rtol=1e-12, atol=1e-12
+    )
+    q.requires_grad_()
+    wanted = oracle(q, k, v, None, is_causal=True)
+    by = torch.ones_like(wanted)
+    (mine,) = torch.autograd.grad(attention(Layer(), q, k, v, None)[0], q, by)
+    torch.testing.assert_close(mine, torch.autograd.grad(wanted, q, by)[0], rtol=1e-11, atol=1e-12)
+
+
 def test_place_of_padding_that_sees_nothing_is_finite() -> None:
     q, k, v = random(1, 2, 3, 8, seed=1), random(1, 2, 3, 8, seed=2), random(1, 2, 3, 8, seed=3)
     mask = torch.tensor([[[[False] * 3, [False, True, False], [False, True, True]]]])
@@ -92,7 +121,7 @@ def test_configuration_comes_back_after_an_error() -> None:
     inside = []
 
     def fail() -> None:
-        with of_short_texts(model, 8, torch.device("cpu")):
+        with on_cpu(model, torch.device("cpu")):
             inside.append(model.config._attn_implementation)
             raise KeyError
 
@@ -106,12 +135,11 @@ def test_configuration_comes_back_after_an_error() -> None:
 def test_other_attention_is_left_alone(own: str) -> None:
     model = tiny_model("llama")
     model.config._attn_implementation_internal = own
-    with of_short_texts(model, 8, torch.device("cpu")):
+    with on_cpu(model, torch.device("cpu")):
         assert model.config._attn_implementation == own
 
 
-def test_long_texts_and_other_devices_are_left_alone() -> None:
+def test_other_devices_are_left_alone() -> None:
     model = tiny_model("llama")
-    for width, device in ((1000, "cpu"), (8, "cuda")):
-        with of_short_texts(model, width, torch.device(device)):
-            assert model.config._attn_implementation == "sdpa"
+    with on_cpu(model, torch.device("cuda")):
+        assert model.config._attn_implementation == "sdpa"
