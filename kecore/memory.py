@@ -35,6 +35,7 @@ __all__ = [
     "held",
     "logits_bytes",
     "make_plan",
+    "pass_tokens",
     "resident",
     "scoring",
     "vocabulary",
@@ -42,6 +43,7 @@ __all__ = [
 
 _WIDTHS = (8, 5)  # residual and key widths of the tensors of one layer that live at the same time
 _ENOUGH = 2 << 30  # bytes of activations beyond which a micro-batch is no quicker on a CPU
+_PASS = {"cpu": 2048, "cuda": 8192}  # tokens at a time of a pass without gradients
 _SHARE = 0.75  # of what is free that is taken unless a budget is given
 _LOGITS = 4  # copies of a row of logits: as they come, in float32, their exponentials, and what is picked from them
 _PLACES = 8  # tokens for which one row of logits is scored
@@ -52,6 +54,14 @@ def forward_bytes(view: ModelView) -> int:
     residual, key = _WIDTHS
     # Norms and rotations work in float32 whatever the model's type is.
     return 4 * (residual * view.width + key * _key_width(view))
+
+
+def pass_tokens(view: ModelView) -> int:
+    """Most tokens that a pass without gradients has at a time, however much memory there is.
+
+    With more, buffers outgrow what a CPU's allocator keeps, and pages are faulted in anew: keys took 1.5 times as long.
+    """
+    return _PASS.get(view.device.type, _PASS["cpu"])
 
 
 def cast_bytes(view: ModelView, dtype: torch.dtype | None) -> dict[str, int]:

@@ -27,7 +27,7 @@ from kecore._version import __version__
 from kecore.corpus import Corpus
 from kecore.errors import KecoreWarning, NonFiniteError, NumericalError, StatisticsMismatchError
 from kecore.files import kept, read_tensors, write_tensors
-from kecore.memory import Need, cast_bytes, forward_bytes
+from kecore.memory import Need, cast_bytes, forward_bytes, pass_tokens
 from kecore.method import Progress, silent
 from kecore.model_view import Fingerprint, Identity, LinearView, ModelView
 from kecore.ops import second_moment_
@@ -44,7 +44,6 @@ _PARTIAL = "statistics.partial.safetensors"
 _KIND = "key-statistics"
 _FORMAT = 1
 _SEQUENCE = 512
-_TOKENS_PER_PASS = 2048  # with more, buffers outgrow what the allocator keeps, and pages are faulted in anew
 _SAVE_EVERY = 20.0  # seconds between checkpoints of a long run
 _CHARACTERS_PER_PASSAGE = 100  # lower bound, to size the reservoir
 _WORTH_KEEPING = 1024  # columns below which a factor is made as quickly as it is read
@@ -324,11 +323,12 @@ def collecting(view: ModelView, layers: Sequence[int], tokens: int, precision: t
     }
     parts |= cast_bytes(view, precision)
     token = forward_bytes(view) + 4 * sum(widths)
-    return Need("statistics", parts, token, min(tokens, _TOKENS_PER_PASS), row)
+    return Need("statistics", parts, token, min(tokens, pass_tokens(view)), row)
 
 
 def _tokens_per_pass(view: ModelView, layers: Sequence[int], memory: int | None) -> int:
-    return _TOKENS_PER_PASS if memory is None else collecting(view, layers, _TOKENS_PER_PASS).micro_batch(memory)
+    most = pass_tokens(view)
+    return most if memory is None else collecting(view, layers, most).micro_batch(memory)
 
 
 def _unconverged(found: KeyStatistics, until: float) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kecore.editing.locate import locate
 from kecore.errors import NonFiniteError
-from kecore.memory import forward_bytes
+from kecore.memory import forward_bytes, pass_tokens
 from kecore.model_view import ModelView
 from kecore.model_view.view import Pass
 from kecore.text import Encoder, Rows
@@ -116,7 +116,8 @@ class KeyPass:
         self.weight = torch.sparse_coo_tensor(of, weight, (u, len(rows)), check_invariants=True).coalesce()
         self.chunks: list[tuple[Tensor, Rows, Tensor | None]] = []
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        for chunk in _chunks(order, [len(row) for row in rows], max(1, memory // forward_bytes(view))):
+        most = max(1, min(pass_tokens(view), memory // forward_bytes(view)))
+        for chunk in _chunks(order, [len(row) for row in rows], most):
             ids = [rows[i] for i in chunk]
             padded = encoder.rows(ids, [len(row) - 1 for row in ids]).to(view.device)
             self.chunks.append((torch.tensor(chunk), padded, None))

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from kecore.editing.locate import group_by_subject, locate
-from kecore.memory import Need, backward_bytes, cast_bytes, forward_bytes, logits_bytes, vocabulary
+from kecore.memory import Need, backward_bytes, cast_bytes, forward_bytes, logits_bytes, pass_tokens, vocabulary
 from kecore.model_view import ModelView
 from kecore.text import Encoder
 from kecore.types import EditRequest, unique
@@ -106,7 +106,7 @@ def _keys(view: ModelView, shape: Shape, groups: list[int], lengths: list[int], 
         "updates so far": 4 * u * (d + view.width) * len(shape.layers),
         "edited matrices": 3 * 4 * d * view.width,
     }
-    return Need("keys", parts, forward_bytes(view), tokens, max(lengths) + prefix)
+    return Need("keys", parts, forward_bytes(view), min(tokens, pass_tokens(view)), max(lengths) + prefix)
 
 
 def _solve(view: ModelView, shape: Shape, u: int) -> Need:

@@ -59,7 +59,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 @pytest.fixture(autouse=True, scope="module")
 def small_passes() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "_TOKENS_PER_PASS", 3 * ROW)  # three rows at a time
+        patch.setattr(statistics, "pass_tokens", lambda _view: 3 * ROW)  # three rows at a time
         yield
 
 
