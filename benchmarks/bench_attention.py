@@ -1,8 +1,9 @@
-"""Attention over short texts on a CPU: kecore's against torch's fused kernel behind copies of the grouped heads.
+"""Attention on a CPU: kecore's against torch's fused kernel behind copies of the grouped heads.
 
     pytest benchmarks/bench_attention.py --benchmark-enable --benchmark-columns=min,median
 
 Both are checked against float64 first. The backward pass is that of a replay: a few queries over a prompt that is kept.
+Packed text, as key statistics have it, is causal without a mask.
 """
 
 from __future__ import annotations
@@ -68,3 +69,18 @@ def test_attention(benchmark: Any, shape: str, dtype: torch.dtype, direction: st
         torch.autograd.grad(function(Module(), *operands)[0].sum(), operands[:3])
 
     benchmark(forward if direction == "forward" else backward)
+
+
+@pytest.mark.parametrize("which", ["kecore", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@torch.no_grad()
+def test_packed_text(benchmark: Any, dtype: torch.dtype, which: str) -> None:
+    function = attention if which == "kecore" else theirs
+    generator = torch.Generator().manual_seed(0)
+    operands = [torch.randn(4, heads, 512, WIDTH, generator=generator).to(dtype) for heads in (HEADS, GROUPS, GROUPS)]
+    exact = theirs(Module(), *(x.double() for x in operands), None)[0]
+    error = float((function(Module(), *operands, None)[0].double() - exact).norm() / exact.norm())
+    assert error < (1e-6 if dtype == torch.float32 else 2e-2)
+    benchmark.group = f"packed text {dtype}"
+    benchmark.extra_info["relative_error"] = error
+    benchmark(function, Module(), *operands, None)

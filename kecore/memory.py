@@ -30,6 +30,7 @@ __all__ = [
     "Need",
     "available",
     "backward_bytes",
+    "cached_bytes",
     "cast_bytes",
     "forward_bytes",
     "held",
@@ -45,6 +46,7 @@ _WIDTHS = (8, 5)  # residual and key widths of the tensors of one layer that liv
 _ENOUGH = 2 << 30  # bytes of activations beyond which a micro-batch is no quicker on a CPU
 _PASS = {"cpu": 2048, "cuda": 8192}  # tokens at a time of a pass without gradients
 _SHARE = 0.75  # of what is free that is taken unless a budget is given
+_USABLE = 0.85  # of the room that is left for micro-batches; the allocator keeps the rest in pieces
 _LOGITS = 4  # copies of a row of logits: as they come, in float32, their exponentials, and what is picked from them
 _PLACES = 8  # tokens for which one row of logits is scored
 
@@ -79,6 +81,15 @@ def backward_bytes(view: ModelView, layer: int, dtype: torch.dtype | None = None
     residual, key = _WIDTHS
     size = (dtype or view.dtype).itemsize
     return size * (residual * view.width + key * _key_width(view)) * max(1, len(view.layers) - layer)
+
+
+def cached_bytes(view: ModelView, layer: int, dtype: torch.dtype | None = None) -> int:
+    """Bytes of one token in a cache of keys and values for the layers above ``layer``.
+
+    Where they are as wide as the residual stream; of grouped heads they are narrower, which leaves room for the copy
+    that attention makes of them beside a row's own.
+    """
+    return 2 * view.width * max(1, len(view.layers) - layer) * (dtype or view.dtype).itemsize
 
 
 def vocabulary(view: ModelView) -> int:
@@ -148,8 +159,6 @@ class Need:
         tokens: how many it has in all, padding included.
         least: how many its smallest micro-batch has.
         mapped: which of the parts are memory-mapped from disk.
-        counted: bytes that the stage itself counts for a token when it cuts its micro-batches, where that is not all
-            that one takes.
     """
 
     stage: str
@@ -158,7 +167,6 @@ class Need:
     tokens: int = 0
     least: int = 0
     mapped: tuple[str, ...] = ()
-    counted: int | None = None
 
     @property
     def fixed(self) -> int:
@@ -167,11 +175,11 @@ class Need:
 
     def micro_batch(self, activations: int) -> int:
         """Tokens at a time where the stage may count so many bytes."""
-        return min(self.tokens, max(self.least, activations // (self.counted or self.token))) if self.token else 0
+        return min(self.tokens, max(self.least, activations // self.token)) if self.token else 0
 
     def activations(self, room: int) -> int:
         """Bytes that the stage may count so that its micro-batches take no more than ``room``."""
-        return room // self.token * (self.counted or self.token)
+        return room // self.token * self.token
 
     def bytes(self, activations: int) -> int:
         """Most bytes that the stage takes where it may count so many for a micro-batch."""
@@ -252,7 +260,9 @@ def make_plan(
             stacklevel=3,
         )
     most = _ENOUGH if view.device.type == "cpu" or limit is None else limit
-    rooms = [] if limit is None else [need.activations(limit - base - need.fixed) for need in needs if need.token]
+    rooms = []
+    if limit is not None:
+        rooms = [need.activations(int(_USABLE * (limit - base - need.fixed))) for need in needs if need.token]
     return MemoryPlan(limit, there, max(1, min([most, *rooms])), tuple(needs))
 
 

@@ -141,7 +141,7 @@ class KeyPass:
             keep = {i for i in keep if resume is None or i >= resume[0]}
             out = self.view.forward(rows, resume=resume, stop=last, keys=[layer], hidden=sorted(keep), values=[last])
             self.chunks[place] = (index, rows, out.hidden.get(layer - 1, hidden))
-            keys.append(out.keys[layer][:, -1].float())
+            keys.append(_last(out.keys[layer]))
             outputs.append(self._given(out))
         if layer:
             self.below = layer - 1
@@ -159,14 +159,18 @@ class KeyPass:
     def _given(self, out: Pass) -> Tensor:
         """What the last edited layer gives at the lookup token, in units of its value projection."""
         last = self.layers[-1]
-        given = out.values[last][:, -1] if self.scale is None else out.hidden[last][:, -1] / self.scale
-        return given.float()
+        return _last(out.values[last]) if self.scale is None else _last(out.hidden[last]) / self.scale
 
     def _ordered(self, parts: list[Tensor]) -> Tensor:
         """Rows of all chunks in their original order, on the CPU."""
         index = torch.cat([index for index, _, _ in self.chunks])
         rows = torch.cat(parts).cpu()
         return torch.empty_like(rows).index_copy_(0, index, rows)
+
+
+def _last(found: Tensor) -> Tensor:
+    """The last token's, by themselves: a view would hold the memory of all tokens."""
+    return found[:, -1].float().clone()
 
 
 def _root(columns: Tensor) -> Tensor:

@@ -9,7 +9,16 @@ from typing import Literal
 import torch
 
 from kecore.editing.locate import group_by_subject, locate
-from kecore.memory import Need, backward_bytes, cast_bytes, forward_bytes, logits_bytes, pass_tokens, vocabulary
+from kecore.memory import (
+    Need,
+    backward_bytes,
+    cached_bytes,
+    cast_bytes,
+    forward_bytes,
+    logits_bytes,
+    pass_tokens,
+    vocabulary,
+)
 from kecore.model_view import ModelView
 from kecore.text import Encoder
 from kecore.types import EditRequest, unique
@@ -64,8 +73,7 @@ def closed_form(view: ModelView, encoder: Encoder, requests: Sequence[EditReques
 def _values(
     view: ModelView, shape: Shape, layer: int, groups: list[int], spans: list[tuple[int, int, int]], prefix: int
 ) -> Need:
-    u, above = max(groups) + 1, max(1, len(view.layers) - layer)
-    size = (shape.precision or view.dtype).itemsize
+    u = max(groups) + 1
     tokens = [0] * u
     cached = places = longest = 0
     for group, (lookup, length, start) in zip(groups, spans, strict=True):
@@ -79,11 +87,9 @@ def _values(
     every = sum(tokens)
     # Rows of different lengths share a micro-batch while it is small, and are padded to the longest.
     padded = min(len(spans) * (shape.contexts + 1 + shape.kl) * longest, max(_SMALL, int(_PADDING * every)))
-    # Keys and values of the tokens before the lookup are at most as wide as the residual stream.
-    counted = backward_bytes(view, layer)
     per_token = (
         backward_bytes(view, layer, shape.precision)
-        + cached * 2 * view.width * above * size // every
+        + cached * cached_bytes(view, layer, shape.precision) // every
         + places * logits_bytes(view) // every
     )
     parts = {"values and their moments": 4 * 6 * u * view.width}
@@ -92,7 +98,7 @@ def _values(
     parts |= cast_bytes(view, shape.precision)
     if view.device.type == "cpu":
         parts["unembedding, laid out anew"] = 4 * vocabulary(view) * view.width
-    return Need("values", parts, per_token, max(every, padded), max(tokens), counted=counted)
+    return Need("values", parts, per_token, max(every, padded), max(tokens))
 
 
 def _keys(view: ModelView, shape: Shape, groups: list[int], lengths: list[int], prefix: int) -> Need:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kecore.editing.replay import Replay
 from kecore.errors import LayerError
-from kecore.memory import Need, backward_bytes, logits_bytes
+from kecore.memory import Need, backward_bytes, cached_bytes, logits_bytes
 from kecore.method import Progress, silent
 from kecore.model_view import ModelView
 from kecore.text import Encoder
@@ -168,5 +168,4 @@ def attribution_need(view: ModelView, prompts: int, steps: int, width: int) -> N
 
 def _row_bytes(view: ModelView, width: int) -> int:
     """Bytes that one row takes: its activations, keys and values of the tokens before the last, and its logits."""
-    cached = 2 * view.width * len(view.layers) * view.dtype.itemsize
-    return width * (backward_bytes(view, 0) + cached) + logits_bytes(view)
+    return width * (backward_bytes(view, 0) + cached_bytes(view, 0)) + logits_bytes(view)

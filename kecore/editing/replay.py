@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any
@@ -306,20 +307,21 @@ def _read_only(cache: Any) -> Any:
 
 
 class _Unkept:
-    """An update of a cache layer that leaves the layer as it was."""
+    """An update of a cache layer that leaves the layer as it was; the layer holds this, so this does not hold it."""
 
     def __init__(self, layer: Any, method: str) -> None:
-        self.layer, self.method = layer, method
+        self.layer, self.method = weakref.ref(layer), method
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        before = dict(self.layer.__dict__)
+        layer: Any = self.layer()
+        before = dict(layer.__dict__)
         try:
             # States of linear attention are kept in dictionaries and written in place.
-            self.layer.__dict__.update((n, _copied(value)) for n, value in before.items() if isinstance(value, dict))
-            return getattr(type(self.layer), self.method)(self.layer, *args, **kwargs)
+            layer.__dict__.update((n, _copied(value)) for n, value in before.items() if isinstance(value, dict))
+            return getattr(type(layer), self.method)(layer, *args, **kwargs)
         finally:
-            self.layer.__dict__.clear()
-            self.layer.__dict__.update(before)
+            layer.__dict__.clear()
+            layer.__dict__.update(before)
 
 
 def _copied(states: dict[Any, Any]) -> dict[Any, Any]:

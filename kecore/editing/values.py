@@ -33,7 +33,7 @@ from kecore.editing.graphs import Function, record
 from kecore.editing.locate import Located, locate
 from kecore.editing.replay import Replay
 from kecore.errors import KecoreWarning, NonFiniteError
-from kecore.memory import backward_bytes
+from kecore.memory import backward_bytes, cached_bytes, logits_bytes
 from kecore.method import Progress, silent
 from kecore.model_view import ModelView
 from kecore.model_view.mixer import mixer
@@ -175,6 +175,7 @@ def optimise(
             out.loss[index], out.steps[index] = part.loss.cpu(), part.steps.cpu()
             mode, done = part.mode, done + len(batch)
             settings = replace(settings, graphs=part.recording)  # what failed once is not tried again
+            del part  # its caches go before those of the next come
     progress("values", u * settings.steps, u * settings.steps)
     return Values(out.delta, out.reference, out.loss, out.steps, mode or "full")
 
@@ -198,19 +199,22 @@ def _noise_bank(view: ModelView, encoder: Encoder, contexts: Sequence[str], laye
 
 
 def _micro_batches(view: ModelView, jobs: list[list[Located]], layer: int, memory: int) -> Iterator[list[int]]:
-    """Groups of similar length together, as many as the activations of a backward pass leave room for."""
-    per_token, enough = backward_bytes(view, layer), _ENOUGH.get(view.device.type, 1024)
+    """Groups of similar length together, as many as a backward pass and its cache leave room for."""
+    token, cached, logits = backward_bytes(view, layer), cached_bytes(view, layer), logits_bytes(view)
+    enough = _ENOUGH.get(view.device.type, 1024)
     length = [max(len(item.encoded.ids) - 1 - item.lookup for item in job) for job in jobs]
+    past = [max(item.lookup for item in job) for job in jobs]
+    places = [sum(len(item.encoded.ids) - item.encoded.start for item in job) + 1 for job in jobs]
     batch: list[int] = []
-    rows = 0
+    rows = columns = spoken = 0
     for g in sorted(range(len(jobs)), key=lambda g: length[g]):
-        size = len(jobs[g]) + 1
-        full = (rows + size) * length[g] * per_token > memory
+        size, columns, spoken = len(jobs[g]) + 1, max(columns, past[g]), spoken + places[g]
+        full = (rows + size) * (length[g] * token + columns * cached) + spoken * logits > memory
         # Padding is wasted work; a batch that already fills the machine need not take longer rows in.
         uneven = batch and length[g] > length[batch[-1]] and rows * length[batch[-1]] > enough
         if batch and (full or uneven):
             yield batch
-            batch, rows = [], 0
+            batch, rows, columns, spoken = [], 0, past[g], places[g]
         batch.append(g)
         rows += size
     yield batch

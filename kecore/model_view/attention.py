@@ -21,7 +21,7 @@ __all__ = ["attention", "on_cpu"]
 
 _NAME = "kecore"
 _SHORT = 128  # queries in a row; with more, all scores at once are slower than the fused kernel in float32
-_BLOCK = 64  # queries of a longer text at a time
+_BLOCK = 48  # queries of a longer text at a time
 
 
 @contextmanager

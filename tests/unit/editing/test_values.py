@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,6 +22,8 @@ from kecore.model_view import LayerView, ModelView
 from kecore.testing import Snapshot
 from kecore.text import Encoder
 from kecore.types import EditRequest
+
+from .conftest import World
 
 CONTEXTS = ("", "Therefore it is said", "I know")
 LAYER = 1
@@ -328,3 +332,31 @@ def _after(world: Any, facts: list[EditRequest], settings: ValueSettings, update
         with pytest.raises(Enough):
             optimise(world.view, world.encoder, facts, range(4), LAYER, CONTEXTS, settings)
     return taken[0]
+
+
+def test_no_micro_batch_outlives_its_turn(
+    world: World, facts: list[EditRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the garbage collector, which need not run for minutes."""
+    view, encoder = world
+    kept: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+    begin = values_module._Batch.__init__
+
+    def seen(batch: Any, *args: Any) -> None:
+        alive.append(sum(ref() is not None for ref in kept))
+        begin(batch, *args)
+        cache, _ = batch.work.replay.past
+        kept.extend(weakref.ref(layer.keys) for layer in cache.layers if layer.keys is not None)
+
+    monkeypatch.setattr(values_module._Batch, "__init__", seen)
+    monkeypatch.setattr(values_module, "_ENOUGH", {"cpu": 1})
+    gc.collect()
+    gc.disable()
+    try:
+        optimise(view, encoder, facts, [0, 1, 0, 2], LAYER, CONTEXTS, replace(DESCENT, steps=2))
+    finally:
+        gc.enable()
+    assert len(alive) > 1
+    assert kept
+    assert [*alive, sum(ref() is not None for ref in kept)] == [0] * (len(alive) + 1)
