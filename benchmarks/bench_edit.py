@@ -220,7 +220,7 @@ def curves(rows: list[dict[str, Any]], out: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     methods = list(dict.fromkeys(row["method"] for row in rows))
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -230,10 +230,14 @@ def curves(rows: list[dict[str, Any]], out: Path) -> None:
         axes[0].plot(n, [row["facts_per_second"] for row in mine], marker="o", label=method)
         memory = [(row["n"], row["added_memory_bytes"]) for row in mine if row["added_memory_bytes"] is not None]
         axes[1].plot([x for x, _ in memory], [y / 2**20 for _, y in memory], marker="o", label=method)
-    axes[0].set(xlabel="facts in one edit", ylabel="facts per second", xscale="log", yscale="log")
-    axes[1].set(xlabel="facts in one edit", ylabel="memory that the edit adds, MiB", xscale="log", yscale="log")
+    axes[0].set(xlabel="facts in one edit", ylabel="facts per second")
+    axes[1].set(xlabel="facts in one edit", ylabel="memory that the edit adds, MiB")
     for axis in axes:
-        axis.grid(alpha=0.3, which="both")
+        axis.set_xscale("log")
+        axis.set_yscale("log", base=2)
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.grid(alpha=0.3)
         axis.legend(frameon=False)
     figure.savefig(out / "facts_per_second.png", dpi=120)
     pyplot.close(figure)
@@ -252,7 +256,8 @@ def curves(rows: list[dict[str, Any]], out: Path) -> None:
                 axis.bar([str(row["n"]) for row in mine], share, bottom=bottom, label=name, color=colors[name])
             bottom = [a + b for a, b in zip(bottom, share, strict=True)]
         axis.set(title=method, xlabel="facts in one edit", ylabel="seconds per fact")
-        axis.legend(frameon=False, fontsize=8)
+    stages = [pyplot.Rectangle((0, 0), 1, 1, color=color) for color in colors.values()]
+    figure.legend(stages, list(colors), loc="outside lower center", ncols=len(colors), frameon=False)
     figure.savefig(out / "stages.png", dpi=120)
     pyplot.close(figure)
 

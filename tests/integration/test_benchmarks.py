@@ -86,6 +86,17 @@ def test_bench_edit(script: Script, tiny: Path, tmp_path: Path) -> None:
     assert all(file.stat().st_size > 1000 for file in (tmp_path / "out").iterdir())
 
 
+def test_value_optimisers(script: Script, tiny: Path, tmp_path: Path) -> None:
+    unedited, *rows = script(
+        "value_optimisers", *files("--model", tiny, "--first", 1, "--limit", 2, "--tokens", 2000),
+        "--precision", "float32", "--trials", "12 steps|most probable", "--cache", tmp_path / "statistics",
+    )  # fmt: skip
+    assert unedited["trial"] == "unedited"
+    assert [row["trial"].split(",")[0] for row in rows] == ["gradient", "gradient", "L-BFGS"]
+    assert all(0 < row["evaluations"] <= 20 and {"ES", "PS", "NS"} <= row.keys() for row in rows)
+    assert rows[-1]["loss"] != rows[0]["loss"]
+
+
 @pytest.mark.parametrize("more", [(), ("--accumulate",)])
 def test_scale(script: Script, more: tuple[str, ...]) -> None:
     narrow, wide = script("scale", "--widths", "32,64", "--d-out", 16, "--keys", 100, "--batches", 5, *more)

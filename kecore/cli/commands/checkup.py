@@ -190,7 +190,8 @@ def _finish(
     conditions = examination.conditions(editor.encoder)
     chances = {name: about["chance"] for name, about in conditions["tasks"].items()}
     for label, effects in found.items():
-        screen.show(_figures_table(label, effects))
+        asked = effects.changes.keys() & _FIGURES.keys()
+        screen.show(_figures_table(label, effects) if asked else f"Side effects of {label}")
         if effects.changes.keys() - _FIGURES.keys():
             screen.show(_tasks_table(effects, chances))
         if effects.matrices:
