@@ -298,6 +298,9 @@ class _Writer:
         lookup = [item.last_token_of((begin + s, end + s)) for item, s in zip(items, shifts, strict=True)]
         keys, length = _keys(view, self.batch.rows, layer)
         self.own = keys[torch.arange(len(items)), lookup]
+        # What stands before it is below the threshold, and so what it reads is not the side memory's when it acts.
+        columns = torch.arange(keys.shape[1], device=keys.device)
+        self.acts = (columns >= torch.tensor(lookup, device=keys.device)[:, None]).float().unsqueeze(-1)
         ids = [encoder.encode(text).ids for text in self._irrelevant(request)]
         rows = encoder.rows(ids)
         self.other, _ = _keys(view, rows, layer)
@@ -327,7 +330,7 @@ class _Writer:
 
         def loss(batch: Targets) -> Tensor:
             delta = base + mask * step  # the gradient reaches what the mask lets through (eq. 7)
-            return batch.loss({memory.layer: delta}) + self.routing_loss(delta)
+            return batch.loss({memory.layer: lambda keys: self.acts * (keys @ delta.t())}) + self.routing_loss(delta)
 
         losses = train(
             self.context, [step], config.learning_rate or config.relative_learning_rate * rms, config.steps,

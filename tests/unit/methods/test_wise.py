@@ -14,6 +14,7 @@ from kecore import Editor, EditRequest, ModuleEdit
 from kecore.errors import ConfigError
 from kecore.evaluate import score_continuations
 from kecore.evaluate.generation import generate
+from kecore_methods.finetune.training import Targets
 from kecore_methods.memory.wise import SideMemories, Wise, ties
 
 THIRD = EditRequest("The mother tongue of {} is", "Léon Blum", "Danube")
@@ -117,6 +118,22 @@ def test_writing_with_a_cache_is_writing_without_one(editor: Editor) -> None:
                 out = editor.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
             assert float(out.max() - out[token]) < 1e-4
             ids.append(token)
+
+
+def test_what_is_trained_is_what_will_act(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens before the subject's last stay below the threshold, so the side memory is trained without them."""
+    given: list[Any] = []
+    loss = Targets.loss
+    monkeypatch.setattr(Targets, "loss", lambda batch, add: given.append((batch, add)) or loss(batch, add))
+    editor.edit(THIRD, "wise", **CONFIG | {"contexts": 0, "steps": 2})
+    batch, add = given[-1]
+    (change,) = add.values()
+    item = editor.encoder.encode(THIRD.text, THIRD.target)
+    first = item.last_token_of(THIRD.subject_span)
+    assert first > 0
+    keys = torch.randn(1, batch.rows.input_ids.shape[1], editor.view.layers[0].value_projection.d_in)
+    acting = change(keys).norm(dim=-1)[0] > 0
+    assert acting.tolist() == [column >= first for column in range(len(acting))]
 
 
 @pytest.mark.parametrize(("mode", "memories"), [("retrieve", 3), ("merge", 2)])
