@@ -4,7 +4,7 @@ torch's fused kernel takes no notice of which keys a causal query cannot see, an
 and values of grouped heads once for each head of the group. Here the heads of a group are rows of one product, and of
 long texts a block of queries meets only the keys up to its end. On two cores of an AMD EPYC (Zen 5), with 140 rows of 6
 queries over 30 keys, 9 heads in 3 groups, a pass forward is 3.1 times as fast in float32 and 2.7 times in bfloat16, one
-forward and backward 1.5 and 18 times; over 4 rows of 512 tokens a pass forward is BLOCK32 and BLOCK16 times as fast
+forward and backward 1.5 and 18 times; over 4 rows of 512 tokens a pass forward is 1.4 and 2.5 times as fast
 (``benchmarks/bench_attention.py``).
 """
 
