@@ -330,7 +330,8 @@ class _Writer:
 
         def loss(batch: Targets) -> Tensor:
             delta = base + mask * step  # the gradient reaches what the mask lets through (eq. 7)
-            return batch.loss({memory.layer: lambda keys: self.acts * (keys @ delta.t())}) + self.routing_loss(delta)
+            side = batch.loss({memory.layer: lambda keys: self.acts * (keys.to(delta.dtype) @ delta.t())})
+            return side + self.routing_loss(delta)
 
         losses = train(
             self.context, [step], config.learning_rate or config.relative_learning_rate * rms, config.steps,
