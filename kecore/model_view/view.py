@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kecore.errors import LayerError
 from kecore.model_view import hooks
 from kecore.model_view.attention import on_cpu
+from kecore.model_view.caches import cache_keyword, kept_cache
 from kecore.model_view.gemm import by_onednn
 from kecore.model_view.identity import Identity
 from kecore.model_view.linear import LinearView
@@ -221,7 +222,7 @@ class ModelView:
             stack.enter_context(on_cpu(self.model, self.device))
             result = self.model(**self._arguments(rows, past, use_cache))
             out.logits = result.logits if at is None else result.logits[0]
-            out.cache = getattr(result, "past_key_values", None)
+            out.cache = kept_cache(result)
         for store, wanted, found in captured:
             # Some architectures flatten rows and columns before their feed-forward block.
             for index, tensor in zip(wanted, found, strict=True):
@@ -241,7 +242,7 @@ class ModelView:
         positions = rows.position_ids
         if past is not None:
             cache, mask = past
-            arguments["past_key_values"] = cache
+            arguments[cache_keyword(self.model)] = cache
             arguments["attention_mask"] = mask
             positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -rows.input_ids.shape[1] :]
         if self.positions:

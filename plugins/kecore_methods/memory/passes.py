@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kecore.model_view import ModelView
+from kecore.model_view.caches import given_cache, kept_cache
 from kecore.model_view.hooks import first_tensor
 from kecore.model_view.view import Pass
 
@@ -52,11 +53,11 @@ class Passes:
             self.mask = mask[:, -rows.shape[1] :].bool()  # the mask covers what the cache holds as well
         else:
             self.mask = torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
-        cache = named.get("past_key_values")
+        cache = given_cache(named)
         self.memory = self._kept.get(cache, {}) if cache is not None else {}
 
     def _after(self, _model: nn.Module, _args: Any, output: Any) -> None:
-        cache = getattr(output, "past_key_values", None)
+        cache = kept_cache(output)
         if cache is not None and self.memory:
             self._kept[cache] = self.memory
         self.mask, self.memory = None, {}

@@ -49,10 +49,14 @@ def mean(editor: Editor, request: EditRequest, target: str = "") -> float:
 
 
 def writes_with_a_cache_as_without(editor: Editor, texts: Sequence[str]) -> None:
-    """Greedy text in a left-padded batch with a cache, against a full pass for every token."""
+    """Greedy text in a left-padded batch with a cache, and transformers' own, against a full pass for every token."""
     found = generate(editor.view, editor.encoder, texts, max_new_tokens=6)
     for text, generation in zip(texts, found, strict=True):
         ids = list(editor.encoder.encode(text).ids)
+        own = editor.model.generate(
+            torch.tensor([ids]), max_new_tokens=6, do_sample=False, use_cache=True, pad_token_id=0
+        )
+        assert own[0, len(ids) :].tolist()[: len(generation.ids)] == list(generation.ids)
         for token in generation.ids:
             with torch.no_grad():
                 out = editor.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
