@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from memory_setting import FACT, logits
+from memory_setting import FACT, logits, scores_batches_as_single_prompts, writes_with_a_cache_as_without
 from meta_setting import RECORDS, SHORT, setting
 from torch import Tensor
 
@@ -18,7 +18,6 @@ from kecore import Editor, EditRecord, EditRequest, MethodContext, ModuleEdit, T
 from kecore.edit import load_edit
 from kecore.errors import ArtifactMismatchError, ConfigError, DataFormatError
 from kecore.evaluate import score_continuations
-from kecore.evaluate.generation import generate
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore.training import train
 from kecore_methods.memory.passes import Passes
@@ -299,25 +298,13 @@ def test_prompts_out_of_scope_are_bitwise_as_they_were(architecture: str) -> Non
 
 def test_batches_score_as_single_prompts_do(editor: Editor) -> None:
     editor.edit([FACT, OTHER], Serac)
-    pairs = [(text, "Vienna, not Rome") for text in (FACT.text, *NEIGHBOURS, f"Where? {OTHER.text}", OTHER.text)]
-    together = score_continuations(editor.view, editor.encoder, pairs)
-    alone = [score_continuations(editor.view, editor.encoder, [pair])[0] for pair in pairs]
-    for a, b in zip(together, alone, strict=True):
-        assert a.log_probs == pytest.approx(b.log_probs, abs=1e-4)
+    scores_batches_as_single_prompts(editor, (FACT.text, *NEIGHBOURS, f"Where? {OTHER.text}", OTHER.text))
 
 
 def test_writing_with_a_cache_is_writing_without_one(editor: Editor) -> None:
     """Greedy text in a left-padded batch of mixed scope with a cache, against a full pass for every token."""
     editor.edit([FACT, OTHER], Serac)
-    texts = [FACT.text, OTHER.text, NEIGHBOURS[1]]
-    found = generate(editor.view, editor.encoder, texts, max_new_tokens=6)
-    for text, generation in zip(texts, found, strict=True):
-        ids = list(editor.encoder.encode(text).ids)
-        for token in generation.ids:
-            with torch.no_grad():
-                out = editor.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
-            assert float(out.max() - out[token]) < 1e-4
-            ids.append(token)
+    writes_with_a_cache_as_without(editor, [FACT.text, OTHER.text, NEIGHBOURS[1]])
 
 
 def test_further_edits_join_the_memory(editor: Editor, tmp_path: Path) -> None:

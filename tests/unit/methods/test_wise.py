@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from memory_setting import FACT, OTHER, Toy, opened
+from memory_setting import FACT, OTHER, Toy, opened, scores_batches_as_single_prompts, writes_with_a_cache_as_without
 from torch import Tensor
 
 from kecore import Editor, EditRequest, ModuleEdit
 from kecore.errors import ConfigError
-from kecore.evaluate import score_continuations
-from kecore.evaluate.generation import generate
 from kecore_methods.finetune.training import Targets
 from kecore_methods.memory.wise import SideMemories, Wise, ties
 
@@ -100,24 +98,12 @@ def test_texts_below_the_threshold_are_bitwise_as_they_were(editor: Editor) -> N
 
 def test_batches_score_as_single_prompts_do(editor: Editor) -> None:
     editor.edit([FACT, OTHER], Wise, shard_edits=1, **CONFIG)
-    pairs = [(text, "Vienna, not Rome") for text in (FACT.text, *FAR, f"Where? {OTHER.text}", OTHER.text)]
-    together = score_continuations(editor.view, editor.encoder, pairs)
-    alone = [score_continuations(editor.view, editor.encoder, [pair])[0] for pair in pairs]
-    for a, b in zip(together, alone, strict=True):
-        assert a.log_probs == pytest.approx(b.log_probs, abs=1e-4)
+    scores_batches_as_single_prompts(editor, (FACT.text, *FAR, f"Where? {OTHER.text}", OTHER.text))
 
 
 def test_writing_with_a_cache_is_writing_without_one(editor: Editor) -> None:
     editor.edit([FACT, OTHER], Wise, shard_edits=1, **CONFIG)
-    texts = [FACT.text, OTHER.text, FAR[0]]
-    found = generate(editor.view, editor.encoder, texts, max_new_tokens=6)
-    for text, generation in zip(texts, found, strict=True):
-        ids = list(editor.encoder.encode(text).ids)
-        for token in generation.ids:
-            with torch.no_grad():
-                out = editor.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
-            assert float(out.max() - out[token]) < 1e-4
-            ids.append(token)
+    writes_with_a_cache_as_without(editor, [FACT.text, OTHER.text, FAR[0]])
 
 
 def test_what_is_trained_is_what_will_act(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
