@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_common import conditions, peak, reset_peak, scores, statistics_of, warm_up
+from bench_common import conditions, forget_contexts, peak, reset_peak, scores, statistics_of, warm_up
 from torch import Tensor, nn
 
 import kecore
@@ -93,6 +93,7 @@ def editor_fields(method: str) -> set[str]:
 def row(editor: Editor, method: str, records: list[Any], config: dict[str, Any], score: bool) -> dict[str, Any]:
     """One edit, timed."""
     session = Editor(editor.model, editor.encoder.tokenizer, statistics=editor.statistics)  # that has no contexts yet
+    forget_contexts()
     measured = reset_peak()
     before = resident(CPU)
     begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Float32 products of a frozen weight: torch's own, and oneDNN's as the model's passes take them.
+"""Float32 products of a frozen weight: torch's own, and oneDNN's as passes take them where AVX-512 is.
 
     pytest benchmarks/bench_gemm.py --benchmark-enable --benchmark-group-by=group
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kecore.model_view.gemm import by_onednn
+from kecore.model_view import gemm
 
 
 @pytest.mark.parametrize("rows", [5, 35, 350, 1050])
@@ -25,7 +25,7 @@ def test_product(benchmark: Any, rows: int, library: str, direction: str) -> Non
     x = torch.randn(rows, 576, generator=generator, requires_grad=direction == "backward")
     weight = torch.randn(1536, 576, generator=generator)
     upstream = torch.randn(rows, 1536, generator=generator)
-    with by_onednn(weight) if library == "onednn" else nullcontext():
+    with gemm._Products() if library == "onednn" else nullcontext():
         y = functional.linear(x, weight)
         torch.testing.assert_close(
             y.detach(), (x.detach().double() @ weight.double().t()).float(), rtol=1e-5, atol=1e-4

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_common import conditions, scores, statistics_of, warm_up
+from bench_common import conditions, forget_contexts, scores, statistics_of, warm_up
 from serial import PUBLISHED, Serial
 
 import kecore
@@ -78,6 +78,7 @@ def compare(
     protocol = Protocol()
     if options.steps:
         config = {**config, "steps": options.steps}
+    forget_contexts()
     begin = time.perf_counter()
     editor.edit(records, method, preset=options.preset, **config)
     kecore_seconds = time.perf_counter() - begin

@@ -1,13 +1,20 @@
 """Context prefixes: short texts put before a prompt, so that an edit does not hang on one wording.
 
 Sampled from the model itself, as ROME does (arXiv 2202.05262, section 3.1), but from a generator that
-belongs to the call: the same seed and model give the same contexts, and nothing is cached between models.
+belongs to the call: the same seed and model give the same contexts. Those of an unedited model are kept on disk under a
+digest of its weights, its tokenizer and all else that they depend on: for a single fact, writing them takes a sixth of
+the time.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import torch
 
+from kecore.edit import attached
+from kecore.files import kept
 from kecore.method import MethodContext
 from kecore.model_view import ModelView
 from kecore.model_view.decoding import Decoding
@@ -17,6 +24,8 @@ __all__ = ["joined", "of_session", "sample"]
 
 _OPENINGS = ("The", "Therefore", "Because", "I", "You")
 _TOP_K = 5
+_METHOD = 1  # rises when the same arguments give other contexts
+_WORTH_KEEPING = 1 << 24  # parameters; smaller models write contexts as quickly as they are read
 
 
 def joined(context: str, prompt: str) -> str:
@@ -58,7 +67,7 @@ def sample(view: ModelView, encoder: Encoder, count: int, tokens: int, seed: int
 
 
 def of_session(view: ModelView, context: MethodContext, count: int, tokens: int) -> tuple[str, ...]:
-    """The contexts of :func:`sample`, which all edits of a session share.
+    """The contexts of :func:`sample`, which all edits of a session share, and all sessions on the same unedited model.
 
     Args:
         view: the model that writes the contexts, frozen by the caller.
@@ -68,5 +77,25 @@ def of_session(view: ModelView, context: MethodContext, count: int, tokens: int)
     """
     key = ("contexts", count, tokens, context.seed)
     if key not in context.memo:
-        context.memo[key] = sample(view, context.encoder, *key[1:])
+        context.memo[key] = _of_model(view, context, count, tokens)
     return context.memo[key]
+
+
+def _of_model(view: ModelView, context: MethodContext, count: int, tokens: int) -> tuple[str, ...]:
+    def made() -> tuple[str, ...]:
+        return sample(view, context.encoder, count, tokens, context.seed)
+
+    large = sum(parameter.numel() for parameter in view.model.parameters()) >= _WORTH_KEEPING
+    if context.base is None or attached(view.model) or not count or not large:
+        return made()
+    base = context.base
+    # Another device or version of torch rounds otherwise, and so may choose another token.
+    depends = (_METHOD, base.digests[base.dtype], type(view.model).__name__, view.device.type, torch.__version__)
+    digest = hashlib.sha256(repr((*depends, count, tokens, context.seed)).encode())
+    digest.update(context.encoder.tokenizer.backend_tokenizer.to_str().encode())
+    found = kept("contexts", digest.hexdigest()[:32], "contexts", lambda: {"texts": _packed(made())})
+    return tuple(json.loads(found["texts"].numpy().tobytes()))
+
+
+def _packed(texts: tuple[str, ...]) -> torch.Tensor:
+    return torch.frombuffer(bytearray(json.dumps(texts).encode()), dtype=torch.uint8)

@@ -2,7 +2,9 @@
 
 MKL has no AVX-512 kernels for processors that are not Intel's: on two cores of an AMD EPYC (Zen 5) it was measured at
 205 GFLOP/s where oneDNN, which torch carries as well, reaches 458 (``[1050, 576] x [576, 1536]``), and it is four times
-slower on a few rows. Both compute in float32. ``benchmarks/bench_gemm.py`` shows it for the machine it runs on.
+slower on a few rows. Where a processor has AVX2 only, MKL's kernels serve it too and are the faster ones (83 GFLOP/s
+for 72 on one core of an older EPYC). Both compute in float32. ``benchmarks/bench_gemm.py`` shows it for the machine it
+runs on.
 """
 
 from __future__ import annotations
@@ -23,8 +25,14 @@ _PLAIN = (Tensor, nn.Parameter)
 
 def by_onednn(weight: Tensor) -> AbstractContextManager[Any]:
     """Inside, products with frozen weights of this type and device are oneDNN's, where that is of use."""
-    usable = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    usable = weight.device.type == "cpu" and weight.dtype == torch.float32 and _faster()
     return _Products() if usable and _linear() is not None else nullcontext()
+
+
+def _faster() -> bool:
+    """Asked of the processor and not of a clock: what is chosen decides the last bit of a product."""
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return torch.backends.mkldnn.is_available() and (wide or not torch.backends.mkl.is_available())
 
 
 def _linear() -> Callable[..., Tensor] | None:

@@ -24,7 +24,6 @@ from kecore_methods.finetune.training import Targets, batch_need, chosen_layer, 
 from kecore_methods.memory.dynamic_lora import Clusters, DynamicLora
 from kecore_methods.memory.passes import stream
 from kecore_methods.memory.side import accepted, side_edit
-from kecore_methods.memory.texts import prefixes
 
 __all__ = ["Melo", "MeloConfig"]
 
@@ -199,7 +198,7 @@ class _Batch:
         self.config: MeloConfig = context.config
         self.items = encoded(context.encoder, requests)
         self.columns = [self._column(item, request, 0) for item, request in zip(self.items, requests, strict=True)]
-        before = prefixes(view, context, self.config.contexts, self.config.context_tokens)
+        before = contexts.of_session(view, context, self.config.contexts, self.config.context_tokens)
         every: list[list[Tensor]] = []
         for prefix in before:
             texts = [contexts.joined(prefix, request.text) for request in requests]

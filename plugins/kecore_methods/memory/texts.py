@@ -1,4 +1,4 @@
-"""Texts around an edit: what it is not about, and what may stand before its prompt."""
+"""Texts that an edit is not about."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from functools import cache
 
 from kecore.corpus import Corpus
 from kecore.data import path
-from kecore.editing import contexts
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
 from kecore.types import EditRequest
 
-__all__ = ["about_others", "passages", "prefixes"]
+__all__ = ["about_others", "passages"]
 
 _PASSAGES = 64
 _NAME = 2  # words of another subject
@@ -28,11 +25,3 @@ def passages() -> tuple[list[str], ...]:
 def about_others(request: EditRequest, others: Sequence[Sequence[str]]) -> list[str]:
     """The request's prompt, about what the first words of each passage name instead of its subject."""
     return [request.prompt.replace("{}", " ".join(words[:_NAME])) for words in others]
-
-
-def prefixes(view: ModelView, context: MethodContext, count: int, tokens: int) -> tuple[str, ...]:
-    """The empty prefix and ``count`` that the model writes, kept for later edits; the model is frozen by the caller."""
-    key = ("prefixes", count, tokens, context.seed)
-    if key not in context.memo:
-        context.memo[key] = contexts.sample(view, context.encoder, count, tokens, context.seed)
-    return context.memo[key]

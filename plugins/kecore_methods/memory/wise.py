@@ -23,7 +23,7 @@ from kecore.types import Capabilities, EditRequest
 from kecore_methods.finetune.training import Targets, batch_need, chosen_layer, encoded, train
 from kecore_methods.memory.passes import Passes, at_projection
 from kecore_methods.memory.side import accepted, side_edit
-from kecore_methods.memory.texts import about_others, passages, prefixes
+from kecore_methods.memory.texts import about_others, passages
 
 __all__ = ["SideMemories", "Wise", "WiseConfig", "ties"]
 
@@ -264,7 +264,7 @@ class Wise:
         losses: list[float] = []
         with view.frozen(), suspended(view.model):
             with context.stages("contexts"):
-                before = prefixes(view, context, config.contexts, config.context_tokens)
+                before = contexts.of_session(view, context, config.contexts, config.context_tokens)
             with context.stages("tune"):
                 for request in asked:
                     memory.make_room(config)

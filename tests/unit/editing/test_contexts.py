@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from kecore.editing.contexts import joined, sample
+from kecore.editing import contexts
+from kecore.editing.contexts import joined, of_session, sample
+from kecore.method import MethodContext
+from kecore.model_view import Fingerprint, ModelView
 from kecore.testing import Snapshot
 from kecore.text import Encoder
 
@@ -62,3 +67,42 @@ def test_no_contexts_need_no_model(world: Any) -> None:
 def test_contexts_are_plain_text_in_a_chat_session_too(world: Any) -> None:
     chat = Encoder(world.encoder.tokenizer, chat=True)
     assert sample(world.view, chat, 3, 4, seed=0) == sample(world.view, world.encoder, 3, 4, seed=0)
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder where contexts are kept, even those of small models."""
+    monkeypatch.setattr(contexts, "_WORTH_KEEPING", 1)
+    monkeypatch.setenv("KECORE_CACHE", str(tmp_path))
+    return tmp_path / "contexts"
+
+
+def context_of(world: Any, **fields: Any) -> MethodContext:
+    view: ModelView = world.view
+    return MethodContext(config=None, encoder=world.encoder, base=Fingerprint.of(view.identity(), view.dtype), **fields)
+
+
+def test_contexts_of_an_unedited_model_are_kept_by_content(
+    world: Any, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = of_session(world.view, context_of(world), 3, 4)
+    assert first == sample(world.view, world.encoder, 3, 4, seed=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(contexts, "sample", None)  # what is kept is not written again
+        assert of_session(world.view, context_of(world), 3, 4) == first
+    of_session(world.view, context_of(world, seed=1), 3, 4)
+    of_session(world.view, context_of(world), 3, 5)
+    assert len(list(kept.glob("*.safetensors"))) == 3
+    with torch.no_grad():
+        world.view.layers[0].value_projection.parameter.mul_(1.01)
+    assert of_session(world.view, context_of(world), 3, 4) == sample(world.view, world.encoder, 3, 4, seed=0)
+    assert len(list(kept.glob("*.safetensors"))) == 4
+
+
+def test_contexts_of_an_edited_or_unknown_model_are_not_kept(
+    world: Any, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_session(world.view, replace(context_of(world), base=None), 3, 4)
+    monkeypatch.setattr(contexts, "attached", lambda _: ("an edit",))
+    of_session(world.view, context_of(world), 3, 4)
+    assert not kept.exists()

@@ -27,6 +27,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return product(x, weight, bias)
 
     monkeypatch.setattr(gemm, "_product", counted)
+    monkeypatch.setattr(gemm, "_faster", lambda: True)
     return seen
 
 
@@ -86,6 +87,17 @@ def test_other_types_and_devices_change_nothing(weight: Tensor, calls: list[Any]
     with by_onednn(weight):
         functional.linear(random(2, 2), random(2, 2))
     assert calls == []
+
+
+@pytest.mark.parametrize(("capability", "taken"), [("AVX512", 1), ("AVX512_VNNI", 1), ("AVX2", 0), ("DEFAULT", 0)])
+def test_the_processor_decides(capability: str, taken: int, calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # of what `calls` says about the processor
+    monkeypatch.setattr(gemm, "_product", lambda x, weight, bias: calls.append(x) or functional.linear(x, weight, bias))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    with by_onednn(random(2, 2)):
+        functional.linear(random(2, 2), random(2, 2))
+    assert len(calls) == taken
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
