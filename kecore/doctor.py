@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -81,6 +82,9 @@ class Report:
         cuda_build: CUDA version that torch was built for; None for a build without CUDA.
         devices: accelerators that torch can use.
         threads: threads that torch computes with on the CPU.
+        instructions: the widest vectors that torch uses on the CPU, such as ``"AVX2"``.
+        bfloat16_speed: how many times as fast as float32's its bfloat16 products are; below 1, ``precision=bfloat16``
+            only costs time.
         methods: every offered method, usable or not.
         cache: the cache directory.
         demo: path of the demo model's file; None where its wheel is not installed.
@@ -96,6 +100,8 @@ class Report:
     cuda_build: str | None
     devices: tuple[Device, ...]
     threads: int
+    instructions: str
+    bfloat16_speed: float
     methods: tuple[registry.MethodInfo, ...]
     cache: Cache
     demo: str | None
@@ -136,6 +142,8 @@ def report() -> Report:
         cuda_build=torch.version.cuda,
         devices=_devices(),
         threads=torch.get_num_threads(),
+        instructions=torch.backends.cpu.get_cpu_capability(),
+        bfloat16_speed=_bfloat16_speed(),
         methods=methods,
         cache=cache,
         demo=str(demo) if demo else None,
@@ -150,6 +158,20 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _bfloat16_speed() -> float:
+    """How many times as fast as float32's the CPU's bfloat16 products are, by a product of a few milliseconds."""
+    seconds: list[float] = []
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weight = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+        times: list[float] = []
+        for _ in range(5):
+            begin = perf_counter()
+            torch.nn.functional.linear(x, weight)
+            times.append(perf_counter() - begin)
+        seconds.append(min(times))
+    return seconds[0] / seconds[1]
 
 
 def _devices() -> tuple[Device, ...]:

@@ -22,6 +22,8 @@ def test_report_is_true_and_plain_json(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert found.kecore == _version.__version__
     assert found.packages["torch"] == torch.__version__
     assert found.threads == torch.get_num_threads()
+    assert found.instructions == torch.backends.cpu.get_cpu_capability()
+    assert found.bfloat16_speed > 0
     assert bool(found.devices) == torch.cuda.is_available()
     assert {method.name for method in found.methods} >= {"rome", "memit"}
     assert found.cache.path == str(tmp_path / "not" / "yet")
@@ -31,6 +33,16 @@ def test_report_is_true_and_plain_json(monkeypatch: pytest.MonkeyPatch, tmp_path
     plain = json.loads(json.dumps(found.to_json()))
     assert plain["methods"][0]["name"] == found.methods[0].name
     assert plain["cache"]["free"] == found.cache.free
+
+
+@pytest.mark.parametrize(("speed", "advised"), [(0.2, True), (4.0, False)])
+def test_bfloat16_is_advised_against_where_it_is_slow(
+    speed: float, advised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_bfloat16_speed", lambda: speed)
+    text = " ".join(CliRunner().invoke(app, ["doctor"]).stdout.split())
+    assert f"bfloat16 at {speed} times the speed of float32" in text
+    assert ("leave precision=bfloat16 out" in text) == advised
 
 
 def test_every_op_is_tested_numerically() -> None:
