@@ -15,15 +15,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from kecore.errors import UnsupportedModelError
+from kecore.model_view.caches import kept_cache
 from kecore.model_view.view import LayerView, ModelView, Pass
 from kecore.text import Rows
 
-__all__ = ["BROKEN", "TOKENS", "probe_ids", "verified"]
+__all__ = ["BROKEN", "TOKENS", "continues", "probe_ids", "verified"]
 
 TOKENS = 6
 """Tokens of the probe: enough to tell "this token only" from "later tokens too"."""
@@ -65,6 +67,32 @@ def verified(view: ModelView, logits: Tensor) -> ModelView:
     _check_gather(view, rows, whole)
     layers = (replace(part, residual_scale=scale) for part, scale in zip(view.layers, scales, strict=True))
     return replace(view, layers=tuple(layers))
+
+
+@torch.no_grad()
+def continues(view: ModelView) -> bool:
+    """Whether passes over a cache, one token each, give what one pass over all tokens gives; also behind padding.
+
+    A cache that a model hands out may want to be called in a way of its own (recurrent states do).
+    """
+    ids = probe_ids(view.model)
+    ids = torch.cat([ids, ids.roll(1, dims=1)])
+    mask = torch.ones_like(ids)
+    mask[1, 0] = 0
+    rows = Rows(ids, mask, torch.tensor([0, 1]))
+    try:
+        with view.frozen():
+            wanted = view.model(**view.arguments(rows)).logits[:, -1]
+            cache, logits = None, wanted
+            for begin, end in pairwise((0, _PLACE, *range(_PLACE + 1, TOKENS + 1))):
+                offset = rows.offset if begin == 0 else torch.zeros_like(rows.offset)
+                part = Rows(ids[:, begin:end], mask[:, begin:end], offset)
+                past = None if cache is None else (cache, mask[:, :end])
+                result = view.model(**view.arguments(part, past, use_cache=True))
+                cache, logits = kept_cache(result), result.logits[:, -1]
+    except BROKEN:
+        return False
+    return all(_difference(got, one) <= _loose(view) for got, one in zip(logits, wanted, strict=True))
 
 
 def _positioned(view: ModelView, rows: Rows, logits: Tensor) -> ModelView:

@@ -129,6 +129,13 @@ class ModelView:
         value = getattr(config, "max_position_embeddings", None)
         return value if isinstance(value, int) and value > 0 else None
 
+    @cached_property
+    def continues(self) -> bool:
+        """Whether passes over the model's cache give what one pass over all tokens does; found out when first asked."""
+        from kecore.model_view.verify import continues
+
+        return continues(self)
+
     def layer(self, index: int) -> LayerView:
         """One layer.
 
@@ -186,7 +193,7 @@ class ModelView:
                 through the unembedding, and ``logits`` is ``[k, vocab]``.
             past: ``(cache, mask)``: a cache that holds the columns before ``rows``, and the attention
                 mask ``[rows, past + width]``.
-            use_cache: return the cache of this pass.
+            use_cache: return the cache of this pass, of a model that goes on from one as it should.
         """
         out = Pass()
         layout = _Layout(rows) if past is None and not self.left_padding else None
@@ -220,9 +227,11 @@ class ModelView:
                 stack.enter_context(hooks.stopped(module, inputs=only_keys))
             stack.enter_context(by_onednn(self.layers[0].value_projection.parameter))
             stack.enter_context(on_cpu(self.model, self.device))
-            result = self.model(**self._arguments(rows, past, use_cache))
+            result = self.model(**self.arguments(rows, past, use_cache))
             out.logits = result.logits if at is None else result.logits[0]
-            out.cache = kept_cache(result)
+            out.cache = kept_cache(result) if use_cache else None
+        if out.cache is not None and not self.continues:
+            out.cache = None
         for store, wanted, found in captured:
             # Some architectures flatten rows and columns before their feed-forward block.
             for index, tensor in zip(wanted, found, strict=True):
@@ -232,7 +241,8 @@ class ModelView:
             out.logits = layout.to_left(out.logits)
         return out
 
-    def _arguments(self, rows: Rows, past: tuple[Any, Tensor] | None, use_cache: bool) -> dict[str, Any]:
+    def arguments(self, rows: Rows, past: tuple[Any, Tensor] | None = None, use_cache: bool = False) -> dict[str, Any]:
+        """What the model's own ``forward`` is called with for a pass; see :meth:`forward`."""
         rows = rows.to(self.device)
         arguments: dict[str, Any] = {
             "input_ids": rows.input_ids,

@@ -162,6 +162,7 @@ def test_wrong_logits_are_noticed(encoder: Encoder, monkeypatch: pytest.MonkeyPa
         return original(self, keys, 1.01 * values, *args, **kwargs)
 
     view = ModelView.of(tiny_model("llama"))
+    assert view.continues  # found out before anything is spoiled
     monkeypatch.setattr(DynamicCache, "update", spoiled)
     with pytest.warns(KecoreWarning, match=r"cached: logits differ by"):
         assert logits_of(view, encoder, torch.zeros(3, view.width), None)[1] == "upper"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from kecore.errors import LayerError
 from kecore.model_view import ModelView
@@ -85,6 +87,21 @@ def test_cache_continues_a_pass(encoder: Encoder) -> None:
 def test_a_model_that_takes_no_left_padding_hands_out_no_cache(encoder: Encoder) -> None:
     view = view_of("bart")
     assert view.forward(encoder.rows(IDS, ENDS), use_cache=True).cache is None
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_wrong_cache_is_not_handed_out(architecture: str, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = DynamicCache.update
+
+    def spoiled(self: Any, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return original(self, keys, 1.01 * values, *args, **kwargs)
+
+    sound, wrong = view_of(architecture), view_of(architecture)
+    rows = encoder.rows(IDS, ENDS)
+    with torch.no_grad():
+        assert sound.forward(rows, use_cache=True).cache is not None
+        monkeypatch.setattr(DynamicCache, "update", spoiled)
+        assert wrong.forward(rows, use_cache=True).cache is None
 
 
 def test_stopping_runs_nothing_above(view: ModelView, encoder: Encoder) -> None:
