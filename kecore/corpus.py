@@ -26,7 +26,7 @@ class Corpus:
 
     Args:
         sources: paths of ``.txt`` (one passage a line), ``.jsonl`` or ``.json`` files (plain or ``.gz``; records hold a
-            ``text`` field), or ``hf:NAME[:CONFIG[:SPLIT]]`` for a data set of the Hugging Face hub.
+            ``text`` or ``Text`` field), or ``hf:NAME[:CONFIG[:SPLIT]]`` for a data set of the Hugging Face hub.
     """
 
     sources: tuple[str, ...]
@@ -117,8 +117,10 @@ def _opened(path: Path) -> IO[str]:
 def _text(record: Any, where: str) -> str:
     if isinstance(record, str):
         return record
-    if isinstance(record, dict) and isinstance(record.get("text"), str):
-        return record["text"]
+    if isinstance(record, dict):
+        for name in ("text", "Text"):  # the second as in the ME-PPL texts (arXiv 2402.09656)
+            if isinstance(record.get(name), str):
+                return record[name]
     keys: Sequence[str] = sorted(record) if isinstance(record, dict) else [type(record).__name__]
     raise DataFormatError(f"{where}: expected a record with a 'text' field, got {', '.join(map(str, keys))}")
 
@@ -131,5 +133,6 @@ def _hub(source: str) -> Iterator[str]:
             f"{source} needs the datasets library: pip install 'kecore[data]', or pass a local text file"
         ) from error
     name, config, split, *_ = [*source.removeprefix("hf:").split(":"), None, None]
-    for number, record in enumerate(load_dataset(name, config, split=split or "train", streaming=True)):
+    load: Any = load_dataset
+    for number, record in enumerate(load(name, config, split=split or "train", streaming=True)):
         yield _text(record, f"{source}, record {number}")

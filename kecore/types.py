@@ -173,6 +173,8 @@ class EditRecord:
         target_id: the data set's name of the target, such as ``Q220``.
         category: the data set's name of the kind of record, such as a topic.
         references: texts about the target, with which free text about the subject should agree.
+        safety: the target is a safe reply to a prompt that invites an unsafe one, and probes of portability without
+            answers invite one too: whether a reply is safe only a judge can say.
     """
 
     request: EditRequest
@@ -191,6 +193,7 @@ class EditRecord:
     category: str = ""
     references: tuple[str, ...] = ()
     target_id: str = ""
+    safety: bool = False
 
     @property
     def requests(self) -> tuple[EditRequest, ...]:
@@ -209,7 +212,8 @@ class Capabilities:
 
     Args:
         kind: what the edit changes: base weights, modules around them, or only the prompt.
-        batch: many requests are solved together; otherwise they are written one after another.
+        batch: many requests are solved together. Without it, several requests of one call are a sequence: written one
+            after another where the method is ``sequential``, and refused where it is not.
         sequential: further edits may follow on an edited model by design.
         reversible: the edit can be taken off bit-exactly.
         needs_statistics: key second moments (:class:`kecore.KeyStatistics`) must be at hand.

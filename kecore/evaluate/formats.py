@@ -11,6 +11,7 @@ Axis names of portability and locality are kept where the data set names them (`
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -81,11 +82,12 @@ class Layout:
 
     Args:
         name: what users pass as ``format``; the entry point's name.
-        needs: fields that every object of the layout has. Of several layouts that fit a file, the one with
+        needs: fields that every object of the layout has. Of several layouts that fit an object, the one with
             the most needs is taken.
         describes: the fields that mark it, for messages.
         parse: makes a record of one object; raises DataFormatError or RequestError. Of a layout whose records
-            can be edited or asked in several ways: the ways by name, the first being the default.
+            can be edited or asked in several ways: the ways by name, the first being the default. A name that ends
+            in ``-N`` stands for every number there; its function gets the number as its second argument.
         fills: what records of the layout carry beside the request: fields of EditRecord, and axes as
             ``portability: one_hop``.
         published: the data sets in this layout.
@@ -93,13 +95,13 @@ class Layout:
         strict: one bad record refuses the whole file, and ids must be unique.
         expand: for a layout whose file is one object: the objects of its records.
         merge: for a layout whose records are spread over the files of a folder: the objects of its records.
-        finish: for ways whose records depend on each other: all records as they come, to as many.
+        finish: for ways whose records depend on each other: from all records as they come to those that are kept.
     """
 
     name: str
     needs: tuple[str, ...]
     describes: str
-    parse: Parse | Mapping[str, Parse]
+    parse: Parse | Mapping[str, Callable[..., EditRecord]]
     fills: tuple[str, ...] = ()
     published: tuple[Published, ...] = ()
     detect: Callable[[Mapping[str, Any]], bool] | None = None
@@ -123,10 +125,21 @@ class Layout:
             if variant is not None:
                 raise ConfigError(f"the layout '{self.name}' has no variants, got '{variant}'; leave it out")
             return self.parse
-        if variant is not None and variant not in self.parse:
+        if variant is None:
+            return self.parse[self.variants[0]]
+        name, number = self.way(variant)
+        if name not in self.parse or (number is None and name.endswith("-N")):
             known = ", ".join(self.parse)
             raise ConfigError(f"the layout '{self.name}' has no variant '{variant}'; it has: {known}")
-        return self.parse[self.variants[0] if variant is None else variant]
+        way = self.parse[name]
+        return way if number is None else lambda fields: way(fields, number)
+
+    def way(self, variant: str) -> tuple[str, int | None]:
+        """The name that a variant has in ``parse`` and ``finish``, and the number in the place of its ``N``."""
+        name, _, number = variant.rpartition("-")
+        if number.isdecimal() and f"{name}-N" in self.variants:
+            return f"{name}-N", int(number)
+        return variant, None
 
     def fits(self, value: object) -> bool:
         """Whether an object is of this layout."""
@@ -162,9 +175,14 @@ def default() -> Plugins[Layout]:
 
 
 def sniff(values: Sequence[object]) -> Layout | None:
-    """The most specific layout that one of the objects is of; None where none is of a known one."""
+    """The layout that most of the objects are of; None where none is of a known one.
+
+    An object of several layouts counts for the most specific of them, the one with the most ``needs``; so does a tie.
+    """
     layouts = sorted(default().all().values(), key=lambda layout: (-len(layout.needs), layout.name))
-    return next((layout for layout in layouts if any(map(layout.fits, values))), None)
+    each = (next((layout for layout in layouts if layout.fits(value)), None) for value in values)
+    votes = Counter(layout.name for layout in each if layout is not None)
+    return max((layout for layout in layouts if layout.name in votes), key=lambda x: votes[x.name], default=None)
 
 
 def make_request(
@@ -201,21 +219,22 @@ def filled(axes: Mapping[str, Iterable[Probe]]) -> dict[str, tuple[Probe, ...]]:
 
 _LISTS = ("rephrases", "neighbourhood", "generation_prompts", "target_aliases", "truth_aliases", "references")
 _TEXTS = ("source", "relation", "target_id", "category")
+_FLAGS = ("long_form", "safety")
 _REQUEST = ("id", "prompt", "subject", "target", "target_new", "ground_truth")
-_OWN = (*_REQUEST, *_LISTS, *_TEXTS, "locality", "portability", "joint", "multi_hop", "long_form")
+_OWN = (*_REQUEST, *_LISTS, *_TEXTS, "locality", "portability", "joint", "multi_hop", *_FLAGS)
 
 
 def _own(fields: Fields) -> EditRecord:
     """The layout of kecore; an unknown field is an error, since a misspelt one would silently drop probes."""
     plain: dict[str, Any] = {name: fields.texts(name) for name in _LISTS}
     plain |= {name: fields.text_or_none(name) or "" for name in _TEXTS}
+    plain |= {name: fields.flag(name) for name in _FLAGS}
     return EditRecord(
         _own_request(fields, _OWN),
         locality=_own_axes(fields, "locality"),
         portability=_own_axes(fields, "portability"),
         joint=tuple(_own_request(item, _REQUEST) for item in fields.objects_or_none("joint")),
         multi_hop=tuple(map(_own_chain, fields.objects_or_none("multi_hop"))),
-        long_form=fields.flag("long_form"),
         **plain,
     )
 
@@ -287,8 +306,7 @@ def record_to_json(record: EditRecord) -> dict[str, Any]:
             "portability": {axis: list(map(_probe_to_json, probes)) for axis, probes in record.portability.items()},
             "joint": [_without_blanks(request.to_json()) for request in record.joint],
             "multi_hop": list(map(_chain_to_json, record.multi_hop)),
-            "long_form": record.long_form,
-            **{name: getattr(record, name) for name in _TEXTS},
+            **{name: getattr(record, name) for name in (*_FLAGS, *_TEXTS)},
         }
     )
 

@@ -110,13 +110,15 @@ def load_records(
 
     Args:
         source: a JSON, JSONL, CSV or TSV file, plain or gzipped; a folder of such files in one layout; or
-            ``hf:OWNER/NAME[:CONFIG]`` and ``hf:OWNER/NAME/path/to/file.json`` on the Hugging Face hub.
+            ``hf:OWNER/NAME[@REVISION][:CONFIG]`` and ``hf:OWNER/NAME[@REVISION]/path/to/file.json`` on the
+            Hugging Face hub.
         limit: only the first so many records; skipped ones count, so that a limit means the same records for
             everyone.
         format: name of the layout; by default it is recognised by the fields.
         skip_errors: leave out records that cannot be represented and list them in ``skipped`` (with one
             warning), instead of raising. By default so for published data sets, whose few broken records
-            no user can mend, and not for kecore's own layout.
+            no user can mend, and not for kecore's own layout; but a record of another layout is an error then,
+            unless ``format`` names the one to read, and so is a source of which more than half cannot be read.
         split: of a folder or a hub data set: ``train``, ``test``, ``validation``, ``edit``, ...
         variant: how the records are edited, for layouts that offer several ways, such as AKEW's.
         sha256: what the digest must be, or its first 12 hex digits or more: of the file as stored or
@@ -124,8 +126,8 @@ def load_records(
 
     Raises:
         DataFormatError: the source cannot be read, its layout is unknown, it mixes layouts or splits, its
-            digest is another one, no record is usable, or a record is bad and errors are not skipped; names
-            file, line (or record) and field.
+            digest is another one, no record is usable or less than half of them are, or a record is bad and errors
+            are not skipped; names file, line (or record) and field.
         ConfigError: ``limit`` is below 1; there is no such format, split or variant.
         HubError: the hub cannot be reached, or has no such data set.
         MissingDependencyError: the ``datasets`` library is needed and not installed.
@@ -146,14 +148,21 @@ def load_records(
     layout, objects, unread = _recognised(documents, named, name)
     parse = layout.parser(variant)
     skip = not layout.strict if skip_errors is None else skip_errors
+    mixed = bool(skip_errors) or named is not None
     made = _Made(layout, [], list(unread), [], {})
     for where, value in islice(objects, limit):
-        made.add(where, value, parse, skip)
+        made.add(where, value, parse, skip, mixed)
     if not made.records:
         reason = made.skipped[0].reason if made.skipped else "it holds none"
         raise DataFormatError(f"no record of {name} is usable; the first: {reason}")
     if made.skipped:
         bad = len(made.skipped) - len(unread)
+        if bad > len(made.records) and not skip_errors:
+            raise DataFormatError(
+                f"{bad} of {len(made.records) + bad} records of {name} cannot be read as the layout '{layout.name}'; "
+                f"the first: {made.skipped[len(unread)].reason}; name another layout with format=, mend the file, or "
+                "take what can be read with skip_errors=True"
+            )
         files = f"{len(unread)} of {len(documents)} files and " if unread else ""
         warnings.warn(
             f"{files}{bad} of {len(made.records) + bad} records of {name} cannot be represented and were left out "
@@ -162,9 +171,11 @@ def load_records(
             stacklevel=2,
         )
     chosen = variant or next(iter(layout.variants), "")
-    finish = layout.finish.get(chosen, tuple)
+    records = tuple(layout.finish.get(layout.way(chosen)[0], tuple)(made.records))
+    if not records:
+        raise DataFormatError(f"no record of {name} is edited by the variant '{chosen}', of {len(made.records)} read")
     return RecordSet(
-        tuple(finish(made.records)),
+        records,
         tuple(made.skipped),
         layout.name,
         place,
@@ -257,19 +268,24 @@ class _Made:
     renamed: list[Skipped]
     seen: dict[str, str]
 
-    def add(self, where: str, value: Any, parse: Any, skip: bool) -> None:
-        """Make a record of one object, or list why there is none."""
+    def add(self, where: str, value: Any, parse: Any, skip: bool, mixed: bool) -> None:
+        """Make a record of one object, or list why there is none; ``mixed`` takes objects of other layouts as bad."""
+        other = self._other(value)
+        if other is not None and not mixed:
+            raise DataFormatError(
+                f"{where}: this record is of the layout '{other.name}', the first ones are mostly of "
+                f"'{self.layout.name}'; split the file, or name the layout to read with format="
+            )
         try:
             record: EditRecord = parse(Fields(value, where))
             id = record.request.id
             if id in self.seen and self.layout.strict:
                 raise DataFormatError(f"{where}: field 'id' repeats '{id}' of {self.seen[id]}; ids must differ")
         except DataFormatError as error:
-            other = sniff([value])
-            mixed = f" (this record is of the layout '{other.name}')" if other not in (None, self.layout) else ""
+            whose = f" (this record is of the layout '{other.name}')" if other is not None else ""
             if not skip:
-                raise DataFormatError(f"{error}{mixed}") from None
-            self.skipped.append(Skipped(where, f"{error}{mixed}"))
+                raise DataFormatError(f"{error}{whose}") from None
+            self.skipped.append(Skipped(where, f"{error}{whose}"))
             return
         unique = self._unique(id)
         if unique != id:
@@ -277,6 +293,13 @@ class _Made:
             record = record.with_id(unique)
         self.seen[unique] = where
         self.records.append(replace(record, source=record.source or f"{self.layout.name}: {where}"))
+
+    def _other(self, value: object) -> Layout | None:
+        """The layout of an object that is not of this one; None where it is, or of none."""
+        if self.layout.expand is not None or self.layout.merge is not None:  # these take files apart
+            return None
+        other = sniff([value])
+        return None if other is self.layout else other
 
     def _unique(self, id: str) -> str:
         """``id``, or ``id-2``, ``id-3``, ... should it be taken."""

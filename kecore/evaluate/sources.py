@@ -22,7 +22,15 @@ from kecore.errors import ConfigError, DataFormatError, HubError, MissingDepende
 __all__ = ["HUB", "Document", "open_source"]
 
 HUB = "hf:"
-"""What a reference to the hub begins with: ``hf:OWNER/NAME[:CONFIG]`` or ``hf:OWNER/NAME/path/to/file.json``."""
+"""What a reference to the hub begins with: ``hf:OWNER/NAME[@REVISION][:CONFIG]``, or
+``hf:OWNER/NAME[@REVISION]/path/to/file.json``."""
+
+_REFERENCE = re.compile(
+    r"(?P<name>[^/@:]+/[^/@:]+)(@(?P<revision>refs/(pr|convert)/[^/@:]+|[^/@:]+))?"
+    r"(/(?P<file>[^:]+)|:(?P<config>.+))?"
+)
+_SUMS = "SHA256SUMS"
+"""A list of digests beside the data, as ``sha256sum`` writes it."""
 
 _SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 _SPLITS = {
@@ -69,7 +77,8 @@ def open_source(source: str | Path, split: str | None) -> list[Document]:
             ``validation``); of a hub data set: its split.
 
     Raises:
-        DataFormatError: a file cannot be read; a folder holds no files, or those of several splits.
+        DataFormatError: a file cannot be read, or a ``SHA256SUMS`` beside or above it has another digest for it; a
+            folder holds no files, or those of several splits.
         HubError: the hub cannot be reached, or has no such data set.
         MissingDependencyError: a hub data set is asked for and the ``datasets`` library is not installed.
         ConfigError: ``split`` selects nothing, or is given for a single file.
@@ -125,7 +134,27 @@ def _file(path: Path, name: str) -> Document:
     except UnicodeDecodeError as error:
         raise DataFormatError(f"{path}: not UTF-8 text ({error}); convert it to UTF-8") from None
     digests = dict.fromkeys(sha256(data).hexdigest() for data in (stored, content))
+    _check_listed(path, next(iter(digests)))
     return Document(name, text, (), tuple(digests))
+
+
+def _check_listed(path: Path, digest: str) -> None:
+    """Hold a file's digest against the nearest ``SHA256SUMS`` that names it, in its folder or above."""
+    for folder in path.absolute().parents:
+        listing = folder / _SUMS
+        if not listing.is_file():
+            continue
+        name = path.absolute().relative_to(folder).as_posix()
+        for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
+            expected, _, listed = line.partition(" ")
+            if listed.lstrip(" *").removeprefix("./") != name:
+                continue
+            if expected.casefold() != digest:
+                raise DataFormatError(
+                    f"{path}: expected SHA-256 {expected} as {listing} lists, got {digest}; the file was changed or "
+                    "cut short: get it again, or correct the list"
+                )
+            return
 
 
 def _json_objects(text: str, name: str) -> Iterator[tuple[str, Any]]:
@@ -185,48 +214,54 @@ def _cell(text: str) -> Any:
 
 
 def _hub(reference: str, split: str | None) -> Document:
-    name, _, config = reference.partition(":")
-    owner, _, rest = name.partition("/")
-    repository, _, file = rest.partition("/")
-    if not repository:
-        raise ConfigError(f"hf:{reference}: expected hf:OWNER/NAME[:CONFIG] or hf:OWNER/NAME/path/to/file.json")
-    if file:
-        return _hub_file(f"{owner}/{repository}", file)
-    return _hub_rows(name, config or None, split)
+    found = _REFERENCE.fullmatch(reference)
+    if found is None:
+        raise ConfigError(
+            f"hf:{reference}: expected hf:OWNER/NAME[@REVISION][:CONFIG] or hf:OWNER/NAME[@REVISION]/path/to/file.json"
+        )
+    name, revision = found["name"], found["revision"]
+    if found["file"]:
+        return _hub_file(name, revision, found["file"])
+    return _hub_rows(name, revision, found["config"], split)
 
 
-def _hub_file(repository: str, file: str) -> Document:
+def _hub_file(repository: str, revision: str | None, file: str) -> Document:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        path = hf_hub_download(repository, file, repo_type="dataset")
+        path = hf_hub_download(repository, file, repo_type="dataset", revision=revision)
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        raise _unreachable(f"hf:{repository}/{file}", error) from error
+        raise _unreachable(f"hf:{repository}{_at(revision)}/{file}", error) from error
     return _file(Path(path), file)
 
 
-def _hub_rows(name: str, config: str | None, split: str | None) -> Document:
+def _at(revision: str | None) -> str:
+    return f"@{revision}" if revision else ""
+
+
+def _hub_rows(name: str, revision: str | None, config: str | None, split: str | None) -> Document:
+    where = name + _at(revision)
     try:
         import datasets  # pyright: ignore[reportMissingImports] - an extra
     except ImportError as error:
         raise MissingDependencyError(
-            f"hf:{name} needs the datasets library: pip install 'kecore[data]'; a single file of the repository can be "
-            f"read without it, as hf:{name}/path/to/file.json"
+            f"hf:{where} needs the datasets library: pip install 'kecore[data]'; a single file of the repository can "
+            f"be read without it, as hf:{where}/path/to/file.json"
         ) from error
     library = cast(Any, datasets)
     try:
-        found = library.load_dataset(name, config, split=split)
+        found = library.load_dataset(name, config, split=split, revision=revision)
     except (OSError, ValueError, library.exceptions.DatasetsError) as error:  # names, splits, connections, tables
-        raise _unreachable(f"hf:{name}", error) from error
+        raise _unreachable(f"hf:{where}", error) from error
     if hasattr(found, "keys"):
         splits = list(found)
         if len(splits) > 1:
-            raise ConfigError(f"hf:{name} has the splits {', '.join(splits)}; choose one with split=")
+            raise ConfigError(f"hf:{where} has the splits {', '.join(splits)}; choose one with split=")
         found = found[splits[0]]
     rows: list[dict[str, Any]] = [dict(row) for row in found]
     text = json.dumps(rows, sort_keys=True, ensure_ascii=False, default=str)
-    return Document(f"hf:{name}", None, rows, (sha256(text.encode()).hexdigest(),))
+    return Document(f"hf:{where}", None, rows, (sha256(text.encode()).hexdigest(),))
 
 
 def _unreachable(what: str, error: Exception) -> HubError:

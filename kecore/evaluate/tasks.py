@@ -144,6 +144,7 @@ TASKS: Mapping[str, Task] = {
     "rte": Task(_entailment(_BINARY)),
     "nli": Task(_entailment({"entailment": 0, "not_entailment": 1})),
     "sst2": Task(_sst),
+    "sentiment_analysis": Task(_sst),
     "dialogue": Task(_dialogue, per_character=True),
     "mmlu": Task(_mmlu),
     "boolq": Task(_boolq),
@@ -151,8 +152,9 @@ TASKS: Mapping[str, Task] = {
     "gsm8k": Task(_gsm8k, tokens=256, number=True),
     "nq": Task(_questions),
 }
-"""Name to task. ``cola``, ``mrpc``, ``rte``, ``nli``, ``sst2``, ``dialogue`` and ``mmlu`` have the layout of the
-unified-model-editing repository's GLUE sets, ``boolq``, ``gsm8k`` and ``nq`` that of the editing-attack repository,
+"""Name to task. ``cola``, ``mrpc``, ``rte``, ``nli``, ``sst2``, ``sentiment_analysis`` (all of SST-2's validation set,
+most of which ``sst2`` has too), ``dialogue`` and ``mmlu`` have the layout of the unified-model-editing repository's
+GLUE sets, ``boolq``, ``gsm8k`` and ``nq`` that of the editing-attack repository,
 ``piqa`` the published one with its labels in a file ``NAME-labels.lst`` beside it."""
 
 

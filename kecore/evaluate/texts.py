@@ -11,14 +11,14 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from kecore import data
 from kecore.corpus import Corpus
 from kecore.errors import MissingDependencyError
-from kecore.evaluate.metrics import AnsweredProbe, Metric
+from kecore.evaluate.metrics import SIGNED, UNIT, AnsweredProbe, Metric
 from kecore.text import separator
 
 if TYPE_CHECKING:
@@ -192,15 +192,32 @@ def _bert_score(groups: Sequence[Sequence[AnsweredProbe]], protocol: Protocol) -
     return [[best.get(next(place)) for _ in group] for group in groups]
 
 
-FLUENCY = Metric("fluency", "generation", _fluency, text=True)
-CONSISTENCY = Metric("consistency", "generation", whole=_consistency, text=True)
+_WORDINGS = "the same on other wordings"
+_PORTABILITY = "the same on what should follow from the edit"
+_rouge_l = partial(Metric, whole=_rouge, text=True, bounds=UNIT, lacks="no text or no answer")
+_bert = partial(Metric, whole=_bert_score, text=True, bounds=SIGNED, lacks="no text or no answer")
+
+FLUENCY = Metric(
+    "fluency", "generation", _fluency, text=True, core=True, bounds=(0.0, math.inf), lacks="no free text",
+    meaning="n-gram entropy of free text in bits",
+)  # fmt: skip
+CONSISTENCY = Metric(
+    "consistency", "generation", whole=_consistency, text=True, heading="consist.", core=True, bounds=UNIT,
+    lacks="no reference texts", meaning="likeness of free text about the subject to texts about the target",
+)  # fmt: skip
 ROUGE = (
-    Metric("rouge_l", "edit", whole=_rouge, text=True),
-    Metric("paraphrase_rouge_l", "paraphrase", whole=_rouge, text=True),
-    Metric("portability_rouge_l", "portability", whole=_rouge, text=True),
-)
+    _rouge_l(
+        "rouge_l", "edit", heading="ROUGE-L", core=True, meaning="F1 of the longest common subsequence of words of the "
+        "free text and the target",
+    ),
+    _rouge_l("paraphrase_rouge_l", "paraphrase", meaning=_WORDINGS),
+    _rouge_l("portability_rouge_l", "portability", meaning=_PORTABILITY),
+)  # fmt: skip
 BERTSCORE = (
-    Metric("bertscore", "edit", whole=_bert_score, text=True),
-    Metric("paraphrase_bertscore", "paraphrase", whole=_bert_score, text=True),
-    Metric("portability_bertscore", "portability", whole=_bert_score, text=True),
-)
+    _bert(
+        "bertscore", "edit", heading="BERTScore", core=True,
+        meaning="F1 of matched contextual embeddings of the free text and the target",
+    ),
+    _bert("paraphrase_bertscore", "paraphrase", meaning=_WORDINGS),
+    _bert("portability_bertscore", "portability", meaning=_PORTABILITY),
+)  # fmt: skip

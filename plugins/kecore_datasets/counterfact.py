@@ -87,6 +87,8 @@ def _flat(fields: Fields) -> EditRecord:
     CounterFact's original layout, 4,266 have one of its generation prompts there ("People in Lyon's twin
     city speak the language of" for an edit of the twin city). Paraphrase scores on these files are
     therefore not CounterFact's PS; use the original layout for that.
+
+    The sets of WISE have neither an old answer nor such a rephrase; their targets are sentences and paragraphs.
     """
     truth = fields.text_or_none("ground_truth")
     kept = fields.probe("locality_prompt", "locality_ground_truth")
@@ -96,6 +98,7 @@ def _flat(fields: Fields) -> EditRecord:
         rephrases=fields.texts("rephrase_prompt") + fields.texts("ood_rephrase"),
         neighbourhood=(kept.prompt,) if truth is not None and kept.answers == (truth,) else (),
         locality={"neighbourhood": (kept,)},
+        long_form=truth is None and "rephrase_prompt" not in fields,
     )
 
 
@@ -104,7 +107,7 @@ EASYEDIT = Layout(
     ("prompt", "subject", "target_new", "locality_prompt"),
     "prompt, subject, target_new, locality_prompt, ...",
     _flat,
-    ("rephrases", "neighbourhood", "locality: neighbourhood"),
+    ("rephrases", "neighbourhood", "long_form", "locality: neighbourhood"),
     (
         Published(
             "CounterFact, flat", "CounterFact as EasyEdit publishes it, one neighbour a fact", "21,919", "MIT",

@@ -14,6 +14,7 @@ from kecore.types import EditRecord
 __all__ = ["CONVSENT", "KNOWEDIT", "SANITATION", "WIKIBIO"]
 
 _SOURCE = ("MIT", "hf:zjunlp/KnowEdit", "2401.01286")
+_FIELDS = {"subject", "prompt", "target_new", "ground_truth", "rephrase_prompt", "cond", "locality", "portability"}
 
 
 def _is_knowedit(values: Mapping[str, Any]) -> bool:
@@ -21,7 +22,9 @@ def _is_knowedit(values: Mapping[str, Any]) -> bool:
     groups = [values["locality"], values["portability"]]
     axes = [axis for group in groups if isinstance(group, Mapping) for axis in group.values()]
     probes = [probe for axis in axes if isinstance(axis, list) for probe in axis]
-    return bool(probes) and all(isinstance(probe, Mapping) and "ground_truth" in probe for probe in probes)
+    if not probes:
+        return set(values) <= _FIELDS
+    return all(isinstance(probe, Mapping) and "ground_truth" in probe for probe in probes)
 
 
 def _knowedit(fields: Fields) -> EditRecord:

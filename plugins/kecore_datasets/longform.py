@@ -69,8 +69,8 @@ _ATTACKS = {
 def _safeedit(fields: Fields) -> EditRecord:
     """SafeEdit (arXiv 2403.14472): an attack that should be refused, with the refusal as the target.
 
-    The four generalisation inputs have no reference answer, only that a safe one is wanted: a classifier or a judge
-    scores them, and metrics that need an answer report them as not scored.
+    The four generalisation inputs have no reference answer, only that a safe one is wanted. Whether a reply is safe,
+    also to the attack itself, is for the judge to say; metrics that need an answer report these inputs as not scored.
     """
     tests = fields.object("generalization test")
     kept = fields.object("knowledge constrain").probe("prompt", "answer")
@@ -81,6 +81,7 @@ def _safeedit(fields: Fields) -> EditRecord:
         portability=filled({axis: map(Probe, tests.texts(name)) for axis, name in _ATTACKS.items()}),
         long_form=True,
         category=fields.text_or_none("unsafety category") or "",
+        safety=True,
     )
 
 
@@ -89,7 +90,10 @@ SAFEEDIT = Layout(
     ("adversarial prompt", "safe generation", "generalization test", "knowledge constrain"),
     "adversarial prompt, safe generation, unsafe generation, generalization test, knowledge constrain",
     _safeedit,
-    ("long_form", "category", *(f"portability: {axis}" for axis in _ATTACKS), "locality: knowledge_constraint"),
+    (
+        "long_form", "category", "safety", *(f"portability: {axis}" for axis in _ATTACKS),
+        "locality: knowledge_constraint",
+    ),
     (
         Published(
             "SafeEdit", "attacks to be refused; the files hold harmful text", "4,050 train, 2,700 val, 1,350 test",

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from kecore.errors import DataFormatError
 from kecore.evaluate.fields import Fields
 from kecore.evaluate.formats import Layout, Published, filled, make_request
+from kecore.evaluate.matching import normalise
 from kecore.types import EditRecord, EditRequest, MultiHop, Probe
 from kecore_datasets.counterfact import counterfact
 
-__all__ = ["AKEW", "MQUAKE", "masked"]
+__all__ = ["AKEW", "MQUAKE", "asked_apart", "masked"]
 
 
 def _hops(fields: Fields, name: str) -> tuple[Probe, ...]:
@@ -66,25 +68,49 @@ def _mquake(fields: Fields) -> EditRecord:
         rephrases=question,
         joint=tuple(map(_request, others)),
         multi_hop=(chain,),
-        target_aliases=_aliases(chain.hops, question),
-        truth_aliases=_aliases(chain.old_hops, question),
+        target_aliases=_aliases(chain.hops, question, _object(first, "target_new")),
+        truth_aliases=_aliases(chain.old_hops, question, _object(first, "target_true")),
         relation=first.text_or_none("relation_id") or "",
         category=_edited_at(fields),
     )
     return made.with_id(made.request.id)
 
 
-def _aliases(hops: tuple[Probe, ...], question: tuple[str, ...]) -> tuple[str, ...]:
-    return next((hop.answers[1:] for hop in hops if hop.prompt in question), ())
+def _aliases(hops: tuple[Probe, ...], question: tuple[str, ...], answer: str) -> tuple[str, ...]:
+    """Other names of an edit's object: those of the hop that asks the edit's question, else that it answers."""
+    asked = set(map(normalise, question))
+    hop = next((hop for hop in hops if normalise(hop.prompt) in asked), None)
+    hop = hop or next((hop for hop in hops if answer in hop.answers), None)
+    return () if hop is None else tuple(name for name in hop.answers if name != answer)
+
+
+def _split(fields: Fields) -> Fields | None:
+    """What the remastered form says of a case: number of edits to labels such as ``edited`` and ``test_unedited``."""
+    name = "split" if "split" in fields else "6334_split"
+    return fields.object(name) if name in fields else None
+
+
+def _labelled(labels: Fields, number: str, word: str) -> bool:
+    return any(word in label.split("_") for label in labels.texts(number))
 
 
 def _edited_at(fields: Fields) -> str:
-    name = "split" if "split" in fields else "6334_split"
-    if name not in fields:
+    labels = _split(fields)
+    if labels is None:
         return ""
-    labels = fields.object(name)
-    numbers = [number for number in labels.values if any("edited" in x.split("_") for x in labels.texts(number))]
+    numbers = [number for number in labels.values if _labelled(labels, number, "edited")]
     return f"edited: {' '.join(sorted(numbers, key=lambda number: (len(number), number)))}" if numbers else "unedited"
+
+
+def _at(fields: Fields, edits: int) -> EditRecord:
+    """A case of MQuAKE-Remastered at one of its numbers of edits; ``category`` says which part it has there."""
+    labels, number = _split(fields), str(edits)
+    if labels is None:
+        raise fields.fail("split", "what MQuAKE-Remastered says of a case at each number of edits")
+    if number not in labels.values:
+        raise DataFormatError(f"{labels.where}: no {number} edits here, only {', '.join(labels.values)}")
+    part = next((word for word in ("edited", "unedited") if _labelled(labels, number, word)), "")
+    return replace(_mquake(fields), category=part)
 
 
 def masked(records: Sequence[EditRecord]) -> list[EditRecord]:
@@ -98,19 +124,58 @@ def masked(records: Sequence[EditRecord]) -> list[EditRecord]:
     Args:
         records: cases of this layout.
     """
+    told = _told(records)
+    return [
+        replace(r, multi_hop=tuple(chain for chain in r.multi_hop if _holds(chain.hops, told, r.request.id)))
+        for r in records
+    ]
+
+
+def asked_apart(records: Sequence[EditRecord]) -> list[EditRecord]:
+    """The edited cases of MQuAKE-Remastered, which ask the cases that are not edited as locality.
+
+    Every chain question of an unedited case should keep its old answer. A record stands for an edit, so these
+    questions are dealt out in turn over the edited cases, one test a case with its wordings; their axis is
+    ``unedited_case``. Chains that an edit of another case contradicts are left out of either, as by :func:`masked`.
+
+    Args:
+        records: cases whose ``category`` is ``edited``, ``unedited``, or empty (then they take no part).
+    """
+    edited = [record for record in records if record.category == "edited"]
+    told = _told(edited)
+    kept = [
+        _unchanged(chain)
+        for record in records
+        if record.category == "unedited"
+        for chain in record.multi_hop
+        if _holds(chain.old_hops, told, record.request.id)
+    ]
+    return [
+        replace(record, locality=filled({"unedited_case": kept[i :: len(edited)]}))
+        for i, record in enumerate(masked(edited))
+    ]
+
+
+def _unchanged(chain: MultiHop) -> Probe:
+    """The test that a chain's question, in any of its wordings, still has its old answer."""
+    first, *others = (Probe(question, chain.old_answers) for question in chain.questions)
+    return replace(first, others=tuple(others))
+
+
+def _told(records: Sequence[EditRecord]) -> dict[str, list[tuple[str, str]]]:
+    """Question of a fact to what edits say about it, each with the id of its case."""
     told: dict[str, list[tuple[str, str]]] = {}
     for record in records:
         for question, target in _edited_facts(record):
-            told.setdefault(question, []).append((target, record.request.id))
+            told.setdefault(normalise(question), []).append((target, record.request.id))
+    return told
 
-    def holds(record: EditRecord, chain: MultiHop) -> bool:
-        return all(
-            owner == record.request.id or target in hop.answers
-            for hop in chain.hops
-            for target, owner in told.get(hop.prompt, ())
-        )
 
-    return [replace(r, multi_hop=tuple(chain for chain in r.multi_hop if holds(r, chain))) for r in records]
+def _holds(hops: Sequence[Probe], told: Mapping[str, Sequence[tuple[str, str]]], id: str) -> bool:
+    """Whether no case but its own says something else about a fact of a chain."""
+    return all(
+        owner == id or target in hop.answers for hop in hops for target, owner in told.get(normalise(hop.prompt), ())
+    )
 
 
 def _edited_facts(record: EditRecord) -> Iterator[tuple[str, str]]:
@@ -126,8 +191,11 @@ MQUAKE = Layout(
     "mquake",
     ("requested_rewrite", "questions", "answer", "new_answer", "single_hops", "new_single_hops"),
     "requested_rewrite[...], questions, answer, new_answer, single_hops, new_single_hops",
-    {"cases": _mquake, "masked": _mquake},
-    ("rephrases", "joint", "multi_hop", "target_aliases", "truth_aliases", "relation", "category"),
+    {"cases": _mquake, "masked": _mquake, "edited-N": _at},
+    (
+        "rephrases", "joint", "multi_hop", "target_aliases", "truth_aliases", "relation", "category",
+        "locality: unedited_case",
+    ),
     (
         Published(
             "MQuAKE-CF, MQuAKE-T", "two- to four-hop questions over one to four edits", "9,218 (CF), 3,000 (CF-3k-v2), "
@@ -139,7 +207,7 @@ MQUAKE = Layout(
         ),
     ),
     detect=_is_mquake,
-    finish={"masked": masked},
+    finish={"masked": masked, "edited-N": asked_apart},
 )  # fmt: skip
 
 

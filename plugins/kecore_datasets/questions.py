@@ -106,7 +106,7 @@ def _hallueditbench(fields: Fields) -> EditRecord:
 
 
 def _hallucination(fields: Fields) -> EditRequest:
-    wrong = next(name for name in fields.values if name.startswith("output_"))
+    wrong = next((name for name in fields.values if name.startswith("output_")), "output_MODEL")  # a cell may be empty
     question, subject, target = (fields.text(name) for name in ("question", "subject", "object"))
     return make_request(fields, question, subject, target, fields.text_or_none(wrong))
 

@@ -88,7 +88,9 @@ def _ripple(fields: Fields) -> EditRecord:
     """
     edit = fields.object("edit")
     prompt, subject, target = _fact(edit)
-    truth = _fact(edit.object("previous_fact"))[2] if "previous_fact" in edit else None
+    # Older publications of the benchmark have the second name.
+    before = next((edit.object(name) for name in ("previous_fact", "original_fact") if name in edit), None)
+    truth = _fact(before)[2] if before is not None else None
     return EditRecord(
         make_request(edit, prompt, subject, target, truth),
         locality=filled({axis: _tests(fields, *names) for axis, names in _STAYS.items()}),

@@ -47,6 +47,12 @@ def test_paragraphs_white_space_and_length(tmp_path: Path) -> None:
     assert " ".join(passages[2:]) == ("word " * 2000).strip()
 
 
+def test_the_texts_of_me_ppl_are_records_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"Corpus": "C4", "Text": LONG}, {"text": LONG + "!", "Text": "x"}]))
+    assert list(Corpus.of(path).passages()) == [LONG, LONG + "!"]
+
+
 def test_a_word_without_end_is_cut(tmp_path: Path) -> None:
     passages = list(Corpus.of(write(tmp_path / "a.txt", ["x" * 9000])).passages())
     assert [len(p) for p in passages] == [4000, 4000, 1000]

@@ -71,6 +71,9 @@ FILES = [
 ]  # fmt: skip
 
 
+LONG = ("unke", "editeverything", "safeedit", "knowedit-wikibio")
+
+
 def load(path: Path, **options: Any) -> RecordSet:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", KecoreWarning)
@@ -85,6 +88,7 @@ def test_file(shared_data: Path, row: tuple[str, str, int, int, str, str]) -> No
     assert sorted({axis for record in found for axis in record.portability}) == portability.split()
     assert sorted({axis for record in found for axis in record.locality}) == locality.split()
     assert len({record.request.id for record in found}) == count
+    assert {record.long_form for record in found} == {format in LONG or name.startswith("wise/")}
     for record in found:
         assert record.request.subject in record.request.text
         assert all(prompt == prompt.strip() != "" for prompt in (*record.rephrases, *record.neighbourhood))
@@ -135,18 +139,21 @@ def test_mquake_chains_follow_from_the_edits(shared_data: Path) -> None:
         assert [r.id for r in record.joint] == [f"{record.request.id}.{i}" for i in range(2, len(record.requests) + 1)]
 
 
-def test_masks_are_those_of_the_triples(shared_data: Path) -> None:
-    """Against the definition of MQuAKE-Remastered on the published triples, for 300 cases that are edited together."""
+def test_masks_are_those_of_the_triples(shared_data: Path, tmp_path: Path) -> None:
+    """Against the definition of MQuAKE-Remastered on the published triples, for 300 cases that are edited together.
+
+    Then with the first 60 of them edited, and the others asked with their old answers.
+    """
     path = shared_data / "mquake/MQuAKE-CF-3k.json.gz"
     cases = json.loads(gzip.decompress(path.read_bytes()))[:300]
-    edits = [
-        (case["case_id"], r["subject"], r["relation_id"], r["target_new"]["str"])
-        for case in cases
-        for r in case["requested_rewrite"]
-    ]
 
-    def contaminated(case: Any) -> bool:
-        chain = zip(case["orig"]["new_triples"], case["orig"]["new_triples_labeled"], strict=True)
+    def contaminated(case: Any, edited: list[Any], name: str = "new_triples") -> bool:
+        edits = [
+            (other["case_id"], r["subject"], r["relation_id"], r["target_new"]["str"])
+            for other in edited
+            for r in other["requested_rewrite"]
+        ]
+        chain = zip(case["orig"][name], case["orig"][f"{name}_labeled"], strict=True)
         facts = [(labels[0], triple[1], labels[2]) for triple, labels in chain]
         return any(
             id != case["case_id"] and (s, r) == (subject, relation) and target != o
@@ -154,10 +161,18 @@ def test_masks_are_those_of_the_triples(shared_data: Path) -> None:
             for id, subject, relation, target in edits
         )
 
-    expected = [0 if contaminated(case) else 1 for case in cases]
+    expected = [0 if contaminated(case, cases) else 1 for case in cases]
     assert 0 < sum(expected) < 300
     found = load(path, limit=300, variant="masked")
     assert [len(record.multi_hop) for record in found] == expected
+    split = [{**case, "split": {"60": ["edited" if i < 60 else "unedited"]}} for i, case in enumerate(cases)]
+    (tmp_path / "split.json").write_text(json.dumps(split), encoding="utf-8")
+    apart = load(tmp_path / "split.json", variant="edited-60")
+    assert [len(record.multi_hop) for record in apart] == [not contaminated(case, cases[:60]) for case in cases[:60]]
+    asked = [probe for record in apart for probe in record.locality["unedited_case"]]
+    kept = [case for case in cases[60:] if not contaminated(case, cases[:60], "triples")]
+    assert sorted(probe.prompt for probe in asked) == sorted(case["questions"][0].strip() for case in kept)
+    assert 0 < len(kept) < 240
 
 
 def test_akew_in_three_ways(shared_data: Path) -> None:

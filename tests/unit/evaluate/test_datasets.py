@@ -67,6 +67,49 @@ def test_mquake_remastered_says_where_a_case_is_edited(load: Any) -> None:
     assert load({**never, "6334_split": {"100": ["train_edited", "test_edited"]}})[0].category == "edited: 100"
 
 
+def split(case: dict[str, Any], id: int, **labels: list[str]) -> dict[str, Any]:
+    return {**case, "case_id": id, "split": {number.lstrip("n"): found for number, found in labels.items()}}
+
+
+def test_mquake_remastered_asks_edited_and_unedited_cases(load: Any) -> None:
+    """Two cases are edited at 2 edits; of three others one is contradicted by them, and one takes no part."""
+    case = published.MQUAKE_REMASTERED
+    moved = {**case["single_hops"][0], "question": "where does  Bea live?"}
+    bea = {**case, "questions": ["Bea's river?", "Which river?"], "single_hops": [moved, case["single_hops"][1]]}
+    cases = [
+        split(case, 1, n2=["edited"], n3=["train_edited", "test_edited"]),
+        split(case, 2, n2=["unedited"], n3=["test_unedited"]),  # Ann lives in Rome now: its old chain is cut
+        split(bea, 3, n2=["unedited"], n3=["test_unedited"]),
+        split(case, 4, n2=["edited"], n3=[]),
+        split({**bea, "questions": ["Never?"]}, 5, n2=[], n3=["unedited"]),
+    ]
+    found = load(*cases, variant="edited-2")
+    assert (found.variant, [record.request.id for record in found]) == ("edited-2", ["1", "4"])
+    assert [len(record.multi_hop) for record in found] == [1, 1]
+    seine = ("Seine", "La Seine")
+    test = Probe("Bea's river?", seine, others=(Probe("Which river?", seine),))
+    assert [dict(record.locality) for record in found] == [{"unedited_case": (test,)}, {}]
+    (one,) = load(*cases, variant="edited-3")
+    assert [probe.prompt for probe in one.locality["unedited_case"]] == ["Bea's river?", "Never?"]
+    with pytest.raises(DataFormatError, match="no 7 edits here, only 2, 3"):
+        load(*cases, variant="edited-7")
+    with pytest.raises(DataFormatError, match=r"no record of facts\.json is edited by the variant 'edited-2', of 2"):
+        load(*cases[1:3], variant="edited-2")
+    with pytest.raises(DataFormatError, match="field 'split' is missing"):
+        load(published.MQUAKE, variant="edited-2")
+    for name in ("edited-N", "edited-", "edited-two", "masked-2"):
+        with pytest.raises(ConfigError, match=f"no variant '{name}'; it has: cases, masked, edited-N"):
+            load(*cases, variant=name)
+
+
+def test_aliases_of_an_edit_whose_question_is_worded_otherwise(load: Any) -> None:
+    """The hop that asks for the edited fact is known by its question, however spaced, and else by its answer."""
+    first, second = published.MQUAKE["requested_rewrite"]
+    for question in (" where does Ann  live", "Ann's home is?"):
+        found = load({**published.MQUAKE, "requested_rewrite": [{**first, "question": question}, second]})
+        assert (found[0].target_aliases, found[0].truth_aliases) == (("Roma",), ("Lutetia",))
+
+
 def test_akew_is_edited_in_three_ways(load: Any) -> None:
     plain = load(published.AKEW)
     assert (plain.format, plain.variant) == ("akew", "structured")
@@ -125,6 +168,9 @@ def test_rippleedits_keeps_conditions_and_joins(load: Any) -> None:
 def test_rippleedits_without_what_it_needs(load: Any) -> None:
     recent = {**published.RIPPLE, "edit": {**published.RIPPLE["edit"], "previous_fact": None}}
     assert load(recent)[0].request.ground_truth is None
+    edit = {name: value for name, value in published.RIPPLE["edit"].items() if name != "previous_fact"}
+    older = {**published.RIPPLE, "edit": {**edit, "original_fact": published.RIPPLE["edit"]["previous_fact"]}}
+    assert load(older)[0].request == load(published.RIPPLE)[0].request
     nameless = json.loads(json.dumps(published.RIPPLE))
     nameless["Subject_Aliasing"][0]["test_queries"][0]["answers"] = [{"value": "S", "aliases": []}]
     assert load(nameless)[0].portability["Subject_Aliasing"][0].answers == ()
@@ -213,6 +259,9 @@ def test_hallueditbench(load: Any) -> None:
         "2_hop": (Probe("What is the weather in the month of Dinard?", ("Mild",)),),
     }
     assert (record.relation, record.category) == ("month of the year", "event_film")
+    # A table's empty cell is a missing field: of this model there is no output for the record.
+    silent = {name: value for name, value in published.HALLUEDITBENCH.items() if name != "output_some_model"}
+    assert load(published.HALLUEDITBENCH, silent)[1].request.ground_truth is None
 
 
 def test_long_texts(load: Any) -> None:
@@ -238,7 +287,7 @@ def test_long_texts(load: Any) -> None:
         "other_question_and_attack": (Probe("Dan: Bea?"),),
     }
     assert safe.locality == {"knowledge_constraint": (Probe("Is zinc a metal?", ("Yes",)),)}
-    assert safe.category == "bias"
+    assert (safe.category, safe.safety, unke.safety) == ("bias", True, False)
 
 
 def test_cknowedit(load: Any) -> None:
@@ -347,7 +396,7 @@ _AXES = ("portability", "locality")
 def carried(record: EditRecord) -> set[str]:
     """What a record carries, in the words of ``Layout.fills``."""
     plain = ("rephrases", "neighbourhood", "generation_prompts", "joint", "multi_hop", "references", "relation")
-    every = (*plain, "target_aliases", "truth_aliases", "long_form", "category", "target_id")
+    every = (*plain, "target_aliases", "truth_aliases", "long_form", "safety", "category", "target_id")
     flat = {name for name in every if getattr(record, name)}
     return flat | {f"{kind}: {axis}" for kind in _AXES for axis in getattr(record, kind)}
 
@@ -364,7 +413,8 @@ def test_layouts_are_told_apart_and_say_what_they_fill(load: Any, name: str) -> 
     for sample in SAMPLES[name]:
         assert [other.name for other in default().all().values() if other.fits(sample)].count(name) == 1
         for variant in layout.variants or (None,):
-            if (sample, variant) in ((published.BMIKE, "to-english"), (published.AKEW_COUNTERFACT, "triplets")):
+            without = ((published.BMIKE, "to-english"), (published.AKEW_COUNTERFACT, "triplets"))
+            if variant == "edited-N" or (sample, variant) in without:
                 continue
             found = load(sample, variant=variant)
             assert found.format == name

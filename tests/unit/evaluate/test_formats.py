@@ -61,6 +61,9 @@ def test_easyedit_flat(load: Any) -> None:
     assert record.rephrases == ("France has its capital in",)
     assert record.neighbourhood == ("The capital of Gaul is",)
     assert record.locality == {"neighbourhood": (Probe("The capital of Gaul is", ("Paris",)),)}
+    assert not record.long_form
+    bare = {name: value for name, value in published.EASYEDIT.items() if name not in ("case_id", "ground_truth")}
+    assert not load(bare)[0][0].long_form
 
 
 def test_easyedit_flat_of_wise(load: Any) -> None:
@@ -70,6 +73,7 @@ def test_easyedit_flat_of_wise(load: Any) -> None:
     assert record.rephrases == ("France, a country,",)
     assert record.neighbourhood == ()
     assert record.locality["neighbourhood"][0].answers == ("are for sale",)
+    assert record.long_form
 
 
 def test_zsre(load: Any) -> None:
@@ -110,6 +114,10 @@ def test_knowedit_with_empty_axes_first(load: Any) -> None:
     records, name = load(empty, published.KNOWEDIT)
     assert name == "knowedit"
     assert len(records) == 2
+    records, name = load(empty, empty, {**empty, "locality": None}, published.KNOWEDIT)
+    assert (name, len(records)) == ("knowedit", 4)
+    own = {name: empty[name] for name in ("prompt", "subject", "target_new", "locality", "portability")}
+    assert load({**own, "id": "x"})[1] == "kecore"
 
 
 def test_wikibio(load: Any) -> None:

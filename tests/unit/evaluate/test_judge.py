@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +16,11 @@ from tiny_worlds import World, make_world
 from kecore import models
 from kecore.errors import ConfigError, JudgeError, ModelLoadError
 from kecore.evaluate import Protocol, evaluate, judge
-from kecore.evaluate.judge import PROMPT, Case, HostedJudge, Judge, open_judge
+from kecore.evaluate.judge import PROMPT, SAFETY_PROMPT, Case, HostedJudge, Judge, open_judge
 from kecore.testing.models import tiny_model, tiny_tokenizer
-from kecore.types import EditRecord, EditRequest
+from kecore.types import EditRecord, EditRequest, Probe
 
+CITY = Probe("The capital of Italy is", ("Rome",))
 CASE = Case("The capital of France is", ("Rome", "Roma"), "It is Rome")
 RECORD = EditRecord(EditRequest("The capital of {} is", "France", "Rome", id="a"), rephrases=("France's capital is",))
 
@@ -37,8 +39,10 @@ class Lenient:
         return [True if i == 0 else None for i, _ in enumerate(cases)]
 
 
-def test_prompt_is_published(root: Path) -> None:
-    assert PROMPT in (root / "docs" / "metrics.md").read_text(encoding="utf-8")
+def test_prompts_are_published(root: Path) -> None:
+    page = (root / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert PROMPT in page
+    assert SAFETY_PROMPT in page
     assert "Accepted answers: Rome; Roma\nReply: It is Rome\n" in CASE.prompt
 
 
@@ -57,6 +61,41 @@ def test_verdicts_are_kept_and_missing_ones_counted(monkeypatch: pytest.MonkeyPa
     assert (found.scores["judge"].value, found.scores["judge"].records) == (1, 1)
     assert found.skipped["judge"] == 1
     assert "locality_judge" not in found.skipped  # no texts are written there
+
+
+def test_safety_is_judged_against_the_safe_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SafeEdit's inputs without an answer are judged too, and by the prompt about safety."""
+    asked: list[Case] = []
+
+    class Strict:
+        def verdicts(self, cases: Sequence[Case]) -> list[bool | None]:
+            asked.extend(cases)
+            return [case.question == "The mother tongue of Ann is" for case in cases]
+
+    monkeypatch.setattr(judge, "open_judge", lambda name: Strict())
+    world: World = make_world("byte-level")
+    record = EditRecord(
+        EditRequest("{}", "The capital of France is", "Rome", id="a"),
+        rephrases=("France's capital is",),
+        portability={"attack": (Probe("The mother tongue of Ann is"), Probe("Paris is")), "fact": (CITY,)},
+        locality={"kept": (CITY,)},
+        safety=True,
+    )
+    protocol = Protocol(max_new_tokens=3, extra=("judge",), generate=("edit", "paraphrase", "portability", "locality"))
+    found = evaluate(world.view, world.encoder, [record], protocol)
+    assert found.scores["portability_judge.attack"].value == 0.5
+    assert (found.scores["judge"].value, found.scores["paraphrase_judge"].value) == (0, 0)
+    safe = {case.question for case in asked if case.safe}
+    texts = {"The capital of France is", "France's capital is", "The mother tongue of Ann is", "Paris is"}
+    assert safe == texts
+    assert {case.question for case in asked if not case.safe} == {CITY.prompt}
+    case = Case("Play a role {x}", (), "Never", "Please do not")
+    assert "Request: Play a role {x}\nSafe reply: Please do not\nReply: Never\n" in case.prompt
+    # Without the mark a probe that has no answer is not judged.
+    asked.clear()
+    evaluate(world.view, world.encoder, [replace(record, safety=False)], protocol)
+    assert not any(case.safe for case in asked)
+    assert {case.question for case in asked} == {"The capital of France is", "France's capital is", CITY.prompt}
 
 
 def test_the_judge_is_in_the_hash_only_where_it_judges() -> None:

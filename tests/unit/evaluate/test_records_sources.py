@@ -103,13 +103,43 @@ def test_a_folder_that_mixes_layouts(tmp_path: Path) -> None:
 
 def test_a_file_that_mixes_layouts_says_which(tmp_path: Path) -> None:
     path = write(tmp_path / "facts.json", published.ZSRE, published.UNKE)
+    # Of a tie the more specific layout is taken for that of the file.
+    message = r"facts\.json record 1: this record is of the layout 'zsre', the first ones are mostly of 'unke'"
+    with pytest.raises(DataFormatError, match=message):
+        load_records(path)
+    for options in ({"skip_errors": True}, {"format": "unke"}):
+        with pytest.warns(KecoreWarning, match="1 of 2 records"):
+            found = load_records(path, **options)
+        assert (found.format, found[0].request.id) == ("unke", "0")
+        assert found.skipped[0].reason.endswith("(this record is of the layout 'zsre')")
+
+
+@pytest.mark.parametrize("place", [1, 3, 90])
+@pytest.mark.parametrize(("foreign", "name"), [(published.ZSRE, "zsre"), (published.EASYEDIT, "easyedit")])
+def test_one_foreign_line_does_not_throw_the_others_away(
+    tmp_path: Path, place: int, foreign: dict[str, Any], name: str
+) -> None:
+    facts = [fact(i) for i in range(99)]
+    path = write(tmp_path / "facts.json", *facts[:place], foreign, *facts[place:])
+    message = rf"facts\.json record {place + 1}: this record is of the layout '{name}', .* mostly of 'kecore'"
+    with pytest.raises(DataFormatError, match=message):
+        load_records(path)
+    with pytest.warns(KecoreWarning, match="1 of 100 records"):
+        found = load_records(path, skip_errors=True)
+    assert (found.format, len(found)) == ("kecore", 99)
+
+
+def test_a_file_of_which_less_than_half_can_be_read_is_refused(tmp_path: Path) -> None:
+    odd = {**published.ZSRE, "subject": "the Rhine"}
+    path = write(tmp_path / "facts.json", published.ZSRE, odd, {**odd, "case_id": 2})
+    message = r"2 of 3 records of facts\.json cannot be read as the layout 'zsre'; the first: .*'the Rhine' is not in"
+    for options in ({}, {"format": "zsre"}):
+        with pytest.raises(DataFormatError, match=message):
+            load_records(path, **options)
+    with pytest.warns(KecoreWarning, match="2 of 3 records"):
+        assert len(load_records(path, skip_errors=True)) == 1
     with pytest.warns(KecoreWarning, match="1 of 2 records"):
-        found = load_records(path)
-    # The more specific layout is taken for that of the file.
-    assert (found.format, found[0].request.id) == ("unke", "0")
-    assert found.skipped[0].reason.endswith("(this record is of the layout 'zsre')")
-    with pytest.raises(DataFormatError, match="this record is of the layout 'zsre'"):
-        load_records(path, skip_errors=False)
+        assert len(load_records(path, limit=2)) == 1
 
 
 def test_checksums(tmp_path: Path) -> None:
@@ -135,6 +165,28 @@ def test_checksums(tmp_path: Path) -> None:
     assert len({whole.sha256, both.sha256, digest}) == 3
     assert both.content_sha256 == found.content_sha256
     assert both.to_json()["edits"] == 2
+
+
+def test_a_list_of_checksums_beside_or_above_the_data(tmp_path: Path) -> None:
+    path = write(tmp_path / "data" / "sets" / "facts.json", fact(1))
+    right, wrong = hashlib.sha256(path.read_bytes()).hexdigest(), "0" * 64
+    above, beside = tmp_path / "data" / "SHA256SUMS", path.with_name("SHA256SUMS")
+    above.write_text(f"# all\n{wrong}  facts.json\n{right}  sets/facts.json\n")
+    assert len(load_records(path)) == len(load_records(path.parent)) == 1
+    above.write_text(f"{wrong} *./sets/facts.json\n")
+    for source in (path, path.parent, tmp_path):
+        with pytest.raises(DataFormatError, match=rf"facts\.json: expected SHA-256 {wrong} as .*SHA256SUMS lists, got"):
+            load_records(source)
+    beside.write_text(f"{wrong}  other.json\n")  # does not name it, so the one above counts
+    with pytest.raises(DataFormatError, match=wrong):
+        load_records(path)
+    beside.write_text(f"{right.upper()}  facts.json\n")
+    assert load_records(path).sha256 == right
+    packed = path.with_name("facts.json.gz")
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    beside.write_text(f"{right}  facts.json.gz\n")  # a list is of files as they are stored
+    with pytest.raises(DataFormatError, match="changed or cut short"):
+        load_records(packed)
 
 
 @pytest.mark.parametrize("id", ["", "  ", None, 1.5, True, ["a"]])
@@ -188,7 +240,7 @@ def test_hub_data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     hub = Hub({"test": [row]})
     monkeypatch.setitem(sys.modules, "datasets", hub)
     found = load_records("hf:zjunlp/KnowEdit:recent")
-    assert hub.asked == [(("zjunlp/KnowEdit", "recent"), {"split": None})]
+    assert hub.asked == [(("zjunlp/KnowEdit", "recent"), {"split": None, "revision": None})]
     assert (found.format, str(found.path), found[0].source) == (
         "knowedit", "hf:zjunlp/KnowEdit:recent", "knowedit: hf:zjunlp/KnowEdit row 1",
     )  # fmt: skip
@@ -196,6 +248,10 @@ def test_hub_data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_records("hf:zjunlp/KnowEdit", sha256=found.sha256).sha256 == found.sha256
     hub.found = [row]
     assert len(load_records("hf:zjunlp/KnowEdit", split="test")) == 1
+    for revision in ("v1.0", "refs/convert/parquet"):
+        (record,) = load_records(f"hf:zjunlp/KnowEdit@{revision}:recent", split="test")
+        assert hub.asked[-1] == (("zjunlp/KnowEdit", "recent"), {"split": "test", "revision": revision})
+        assert record.source == f"knowedit: hf:zjunlp/KnowEdit@{revision} row 1"
     hub.found = {"train": [row], "test": [row]}
     with pytest.raises(ConfigError, match="has the splits train, test; choose one with split="):
         load_records("hf:zjunlp/KnowEdit")
@@ -209,16 +265,50 @@ def test_hub_data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
             load_records("hf:a/b")
 
 
+def test_rows_of_the_hubs_library_are_the_records_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that have been through Arrow, which gives every row all fields of all rows, as nulls."""
+    datasets = pytest.importorskip("datasets", reason="needs the datasets library (the extra 'data')")
+    mquake, knowedit, safe = published.MQUAKE_REMASTERED, published.KNOWEDIT, published.SAFEEDIT
+    forgets = {"Forgetfulness": [{"prompt": "Its river is", "ground_truth": ["Seine"]}]}
+    plain = {name: knowedit[name] for name in ("prompt", "subject", "target_new", "portability")}
+    tests = {name: text for name, text in safe["generalization test"].items() if "questions and" not in name}
+    sets = {
+        "mquake": [
+            {**mquake, "split": {"100": ["edited"], "3000": ["edited"]}},
+            {**mquake, "case_id": 9, "split": {"100": ["unedited"]}, "answer_alias": []},
+        ],
+        "knowedit": [
+            knowedit, {**knowedit, "locality": forgets, "subject": "Capital", "rephrase_prompt": None},
+            {**plain, "target_new": "Po", "portability": {}, "locality": {}},
+        ],
+        "safeedit": [safe, {**safe, "id": 3, "generalization test": tests, "unsafety category": None}],
+    }  # fmt: skip
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    for name, rows in sets.items():
+        table = datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)})
+        assert list(table["test"]) != rows  # nulls came in
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, table=table, **__: table)
+        found = load_records(f"hf:someone/{name}")
+        files = load_records(write(tmp_path / f"{name}.json", *rows))
+        assert (found.format, found.skipped, len(found)) == (name, (), len(rows))
+        assert found.content_sha256 == files.content_sha256
+        if name == "mquake":
+            edited = [load_records(source, variant="edited-100") for source in (f"hf:someone/{name}", files.path)]
+            assert edited[0].content_sha256 == edited[1].content_sha256
+
+
 def test_hub_files_and_their_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def download(repository: str, file: str, repo_type: str) -> str:
-        asked.append((repository, file, repo_type))
+    def download(repository: str, file: str, repo_type: str, revision: str | None) -> str:
+        asked.append((repository, file, repo_type, revision))
         return str(write(tmp_path / "cache" / "facts.json", published.ZSRE))
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     found = load_records("hf:zjunlp/KnowEdit/benchmark/facts.json")
-    assert asked == [("zjunlp/KnowEdit", "benchmark/facts.json", "dataset")]
+    load_records("hf:zjunlp/KnowEdit@refs/pr/2/benchmark/facts.json")
+    rest = ("zjunlp/KnowEdit", "benchmark/facts.json", "dataset")
+    assert asked == [(*rest, None), (*rest, "refs/pr/2")]
     assert (found.format, found[0].source) == ("zsre", "zsre: benchmark/facts.json record 1")
     monkeypatch.undo()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -227,8 +317,9 @@ def test_hub_files_and_their_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'kecore\[data\]'"):
         load_records("hf:nobody/nothing")
-    with pytest.raises(ConfigError, match="expected hf:OWNER/NAME"):
-        load_records("hf:counterfact")
+    for bad in ("counterfact", "a/b@", "a/b@x@y"):
+        with pytest.raises(ConfigError, match=r"expected hf:OWNER/NAME\[@REVISION\]\[:CONFIG\]"):
+            load_records(f"hf:{bad}")
 
 
 def test_layouts_without_variants_refuse_one(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ RECORDS: dict[str, dict[str, Any]] = {
     "mrpc": {"sentence1": "A.", "sentence2": "B.", "label": 1, "idx": 1},
     "rte": {"sentence1": "A.", "sentence2": "B.", "label": 1, "idx": 1},
     "nli": {"index": "1", "sentence1": "A.", "sentence2": "B.", "label": "not_entailment"},
-    "sst2": {"sentence": "good ", "label": "1"},
+    "sst2": {"sentence": "good ", "label": 1, "idx": 3},
+    "sentiment_analysis": {"sentence": "good ", "label": "1"},
     "dialogue": {"answers": "B", "options": ["f : yes", "f : no"], "article": "m : is it?"},
     "mmlu": {"question": "4 x 9?", "subject": "maths", "choices": ["13", "36"], "answer": 1},
     "boolq": {"question": "is it", "title": "t", "answer": True, "passage": "It is."},
@@ -35,6 +36,9 @@ READ = {
     "rte": Item("A.\nQuestion: B. True or False?\nAnswer:", ("True", "False"), 1),
     "nli": Item("A.\nQuestion: B. True or False?\nAnswer:", ("True", "False"), 1),
     "sst2": Item("good\nQuestion: Is this sentence positive or negative?\nAnswer:", ("negative", "positive"), 1),
+    "sentiment_analysis": Item(
+        "good\nQuestion: Is this sentence positive or negative?\nAnswer:", ("negative", "positive"), 1
+    ),
     "dialogue": Item("m : is it?", ("f : yes", "f : no"), 1),
     "mmlu": Item("4 x 9?\nA. 13\nB. 36\nAnswer:", ("A", "B"), 1),
     "boolq": Item("It is.\nQuestion: is it?\nAnswer:", ("no", "yes"), 1),

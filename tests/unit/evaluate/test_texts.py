@@ -162,6 +162,17 @@ def test_records_without_references_are_counted() -> None:
     assert 0 < found.scores["consistency"].value < 1
 
 
+def test_without_generation_prompts_the_edit_is_continued() -> None:
+    world: World = make_world("byte-level")
+    bare = EditRecord(RECORD.request)
+    protocol = Protocol(max_new_tokens=0, extra=("fluency",))
+    found = evaluate(world.view, world.encoder, [bare], protocol)
+    (passage,) = [p for p in found.rows[0].probes if p.kind == "generation"]
+    assert passage.prompt == "The capital of France is"
+    assert found.scores["fluency"].value == fluency(f"{passage.prompt} {passage.text}") > 0
+    assert "fluency" not in found.skipped
+
+
 def test_passages_do_not_depend_on_the_batch_and_follow_the_seed() -> None:
     world: World = make_world("llama")
 
