@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import ctypes.util
 import gc
-import resource
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kecore import Corpus, Editor, EditRecord, KeyStatistics
+from kecore import Corpus, Editor, EditRecord, KeyStatistics, memory
 from kecore.cli.machine import environment
 from kecore.errors import ArtifactError, StatisticsMismatchError
 from kecore.evaluate import Evaluation
+from kecore.files import cache_dir
 
 COLUMNS = {
     "ES": "edit_success",
@@ -23,6 +23,8 @@ COLUMNS = {
     "NS": "neighbourhood_success",
     "strict": "strict_accuracy",
 }
+
+_MAIN = torch.device("cpu")
 
 
 def statistics_of(editor: Editor, text: Path, layers: Sequence[int], tokens: int | None, cache: Path) -> KeyStatistics:
@@ -45,6 +47,11 @@ def warm_up(editor: Editor, records: Sequence[EditRecord], method: str, **config
     editor.seed -= 1
 
 
+def forget_contexts() -> None:
+    """Drop the contexts that earlier sessions kept on disk, so that an edit's time includes writing them."""
+    shutil.rmtree(cache_dir() / "contexts", ignore_errors=True)
+
+
 def scores(evaluation: Evaluation) -> dict[str, float]:
     """The scores that are compared."""
     found = evaluation.scores
@@ -52,25 +59,14 @@ def scores(evaluation: Evaluation) -> dict[str, float]:
 
 
 def reset_peak() -> bool:
-    """Let the peak of this process's memory begin anew from what is in use; false where the system offers no way."""
+    """Let the peak of this process's main memory begin anew from what is in use; false where there is no way."""
     gc.collect()
-    if (library := ctypes.util.find_library("c")) and hasattr(ctypes.CDLL(library), "malloc_trim"):
-        ctypes.CDLL(library).malloc_trim(0)  # what was freed would hide what is taken anew
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return False
-    return True
+    return memory.reset_peak(_MAIN)
 
 
 def peak() -> int:
-    """Most bytes of main memory since :func:`reset_peak`."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-        if line.startswith("VmHWM:"):
-            return 1024 * int(line.split()[1])
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Most bytes of main memory since :func:`reset_peak`; 0 where the system does not tell."""
+    return memory.peak(_MAIN) or 0
 
 
 def conditions(editor: Editor, options: argparse.Namespace) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def main() -> None:
         "largest_difference": worst,
         "scores": {key: round(score.value, 4) for key, score in found.scores.items()},
     }
-    sys.stdout.write(json.dumps(out, indent=1) + "\n")
+    sys.stdout.write(json.dumps(out, indent=None if options.json else 1) + "\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--records", type=int, default=200)
     made.add_argument("--serial", type=int, default=200, help="records of the serial side")
     made.add_argument("--threads", type=int, default=2)
+    made.add_argument("--json", action="store_true", help="in one line")
     return made
 
 
@@ -113,6 +114,7 @@ class Serial:
                     prefix = "" if group == "edit" else f"{group}_"
                     values[f"{prefix}strict_accuracy"] = float(all(right[1]))
                     values[f"{prefix}token_accuracy"] = fmean(right[1])
+                    values[f"{prefix}perplexity"] = math.exp(-right[0])
                     values[f"{prefix}free_generation"] = float(matches(self.text(prompt), target, PROTOCOL.match))
                 for key, value in values.items():
                     found.setdefault(key, []).append(value)
@@ -141,11 +143,13 @@ class Serial:
 
 
 def difference(rows: Sequence[dict[str, float]], ours: Sequence[dict[str, float]]) -> float:
-    """The largest difference of any value of any record; refuses to go on where it is more than rounding."""
+    """The largest difference of any value of any record, relative to what is above 1; refuses more than rounding."""
     for row, own in zip(rows, ours, strict=True):
         if row.keys() != own.keys():
             raise SystemExit(f"the two sides measured different things: {sorted(row.keys() ^ own.keys())}")
-    worst = max(abs(row[key] - own[key]) for row, own in zip(rows, ours, strict=True) for key in row)
+    worst = max(
+        abs(row[key] - own[key]) / max(1.0, abs(row[key])) for row, own in zip(rows, ours, strict=True) for key in row
+    )
     if not worst < 1e-4:
         raise SystemExit(f"the two sides differ by {worst:.1e}")
     return worst

@@ -73,7 +73,7 @@ scores and answers of each. The fields that programs read first:
 | --- | --- |
 | `method`, `n` | the method, and the number of facts |
 | `scores_before`, `scores` | score by metric before and after; null with `--no-evaluate` |
-| `details` | the same with half-width of the 95 % interval, and numbers of records and probes |
+| `details` | the same with the ends of the 95 % interval (`low`, `high`), and numbers of records and probes |
 | `samples` | what the model writes before and after |
 | `stages` | seconds by stage: those of the command and, in the place of the edit, those of the method |
 | `edit_seconds`, `total_seconds` | seconds of planning and attaching; of the whole command until the result |

@@ -10,7 +10,9 @@ Estimates are upper bounds; ``benchmarks/memory.py`` compares them with what is 
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +39,8 @@ __all__ = [
     "logits_bytes",
     "make_plan",
     "pass_tokens",
+    "peak",
+    "reset_peak",
     "resident",
     "scoring",
     "vocabulary",
@@ -123,6 +127,47 @@ def resident(device: torch.device) -> int:
     except OSError:  # not Linux
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak(device: torch.device) -> int | None:
+    """Most bytes that this process has held on a device since :func:`reset_peak`, or else since it began.
+
+    None where the system does not tell.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        # Not getrusage, whose maximum a child inherits from the process that started it.
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    except OSError:
+        pass  # not Linux
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
+
+
+def reset_peak(device: torch.device) -> bool:
+    """Let :func:`peak` begin anew from what is held now; false where the system offers no way.
+
+    Main memory that was freed and not given back would hide what is taken anew, so it is given back first.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    if not sys.platform.startswith("linux"):
+        return False
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # of glibc
+        trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
 
 
 def available(device: torch.device) -> int | None:

@@ -14,7 +14,7 @@ import typer
 
 from kecore.cli.console import Screen
 from kecore.cli.errors import BAD_INPUT, CheckFailed, reporting
-from kecore.cli.machine import environment, peak_memory
+from kecore.cli.machine import environment
 from kecore.cli.ranks import Ranks, together
 from kecore.cli.session import Loading, StatisticsSource, provide_statistics
 from kecore.errors import ConfigError, KecoreError
@@ -88,10 +88,6 @@ class Desk:
             "base": {"dtype": editor.base.dtype, **editor.base.digests},
             "parameters": sum(parameter.numel() for parameter in editor.model.parameters()),
         }
-
-    def peak_memory(self, editor: Editor) -> int | None:
-        """Most bytes that the process has held."""
-        return peak_memory(editor.view.device)
 
     def stage(self, label: str) -> AbstractContextManager[None]:
         """Show that a run is going on."""

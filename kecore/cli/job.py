@@ -59,17 +59,20 @@ class EditJob:
         return configured(self.method, self.preset, self.values, self.trained)
 
     def check(self) -> None:
-        """Refuse a bad configuration, files that are not there, and facts that contradict each other.
+        """Refuse a bad configuration, files and packages that are not there, and facts that contradict each other.
 
         Raises:
             ConfigError: a bad field or an unknown preset.
             ArtifactError: there are no such statistics.
             ArtifactMismatchError: the trained editor is one of another method or configuration.
             DataFormatError: there is no such text.
+            MissingDependencyError: the method uses a package that is not installed.
+            ModelLoadError: its sentence encoder cannot be loaded.
             RequestConflictError: names both facts.
-            UnsupportedCapabilityError: the method needs training or examples and there are none.
+            UnsupportedCapabilityError: the method needs training or examples and there are none, or takes one request
+                at a time.
         """
-        from kecore.method import no_examples
+        from kecore.method import check_count, no_examples
         from kecore.trained import untrained
         from kecore.types import check_conflicts
 
@@ -77,9 +80,12 @@ class EditJob:
             raise untrained(self.method.name)
         if not self.examples and self.method.capabilities.needs_examples:
             raise no_examples(self.method.name)
-        _ = self.config
+        config = self.config
         self.source.check()
-        check_conflicts([request for record in self.records for request in record.requests])
+        requests = [request for record in self.records for request in record.requests]
+        check_conflicts(requests)
+        check_count(self.method, requests)
+        config.check_installed()
 
     def run(self, screen: Screen, editor: Editor, out: Path, asked: Sequence[Ask]) -> Outcome:
         """Edit the model and write the edit.

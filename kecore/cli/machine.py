@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,36 +16,7 @@ from kecore.cli.console import Screen, fields, seconds, size, table
 if TYPE_CHECKING:
     from kecore.memory import MemoryPlan, Need
 
-__all__ = ["cost", "environment", "hardware", "peak_memory", "plan_table", "show_cost"]
-
-
-def peak_memory(device: Any = None) -> int | None:
-    """Most bytes that this process has held at one time: on its accelerator if it used one, else in main memory.
-
-    None where the system does not tell.
-    """
-    if device is not None and device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.max_memory_allocated(device))
-    return peak_host_memory()
-
-
-def peak_host_memory() -> int | None:
-    """Most bytes of main memory that this process has held at one time; None where the system does not tell."""
-    try:
-        # Not getrusage, whose maximum a child inherits from the process that started it.
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    except OSError:
-        pass  # not Linux
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+__all__ = ["cost", "environment", "hardware", "plan_table", "show_cost"]
 
 
 def hardware(device: Any) -> dict[str, Any]:
@@ -91,11 +61,15 @@ def environment(device: Any) -> dict[str, Any]:
 
 def cost(screen: Screen, device: Any, stages: Mapping[str, float] | None = None) -> dict[str, Any]:
     """Stage times and memory of the command so far; ``stages`` instead of the screen's own."""
+    import torch
+
+    from kecore.memory import peak
+
     return {
         "stages": dict(screen.stages if stages is None else stages),
         "total_seconds": screen.elapsed,
-        "peak_memory_bytes": peak_memory(device),
-        "peak_host_memory_bytes": peak_host_memory(),
+        "peak_memory_bytes": peak(device),
+        "peak_host_memory_bytes": peak(torch.device("cpu")),
     }
 
 

@@ -28,6 +28,9 @@ __all__ = [
     "Limit",
     "Memory",
     "Method",
+    "MethodNames",
+    "MethodPresets",
+    "MethodSettings",
     "Methods",
     "Model",
     "NoEvaluate",
@@ -35,6 +38,7 @@ __all__ = [
     "Preset",
     "Prompt",
     "ProtocolFields",
+    "References",
     "RemoteCode",
     "Seed",
     "Settings",
@@ -53,6 +57,7 @@ __all__ = [
     "check_free",
     "data_entry",
     "layer_list",
+    "method_entries",
     "names",
     "settings",
 ]
@@ -95,7 +100,8 @@ Edits = Annotated[
     list[Path] | None,
     typer.Option("--edit", metavar="EDIT", help="An edit file or folder (repeatable).", show_default=False),
 ]
-Method = Annotated[str, typer.Option(metavar="NAME", help="An editing method; `kecore methods` lists them.")]
+_METHODS_HELP = "`kecore methods` lists them; 'memit + blue' is one with a stage."
+Method = Annotated[str, typer.Option(metavar="NAME", help=f"An editing method; {_METHODS_HELP}")]
 Facts = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Facts: a file, a folder or hf:OWNER/NAME, in any layout of docs/datasets.md."),
@@ -133,6 +139,12 @@ Examples = Annotated[
         metavar="FILE", help="Facts that demonstrations are taken from, for methods that need examples; as --facts."
     ),
 ]
+References = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="CounterFact's attribute_snippets.json, whose texts about the targets consistency needs."
+    ),
+]
 Preset = Annotated[str | None, typer.Option(metavar="NAME", help="A published set-up of the method to start from.")]
 Settings = Annotated[
     list[str] | None,
@@ -142,7 +154,22 @@ NoEvaluate = Annotated[bool, typer.Option("--no-evaluate", help="Do not score be
 StorePath = Annotated[
     Path, typer.Argument(metavar="STORE", help="File of results; made if it is not there.", show_default=False)
 ]
-Methods = Annotated[str | None, typer.Option(metavar="NAME,NAME", help="Editing methods; `kecore methods` lists them.")]
+MethodNames = Annotated[
+    str, typer.Option(metavar="NAME,NAME", help=f"Editing methods; {_METHODS_HELP}", show_default=False)
+]
+Methods = Annotated[str | None, typer.Option(metavar="NAME,NAME", help=f"Editing methods; {_METHODS_HELP}")]
+MethodPresets = Annotated[
+    list[str] | None,
+    typer.Option("--preset", metavar="METHOD=NAME", help="A published set-up of one of --methods to start from."),
+]
+MethodSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="METHOD.KEY=VALUE",
+        help="A field of the configuration of one of --methods, as in `kecore edit`.",
+    ),
+]
 Without = Annotated[
     str | None,
     typer.Option(metavar="NAME,NAME", help="Rows to leave out: unedited, ice, retrieval, ft-m or lora."),
@@ -225,6 +252,36 @@ def settings(pairs: Sequence[str] | None, option: str = "--set") -> dict[str, An
         except ValueError:
             values[key] = text
     return values
+
+
+def method_entries(
+    methods: Sequence[str], presets: Sequence[str] | None, pairs: Sequence[str] | None
+) -> list[dict[str, Any]]:
+    """Methods with what ``--preset METHOD=NAME`` and ``--set METHOD.KEY=VALUE`` say of them, as a plan takes them.
+
+    Raises:
+        ConfigError: an option names none of the methods, or is said twice.
+    """
+
+    def chosen(option: str, form: str, text: str) -> tuple[str, str]:
+        named, _, rest = text.partition(form)
+        for method in methods:
+            if rest and "".join(method.split()).casefold() == "".join(named.split()).casefold():
+                return method, rest
+        raise ConfigError(
+            f"{option} takes METHOD{form}{'NAME' if form == '=' else 'KEY=VALUE'}, METHOD one of "
+            f"{', '.join(map(repr, methods))} (--methods); got '{text}'"
+        )
+
+    fields: dict[str, list[str]] = {method: [] for method in methods}
+    for method, pair in (chosen("--set", ".", text) for text in pairs or ()):
+        fields[method].append(pair)
+    started: dict[str, str] = {}
+    for method, preset in (chosen("--preset", "=", text) for text in presets or ()):
+        if method in started:
+            raise ConfigError(f"--preset of '{method}' is given twice")
+        started[method] = preset
+    return [{"name": name, "preset": started.get(name), "set": settings(fields[name])} for name in methods]
 
 
 def check_free(out: Path, file: str, force: bool) -> None:

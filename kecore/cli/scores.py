@@ -16,20 +16,6 @@ __all__ = ["flat", "score_values", "scores_table"]
 ALWAYS = ("edit_success", "paraphrase_success", "neighbourhood_success", "strict_accuracy", "free_generation")
 """Scores that results always name; null where no record has what they need."""
 
-_LABELS = {
-    "edit_success": "edit success (ES)",
-    "paraphrase_success": "paraphrase success (PS)",
-    "neighbourhood_success": "neighbourhood success (NS)",
-    "score": "score, harmonic mean of the three",
-    "strict_accuracy": "strict accuracy, edit",
-    "paraphrase_strict_accuracy": "strict accuracy, paraphrase",
-    "free_generation": "free generation, edit",
-    "paraphrase_free_generation": "free generation, paraphrase",
-    "portability": "portability",
-    "locality": "locality",
-    "neighbourhood_stability": "neighbourhood stability",
-}
-
 
 def flat(evaluation: Evaluation | None) -> dict[str, float | None] | None:
     """Score by metric; None where nothing was evaluated."""
@@ -40,7 +26,7 @@ def flat(evaluation: Evaluation | None) -> dict[str, float | None] | None:
 
 
 def score_values(evaluation: Evaluation | None) -> dict[str, Any] | None:
-    """Score by metric with half-width and counts; None where nothing was evaluated."""
+    """Score by metric with its interval and counts; None where nothing was evaluated."""
     if evaluation is None:
         return None
     return {key: score.to_json() for key, score in evaluation.scores.items()}
@@ -48,9 +34,12 @@ def score_values(evaluation: Evaluation | None) -> dict[str, Any] | None:
 
 def scores_table(before: Evaluation, after: Evaluation, title: str) -> Table:
     """The scores that people read first."""
-    keys = [key for key in _LABELS if key in after.scores or key in before.scores]
-    rows = [(_LABELS[key], *_row(before.scores.get(key), after.scores.get(key))) for key in keys]
-    headers = ["", "before", "after", "± (95 %)", "n", "probes"]
+    from kecore.report.columns import columns_of
+
+    columns = [column for column in columns_of(after.protocol).values() if column.core]
+    pairs = [(column, before.scores.get(column.key), after.scores.get(column.key)) for column in columns]
+    rows = [(column.name, *_row(*scores)) for column, *scores in pairs if any(scores)]
+    headers = ["", "before", "after", "95 % interval", "n", "probes"]
     if not any(row[3] for row in rows):  # as for a single record
         rows, headers = [row[:3] + row[4:] for row in rows], headers[:3] + headers[4:]
     return table(*headers, rows=rows, title=title, right=range(1, len(headers)))
@@ -58,11 +47,11 @@ def scores_table(before: Evaluation, after: Evaluation, title: str) -> Table:
 
 def _row(before: Score | None, after: Score | None) -> tuple[str, str, str, str, str]:
     known = after or before
-    half = after.half_width if after is not None else None
+    ends = after.ends if after is not None else None
     return (
         number(before.value if before else None),
         number(after.value if after else None),
-        number(half) if half else "",  # zero only says that all records are alike
+        f"{number(ends[0])} to {number(ends[1])}" if ends else "",
         str(known.records) if known else "",
         str(known.probes) if known else "",
     )

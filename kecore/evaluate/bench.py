@@ -8,6 +8,7 @@ record is scored, and so is a sequence of edits as far as it has come, with what
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -18,7 +19,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from kecore import registry
-from kecore.edit import attached, load_edit
+from kecore.edit import Edit, attached, load_edit
+from kecore.edit.effect import EffectEdit
 from kecore.errors import (
     ArtifactError,
     KecoreError,
@@ -28,11 +30,13 @@ from kecore.errors import (
     UnsupportedCapabilityError,
 )
 from kecore.evaluate.cells import Cell
+from kecore.evaluate.cost import added_latency, edit_bytes
 from kecore.evaluate.metrics import metrics_of
 from kecore.evaluate.protocol import AFTER, AT_EDIT, AT_END
 from kecore.evaluate.result import RecordResult, compare
 from kecore.evaluate.sequence import Progress, SavedSequence
 from kecore.evaluate.store import BEFORE, Store
+from kecore.memory import peak, reset_peak
 from kecore.method import silent
 from kecore.types import EditRecord
 
@@ -43,6 +47,9 @@ __all__ = ["BLOCK", "Workplace", "retry", "run"]
 
 BLOCK = 16
 """Records that are scored and written together where one edit serves many. Fixed: blocks are the same every time."""
+
+TIMED, TIMED_TOKENS = 4, 8
+"""Records whose prompts are timed once a run, and tokens that are written after each."""
 
 T = TypeVar("T")
 
@@ -60,10 +67,6 @@ class Workplace(Protocol):
 
     def made_on(self, editor: Editor) -> Mapping[str, Any]:
         """``versions``, ``hardware`` and ``base`` (digests of the weights), as results record them."""
-        ...
-
-    def peak_memory(self, editor: Editor) -> int | None:
-        """Most bytes that the process has held."""
         ...
 
     def stage(self, label: str) -> AbstractContextManager[None]:
@@ -139,6 +142,7 @@ class _Worker:
         self.protocol = self.store.protocol
         self.progress = self.workplace.progress
         self.share = self.shard if _divides(self.cell, self.store) else (0, 1)
+        self.timed = False
 
     def work(self) -> None:
         """Do what is missing."""
@@ -166,9 +170,11 @@ class _Worker:
         if several and not method.capabilities.sequential:  # not after its first step, whose scores would stand alone
             raise UnsupportedCapabilityError(
                 f"method '{method.name}' does not edit an edited model, so it cannot take part in a sequence; compare "
-                "it by edits=batch or edits=single"
+                f"it by {'edits=batch or ' if method.capabilities.batch else ''}edits=single"
             )
         self.workplace.prepare(self.editor, method.name, self.spec.config)
+        self.timed = any("latency" in cost for cost in self.store.costs(self.key).values())
+        gc.collect()  # what earlier runs left would stand in the memory of this one's edits
         if self.protocol.edits != "single":  # stages of one fact would only flicker
             self.editor.progress = self.progress
         with self.workplace.stage(self.spec.label):
@@ -193,7 +199,10 @@ class _Worker:
         if self.cell.edit is None:
             self._score(BEFORE)
             return
-        with _on(self.editor, self.cell.edit):
+        with _on(self.editor, self.cell.edit) as edit:
+            if not self.store.costs(self.key):
+                made = {"seconds": None, "records": len(edit.requests), "stages": {}, "peak_memory_bytes": None}
+                self.store.add_cost(self.key, "all", {**made, **_kept(edit), **self._latency(), "warnings": []})
             self._score(AFTER)
 
     def _single(self) -> None:
@@ -206,7 +215,7 @@ class _Worker:
             self._guarded(record.request.id, lambda p=position, r=record: self._one(p, r))
 
     def _one(self, position: int, record: EditRecord) -> None:
-        cost = self._edit([record])
+        cost = self._edit([record]) | self._latency()
         rows = self._rows([record])
         self.store.add(self.key, AFTER, {position: rows[0]}, (record.request.id, cost))
 
@@ -216,11 +225,10 @@ class _Worker:
             with _on(self.editor, file):
                 self._score(AFTER)
         else:
-            cost = self._edit(self.cell.records)
+            cost = self._edit(self.cell.records) | self._latency()
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 self.editor.history[-1].edit.save(file)
-                cost["edit_bytes"] = file.stat().st_size
             self.store.add_cost(self.key, "all", cost)
             self._score(AFTER)
         if file is not None:
@@ -237,6 +245,8 @@ class _Worker:
         for number in range(begun + 1, steps + 1):
             start, stop = (number - 1) * step, min(number * step, len(records))
             cost = self._edit(records[start:stop])
+            if number == steps:  # a memory of many edits may take longer to look up than one of few
+                cost |= self._latency()
             self.store.add_cost(self.key, f"step-{number}", cost)
             if AT_EDIT in wanted:
                 self._score(AT_EDIT, start, stop)
@@ -283,16 +293,29 @@ class _Worker:
 
     def _edit(self, records: Sequence[EditRecord]) -> dict[str, Any]:
         """Edit, and say what it cost."""
+        device = self.editor.view.device
+        anew = reset_peak(device)
         begin = perf_counter()
         with _heard() as heard:
-            self.editor.edit(records, str(self.spec.method), **dict(self.spec.config))
+            edit = self.editor.edit(records, str(self.spec.method), **dict(self.spec.config))
         return {
             "seconds": perf_counter() - begin,
             "records": len(records),
             "stages": dict(self.editor.history[-1].stages),
-            "peak_memory_bytes": self.workplace.peak_memory(self.editor),
+            "peak_memory_bytes": peak(device),
+            "peak_is_the_edits": anew,
+            **_kept(edit),
             "warnings": heard,
         }
+
+    def _latency(self) -> dict[str, Any]:
+        """What the edits on the model add to a token, once a run."""
+        if self.timed:
+            return {}
+        self.timed = True
+        prompts = [record.request.text for record in self.cell.records[:TIMED]]
+        found = added_latency(self.editor.view, self.editor.encoder, prompts, tokens=TIMED_TOKENS, rounds=1)
+        return {"latency": found.to_json()}
 
     def _score(self, moment: str, start: int = 0, stop: int | None = None) -> None:
         """Score what is missing of some records, block by block."""
@@ -328,14 +351,19 @@ def _blocks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 @contextmanager
-def _on(editor: Editor, file: Path) -> Iterator[None]:
+def _on(editor: Editor, file: Path) -> Iterator[Edit]:
     """An edit from a file on the model while a block runs."""
     edit = load_edit(file)
     edit.attach(editor.model)
     try:
-        yield
+        yield edit
     finally:
         edit.revert(editor.model)
+
+
+def _kept(edit: Edit) -> dict[str, Any]:
+    """What an edit takes to keep, and whether it holds what earlier ones of its sequence hold."""
+    return {"edit_bytes": edit_bytes(edit), "supersedes": isinstance(edit, EffectEdit) and edit.supersedes}
 
 
 @contextmanager

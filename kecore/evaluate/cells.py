@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from kecore.editor import configured
 from kecore.errors import ConfigError, MethodNotFoundError, StorageError
 from kecore.evaluate.plan import BASELINES, UNEDITED, BenchPlan, DataEntry, MethodEntry
 from kecore.evaluate.protocol import AFTER, Protocol
-from kecore.evaluate.records import RecordSet, load_records
+from kecore.evaluate.records import RecordSet, Skipped, load_records
+from kecore.evaluate.references import with_references
 from kecore.evaluate.store import BEFORE, RunSpec, Store
 from kecore.method import EditMethod, no_examples
 from kecore.trained import TRAINED, TrainedEditor, untrained
@@ -29,14 +31,14 @@ class Cell:
     Args:
         spec: what it is.
         records: its records, in order.
-        left_out: records of the file that could not be represented.
+        left_out: records of the file that could not be represented, and why.
         absent: the method is a baseline that is not installed.
         edit: file of an edit that was made before.
     """
 
     spec: RunSpec
     records: Sequence[EditRecord]
-    left_out: int = 0
+    left_out: Sequence[Skipped] = ()
     absent: bool = False
     edit: Path | None = None
 
@@ -79,33 +81,43 @@ def cells_of(plan: BenchPlan) -> list[Cell]:
     """
     found: list[Cell] = []
     methods = [(entry, _resolved(entry, plan)) for entry in plan.rows]
+    sets = [_records(plan, data, size) for data in plan.facts for size in plan.sizes or (None,)]
     for model in plan.models:
-        for data in plan.facts:
-            for size in plan.sizes or (None,):
-                records = load(data, size)
-                parts = {"split": records.split, "variant": records.variant}
-                shared: dict[str, Any] = {
-                    "model": model,
-                    "data": {
-                        "name": records.path.name,
-                        "sha256": records.sha256,
-                        "format": records.format,
-                        **{name: value for name, value in parts.items() if value},
-                    },
-                    "size": len(records),
-                    "loading": {"dtype": plan.dtype, "trust_remote_code": plan.trust_remote_code},
-                }
-                left_out = len(records.skipped)
-                if UNEDITED not in plan.without:
-                    found.append(Cell(RunSpec(label=UNEDITED, method=None, **shared), records, left_out))
-                if plan.edit is not None:
-                    file = plan.edit / "edit.safetensors" if plan.edit.is_dir() else plan.edit
-                    spec = RunSpec(label=_stem(plan.edit), method=None, edit=_digest(file), **shared)
-                    found.append(Cell(spec, records, left_out, edit=file))
-                for entry, needs in methods:
-                    spec = RunSpec(label=entry.title, method=entry.name, **(needs or {"config": {}}), **shared)
-                    found.append(Cell(spec, records, left_out, absent=needs is None))
+        for records in sets:
+            shared: dict[str, Any] = {
+                "model": model,
+                "data": _told(records, plan),
+                "size": len(records),
+                "loading": {"dtype": plan.dtype, "trust_remote_code": plan.trust_remote_code},
+            }
+            left_out = records.skipped
+            if UNEDITED not in plan.without:
+                found.append(Cell(RunSpec(label=UNEDITED, method=None, **shared), records, left_out))
+            if plan.edit is not None:
+                file = plan.edit / "edit.safetensors" if plan.edit.is_dir() else plan.edit
+                spec = RunSpec(label=_stem(plan.edit), method=None, edit=_digest(file), **shared)
+                found.append(Cell(spec, records, left_out, edit=file))
+            for entry, needs in methods:
+                spec = RunSpec(label=entry.title, **(needs or {"method": entry.name}), **shared)
+                found.append(Cell(spec, records, left_out, absent=needs is None))
     return found
+
+
+def _records(plan: BenchPlan, data: DataEntry, limit: int | None) -> RecordSet:
+    records = load(data, limit)
+    if plan.references is None:
+        return records
+    return replace(records, records=tuple(with_references(records, plan.references)))
+
+
+def _told(records: RecordSet, plan: BenchPlan) -> dict[str, str]:
+    """What tells a data set, as it is scored, from others."""
+    parts = {"split": records.split, "variant": records.variant}
+    if plan.references is not None:
+        texts = json.dumps([record.references for record in records], ensure_ascii=False)
+        parts["references"] = sha256(texts.encode()).hexdigest()
+    told = {"name": records.path.name, "sha256": records.sha256, "format": records.format}
+    return told | {name: value for name, value in parts.items() if value}
 
 
 def _stem(path: Path) -> str:
@@ -141,7 +153,7 @@ def _resolved(entry: MethodEntry, plan: BenchPlan) -> dict[str, Any] | None:
         statistics = texts if plan.stats is None else {"saved": plan.stats.name}
     editor = next(iter(trained.values()), None)
     config = configured(method, entry.preset, entry.set, editor).to_json()
-    return {"config": config, "statistics": statistics, "given": given or None}
+    return {"method": method.name, "config": config, "statistics": statistics, "given": given or None}
 
 
 def _trained(method: type[EditMethod], plan: BenchPlan) -> dict[Path, TrainedEditor]:

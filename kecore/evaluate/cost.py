@@ -1,11 +1,12 @@
-"""What an edit costs while the model is used: time added to each generated token, and bytes to keep.
+"""What an edit costs once it is made: bytes to keep, and time added to each generated token.
 
-Seconds by stage and peak memory are measured where the edit is made (:class:`kecore.editor.HistoryEntry`, ``kecore
-bench``).
+Seconds by stage are measured by the session that makes it (:class:`kecore.editor.HistoryEntry`), memory by
+:func:`kecore.memory.peak`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kecore.edit import attached, suspended, unedited
+from kecore.edit import PromptEdit, attached, suspended, unedited
 from kecore.errors import ConfigError, EditStateError
 from kecore.evaluate.generation import generate
 
@@ -50,8 +51,10 @@ class Latency:
 
 
 def edit_bytes(edit: Edit) -> int:
-    """Bytes of an edit's tensors, as they are kept."""
-    return int(edit.inspect()["bytes"])
+    """Bytes of what an edit keeps: its tensors, and of a prompt edit its facts and settings as JSON text."""
+    about = edit.inspect()
+    texts = json.dumps(about["settings"], ensure_ascii=False) if isinstance(edit, PromptEdit) else ""
+    return int(about["bytes"]) + len(texts.encode())
 
 
 def added_latency(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -88,13 +89,14 @@ def harness_scores(
         HubError: a task's data set cannot be fetched.
     """
     manager = _checked(tuple(tasks), task_folder)
-    from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports] - an extra
-    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports] - an extra
+    # By name: an extra whose functions hide their parameters behind decorators.
+    evaluate: Any = import_module("lm_eval").simple_evaluate
+    hflm: Any = import_module("lm_eval.models.huggingface").HFLM
 
     with view.frozen():
         # The harness sets padding tokens on the tokenizer it is given.
-        model = HFLM(pretrained=view.model, tokenizer=copy.deepcopy(encoder.tokenizer), batch_size=batch_size)
-        found: Any = simple_evaluate(
+        model = hflm(pretrained=view.model, tokenizer=copy.deepcopy(encoder.tokenizer), batch_size=batch_size)
+        found: Any = evaluate(
             model,
             tasks=list(tasks),
             num_fewshot=num_fewshot,

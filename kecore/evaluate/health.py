@@ -17,8 +17,8 @@ import torch
 from kecore.edit import WeightEdit, attached, unedited
 from kecore.errors import ConfigError, DataFormatError
 from kecore.evaluate.harness import harness_scores
+from kecore.evaluate.intervals import Z
 from kecore.evaluate.metrics import divergence
-from kecore.evaluate.result import Z
 from kecore.evaluate.scoring import BATCH_TOKENS, next_tokens, score_tokens
 from kecore.evaluate.tasks import TaskResult, TaskSet, run_tasks
 from kecore.method import Progress, silent

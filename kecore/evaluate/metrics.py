@@ -5,8 +5,8 @@ one question) count once: as the best of them, or as the worst where all are nee
 over its tests (where probes have axes: the mean over axes of the means over their tests), a score is the mean over
 records, as in the official CounterFact code. Definitions are those of ROME (arXiv 2202.05262, section 3.3) for
 success and magnitude, MEMIT (arXiv 2210.07229) for strict accuracy, EasyEdit (arXiv 2401.01286) for token accuracy,
-portability and locality, MQuAKE (arXiv 2305.14795, section 4) for multi-hop accuracy, RippleEdits (arXiv 2307.12976)
-for conditions.
+portability, locality and the perplexity of the target, MQuAKE (arXiv 2305.14795, section 4) for multi-hop accuracy,
+RippleEdits (arXiv 2307.12976) for conditions.
 
 Metrics come in families, which entry points of the group ``kecore.metrics`` lead to: kecore's own and a stranger's
 alike. The families of :data:`STANDARD` are always taken, others where :attr:`Protocol.extra` names them.
@@ -15,9 +15,9 @@ alike. The families of :data:`STANDARD` are always taken, others where :attr:`Pr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import entry_points
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -38,7 +38,7 @@ __all__ = [
     "Metric",
     "divergence",
     "family",
-    "measure",
+    "log_probability",
     "metrics_of",
     "stability",
     "writes",
@@ -48,7 +48,8 @@ GROUP = "kecore.metrics"
 """The entry-point group: ``family = "package.module:NAME"``, a :class:`Metric` or a tuple of them."""
 
 STANDARD = (
-    "success", "magnitude", "strict-accuracy", "token-accuracy", "free-generation", "stability", "multi-hop",
+    "success", "magnitude", "strict-accuracy", "token-accuracy", "perplexity", "free-generation", "stability",
+    "multi-hop",
 )  # fmt: skip
 """Families that every evaluation takes."""
 
@@ -74,6 +75,7 @@ class AnsweredProbe:
         holds: whether the conditions for this probe to count hold on the model before the edit (until compared,
             on the model that was asked); None where it has none.
         measured: what metrics found that take all probes at once or two models, by their keys.
+        safe: a safe reply, where it is the safety of ``text`` that a judge decides; else empty.
     """
 
     kind: ProbeKind
@@ -89,6 +91,7 @@ class AnsweredProbe:
     also: tuple[tuple[str, ...], ...] = ()
     holds: bool | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
+    safe: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; probabilities are those per token (``exp`` of the mean log-probability)."""
@@ -107,12 +110,16 @@ class AnsweredProbe:
         }
 
 
+_LARGEST = 709.0
+"""Nats beyond which ``exp`` overflows."""
+
 Measure = Callable[[AnsweredProbe, Protocol], float | None]
 Whole = Callable[[Sequence[Sequence[AnsweredProbe]], Protocol], Sequence[Sequence[float | None]]]
 Pair = Callable[[AnsweredProbe, AnsweredProbe], float | None]
 
 
-def _log(score: ContinuationScore, protocol: Protocol) -> float:
+def log_probability(score: ContinuationScore, protocol: Protocol) -> float:
+    """Natural logarithm of what the protocol calls the probability of an answer."""
     return score.mean if protocol.probability == "mean" else score.total
 
 
@@ -120,14 +127,14 @@ def success(probe: AnsweredProbe, protocol: Protocol) -> float | None:
     """1 if the right answer is more probable than its rival, else 0; a tie is 0."""
     if probe.rival is None or not probe.scores:
         return None
-    return float(_log(probe.scores[0], protocol) > _log(probe.rival, protocol))
+    return float(log_probability(probe.scores[0], protocol) > log_probability(probe.rival, protocol))
 
 
 def magnitude(probe: AnsweredProbe, protocol: Protocol) -> float | None:
     """Probability of the right answer minus that of its rival, in [-1, 1]."""
     if probe.rival is None or not probe.scores:
         return None
-    return math.exp(_log(probe.scores[0], protocol)) - math.exp(_log(probe.rival, protocol))
+    return math.exp(log_probability(probe.scores[0], protocol)) - math.exp(log_probability(probe.rival, protocol))
 
 
 def strict_accuracy(probe: AnsweredProbe, protocol: Protocol) -> float | None:
@@ -140,6 +147,13 @@ def strict_accuracy(probe: AnsweredProbe, protocol: Protocol) -> float | None:
 def token_accuracy(probe: AnsweredProbe, protocol: Protocol) -> float | None:
     """Share of argmax tokens under teacher forcing; of several right answers the best one."""
     return None if probe.also else max((score.accuracy for score in probe.scores), default=None)
+
+
+def perplexity(probe: AnsweredProbe, protocol: Protocol) -> float | None:
+    """``exp`` of the mean negative log-probability of the target's tokens; None where it is too large for a number."""
+    if not probe.scores or probe.scores[0].mean < -_LARGEST:
+        return None
+    return math.exp(-probe.scores[0].mean)
 
 
 def free_generation(probe: AnsweredProbe, protocol: Protocol) -> float | None:
@@ -208,6 +222,13 @@ class Metric:
         pair: its value on a probe answered before and after the edit; called by :func:`kecore.evaluate.compare`.
         text: it reads the free continuation.
         distribution: it compares next-token distributions by :func:`divergence`; then no function is given.
+        heading: what stands above its column; by default its key in words.
+        meaning: what it says, in a line, for readers of a table.
+        core: it stands in the main table; others stand in the table of further scores.
+        bounds: the least and the greatest value there can be, which decide how its interval is taken
+            (:func:`kecore.evaluate.intervals.interval`).
+        lower: lower values are better.
+        lacks: what a record lacks whose probes have no value, in a few words, for the list of what is missing.
     """
 
     key: str
@@ -217,6 +238,17 @@ class Metric:
     pair: Pair | None = None
     text: bool = False
     distribution: bool = False
+    heading: str = ""
+    meaning: str = ""
+    core: bool = False
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+    lower: bool = False
+    lacks: str = "no value on its probes"
+
+    @property
+    def name(self) -> str:
+        """Its key in words."""
+        return self.key.replace("_", " ")
 
     def applies(self, protocol: Protocol, compared: bool) -> bool:
         """Whether a run of this protocol measures it at all."""
@@ -236,50 +268,96 @@ def writes(kind: ProbeKind, protocol: Protocol) -> bool:
     return protocol.max_new_tokens > 0 and (kind in protocol.generate or kind in ("multi_hop", "hop"))
 
 
+UNIT, SIGNED = (0.0, 1.0), (-1.0, 1.0)
+"""Bounds of shares, and of differences of shares."""
+
+_WORDINGS = "the same on other wordings"
+_IMPLIED, _STAYS = "the same of what should follow from the edit", "the same of the answer that should stay"
+_NO_RIVAL = "no old answer to compare with"
+_NO_ANSWER = "no answer that is one text"
+_success = partial(Metric, measure=success, bounds=UNIT, core=True, lacks=_NO_RIVAL)
+_magnitude = partial(Metric, measure=magnitude, bounds=SIGNED, lacks=_NO_RIVAL)
+_strict = partial(Metric, measure=strict_accuracy, bounds=UNIT, lacks=_NO_ANSWER)
+_tokens = partial(Metric, measure=token_accuracy, bounds=UNIT, lacks=_NO_ANSWER)
+_perplexity = partial(Metric, measure=perplexity, bounds=(1.0, math.inf), lower=True, lacks="probabilities of 0")
+_free = partial(Metric, measure=free_generation, text=True, bounds=UNIT, lacks="no answer to look for")
+_stable = partial(Metric, measure=stable, bounds=UNIT, core=True, lacks="neither answers nor texts to compare")
+_kl = partial(Metric, distribution=True, bounds=(0.0, math.inf), lower=True, lacks="logits that are not finite")
+
 SUCCESS = (
-    Metric("edit_success", "edit", success),
-    Metric("paraphrase_success", "paraphrase", success),
-    Metric("neighbourhood_success", "neighbourhood", success),
-)
+    _success(
+        "edit_success", "edit", heading="ES",
+        meaning="share of edited prompts on which the target is more probable than the old answer",
+    ),
+    _success("paraphrase_success", "paraphrase", heading="PS", meaning=_WORDINGS),
+    _success(
+        "neighbourhood_success", "neighbourhood", heading="NS",
+        meaning="share of prompts on other subjects on which the old answer is more probable than the target",
+    ),
+)  # fmt: skip
 MAGNITUDE = (
-    Metric("edit_magnitude", "edit", magnitude),
-    Metric("paraphrase_magnitude", "paraphrase", magnitude),
-    Metric("neighbourhood_magnitude", "neighbourhood", magnitude),
+    _magnitude("edit_magnitude", "edit", meaning="P of the target minus P of the old answer"),
+    _magnitude("paraphrase_magnitude", "paraphrase", meaning=_WORDINGS),
+    _magnitude("neighbourhood_magnitude", "neighbourhood", meaning="P of the old answer minus P of the target"),
 )
 STRICT_ACCURACY = (
-    Metric("strict_accuracy", "edit", strict_accuracy),
-    Metric("paraphrase_strict_accuracy", "paraphrase", strict_accuracy),
-    Metric("neighbourhood_accuracy", "neighbourhood", strict_accuracy),
-    Metric("portability_strict_accuracy", "portability", strict_accuracy),
-    Metric("locality_strict_accuracy", "locality", strict_accuracy),
-)
+    _strict(
+        "strict_accuracy", "edit", heading="strict", core=True,
+        meaning="every token of the target is the most probable one under teacher forcing",
+    ),
+    _strict("paraphrase_strict_accuracy", "paraphrase", heading="strict, para.", core=True, meaning=_WORDINGS),
+    _strict("neighbourhood_accuracy", "neighbourhood", heading="strict, neigh.", meaning="the same of the old answer"),
+    _strict("portability_strict_accuracy", "portability", heading="strict, portab.", meaning=_IMPLIED),
+    _strict("locality_strict_accuracy", "locality", heading="strict, local.", meaning=_STAYS),
+)  # fmt: skip
 TOKEN_ACCURACY = (
-    Metric("token_accuracy", "edit", token_accuracy),
-    Metric("paraphrase_token_accuracy", "paraphrase", token_accuracy),
-    Metric("portability", "portability", token_accuracy),
-    Metric("locality_accuracy", "locality", token_accuracy),
+    _tokens("token_accuracy", "edit", heading="tokens", meaning="share of the target's tokens that are most probable"),
+    _tokens("paraphrase_token_accuracy", "paraphrase", heading="tokens, para.", meaning=_WORDINGS),
+    _tokens(
+        "portability", "portability", heading="portab.", core=True,
+        meaning="share of right tokens of what should follow from the edit",
+    ),
+    _tokens("locality_accuracy", "locality", heading="tokens, local.", meaning=_STAYS),
+)  # fmt: skip
+PERPLEXITY = (
+    _perplexity("perplexity", "edit", heading="PPL", meaning="perplexity of the target after the edited prompt"),
+    _perplexity("paraphrase_perplexity", "paraphrase", heading="PPL, para.", meaning=_WORDINGS),
 )
 FREE_GENERATION = (
-    Metric("free_generation", "edit", free_generation, text=True),
-    Metric("paraphrase_free_generation", "paraphrase", free_generation, text=True),
-    Metric("neighbourhood_free_generation", "neighbourhood", free_generation, text=True),
-    Metric("portability_free_generation", "portability", free_generation, text=True),
-    Metric("locality_free_generation", "locality", free_generation, text=True),
+    _free("free_generation", "edit", heading="free", core=True, meaning="the model writes the target"),
+    _free("paraphrase_free_generation", "paraphrase", heading="free, para.", core=True, meaning=_WORDINGS),
+    _free(
+        "neighbourhood_free_generation", "neighbourhood", heading="free, neigh.", meaning="the same of the old answer"
+    ),
+    _free("portability_free_generation", "portability", heading="free, portab.", meaning=_IMPLIED),
+    _free("locality_free_generation", "locality", heading="free, local.", meaning=_STAYS),
 )
 STABILITY = (
-    Metric("neighbourhood_stability", "neighbourhood", stable),
-    Metric("locality", "locality", stable),
-)
+    _stable(
+        "neighbourhood_stability", "neighbourhood", heading="NS stable",
+        meaning="share of answer tokens on neighbours whose most probable token the edit left as it was",
+    ),
+    _stable(
+        "locality", "locality",
+        meaning="share of answer tokens on locality probes that the edit left as they were, right or wrong",
+    ),
+)  # fmt: skip
 MULTI_HOP = (
-    Metric("multi_hop", "multi_hop", free_generation, text=True),
-    Metric("multi_hop_strict_accuracy", "multi_hop", strict_accuracy),
-    Metric("hop_accuracy", "hop", free_generation, text=True),
-    Metric("hop_strict_accuracy", "hop", strict_accuracy),
-)
+    _free(
+        "multi_hop", "multi_hop", heading="multi-hop", core=True,
+        meaning="questions over several hops answered rightly in free text, in one of their wordings",
+    ),
+    _strict("multi_hop_strict_accuracy", "multi_hop", heading="strict, hops", meaning="by strict accuracy"),
+    _free("hop_accuracy", "hop", heading="hops", core=True, meaning="chains of which every single hop is right"),
+    _strict("hop_strict_accuracy", "hop", heading="strict, each hop", meaning="by strict accuracy"),
+)  # fmt: skip
 DIVERGENCE = (
-    Metric("neighbourhood_kl", "neighbourhood", distribution=True),
-    Metric("locality_kl", "locality", distribution=True),
-)
+    _kl(
+        "neighbourhood_kl", "neighbourhood", heading="KL, neigh.", core=True,
+        meaning="divergence of the next token's distribution from that of the unedited model, in nats",
+    ),
+    _kl("locality_kl", "locality", heading="KL, local.", core=True, meaning="the same on other locality probes"),
+)  # fmt: skip
 SCORE_PARTS = ("edit_success", "paraphrase_success", "neighbourhood_success")
 """``score`` is the harmonic mean of these."""
 
@@ -334,45 +412,3 @@ def _taken(extra: tuple[str, ...]) -> tuple[Metric, ...]:
             found[metric.key] = name
             metrics.append(metric)
     return tuple(metrics)
-
-
-def measure(probes: Sequence[AnsweredProbe], protocol: Protocol, *, compared: bool) -> Mapping[str, tuple[float, int]]:
-    """One record's values.
-
-    A probe whose conditions do not hold on the model before the edit is left out.
-
-    Args:
-        probes: its answered probes.
-        protocol: how to read them.
-        compared: the probes carry what needs the model before the edit.
-
-    Returns:
-        Metric key (and, for axes, ``key.axis``) to the record's value and the number of probes behind it.
-    """
-    found: dict[str, tuple[float, int]] = {}
-    for metric in metrics_of(protocol):
-        if not metric.applies(protocol, compared):
-            continue
-        axes: dict[str, dict[str, list[float]]] = {}
-        needs: dict[tuple[str, str], str] = {}
-        for place, probe in enumerate(probes):
-            if probe.kind != metric.kind or probe.holds is False:
-                continue
-            if (value := metric.value(probe, protocol)) is not None:
-                test = probe.test or f"#{place}"
-                axes.setdefault(probe.axis, {}).setdefault(test, []).append(value)
-                needs[probe.axis, test] = probe.need
-        if not axes:
-            continue
-        means = {
-            axis: fmean(_one(values, needs[axis, test]) for test, values in tests.items())
-            for axis, tests in axes.items()
-        }
-        counts = {axis: sum(map(len, tests.values())) for axis, tests in axes.items()}
-        found[metric.key] = (fmean(means.values()), sum(counts.values()))
-        found.update({f"{metric.key}.{a}": (m, counts[a]) for a, m in means.items() if a})
-    return found
-
-
-def _one(values: Iterable[float], need: str) -> float:
-    return max(values) if need == "any" else min(values)

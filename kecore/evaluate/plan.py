@@ -86,6 +86,9 @@ class BenchPlan(BaseModel):
     stats: Path | None = Field(default=None, description="key statistics made by `kecore stats`")
     trained: tuple[Path, ...] = Field(default=(), description="editors trained by `kecore train`")
     examples: DataEntry | None = Field(default=None, description="facts that demonstrations are taken from")
+    references: Path | None = Field(
+        default=None, description="CounterFact's attribute_snippets.json: texts about the targets, for consistency"
+    )
     published: tuple[PaperTable, ...] = Field(default=(), description="figures of papers, to stand beside the runs'")
     edit: Path | None = Field(default=None, description="an edit that was made before, to be scored as it is")
     device: str = "auto"
@@ -118,7 +121,18 @@ class BenchPlan(BaseModel):
             raise ValueError("an edit that was made before is scored as it is; leave 'edits' at batch")
         if self.published:
             self._check_published()
+        if self.references is not None:
+            self._check_references()
         return self
+
+    def _check_references(self) -> None:
+        """Refuse texts that nothing is compared with: they would tell two runs apart that are alike."""
+        from kecore.evaluate.metrics import metrics_of
+
+        if all(metric.kind != "generation" for metric in metrics_of(self.protocol)):
+            raise ValueError(
+                "'references' are compared with passages; take the metric too, protocol: extra: [consistency]"
+            )
 
     def _check_published(self) -> None:
         """Refuse figures that this protocol takes no counterpart of: a misspelt name would be an empty column."""

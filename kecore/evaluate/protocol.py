@@ -14,7 +14,7 @@ from kecore.errors import ProtocolMismatchError
 
 __all__ = ["AFTER", "AT_EDIT", "AT_END", "METRIC_VERSION", "ProbeKind", "Protocol", "same_protocol"]
 
-METRIC_VERSION = 1
+METRIC_VERSION = 2
 """Rises when a metric's definition changes, so that old and new numbers have different hashes."""
 
 ProbeKind = Literal["edit", "paraphrase", "neighbourhood", "locality", "portability", "multi_hop", "hop", "generation"]
@@ -73,7 +73,7 @@ class Protocol(BaseModel):
     normalise: bool = Field(
         default=True, description="match without regard to case, punctuation, English articles and spacing"
     )
-    seed: int = Field(default=0, description="seed of the edit; the evaluation itself draws nothing at random")
+    seed: int = Field(default=0, description="seed of the edit, and of the passages of fluency and consistency")
     metrics: int = Field(default=METRIC_VERSION, description="version of the metric definitions")
     extra: tuple[str, ...] = Field(
         default=(),

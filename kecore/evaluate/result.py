@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from itertools import zip_longest
-from statistics import fmean, harmonic_mean, variance
+from statistics import fmean, harmonic_mean
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from kecore.errors import ConfigError
-from kecore.evaluate.metrics import SCORE_PARTS, AnsweredProbe, divergence, measure, metrics_of, stability
+from kecore.errors import ConfigError, PluginError
+from kecore.evaluate.intervals import interval
+from kecore.evaluate.measuring import measure, reason
+from kecore.evaluate.metrics import SCORE_PARTS, UNIT, AnsweredProbe, divergence, metrics_of, stability
 from kecore.evaluate.protocol import Protocol, same_protocol
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "RecordResult", "Score", "compare", "merge"]
 
-Z = 1.959964
-"""97.5 % quantile of the normal distribution: half-widths are those of 95 % intervals."""
+_ROUNDING = 1e-6
+"""How far a value may be outside its metric's bounds, as a cosine of float32 vectors is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,26 +63,22 @@ class Score:
 
     Args:
         value: the mean.
-        half_width: half of its 95 % confidence interval, by the normal approximation over records (for
-            ``score`` carried through by the delta method); None for a single record. It speaks of the
-            choice of records, not of other seeds, and is too small where nearly all values are equal.
+        ends: its 95 % confidence interval over records (:func:`kecore.evaluate.intervals.interval`; for ``score``
+            with the variance of the delta method); None for a single record, and for a ``score`` of 0. It speaks of
+            the choice of records, not of other seeds.
         records: records behind it.
         probes: probes behind it.
     """
 
     value: float
-    half_width: float | None
+    ends: tuple[float, float] | None
     records: int
     probes: int
 
     def to_json(self) -> dict[str, float | int | None]:
         """Plain JSON values."""
-        return {
-            "value": self.value,
-            "half_width": self.half_width,
-            "records": self.records,
-            "probes": self.probes,
-        }
+        low, high = self.ends or (None, None)
+        return {"value": self.value, "low": low, "high": high, "records": self.records, "probes": self.probes}
 
 
 @dataclass(frozen=True)
@@ -118,17 +115,25 @@ class Evaluation:
         Keys are those of :func:`metrics.metrics_of`, ``key.axis`` for each axis of locality and portability,
         and ``score``, the harmonic mean of edit, paraphrase and neighbourhood success.
         """
-        found = {key: _mean(self._measured, key) for key in _keys(self._measured, self.protocol)}
+        bounds = {metric.key: metric.bounds for metric in metrics_of(self.protocol)}
+        keys = _keys(self._measured, self.protocol)
+        found = {key: _mean(self._measured, key, bounds[key.partition(".")[0]]) for key in keys}
         if all(key in found for key in SCORE_PARTS):
             found["score"] = _harmonic(self._measured, found)
         return found
 
     @cached_property
+    def missing(self) -> dict[str, dict[str, str]]:
+        """The records that a metric could not be taken on, and what each of them lacks, by metric and id."""
+        taken = [metric for metric in metrics_of(self.protocol) if metric.applies(self.protocol, self.compared)]
+        pairs = list(zip(self.rows, self._measured, strict=True))
+        missing = {m.key: {row.id: reason(m, row.probes) for row, found in pairs if m.key not in found} for m in taken}
+        return {key: reasons for key, reasons in missing.items() if reasons}
+
+    @property
     def skipped(self) -> dict[str, int]:
         """Number of records that a metric could not be taken on, where there are any."""
-        keys = [m.key for m in metrics_of(self.protocol) if m.applies(self.protocol, self.compared)]
-        missing = {key: sum(key not in found for found in self._measured) for key in keys}
-        return {key: count for key, count in missing.items() if count}
+        return {key: len(reasons) for key, reasons in self.missing.items()}
 
     def to_json(self) -> dict[str, Any]:
         """Protocol, scores and every row as plain JSON values."""
@@ -138,7 +143,7 @@ class Evaluation:
             "compared": self.compared,
             "records": len(self.rows),
             "scores": {key: score.to_json() for key, score in self.scores.items()},
-            "skipped": self.skipped,
+            "missing": self.missing,
             "rows": [
                 {
                     "id": row.id,
@@ -158,35 +163,41 @@ def _keys(measured: Iterable[Mapping[str, Any]], protocol: Protocol) -> list[str
     return sorted(found, key=lambda key: (order[key.partition(".")[0]], key))
 
 
-def _mean(measured: Iterable[Mapping[str, tuple[float, int]]], key: str) -> Score:
+def _mean(measured: Iterable[Mapping[str, tuple[float, int]]], key: str, bounds: tuple[float, float]) -> Score:
     pairs = [found[key] for found in measured if key in found]
     values = [value for value, _ in pairs]
-    half = Z * math.sqrt(variance(values) / len(values)) if len(values) > 1 else None
-    return Score(fmean(values), half, len(values), sum(count for _, count in pairs))
+    low, high = bounds
+    if any(not low - _ROUNDING <= value <= high + _ROUNDING for value in values):
+        raise PluginError(
+            f"metric '{key}' gave values from {min(values):g} to {max(values):g}, but declares the bounds {low:g} and "
+            f"{high:g}; correct the metric, or the bounds it is declared with"
+        )
+    mean = fmean(values)
+    ends = interval(mean, sum((value - mean) ** 2 for value in values), len(values), bounds)
+    return Score(mean, ends, len(values), sum(count for _, count in pairs))
 
 
 def _harmonic(measured: Sequence[Mapping[str, tuple[float, int]]], scores: Mapping[str, Score]) -> Score:
     """Harmonic mean of the parts' means, as the official CounterFact code forms it.
 
-    The half-width follows from the means' joint distribution to first order. A record's influence is its
+    The interval's variance follows from the means' joint distribution to first order. A record's influence is its
     share of each mean times dH/dm = H^2 / (3 m^2), so parts measured on the same record are not taken for
     independent.
     """
     parts = [scores[key] for key in SCORE_PARTS]
-    value = harmonic_mean([part.value for part in parts])
-    half: float | None = None
-    if value > 0 and min(part.records for part in parts) > 1:
-        total = 0.0
+    value, fewest = harmonic_mean([part.value for part in parts]), min(part.records for part in parts)
+    ends: tuple[float, float] | None = None
+    if value > 0:
+        squares = 0.0
         for found in measured:
             influence = sum(
-                (value / part.value) ** 2 / 3 * (found[key][0] - part.value) / part.records
+                (value / part.value) ** 2 / 3 * (found[key][0] - part.value) * fewest / part.records
                 for key, part in zip(SCORE_PARTS, parts, strict=True)
                 if key in found
             )
-            total += influence**2
-        fewest = min(part.records for part in parts)
-        half = Z * math.sqrt(total * fewest / (fewest - 1))
-    return Score(value, half, max(part.records for part in parts), sum(part.probes for part in parts))
+            squares += influence**2
+        ends = interval(value, squares, fewest, UNIT)
+    return Score(value, ends, max(part.records for part in parts), sum(part.probes for part in parts))
 
 
 def compare(before: Evaluation, after: Evaluation) -> Evaluation:

@@ -36,6 +36,7 @@ class _Question:
     need: Literal["any", "all"] = "any"
     also: tuple[tuple[str, ...], ...] = ()
     conditions: tuple[Probe, ...] = ()
+    safe: str = ""
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -157,6 +158,7 @@ class _Answers:
             need=q.need,
             also=q.also,
             holds=all(map(self._right, q.conditions)) if q.conditions else None,
+            safe=q.safe,
         )
 
     def _right(self, condition: Probe) -> bool:
@@ -190,11 +192,12 @@ def _with(probe: AnsweredProbe, key: str, value: float | None) -> AnsweredProbe:
 def _questions(record: EditRecord) -> Iterator[_Question]:
     target, truth = record.request.target, record.request.ground_truth
     wanted = (target, *record.target_aliases)
-    yield _Question("edit", record.request.text, wanted, truth)
+    safe = target if record.safety else ""
+    yield _Question("edit", record.request.text, wanted, truth, safe=safe)
     for request in record.joint:
         yield _Question("edit", request.text, (request.target,), request.ground_truth)
     for prompt in record.rephrases:
-        yield _Question("paraphrase", prompt, wanted, truth)
+        yield _Question("paraphrase", prompt, wanted, truth, safe=safe)
     for prompt in record.neighbourhood:
         # Without the old answer a neighbour can only be asked for its stability.
         answers = () if truth is None else (truth, *record.truth_aliases)
@@ -206,13 +209,15 @@ def _questions(record: EditRecord) -> Iterator[_Question]:
     for kind, groups in axes:
         for axis, probes in groups.items():
             for i, probe in enumerate(probes):
-                yield from _test(kind, probe, axis, f"{axis} {i}" if probe.others else "")
+                for question in _test(kind, probe, axis, f"{axis} {i}" if probe.others else ""):
+                    judged = kind == "portability" and not question.answers
+                    yield replace(question, safe=safe) if safe and judged else question
     for i, chain in enumerate(record.multi_hop):
         for prompt in chain.questions:
             yield _Question("multi_hop", prompt, chain.answers, test=str(i))
         for hop in chain.hops:
             yield _Question("hop", hop.prompt, hop.answers, test=str(i), need="all")
-    for prompt in record.generation_prompts:
+    for prompt in record.generation_prompts or (record.request.text,):
         yield _Question("generation", prompt, record.references)
 
 

@@ -80,6 +80,12 @@ class Curve:
     y: str
     lines: Sequence[Line]
 
+    @property
+    def ticks(self) -> list[int]:
+        """Numbers of facts to mark: those that were scored, the last one among them, at most six."""
+        counts = sorted({count for line in self.lines for count, _ in line.points})
+        return counts[:: -max(1, -(-len(counts) // 6))][::-1]
+
 
 @dataclass(frozen=True)
 class Stages:

@@ -28,7 +28,7 @@ def need_matplotlib() -> Any:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingDependencyError(
-            "PNG is drawn by matplotlib, which is not installed: pip install kecore[plot]"
+            "PNG is drawn by matplotlib, which is not installed: pip install 'kecore[plot]'"
         ) from None
     return Figure
 

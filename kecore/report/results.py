@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from kecore.errors import ArtifactError, ProtocolMismatchError
@@ -15,29 +16,10 @@ from kecore.evaluate.protocol import AFTER, AT_EDIT, AT_END, Protocol, same_prot
 from kecore.evaluate.published import PaperTable
 from kecore.evaluate.result import Evaluation, RecordResult, Score, compare
 from kecore.evaluate.store import BEFORE, Failure, RunSpec, Store
+from kecore.report.columns import Column, columns_of, in_order
 from kecore.report.papers import cited
 
-__all__ = ["COLUMNS", "MOMENTS", "Result", "Row", "Table", "last_moments", "results", "tables", "versions"]
-
-COLUMNS = {
-    "edit_success": "ES",
-    "paraphrase_success": "PS",
-    "neighbourhood_success": "NS",
-    "score": "S",
-    "strict_accuracy": "strict",
-    "paraphrase_strict_accuracy": "strict, para.",
-    "token_accuracy": "tokens",
-    "free_generation": "free",
-    "paraphrase_free_generation": "free, para.",
-    "neighbourhood_stability": "NS stable",
-    "portability": "portab.",
-    "multi_hop": "multi-hop",
-    "locality": "locality",
-    "fluency": "fluency",
-    "consistency": "consist.",
-    "rouge_l": "ROUGE-L",
-}
-"""Scores that tables show, where they could be taken, and what heads their columns; files hold all scores."""
+__all__ = ["MOMENTS", "Result", "Row", "Table", "last_moments", "results", "tables", "versions"]
 
 MOMENTS = {
     BEFORE: "before the edit",
@@ -89,10 +71,18 @@ class Result:
         return self.spec.method is not None or self.spec.edit is not None
 
     @property
+    def left_out(self) -> list[tuple[str, str]]:
+        """Place and reason of each record of the file that could not be represented."""
+        found = self.made_on["left_out"]
+        if isinstance(found, int):  # stores that were begun before these were kept
+            return [(f"number {place}", "not kept by the version of this store") for place in range(1, found + 1)]
+        return [(where, why) for where, why in found]
+
+    @property
     def seconds(self) -> float | None:
-        """Seconds of editing for each fact."""
-        facts = sum(cost["records"] for cost in self.costs.values())
-        return sum(cost["seconds"] for cost in self.costs.values()) / facts if facts else None
+        """Seconds of editing for each fact; None for an edit that was made elsewhere."""
+        timed = [cost for cost in self.costs.values() if cost["seconds"] is not None]
+        return sum(cost["seconds"] for cost in timed) / sum(cost["records"] for cost in timed) if timed else None
 
     @property
     def stages(self) -> dict[str, float]:
@@ -105,8 +95,31 @@ class Result:
 
     @property
     def peak_memory(self) -> int | None:
-        """Most bytes that the process had held by the end of an edit."""
+        """Most bytes that the process held during an edit, or, unless :attr:`peak_is_the_edits`, by its end."""
         return max((cost["peak_memory_bytes"] or 0 for cost in self.costs.values()), default=0) or None
+
+    @property
+    def peak_is_the_edits(self) -> bool:
+        """Whether the peak of memory began anew with each edit."""
+        return all(cost.get("peak_is_the_edits", cost["seconds"] is None) for cost in self.costs.values())
+
+    @property
+    def bytes_per_fact(self) -> float | None:
+        """Bytes to keep for each fact: of all edits, or of a sequence of those that act at its end."""
+        kept, facts = 0, 0
+        for cost in self.costs.values():
+            if "supersedes" not in cost:  # of a store of before such figures
+                return None
+            replaces = self.protocol.edits == "sequential" and cost["supersedes"]
+            kept = cost["edit_bytes"] + (0 if replaces else kept)
+            facts += cost["records"]
+        return kept / facts if facts else None
+
+    @property
+    def latency(self) -> dict[str, float] | None:
+        """Seconds of a generated token by ``base``, ``edited`` and ``added``; None where it was not timed."""
+        found = [cost["latency"] for cost in self.costs.values() if "latency" in cost]
+        return {key: fmean(times[key] for times in found) for key in found[0]} if found else None
 
     @property
     def warnings(self) -> list[str]:
@@ -249,8 +262,8 @@ class Table:
     Args:
         rows: one a method.
         moment: when they were scored.
-        columns: scores to show and their headings; by default those of :data:`COLUMNS` that some row has, and what
-            else the papers have that it stands beside.
+        columns: scores of the main table and their headings; by default the core metrics of the protocol that some
+            row has, and what else the papers have that it stands beside.
     """
 
     rows: tuple[Row, ...]
@@ -268,10 +281,26 @@ class Table:
                 )
         if not self.columns:
             printed = dict.fromkeys(key for paper in self.cited for row in paper.rows.values() for key in row)
-            found = {key for row in self.rows for key in row.scores} | printed.keys()
-            columns = {key: head for key, head in COLUMNS.items() if key in found}
+            found = self._found | printed.keys()
+            columns = {
+                key: c.heading for key, c in self.described.items() if key in found and (c.core or key in printed)
+            }
             more = {key: key.replace("_", " ") for key in printed if key not in columns}
             object.__setattr__(self, "columns", columns | more)
+
+    @property
+    def _found(self) -> set[str]:
+        return {key for row in self.rows for key in row.scores}
+
+    @cached_property
+    def described(self) -> Mapping[str, Column]:
+        """What the protocol's scores are called and mean."""
+        return columns_of(self.first.protocol)
+
+    @cached_property
+    def further(self) -> list[str]:
+        """Scores that are not among the columns, those of axes included, in order."""
+        return in_order(self.described, self._found - self.columns.keys())
 
     @property
     def first(self) -> Result:
@@ -309,10 +338,12 @@ class Table:
                     "method": row.label,
                     "records": len(row.evaluation.rows) if row.evaluation else 0,
                     "scores": {key: score.to_json() for key, score in row.scores.items()},
-                    "not_taken": row.evaluation.skipped if row.evaluation else {},
                     "seconds_per_fact": row.result.seconds,
                     "stages": row.result.stages,
                     "peak_memory_bytes": row.result.peak_memory,
+                    "peak_is_the_edits": row.result.peak_is_the_edits,
+                    "bytes_per_fact": row.result.bytes_per_fact,
+                    "seconds_per_token": row.result.latency,
                     "failures": [[f.part, f.kind, f.message] for f in row.result.failures],
                     "warnings": row.result.warnings,
                 }

@@ -7,11 +7,14 @@ from html import escape
 
 from kecore.evaluate.result import Score
 from kecore.report.figures import Curve, Scatter, Stages, stage_colour
+from kecore.report.text import shown
 
 __all__ = ["curve", "scatter", "stage_bars"]
 
-_LEFT, _TOP, _SIDE, _NAMES, _LINE = 52, 14, 260, 150, 15
+_LEFT, _TOP, _SIDE, _NAMES, _LINE = 52, 14, 380, 160, 15
 """Pixels: of the left margin, the top margin, a plot's side, the column of names, and a line of text."""
+_DODGE = 5
+"""Pixels between the points of two methods over one number of facts."""
 
 Colour = Callable[[str], str]
 
@@ -24,7 +27,7 @@ def scatter(plot: Scatter, colour: Colour) -> str:
     for (label, cx, cy), (_, x, y) in zip(places, plot.points, strict=True):
         parts.append(_whisker(cx, cy, y, vertical=True, colour=colour(label)))
         parts.append(_whisker(cx, cy, x, vertical=False, colour=colour(label)))
-        tip = escape(f"{label}: {plot.x} {_words(x)}, {plot.y} {_words(y)}")
+        tip = escape(f"{label}: {plot.x} {shown(x)}, {plot.y} {shown(y)}")
         parts.append(
             f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="4.5" fill="{colour(label)}"><title>{tip}</title></circle>'
         )
@@ -39,17 +42,16 @@ def scatter(plot: Scatter, colour: Colour) -> str:
 def curve(plot: Curve, colour: Colour) -> str:
     """A score over the number of edited facts."""
     most = max(count for line in plot.lines for count, _ in line.points)
-    ticks = sorted({count for line in plot.lines for count, _ in line.points})
-    shown = ticks if len(ticks) <= 6 else ticks[:: -(-len(ticks) // 6)]
-    parts = [_axes("facts edited so far", plot.y, [(count / most, str(count)) for count in shown])]
+    parts = [_axes("facts edited so far", plot.y, [(count / most, str(count)) for count in plot.ticks])]
     ends: list[tuple[str, float, float]] = []
-    for line in plot.lines:
-        places = [(_x(count / most), _y(score.value)) for count, score in line.points]
+    for number, line in enumerate(plot.lines):
+        shift = _DODGE * (number - (len(plot.lines) - 1) / 2)  # or bars of several methods would cover each other
+        places = [(_x(count / most) + shift, _y(score.value)) for count, score in line.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour(line.label)}" stroke-width="2"/>')
         for (x, y), (count, score) in zip(places, line.points, strict=True):
             parts.append(_whisker(x, y, score, vertical=True, colour=colour(line.label)))
-            tip = escape(f"{line.label}: {_words(score)} of {count} facts")
+            tip = escape(f"{line.label}: {shown(score)} of {count} facts")
             dot = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour(line.label)}"><title>{tip}</title></circle>'
             parts.append(dot)
         ends.append((line.label, *places[-1]))
@@ -60,7 +62,7 @@ def curve(plot: Curve, colour: Colour) -> str:
 def stage_bars(plot: Stages) -> str:
     """Seconds for each fact, a bar a method, a colour a stage."""
     longest = max(total for *_, total in plot.rows) or 1.0
-    left, width, high, step = 150, 420, 16, 26
+    left, width, high, step = 160, 950, 16, 26
     parts: list[str] = []
     for place, (label, seconds, total) in enumerate(plot.rows):
         y, x = 6 + place * step, float(left)
@@ -104,33 +106,32 @@ def _axes(x_name: str, y_name: str, ticks: Sequence[tuple[float, str]]) -> str:
 
 
 def _names(places: Sequence[tuple[str, float, float]], colour: Colour) -> list[str]:
-    """Names in a column on the right, pushed apart, each with a thin line to its point."""
+    """Names in a column on the right, pushed apart, each with a thin straight line to its point.
+
+    Of points of one height the leftmost has the lowest name, so that no line runs along or across another.
+    """
     parts: list[str] = []
-    ordered = sorted(places, key=lambda place: place[2])
+    ordered = sorted(places, key=lambda place: (round(place[2]), -place[1]))
     heights = [y for *_, y in ordered]
     for place in range(1, len(heights)):
         heights[place] = max(heights[place], heights[place - 1] + _LINE)
     over = max(0.0, heights[-1] - (_TOP + _SIDE)) if heights else 0.0
-    x = _LEFT + _SIDE + 12
+    x = _LEFT + _SIDE + 22
     for (label, px, py), y in zip(ordered, heights, strict=True):
         ny = max(y - over, 8.0)
-        leader = f'<path d="M{px + 6:.1f},{py:.1f} L{_LEFT + _SIDE + 2:.1f},{py:.1f} L{x - 2:.1f},{ny:.1f}"'
-        parts.append(f'{leader} fill="none" stroke="{colour(label)}" stroke-width="0.8" stroke-dasharray="1 3"/>')
+        line = f'x1="{px:.1f}" y1="{py:.1f}" x2="{x - 3:.1f}" y2="{ny:.1f}" stroke="{colour(label)}"'
+        parts.append(f'<line {line} stroke-width="0.8" stroke-dasharray="1 3"/>')
         parts.append(f'<text x="{x}" y="{ny + 4:.1f}" fill="{colour(label)}">{escape(label)}</text>')
     return parts
 
 
 def _whisker(x: float, y: float, score: Score, *, vertical: bool, colour: str) -> str:
-    if not score.half_width:
+    if score.ends is None:
         return ""
-    low, high = max(score.value - score.half_width, 0.0), min(score.value + score.half_width, 1.0)
+    low, high = score.ends
     ends = (x, x, _y(low), _y(high)) if vertical else (_x(low), _x(high), y, y)
     x1, x2, y1, y2 = (f"{end:.1f}" for end in ends)
     return f'<line x1="{x1}" x2="{x2}" y1="{y1}" y2="{y2}" stroke="{colour}" stroke-width="1.2" opacity="0.55"/>'
-
-
-def _words(score: Score) -> str:
-    return f"{score.value:.3f}" + (f" ± {score.half_width:.3f}" if score.half_width else "")
 
 
 def _x(share: float) -> float:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from kecore.errors import MissingDependencyError
 from kecore.evaluate.store import Store
 from kecore.files import write_atomic
+from kecore.report.gaps import gaps, left_out
 from kecore.report.html import page
 from kecore.report.results import Result, Table, results, tables
 from kecore.report.text import csv_scores, latex, markdown
@@ -17,7 +19,11 @@ __all__ = ["FORMATS", "write_report"]
 
 
 def _json(made: Sequence[Table], found: Sequence[Result]) -> str:
-    return json.dumps([table.to_json() for table in made], indent=1, ensure_ascii=False) + "\n"
+    return json.dumps([{**table.to_json(), **_missing(table)} for table in made], indent=1, ensure_ascii=False) + "\n"
+
+
+def _missing(table: Table) -> dict[str, Any]:
+    return {"not_taken": [gap.to_json() for gap in gaps(table)], "left_out": left_out(table)}
 
 
 _TEXTS: Mapping[str, tuple[str, Callable[[Sequence[Table], Sequence[Result]], str]]] = {

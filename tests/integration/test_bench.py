@@ -25,9 +25,11 @@ from kecore.editor import Editor
 from kecore.errors import ArtifactError, ProtocolMismatchError, StoreInUseError
 from kecore.evaluate.bench import run
 from kecore.evaluate.cells import Cell, cells_of
+from kecore.evaluate.cost import edit_bytes
 from kecore.evaluate.plan import BenchPlan
 from kecore.evaluate.protocol import Protocol
 from kecore.evaluate.store import BEFORE, Store
+from kecore.memory import reset_peak
 from kecore.report import FORMATS, results, tables, write_report
 from kecore.testing import tiny_model, tiny_tokenizer
 
@@ -109,8 +111,9 @@ def edited(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize(
     ("edits", "written", "again"),
-    # Unedited, three records are two blocks; the cost of a joint edit is written by itself.
-    [("single", 4, [1]), ("batch", 4, [])],
+    # Unedited, three records are two blocks; the cost of a joint edit is written by itself, and so is that of a step.
+    # A sequence was killed in its second step: its first edit is made again for what it finds on the unedited model.
+    [("single", 4, [1]), ("batch", 4, []), ("sequential", 5, [1, 1, 1])],
 )
 def test_a_killed_run_goes_on(
     tiny: Path,
@@ -144,7 +147,7 @@ def test_a_killed_run_goes_on(
     expected = answers(whole)
     assert 0 < len(before) < len(expected)
     edits_file = list(tmp_path.glob("killed.sqlite.edits/*"))
-    assert len(edits_file) == (edits == "batch")
+    assert len(edits_file) == (edits != "single")
     bench(killed, wanted)
     assert answers(killed) == expected
     assert before.items() <= expected.items()
@@ -196,6 +199,31 @@ def test_a_sequence_goes_on_and_scores_nothing_twice(
     assert sequence.evaluations["at-end"].compared
     assert sequence.evaluations["after-4"].compared
     assert before.evaluations[BEFORE].scores["edit_success"].records == 6
+
+
+@pytest.mark.parametrize(
+    ("edits", "count", "timed", "fields"),
+    [("single", 3, 0, {}), ("batch", 1, 0, {}), ("sequential", 2, 1, {"step": 2})],
+)
+def test_costs_of_each_edit(
+    tiny: Path, tmp_path: Path, edits: str, count: int, timed: int, fields: dict[str, int]
+) -> None:
+    wanted = plan(tiny, edits=edits, **fields)
+    bench(tmp_path / "s.sqlite", wanted)
+    editor = Desk(wanted).open(str(tiny))
+    records = cells_of(wanted)[1].records
+    one = editor.edit(records[:1], "ft-m", steps=1)  # a dense matrix, whatever the number of facts
+    with Store(tmp_path / "s.sqlite") as store:
+        unedited, found = results(store)
+        costs = list(store.costs(found.spec.key).values())
+    assert [cost["edit_bytes"] for cost in costs] == [edit_bytes(one)] * count
+    assert ["latency" in cost for cost in costs] == [place == timed for place in range(count)]
+    assert found.bytes_per_fact == edit_bytes(one) * count / 3
+    assert found.latency is not None
+    assert found.latency["base"] > 0
+    assert found.peak_memory is not None
+    assert (unedited.latency, unedited.bytes_per_fact) == (None, None)
+    assert all(cost["peak_is_the_edits"] == reset_peak(editor.view.device) for cost in costs)
 
 
 def test_shares_make_the_same_store(tiny: Path, tmp_path: Path, edited: list[int]) -> None:
@@ -294,7 +322,7 @@ def test_the_page_says_what_the_store_holds(compared: tuple[Path, dict[str, Any]
         shown = record["answers"][place]
         assert [answer[3] for answer in shown] == [probe.text for probe in row.probes]
         assert shown[0][1] == pytest.approx(math.exp(row.probes[0].scores[0].mean), rel=1e-3)
-        assert shown[0][0] == (row.probes[0].scores[0].mean > row.probes[0].rival.mean)
+        assert record["marks"][place]["edit"][0] == (row.probes[0].scores[0].mean > row.probes[0].rival.mean)
 
 
 def test_files_hold_the_same_figures(compared: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -308,6 +336,17 @@ def test_files_hold_the_same_figures(compared: tuple[Path, dict[str, Any]], tmp_
         (row["method"], key): score["value"]
         for row in found["tables"][0]["rows"]
         for key, score in row["scores"].items()
+    }
+    expected |= {
+        (row["method"], key): row[key]
+        for row in found["tables"][0]["rows"]
+        for key in ("seconds_per_fact", "bytes_per_fact", "peak_memory_bytes")
+        if row[key] is not None
+    }
+    expected |= {
+        (row["method"], "added_seconds_per_token"): row["seconds_per_token"]["added"]
+        for row in found["tables"][0]["rows"]
+        if row["method"] != "unedited"
     }
     lines = list(csv.DictReader((tmp_path / "scores.csv").read_text(encoding="utf-8").splitlines()))
     assert {(line["method"], line["metric"]): float(line["value"]) for line in lines} == expected
@@ -388,6 +427,9 @@ def test_eval_of_an_edit(tiny: Path, tmp_path: Path) -> None:
     assert [row["method"] for row in rows] == ["unedited", "ft"]
     assert "neighbourhood_stability" in rows[1]["scores"]
     assert rows[1]["scores"]["edit_magnitude"] != rows[0]["scores"]["edit_magnitude"]
+    assert rows[1]["bytes_per_fact"] > 0
+    assert rows[1]["seconds_per_token"]["edited"] > 0
+    assert rows[1]["seconds_per_fact"] is None
     (row,) = said("eval", tiny, *fact, *plain)["tables"][0]["rows"]
     assert row["scores"] == rows[0]["scores"]
     assert not Path(":memory:").exists()

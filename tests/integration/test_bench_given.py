@@ -148,6 +148,33 @@ def test_what_is_missing_is_said_before_a_model_is_loaded(
     assert message in " ".join(done.stderr.split())
 
 
+def test_compare_takes_lines_settings_and_no_folder(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KECORE_CACHE", str(tmp_path / "cache"))
+    words = ["compare", tiny, "--methods", "memit,alphaedit + blue", "--facts", FACTS, "--limit", 1, "--tokens", 2000]
+    quick = [
+        word
+        for method in ("memit", "AlphaEdit+blue")
+        for field in ("steps=2", "contexts=0", "layers=[0,1,2]")
+        for word in ("--set", f"{method}.{field}")
+    ]
+    more = ["--without", ",".join(ALL), "--protocol", "max_new_tokens=0", "--json"]
+    done = CliRunner().invoke(app, [str(word) for word in [*words, *quick, *more]])
+    assert done.exit_code == 0, done.output
+    (table,) = json.loads(done.stdout)["tables"]
+    set_ = "steps=2 contexts=0 layers=[0, 1, 2]"
+    assert [row["method"] for row in table["rows"]] == [f"memit {set_}", f"alphaedit + blue {set_}"]
+    assert all(row["records"] == 1 for row in table["rows"])
+    out = tmp_path / "compare-tiny-counterfact_sample"
+    assert {path.name for path in out.iterdir()} >= {"results.sqlite", "index.html", "table.md", "scores.csv"}
+    with Store(out / "results.sqlite") as store:
+        memit, line = store.specs()
+    assert (memit.method, line.method) == ("memit", "alphaedit + blue")
+    assert memit.config["layers"] == line.config["layers"] == [0, 1, 2]
+
+
 def test_an_editor_of_another_model_is_a_failure_of_that_model(tiny: Path, mend: Path, tmp_path: Path) -> None:
     other = saved(tmp_path / "other", seed=1)
     wanted = plan(tiny, ["mend"], trained=[str(mend)]).model_copy(update={"models": (str(tiny), str(other))})
@@ -190,7 +217,7 @@ def test_tables_have_the_order_of_the_plan(tiny: Path, tmp_path: Path) -> None:
     with Store(tmp_path / "s.sqlite", wanted.protocol) as store:
         store.announce([cell.spec for cell in cells])
         assert store.specs() == []
-        made_on = {"versions": {}, "hardware": {}, "base": {}, "left_out": 0}
+        made_on = {"versions": {}, "hardware": {}, "base": {}, "left_out": []}
         store.add_run(cells[1].spec, made_on)
         store.add_run(cells[0].spec, made_on)
         assert [spec.label for spec in store.specs()] == ["ft-m", "ft-l"]

@@ -66,6 +66,14 @@ def test_vs_serial(script: Script, tiny: Path, tmp_path: Path) -> None:
         assert row["conditions"]["hardware"]["processor"]
 
 
+def test_bench_evaluate(script: Script, tiny: Path) -> None:
+    (found,) = script("bench_evaluate", "--facts", FACTS, "--model", tiny, "--records", 4, "--serial", 2)
+    assert (found["records"], found["serial_records"]) == (4, 2)
+    assert 0 <= found["largest_difference"] < 1e-4
+    assert found["ratio_wall"] > 0
+    assert {"edit_success", "perplexity", "free_generation", "score"} <= found["scores"].keys()
+
+
 def test_bench_edit(script: Script, tiny: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     (found,) = script(

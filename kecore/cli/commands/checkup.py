@@ -61,7 +61,7 @@ def checkup(
         ),
     ] = None,
     harness: Annotated[
-        str | None, typer.Option(metavar="NAME,NAME", help="Tasks of lm-eval; needs `pip install kecore[eval]`.")
+        str | None, typer.Option(metavar="NAME,NAME", help="Tasks of lm-eval; needs `pip install 'kecore[eval]'`.")
     ] = None,
     harness_folder: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder with further tasks of lm-eval.")

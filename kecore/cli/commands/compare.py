@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,11 +20,14 @@ STORE = "results.sqlite"
 def compare(
     context: typer.Context,
     model: options.Model,
-    methods: Annotated[
-        str, typer.Option(metavar="NAME,NAME", help="Editing methods; `kecore methods` lists them.", show_default=False)
-    ],
+    methods: options.MethodNames,
     facts: Annotated[str, typer.Option(metavar="FILE", help="Facts with their probes.", show_default=False)],
-    out: options.Out,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Directory for the result.", show_default="compare-MODEL-FACTS"),
+    ] = None,
+    presets: options.MethodPresets = None,
+    set_: options.MethodSettings = None,
     limit: options.Limit = None,
     data_format: options.Format = None,
     split: options.Split = None,
@@ -35,6 +40,7 @@ def compare(
     tokens: options.Tokens = None,
     trained: options.TrainedEditors = None,
     examples: options.Examples = None,
+    references: options.References = None,
     jobs: options.Jobs = 1,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -44,17 +50,19 @@ def compare(
 ) -> None:
     """Compare methods on the same facts by the same protocol.
 
-    Writes the store of all answers, the tables as text, JSON and CSV, and one HTML page with plots into --out. The same
-    command goes on where it was cut off. The baselines stand beside the methods unless --without names them.
+    Writes the store of all answers, the tables as text, JSON and CSV, and one HTML page with plots into --out, or into
+    a folder named after MODEL and FILE where one is not given. The same command goes on where it was cut off. The
+    baselines stand beside the methods unless --without names them.
     """
     from kecore.cli.benching import carry_out
     from kecore.evaluate.store import Store
     from kecore.report import FORMATS, write_report
 
     screen = Screen.of(context)
+    out = out or Path(f"compare-{_name(model.removesuffix('.gguf'))}-{_name(facts.partition('.json')[0])}")
     values = {
         "models": model,
-        "methods": options.names(methods),
+        "methods": options.method_entries(options.names(methods), presets, set_),
         "facts": options.data_entry(facts, data_format, split, variant, sha256),
         "sizes": limit,
         "without": options.names(without),
@@ -63,6 +71,7 @@ def compare(
         "tokens": tokens,
         "trained": trained,
         "examples": examples,
+        "references": references,
         "device": device,
         "dtype": dtype,
         "memory": options.byte_count(memory),
@@ -74,3 +83,8 @@ def compare(
         written = write_report([store], out, [name for name in FORMATS if name not in ("png", "latex")])
         screen.show(fields({"page": str(written["html"][0]), "files": ", ".join(p.name for p in out.iterdir())}))
         show_tables(screen, store, {spec.key for spec in store.specs()})
+
+
+def _name(ref: str) -> str:
+    """The last part of a path, a hub id or a data set, for a file's name."""
+    return re.sub(r"[^\w.-]+", "-", Path(ref).resolve().name)

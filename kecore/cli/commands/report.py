@@ -48,7 +48,7 @@ def report(
         opened = [stack.enter_context(Store(path)) for path in stores]
         written = write_report(opened, out, asked or FORMATS, optional=not asked)
     if not asked and "png" not in written:
-        screen.warn("no PNG was written: matplotlib is not installed (pip install kecore[plot])")
+        screen.warn("no PNG was written: matplotlib is not installed (pip install 'kecore[plot]')")
     screen.show(fields({name: ", ".join(map(str, paths)) for name, paths in written.items()}))
     files = {name: [str(path) for path in paths] for name, paths in written.items()}
     screen.finish({"out": out, "files": files, "warnings": screen.warnings})

@@ -94,6 +94,7 @@ def train(
     asked = {"steps": steps, "batch_size": batch_size, "held_out": held_out, "evaluate_every": evaluate_every}
     schedule = replace(instance.schedule, **{name: value for name, value in asked.items() if value is not None})
     config = configured(cls, preset, options.settings(set_))
+    config.check_installed()
     records = load_records(data, limit=limit, format=data_format, split=split, variant=variant, sha256=sha256)
     options.check_free(out, TRAINED, force)
     loaded = Loading(model, device, dtype, trust_remote_code, seed).load(screen)

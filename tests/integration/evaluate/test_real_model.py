@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from slow_reference import counterfact, greedy
+from slow_reference import Slow, counterfact, greedy
 
-from kecore import data
+from kecore import Editor, data
 from kecore.evaluate import Protocol, compare, evaluate, generate, load_records
 from kecore.model_view import ModelView
 from kecore.text import Encoder
-from kecore.types import EditRecord
+from kecore.types import EditRecord, EditRequest, MultiHop, Probe
 
 pytestmark = pytest.mark.real_model
+
+RICH = EditRecord(
+    EditRequest("The capital of {} is", "Italy", "Vienna", "Rome", id="rich"),
+    rephrases=("Italy has its capital in",),
+    neighbourhood=("The capital of Lazio is",),
+    target_aliases=("the city of Vienna",),
+    truth_aliases=("the city of Rome",),
+    portability={
+        "reasoning": (Probe("The mayor of the capital of Italy speaks", ("German", "Austrian German")),),
+        "conditional": (
+            Probe("Italy is governed from", ("Vienna",), conditions=(Probe("The capital of France is", ("Paris",)),)),
+            Probe("Italy is near", ("Austria",), conditions=(Probe("The capital of Spain is", ("Lisbon",)),)),
+        ),
+    },
+    locality={"far": (Probe("The Danube flows into", ("the Black Sea",)), Probe("Berlin is known for"))},
+    multi_hop=(
+        MultiHop(
+            ("The river through the capital of Italy is the", "What river flows through Italy's capital? The"),
+            ("Danube",),
+            hops=(Probe("The capital of Italy is", ("Vienna",)), Probe("The river through Vienna is the", ("Danube",))),
+        ),
+    ),
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +61,9 @@ def test_counterfact_equals_the_definition(
     assert next(model.parameters()).dtype == torch.float32
     found = evaluate(view, Encoder(tokenizer), records, Protocol(max_new_tokens=0)).scores
     wanted = counterfact(model, tokenizer, records)
+    large = {key: wanted.pop(key) for key in ("perplexity", "paraphrase_perplexity")}
     assert {key: found[key].value for key in wanted} == pytest.approx(wanted, abs=1e-6)
+    assert {key: found[key].value for key in large} == pytest.approx(large, rel=1e-4)
     assert found["neighbourhood_success"].probes == 16
 
 
@@ -56,3 +82,31 @@ def test_plausible(smollm2: tuple[Any, Any], view: ModelView, records: list[Edit
     # Before an edit the old answers win, and nothing has moved.
     assert found.scores["edit_success"].value < 0.5 < found.scores["neighbourhood_success"].value
     assert compare(found, found).scores["neighbourhood_stability"].value == 1
+
+
+def test_every_metric_of_an_edited_model_equals_the_definition(
+    smollm2: tuple[Any, Any], records: list[EditRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = smollm2
+    monkeypatch.setattr("kecore.evaluate.runner.PASSAGE_TOKENS", 16)
+    one = replace(records[0], rephrases=records[0].rephrases[:1], neighbourhood=records[0].neighbourhood[:1])
+    asked = [replace(one, generation_prompts=one.generation_prompts[:1]), RICH]
+    protocol = Protocol(max_new_tokens=3, extra=("kl", "fluency"))
+    editor, base = Editor(model, tokenizer), copy.deepcopy(model)
+    before = editor.evaluate(asked, protocol)
+    editor.edit(asked, "ft-m", steps=10)
+    try:
+        after = compare(before, editor.evaluate(asked, protocol))
+        wanted = Slow(model, base, tokenizer, 3, length=16).records(asked)
+    finally:
+        editor.revert()
+    found = {key: score.value for key, score in after.scores.items() if "." not in key}
+    # Probabilities differ by the rounding of float32, what is counted does not differ.
+    measured = {key for key in wanted if key.endswith(("magnitude", "perplexity", "kl"))}
+    assert {k: found[k] for k in measured} == pytest.approx({k: wanted[k] for k in measured}, rel=1e-4, abs=1e-6)
+    counted = found.keys() - measured
+    assert {k: found[k] for k in counted} == pytest.approx({k: wanted[k] for k in counted}, rel=1e-12)
+    assert found.keys() == wanted.keys()
+    assert after.scores["edit_success"].value > before.scores["edit_success"].value
+    assert found["neighbourhood_kl"] > 0
+    assert after.scores["portability.conditional"].probes == 1

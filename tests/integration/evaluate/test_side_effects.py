@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,17 +11,19 @@ import torch
 from slow_reference import log_probs
 from tiny_worlds import World, edited, make_world
 
+from kecore.corpus import Corpus
 from kecore.errors import ConfigError, HubError
 from kecore.evaluate.harness import check_tasks, harness_scores
 from kecore.evaluate.health import Checkup, changes
-from kecore.evaluate.tasks import load_task
+from kecore.evaluate.tasks import load_task, task_files
 
 FILES = {
     "cola": ("glue_eval/cola.jsonl", 644, 0.5),
     "mrpc": ("glue_eval/mrpc.jsonl", 258, 0.5),
     "rte": ("glue_eval/rte.jsonl", 262, 0.5),
     "nli": ("glue_eval/nli.jsonl.gz", 2489, 1240 / 2489),
-    "sst2": ("glue_eval/sentiment_analysis.jsonl", 872, 444 / 872),
+    "sst2": ("glue_eval/sst2.jsonl", 856, 428 / 856),
+    "sentiment_analysis": ("glue_eval/sentiment_analysis.jsonl", 872, 444 / 872),
     "dialogue": ("glue_eval/dialogue.jsonl.gz", 886, None),
     "mmlu": ("glue_eval/mmlu.jsonl.gz", 1516, None),
     "boolq": ("general/boolq.jsonl.gz", 3267, 2031 / 3267),
@@ -40,6 +43,15 @@ def test_published_task_files(shared_data: Path, name: str) -> None:
     if ones is not None:
         assert sum(item.gold for item in items) / count == pytest.approx(ones)
     assert len(load_task(name, shared_data / file, limit=7).items) == 7
+
+
+def test_a_folder_of_task_files_leaves_none_out(shared_data: Path) -> None:
+    folder = shared_data / "glue_eval"
+    assert set(task_files(folder).values()) == set(folder.iterdir())
+
+
+def test_texts_of_the_alarm_for_collapse(shared_data: Path) -> None:
+    assert len(list(Corpus.of(shared_data / "general/ME-PPL_1k.json").passages())) == 1000
 
 
 DOCUMENTS = [
@@ -62,8 +74,15 @@ metric_list:
 """
 
 
+@pytest.fixture
+def harness(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness without the thousands of tasks that it brings, which take a dozen seconds to be listed."""
+    tasks = pytest.importorskip("lm_eval.tasks")
+    monkeypatch.setattr(tasks, "TaskManager", partial(tasks.TaskManager, include_defaults=False))
+
+
+@pytest.mark.usefixtures("harness")
 def test_harness_task_before_and_after(tmp_path: Path) -> None:
-    pytest.importorskip("lm_eval")
     (tmp_path / "documents.jsonl").write_text("\n".join(map(json.dumps, DOCUMENTS)))
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "capitals.yaml").write_text(TASK.format(file=tmp_path / "documents.jsonl"))
@@ -84,8 +103,8 @@ def test_harness_task_before_and_after(tmp_path: Path) -> None:
     assert change.items == 3
 
 
+@pytest.mark.usefixtures("harness")
 def test_harness_tasks_that_cannot_be_had(tmp_path: Path) -> None:
-    pytest.importorskip("lm_eval")
     with pytest.raises(ConfigError, match="no task 'boolqq'"):
         check_tasks(["boolqq"])
     (tmp_path / "gone.yaml").write_text(TASK.format(file=tmp_path / "gone.jsonl"))

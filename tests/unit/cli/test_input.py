@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kecore import models
+from kecore import encoders, models
+from kecore.errors import MissingDependencyError
 
 Run = Callable[..., Any]
 FACT = ("--prompt", "Paris is in", "--subject", "Paris", "--target", "Rome")
@@ -82,6 +84,41 @@ def test_refused(kecore: Run, tmp_path: Path, words: tuple[str, ...], said: str)
 )
 def test_bad_line(kecore: Run, tmp_path: Path, rows: tuple[object, ...], said: str) -> None:
     assert said in refused(kecore, tmp_path, "--facts", lines(tmp_path / "facts.jsonl", *rows))
+
+
+def test_several_facts_of_a_method_that_takes_one(kecore: Run, tmp_path: Path) -> None:
+    facts = lines(tmp_path / "facts.jsonl", GOOD, {**GOOD, "subject": "Oslo"})
+    assert "'kn' takes one request at a time and 2 came" in refused(
+        kecore, tmp_path, "--facts", facts, "--method", "kn"
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "package", "extra"),
+    [
+        ("lora", "peft", "lora"),
+        ("adalora", "peft", "lora"),
+        ("dpo", "peft", "lora"),
+        ("qlora", "peft", "lora"),
+        ("qlora", "bitsandbytes", "qlora"),
+    ],
+)
+def test_a_missing_package(
+    kecore: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, package: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert f"pip install 'kecore[{extra}]'" in refused(kecore, tmp_path, *FACT, "--method", method)
+
+
+@pytest.mark.parametrize("method", ["retrieval", "mello"])
+def test_a_missing_sentence_encoder(kecore: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    monkeypatch.setattr(encoders, "load_encoder", _no_encoder)
+    encoders._pooled.cache_clear()
+    assert "no encoder here" in refused(kecore, tmp_path, *FACT, "--method", method)
+
+
+def _no_encoder(_name: str) -> None:
+    raise MissingDependencyError("no encoder here")
 
 
 def test_unknown_format(kecore: Run, tmp_path: Path) -> None:

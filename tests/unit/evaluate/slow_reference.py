@@ -70,23 +70,28 @@ def counterfact(model: Any, tokenizer: Any, records: Sequence[EditRecord]) -> di
             "neighbourhood": record.neighbourhood,
         }
         for group, prompts in groups.items():
-            wins, gaps, strict, tokens = [], [], [], []
+            wins, gaps, strict, tokens, perplexities = [], [], [], [], []
             for prompt in prompts:
-                new, new_correct = log_probs(model, tokenizer, prompt, request.target)
-                true, true_correct = log_probs(model, tokenizer, prompt, request.ground_truth or "")
-                right, wrong, correct = (new, true, new_correct)
+                answers, rival = [request.target, *record.target_aliases], request.ground_truth or ""
                 if group == "neighbourhood":
-                    right, wrong, correct = true, new, true_correct
+                    answers, rival = [rival, *record.truth_aliases], request.target
+                spellings = [log_probs(model, tokenizer, prompt, answer) for answer in answers]
+                right, wrong = spellings[0][0], log_probs(model, tokenizer, prompt, rival)[0]
                 wins.append(float(fmean(right) > fmean(wrong)))
                 gaps.append(math.exp(fmean(right)) - math.exp(fmean(wrong)))
-                strict.append(float(all(correct)))
-                tokens.append(fmean(correct))
+                strict.append(float(any(all(correct) for _, correct in spellings)))
+                tokens.append(max(fmean(correct) for _, correct in spellings))
+                perplexities.append(math.exp(-fmean(right)))
             prefix = "" if group == "edit" else f"{group}_"
             names = {f"{group}_success": wins, f"{group}_magnitude": gaps}
             if group == "neighbourhood":
                 names["neighbourhood_accuracy"] = strict
             else:
-                names |= {f"{prefix}strict_accuracy": strict, f"{prefix}token_accuracy": tokens}
+                names |= {
+                    f"{prefix}strict_accuracy": strict,
+                    f"{prefix}token_accuracy": tokens,
+                    f"{prefix}perplexity": perplexities,
+                }
             for name, values in names.items():
                 found.setdefault(name, []).append(fmean(values))
     scores = {name: fmean(values) for name, values in found.items()}
@@ -156,8 +161,9 @@ def begins(text: str, answer: str) -> bool:
 class Slow:
     """Every metric of records on an edited model and its base, one prompt at a time."""
 
-    def __init__(self, model: Any, base: Any, tokenizer: Any, steps: int) -> None:
-        self.model, self.base, self.tokenizer, self.steps = model, base, tokenizer, steps
+    def __init__(self, model: Any, base: Any, tokenizer: Any, steps: int, length: int = 100) -> None:
+        self.model, self.base, self.tokenizer = model, base, tokenizer
+        self.steps, self.length = steps, length
 
     def probe(self, name: str, prompt: str, answers: Sequence[str], *, stable: bool = False) -> dict[str, float]:
         """Values of one prompt, by suffix."""
@@ -212,10 +218,10 @@ class Slow:
                          "kl": "locality_kl"},
         }  # fmt: skip
         for kind, groups in (("portability", record.portability), ("locality", record.locality)):
+            tests = [[self.test("", p, stable=kind == "locality") for p in probes] for probes in groups.values()]
             for key, name in names[kind].items():
                 axes = []
-                for probes in groups.values():
-                    values = [self.test("", p, stable=kind == "locality") for p in probes]
+                for values in tests:
                     kept = [v[key] for v in values if key in v]
                     axes += [fmean(kept)] if kept else []
                 if axes:
@@ -227,13 +233,14 @@ class Slow:
             hops = [self.probe("", hop.prompt, hop.answers) for hop in chain.hops]
             put("hop_accuracy", min(v["free"] for v in hops))
             put("hop_strict_accuracy", min(v["strict"] for v in hops))
-        for prompt in record.generation_prompts:
-            text = passage(self.model, self.tokenizer, prompt, 100, 0)
+        for prompt in record.generation_prompts or (request.text,):
+            text = passage(self.model, self.tokenizer, prompt, self.length, 0)
             parts = split(f"{prompt} {text}")
             put("fluency", (2 / 3 * entropy(parts, 2) + 4 / 3 * entropy(parts, 3)) / 2)
         return {key: fmean(values) for key, values in found.items()}
 
     def records(self, records: Sequence[EditRecord]) -> dict[str, float]:
-        """Means over the records that have a value."""
+        """Every score: means over the records that have a value."""
         rows = [self.record(record) for record in records]
-        return {key: fmean(r[key] for r in rows if key in r) for key in dict.fromkeys(k for r in rows for k in r)}
+        means = {key: fmean(r[key] for r in rows if key in r) for key in dict.fromkeys(k for r in rows for k in r)}
+        return means | counterfact(self.model, self.tokenizer, records)

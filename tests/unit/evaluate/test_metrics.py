@@ -14,6 +14,7 @@ from hand_scores import probe, score
 
 from kecore.errors import ConfigError, PluginError
 from kecore.evaluate import Evaluation, RecordResult, compare, metrics
+from kecore.evaluate.measuring import measure
 from kecore.evaluate.metrics import (
     GROUP,
     STANDARD,
@@ -23,8 +24,8 @@ from kecore.evaluate.metrics import (
     family,
     free_generation,
     magnitude,
-    measure,
     metrics_of,
+    perplexity,
     stability,
     strict_accuracy,
     success,
@@ -72,6 +73,18 @@ def test_accuracies_take_the_best_answer() -> None:
     assert token_accuracy(p, PLAIN) == strict_accuracy(p, PLAIN) == 1
     assert token_accuracy(probe("locality"), PLAIN) is None
     assert strict_accuracy(probe("locality"), PLAIN) is None
+
+
+def test_perplexity_of_the_target_by_hand() -> None:
+    # Of 1/2 and 1/8 the mean log-probability is ln 1/4.
+    p = probe("edit", score(0.5, 0.125), score(0.9), rival=score(0.1))
+    assert perplexity(p, PLAIN) == pytest.approx(4)
+    assert perplexity(probe("edit"), PLAIN) is None
+    lost = ContinuationScore((-math.inf, -1.0), (1, 2), (1, 2))
+    assert perplexity(probe("edit", lost), PLAIN) is None
+    assert perplexity(probe("edit", ContinuationScore((-800.0,), (1,), (1,))), PLAIN) is None
+    wordings = [probe("paraphrase", score(0.5)), probe("paraphrase", score(0.125))]
+    assert measure(wordings, PLAIN, compared=False)["paraphrase_perplexity"] == (pytest.approx(5), 2)
 
 
 def test_free_generation_follows_the_protocol() -> None:

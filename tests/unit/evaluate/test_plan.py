@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import published
 import pytest
 
-from kecore.errors import ConfigError, DataFormatError, MethodNotFoundError
+from kecore.errors import ConfigError, DataFormatError, KecoreWarning, MethodNotFoundError
 from kecore.evaluate.cells import cells_of
 from kecore.evaluate.plan import BASELINES, BenchPlan, read_plan
 from kecore.evaluate.protocol import Protocol
+from kecore.evaluate.records import record_to_json
+from kecore.evaluate.store import Store
+from kecore.report import results
+from kecore.types import EditRecord, EditRequest
 
 LEAST: dict[str, Any] = {"models": "demo", "facts": "facts.jsonl"}
 
@@ -31,6 +37,7 @@ def test_baselines_stand_in_every_plan_unless_excluded() -> None:
         ({"sizes": [0]}, "at least 1"),
         ({"models": []}, "'models'"),
         ({"edit": "e", "protocol": {"edits": "single"}}, "leave 'edits' at batch"),
+        ({"references": "snippets.json"}, r"extra: \[consistency\]"),
         ({"methods": [{"name": "memit", "sett": {}}]}, "methods"),
     ],
 )
@@ -81,6 +88,28 @@ def test_runs_in_order_and_keys_by_content(tmp_path: Path) -> None:
     assert cells_of(BenchPlan.make(fields))[0].spec.key != cells[0].spec.key
 
 
+def test_records_that_do_not_fit_are_kept_with_the_run(tmp_path: Path) -> None:
+    facts = tmp_path / "facts.jsonl"
+    odd = {**published.ZSRE, "subject": "the Rhine"}
+    facts.write_text("\n".join(map(json.dumps, (published.ZSRE, odd))))
+    with pytest.warns(KecoreWarning, match="1 of 2 records"):
+        (cell, *_) = cells_of(BenchPlan.make({**LEAST, "facts": str(facts)}))
+    store = Store(":memory:", Protocol())
+    store.add_run(cell.spec, {"versions": {}, "hardware": {}, "base": {}, "left_out": cell.left_out})
+    ((where, reason),) = results(store)[0].left_out
+    assert where == "facts.jsonl line 2"
+    assert "'the Rhine' is not in the prompt" in reason
+
+
+def test_a_method_has_one_name_however_it_is_spelt(tmp_path: Path) -> None:
+    """Under it a session keeps what the method remembers; the label is what was written."""
+    facts = tmp_path / "facts.jsonl"
+    facts.write_text('{"prompt": "{} is in", "subject": "A", "target": "B"}\n')
+    fields = {**LEAST, "facts": str(facts), "methods": ["MEMIT+Blue"], "without": ["unedited", *BASELINES]}
+    (cell,) = cells_of(BenchPlan.make(fields))
+    assert (cell.spec.label, cell.spec.method) == ("MEMIT+Blue", "memit + blue")
+
+
 def test_only_a_baseline_may_be_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     facts = tmp_path / "facts.jsonl"
     facts.write_text('{"prompt": "{} is in", "subject": "A", "target": "B"}\n')
@@ -92,3 +121,18 @@ def test_only_a_baseline_may_be_absent(monkeypatch: pytest.MonkeyPatch, tmp_path
     ]  # fmt: skip
     with pytest.raises(MethodNotFoundError):
         cells_of(BenchPlan.make({**fields, "methods": ["no-such-method"]}))
+
+
+def test_reference_texts_are_part_of_the_data(tmp_path: Path) -> None:
+    record = EditRecord(
+        EditRequest("The capital of {} is", "France", "Rome", "Paris", id="a"), relation="P36", target_id="Q220"
+    )
+    facts, texts = tmp_path / "facts.jsonl", tmp_path / "snippets.json"
+    facts.write_text(json.dumps(record_to_json(record)))
+    texts.write_text(json.dumps([{"relation_id": "P36", "target_id": "Q220", "samples": [{"text": "Rome is old."}]}]))
+    fields = {"models": ["a", "b"], "facts": str(facts), "without": BASELINES}
+    plain = cells_of(BenchPlan.make(fields))
+    asked = cells_of(BenchPlan.make({**fields, "references": texts, "protocol": {"extra": ["consistency"]}}))
+    assert [cell.records[0].references for cell in asked] == [("Rome is old.",)] * 2
+    assert {*asked[0].spec.data} - {*plain[0].spec.data} == {"references"}
+    assert asked[0].spec.key != plain[0].spec.key

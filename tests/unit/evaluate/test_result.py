@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from statistics import stdev
 
 import pytest
 from hand_scores import probe, score
 
-from kecore.errors import ConfigError
-from kecore.evaluate import Evaluation, Protocol, RecordResult, compare, merge
+from kecore.errors import ConfigError, PluginError
+from kecore.evaluate import Evaluation, Metric, Protocol, RecordResult, compare, merge
+from kecore.evaluate.intervals import Z, interval
 
 QUIET = Protocol(max_new_tokens=0)
 GOOD, BAD = score(0.8), score(0.2)
@@ -37,18 +37,29 @@ def test_means_over_records_by_hand() -> None:
     assert found["score"].probes == 12
 
 
-def test_half_width_is_the_normal_one() -> None:
-    found = Evaluation(QUIET, tuple(row(str(i), i < 7) for i in range(10))).scores["edit_success"]
-    assert found.half_width == pytest.approx(1.959964 * stdev([1] * 7 + [0] * 3) / math.sqrt(10))
-    assert Evaluation(QUIET, (row("a", True),)).scores["edit_success"].half_width is None
+def test_ends_are_those_of_the_bounds() -> None:
+    found = Evaluation(QUIET, tuple(row(str(i), i < 7) for i in range(10))).scores
+    assert found["edit_success"].ends == pytest.approx((0.39678, 0.89221), abs=1e-5)  # Wilson's
+    assert found["edit_magnitude"].ends == interval(0.24, 0.36 * 10 - 0.24**2 * 10, 10, (-1.0, 1.0))
+    assert Evaluation(QUIET, (row("a", True),)).scores["edit_success"].ends is None
 
 
-def test_half_width_of_the_score() -> None:
+def test_ends_of_the_score() -> None:
     # Where the three parts are one and the same quantity, so is their harmonic mean.
     rows = tuple(row(str(i), i < 7, i < 7, i < 7) for i in range(10))
     found = Evaluation(QUIET, rows).scores
     assert found["score"].value == pytest.approx(0.7)
-    assert found["score"].half_width == pytest.approx(found["edit_success"].half_width)
+    assert found["score"].ends == pytest.approx(found["edit_success"].ends)
+    perfect = Evaluation(QUIET, (row("a", True, True, True), row("b", True, True, True))).scores["score"]
+    assert perfect.ends == pytest.approx((2 / (2 + Z**2), 1.0))
+
+
+def test_values_outside_the_bounds_of_their_metric_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = Metric("wrong", "edit", lambda probe, protocol: 1.5, bounds=(0.0, 1.0))
+    monkeypatch.setattr("kecore.evaluate.result.metrics_of", lambda protocol: (wrong,))
+    monkeypatch.setattr("kecore.evaluate.measuring.metrics_of", lambda protocol: (wrong,))
+    with pytest.raises(PluginError, match=r"'wrong' gave values from 1\.5 to 1\.5, but declares"):
+        _ = Evaluation(QUIET, (row("a", True),)).scores
 
 
 def test_missing_probes_are_absent_and_counted() -> None:
@@ -63,10 +74,21 @@ def test_missing_probes_are_absent_and_counted() -> None:
     assert "free_generation" not in found.skipped
 
 
+def test_what_is_missing_is_listed_with_its_reason() -> None:
+    bare = probe("paraphrase", GOOD)
+    unmet = replace(probe("locality", GOOD), holds=False)
+    rows = (row("a", True, True), RecordResult("b", "", (probe("edit", GOOD, rival=BAD), bare, unmet)), row("c", True))
+    missing = Evaluation(QUIET, rows).missing
+    assert missing["paraphrase_success"] == {"b": "no old answer to compare with", "c": "no paraphrase probe"}
+    assert missing["locality_accuracy"]["b"] == "conditions that do not hold before the edit"
+    assert missing["locality_accuracy"]["a"] == "no locality probe"
+    assert "edit_success" not in missing
+
+
 def test_a_score_of_zero_is_shown() -> None:
     found = Evaluation(QUIET, (row("a", False, False, True), row("b", False, False, True))).scores
     assert found["score"].value == 0
-    assert found["score"].half_width is None
+    assert found["score"].ends is None
 
 
 def test_json_is_strict_and_complete() -> None:
@@ -77,7 +99,8 @@ def test_json_is_strict_and_complete() -> None:
     assert again["records"] == 2
     assert again["rows"][1]["values"]["edit_success"] == 0
     assert again["scores"]["edit_success"] == {
-        "value": 0.5, "half_width": pytest.approx(0.98, abs=0.01), "records": 2, "probes": 2
+        "value": 0.5, "low": pytest.approx(0.0945, abs=1e-4), "high": pytest.approx(0.9055, abs=1e-4),
+        "records": 2, "probes": 2,
     }  # fmt: skip
 
 

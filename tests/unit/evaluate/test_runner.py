@@ -41,6 +41,7 @@ FULL = EditRecord(
     rephrases=("Italy has its capital in",),
     neighbourhood=("The capital of Gaul is", "Vienna is in"),
     target_aliases=("the Black Sea",),
+    truth_aliases=("Europe",),
     locality={
         "near": (Probe("The Danube flows to", ("the Black Sea", "Europe")), Probe("Vinson Massif is")),
         "far": (Probe("Apollo is", ("Greek",)),),
@@ -91,13 +92,9 @@ def test_every_metric_equals_the_definition(family: str) -> None:
     protocol = Protocol(max_new_tokens=6, extra=("kl", "fluency"))
     after, found = both(world, protocol, records)
     slow = Slow(after.view.model, world.view.model, world.encoder.tokenizer, 6)
-    wanted = slow.records(records) | counterfact(after.view.model, world.encoder.tokenizer, records)
+    wanted = slow.records(records)
     scores = {key: score.value for key, score in found.scores.items() if "." not in key}
-    # Aliases of the target are in kecore's accuracies on the edit and its paraphrases, not in CounterFact's.
-    aliased = {"strict_accuracy", "token_accuracy", "paraphrase_strict_accuracy", "paraphrase_token_accuracy"}
-    assert set(scores) == set(wanted)
-    kept = scores.keys() - aliased
-    assert {k: scores[k] for k in kept} == pytest.approx({k: wanted[k] for k in kept}, abs=1e-9)
+    assert scores == pytest.approx(wanted, rel=1e-9, abs=1e-9)
     assert 0 < scores["locality"] < 1
     assert scores["locality_kl"] > 1e-3
     assert [RecordResult.load(row.dump()) for row in found.rows] == list(found.rows)
