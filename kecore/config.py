@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ["MethodConfig", "validated"]
 
+_NO_STAGES = (
+    "stages change the layers, the values or the update that a locate-then-edit method works out from the keys it "
+    "fits, and this method fits none"
+)
+
 C = TypeVar("C", bound="MethodConfig")
 M = TypeVar("M", bound=BaseModel)
 
@@ -34,7 +39,8 @@ def validated(cls: type[M], values: Mapping[str, Any]) -> M:
         for item in error.errors():
             key = ".".join(str(part) for part in item["loc"]) or "(config)"
             if item["type"] == "extra_forbidden":
-                lines.append(f"unknown key '{key}'; known: {', '.join(sorted(cls.model_fields))}")
+                why = f" ({_NO_STAGES})" if key == "stages" else ""
+                lines.append(f"unknown key '{key}'{why}; known: {', '.join(sorted(cls.model_fields))}")
             else:
                 lines.append(f"'{key}': {item['msg']}, got {item['input']!r}")
         raise ConfigError(f"bad configuration for {cls.__qualname__}: " + "; ".join(lines)) from None
@@ -81,6 +87,15 @@ class MethodConfig(BaseModel):
         return known[name]
 
     @classmethod
+    def staged(cls: type[C], names: Sequence[str]) -> type[C]:
+        """This configuration for the method with further stages of its own, as ``"memit + blue + nas"`` asks for them.
+
+        Raises:
+            ConfigError: the method has no stages, no such one, or has it already; the base has none.
+        """
+        raise ConfigError(f"no stage can be added, got {', '.join(map(repr, names))}: {_NO_STAGES}")
+
+    @classmethod
     def upgrade(cls, values: dict[str, Any], version: int) -> dict[str, Any]:
         """Turn the fields of an older ``version`` into today's; the default knows no older version."""
         if version != cls.version:
@@ -89,6 +104,17 @@ class MethodConfig(BaseModel):
                 "install the kecore release that wrote the edit"
             )
         return values
+
+    def check_installed(self) -> None:
+        """Refuse what an edit with this configuration would miss: packages of an extra, a sentence encoder.
+
+        Nothing unless a method says. Asked before a model is loaded and before anything is computed, so it imports or
+        loads what the edit will use anyway.
+
+        Raises:
+            MissingDependencyError: names the extra that brings what is not installed.
+            ModelLoadError: a sentence encoder cannot be loaded.
+        """
 
     def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> Sequence[Need]:
         """What the method's stages will take in memory, so that micro-batches can be sized and a budget kept.

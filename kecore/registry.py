@@ -23,7 +23,14 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar, cast
 
-from kecore.errors import IncompatiblePluginError, KecoreError, KecoreWarning, MethodNotFoundError, PluginError
+from kecore.errors import (
+    ConfigError,
+    IncompatiblePluginError,
+    KecoreError,
+    KecoreWarning,
+    MethodNotFoundError,
+    PluginError,
+)
 from kecore.method import METHOD_API, EditMethod
 from kecore.types import Capabilities, EditKind
 
@@ -240,7 +247,8 @@ class Plugins(Generic[Found]):
 class Registry(Plugins[type[EditMethod]]):
     """The editing methods that a set of entry points of the group :data:`GROUP` offers.
 
-    A name that nothing offers raises MethodNotFoundError.
+    A name that nothing offers raises MethodNotFoundError. A line such as ``"alphaedit + blue + nas"`` is a name too,
+    that of the method with these stages.
 
     Args:
         points: the entry points.
@@ -254,6 +262,16 @@ class Registry(Plugins[type[EditMethod]]):
         super().__init__(
             points, noun="method", check=check_contract, missing=MethodNotFoundError, only=only, strict=strict
         )
+
+    def get(self, name: str) -> type[EditMethod]:
+        """The method of a name, or of a line of a name and stages; see :meth:`Plugins.get`.
+
+        Raises:
+            ConfigError: the method takes no such stage.
+        """
+        method, *stages = (part.strip() for part in name.split("+"))
+        found = super().get(method)
+        return with_stages(found, tuple(stages)) if stages else found
 
     def describe(self) -> list[MethodInfo]:
         """Every offer, usable or not, sorted by name; this imports all of them.
@@ -270,6 +288,23 @@ class Registry(Plugins[type[EditMethod]]):
             self._warn_once(offer, str(error))
             return MethodInfo(*facts, error=str(error))
         return MethodInfo(*facts, method.capabilities, method.reference, _origin(method))
+
+
+@cache
+def with_stages(method: type[EditMethod], stages: tuple[str, ...]) -> type[EditMethod]:
+    """A method whose name is a line: ``method``, with stages of its own beside those that it has.
+
+    Raises:
+        ConfigError: the method takes no such stage.
+    """
+    name = " + ".join([method.name, *(stage.casefold() for stage in stages)])
+    try:
+        config = method.Config.staged(stages)
+    except ConfigError as error:
+        raise ConfigError(f"method '{name}': {error}") from None
+    # A class that no import leads to, as one made in a function: `method` itself keeps its own address.
+    like = {"__doc__": method.__doc__, "__module__": method.__module__, "__qualname__": f"<locals>.{method.__name__}"}
+    return cast(type[EditMethod], type(method.__name__, (method,), {**like, "name": name, "Config": config}))
 
 
 @cache

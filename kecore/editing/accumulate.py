@@ -64,16 +64,27 @@ class Past:
         Returns:
             λ, and ``[d_in, n_old + c]``.
         """
+        every = torch.cat([*self.take(columns, groups), columns], dim=1)
+        weight = float(self.state.setdefault(f"{self.name}/weight", torch.tensor(weight, dtype=torch.float64)))
+        return weight, every
+
+    def take(self, columns: Tensor, groups: Tensor) -> list[Tensor]:
+        """Take in the present edit's keys; the arguments of :meth:`joined`.
+
+        Returns:
+            The keys of each edit before that are still held, ``[d_in, n_s]``.
+        """
         owner = self.owner[groups]
         keys, owners = f"{self.name}/keys", f"{self.name}/owner"
+        before: list[Tensor] = []
         for own, other in zip(_parts(self.state, keys), _parts(self.state, owners), strict=True):
             kept = ~torch.isin(self.state[other], owner)
             if not bool(kept.all()):
                 self.state[own], self.state[other] = self.state[own][:, kept], self.state[other][kept]
+            before.append(self.state[own])
         append(self.state, keys, columns)
         append(self.state, owners, owner)
-        weight = float(self.state.setdefault(f"{self.name}/weight", torch.tensor(weight, dtype=torch.float64)))
-        return weight, gathered(self.state, keys)
+        return before
 
 
 def _number(subject: str) -> int:

@@ -22,7 +22,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +34,7 @@ from kecore.editing.keys import KeyPass, Keys
 from kecore.editing.locate import group_by_subject
 from kecore.editing.post import Post, Site, untouched
 from kecore.editing.target import ForwardReplay, Target, as_found
+from kecore.editing.values import Values
 from kecore.errors import KecoreWarning
 from kecore.method import MethodContext
 from kecore.model_view import ModelView
@@ -72,6 +72,8 @@ class ClosedForm:
         target: changes the values before they are written; see :mod:`kecore.editing.target`.
         forward: values are optimised for the first layer, and what they make of each later layer's output is its
             target (MEMIT-FE); nothing is spread.
+        apart: every layer has values of its own, which are optimised for it under the updates of the layers before,
+            and writes all of them (BLUE); nothing is spread.
         spread: residual ``[u, d_model]`` and number of layers still to come, to this layer's share.
         post: changes an update before it is used; see :mod:`kecore.editing.post`.
         merge_subjects: requests about one subject share key and value.
@@ -87,6 +89,7 @@ class ClosedForm:
     align: Callable[[Tensor], Alignment] | None = None
     target: Target = as_found
     forward: bool = False
+    apart: bool = False
     spread: Callable[[Tensor, int], Tensor] = evenly
     post: Post = untouched
     merge_subjects: bool = True
@@ -109,30 +112,21 @@ class ClosedForm:
         with view.frozen(), torch.no_grad():
             with context.stages("contexts"):
                 prefixes = contexts_module.of_session(view, context, self.contexts, self.context_tokens)
-            passes = partial(self._pass, view, context, asked, groups, prefixes)
-            anchor = layers[0] if self.forward else layers[-1]
-            with context.stages("values"), torch.enable_grad():
-                found = values_module.optimise(
-                    view,
-                    context.encoder,
-                    asked,
-                    groups,
-                    anchor,
-                    prefixes,
-                    self.values,
-                    seed=context.seed,
-                    memory=context.memory,
-                    progress=context.progress,
-                    align=self.align and self.align(passes((anchor,)).advance(anchor)[0].mean().t()),
-                )
-            delta = self.target(lambda: passes((anchor,), projection=True).original, found.delta, context.state)
-            updates, notes = self._insert(view, passes, layers, self.gain * delta, context)
-        notes |= {
+            updates: dict[int, Update] = {}
+            solved: dict[str, dict[str, float]] = {}
+            found: list[Values] = []
+            for part in [(layer,) for layer in layers] if self.apart else [layers]:
+                with view.overlay(self._overlay(view, updates)):
+                    values, written, how = self._write(view, asked, groups, prefixes, part, context)
+                updates, solved = updates | written, solved | how
+                found.append(values)
+        notes = {
+            "solve": solved,
             "layers": list(layers),
             "contexts": list(prefixes),
-            "value_steps": found.steps.tolist(),
-            "value_loss": [round(x, 5) for x in found.loss.tolist()],
-            "replay": found.mode,
+            "value_steps": [steps for values in found for steps in values.steps.tolist()],
+            "value_loss": [round(loss, 5) for values in found for loss in values.loss.tolist()],
+            "replay": found[-1].mode,
         }
         return WeightEdit(
             updates={view.layers[i].value_projection.name: update for i, update in updates.items()},
@@ -148,9 +142,38 @@ class ClosedForm:
             state=dict(context.state),
         )
 
+    def _write(
+        self,
+        view: ModelView,
+        asked: list[EditRequest],
+        groups: list[int],
+        prefixes: tuple[str, ...],
+        layers: tuple[int, ...],
+        context: MethodContext,
+    ) -> tuple[Values, dict[int, Update], dict[str, dict[str, float]]]:
+        """Optimise values and write them: the values, the layers' updates, and how each system was solved."""
+        passes = partial(self._pass, view, context, asked, groups, prefixes)
+        anchor = layers[0] if self.forward else layers[-1]
+        with context.stages("values"), torch.enable_grad():
+            found = values_module.optimise(
+                view,
+                context.encoder,
+                asked,
+                groups,
+                anchor,
+                prefixes,
+                self.values,
+                seed=context.seed,
+                memory=context.memory,
+                progress=context.progress,
+                align=self.align and self.align(passes((anchor,)).advance(anchor)[0].mean().t()),
+            )
+        delta = self.target(anchor, lambda: passes((anchor,), projection=True).original, found.delta, context.state)
+        return found, *self._insert(view, passes, layers, self.gain * delta, context)
+
     def _usable(self, view: ModelView) -> tuple[int, ...]:
         layers = tuple(sorted({view.layer(i).index for i in self.layers}))
-        if len(layers) > 1 and any(view.layers[i].residual_scale is None for i in layers):
+        if len(layers) > 1 and not self.apart and any(view.layers[i].residual_scale is None for i in layers):
             # Behind a norm, a share of the residual stream's change has no fixed counterpart in an earlier
             # layer's projection, so the last layer writes all of it.
             warnings.warn(
@@ -184,7 +207,7 @@ class ClosedForm:
         layers: tuple[int, ...],
         delta: Tensor,
         context: MethodContext,
-    ) -> tuple[dict[int, Update], dict[str, Any]]:
+    ) -> tuple[dict[int, Update], dict[str, dict[str, float]]]:
         updates: dict[int, Update] = {}
         solved: dict[str, dict[str, float]] = {}
         with context.stages("keys"):
@@ -207,7 +230,7 @@ class ClosedForm:
                 "relative_norm": updates[layer].norm() / float(weight.norm()),
             }
         context.progress("layers", len(layers), len(layers))
-        return updates, {"solve": solved}
+        return updates, solved
 
     def _backward(
         self, view: ModelView, keys: KeyPass, layers: tuple[int, ...], delta: Tensor

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -69,22 +71,32 @@ def one_by_one(keys: Tensor, residuals: Tensor, factor: Tensor | None, fitted: T
     return Solution(u.float(), v.float(), error, 1.0)
 
 
-def outside(taken: Tensor, keys: Tensor, threshold: float) -> Tensor:
-    """Keys without the directions that others take.
+def outside(taken: Iterable[Tensor], keys: Tensor, threshold: float) -> Tensor:
+    """Keys without the directions that earlier ones took, edit by edit (EvoEdit, arXiv 2510.13851).
+
+    With ``P_0`` the identity and ``Q_s`` the left singular vectors of ``P_{s-1} K_s`` whose squared singular values
+    exceed the threshold, ``P_s = P_{s-1} - Q_s Q_sᵀ``; the keys that come back are ``P_t keys``. ``P_s`` is kept as
+    ``I - Q Qᵀ``, which costs as much as there are directions.
 
     Args:
-        taken: ``[d_in, n]``, the other keys; ``n`` may be 0.
+        taken: ``[d_in, n_s]``, the keys of each edit before, in their order.
         keys: ``[d_in, c]``.
-        threshold: a direction is taken if the others' squared components along it add up to more.
+        threshold: what an edit's squared components along a direction add up to at least, if it takes it.
 
     Returns:
         ``[d_in, c]`` float32.
     """
-    others, k = taken.double(), keys.double()
-    values, vectors = torch.linalg.eigh(others.t() @ others)
-    strong = values > threshold
-    basis = others @ (vectors[:, strong] * values[strong].rsqrt())
-    return (k - basis @ (basis.t() @ k)).float()
+    basis = torch.zeros(len(keys), 0, dtype=torch.float64)
+
+    def left(columns: Tensor) -> Tensor:
+        return columns.double() - basis @ (basis.t() @ columns.double())
+
+    for part in taken:
+        rest = left(part)
+        values, vectors = torch.linalg.eigh(rest.t() @ rest)
+        strong = values > threshold
+        basis = torch.cat([basis, rest @ (vectors[:, strong] * values[strong].rsqrt())], 1)
+    return left(keys).float()
 
 
 class NullSpace:

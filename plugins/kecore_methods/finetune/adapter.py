@@ -69,6 +69,10 @@ class AdapterConfig(KeptConfig):
     batch_size: int = Field(default=32, ge=1, description="Requests per update.")
     stop_loss: float = Field(default=1e-2, ge=0, description="Training ends when a pass has a mean loss below this.")
 
+    def check_installed(self) -> None:
+        """The package peft."""
+        peft_package()
+
     def adapted_layers(self, view: ModelView) -> list[int]:
         """The adapted layers, ascending.
 
@@ -148,7 +152,7 @@ def peft_package() -> Any:
             import peft
     except ImportError as error:
         raise MissingDependencyError(
-            f"adapters are trained by the package peft, which cannot be imported ({error}): pip install kecore[lora]"
+            f"adapters are trained by the package peft, which cannot be imported ({error}): pip install 'kecore[lora]'"
         ) from error
     return peft
 

@@ -35,6 +35,11 @@ class QLoraConfig(AdapterConfig):
     )
     double_quantisation: bool = Field(default=True, description="The scales are kept in 8 bits.")
 
+    def check_installed(self) -> None:
+        """The packages peft and bitsandbytes."""
+        super().check_installed()
+        bitsandbytes_package()
+
     def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
         """LoRA's, and the base in four bits beside the weights themselves."""
         (need,) = super().needs(view, encoder, requests)
@@ -74,7 +79,7 @@ def bitsandbytes_package() -> Any:
     except ImportError as error:
         raise MissingDependencyError(
             f"4-bit weights are made by the package bitsandbytes, which cannot be imported ({error}): "
-            "pip install kecore[qlora]"
+            "pip install 'kecore[qlora]'"
         ) from error
     return bitsandbytes
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kecore.config import MethodConfig
-from kecore.editing.contexts import joined
+from kecore.editing.contexts import joined, of_session
 from kecore.editing.layers import at_depth
 from kecore.errors import NonFiniteError
 from kecore.memory import Need, backward_bytes, logits_bytes
@@ -19,7 +19,7 @@ from kecore.method import MethodContext
 from kecore.model_view import ModelView
 from kecore.text import Encoded, Encoder, Rows
 from kecore.types import EditRequest
-from kecore_methods.memory.texts import about_others, passages, prefixes
+from kecore_methods.memory.texts import about_others, passages
 
 __all__ = [
     "Kept",
@@ -60,7 +60,7 @@ def in_contexts(
     view: ModelView, context: MethodContext, requests: Sequence[EditRequest], count: int, tokens: int
 ) -> list[list[EditRequest]]:
     """Each request as it stands, and behind ``count`` prefixes that the model writes; the caller freezes the model."""
-    texts = prefixes(view, context, count, tokens)
+    texts = of_session(view, context, count, tokens)
     return [[replace(request, prompt=joined(text, request.prompt)) for text in texts] for request in requests]
 
 
@@ -119,10 +119,13 @@ class KeptConfig(MethodConfig):
         default=0,
         ge=0,
         le=64,
-        description="Further subjects of each request's own prompt, for which the next token's distribution is kept.",
+        description="Further subjects of each request's own prompt, for which the next token's distribution is kept "
+        "(kecore's addition: none).",
     )
     others_weight: float = Field(
-        default=1.0, ge=0, description="Factor of that KL(edited | unedited), a mean over prompts, in the loss."
+        default=1.0,
+        ge=0,
+        description="Factor of that KL(edited | unedited), a mean over prompts, in the loss (kecore's choice).",
     )
 
     def kept(self, encoder: Encoder, requests: Sequence[EditRequest]) -> Kept | None:

@@ -28,9 +28,7 @@ class InNullSpace(ABC):
     """What AlphaEdit and its relatives have in common: keys without the directions that preserved ones use."""
 
     class Config(BatchConfig):
-        """Configuration of AlphaEdit."""
-
-        preset_key: ClassVar[str] = "alphaedit"
+        """What AlphaEdit and its relatives can be told."""
 
         relative_threshold: float = Field(
             default=1.0,
@@ -63,7 +61,7 @@ class InNullSpace(ABC):
         """Plan the edit; keys of all edits so far travel in ``context.state``."""
         config: InNullSpace.Config = context.config
         layers = config.edited_layers(view)
-        statistics = context.need_statistics(layers)
+        statistics = context.need_statistics(layers, self.name)
         absolute = config.eigenvalue_threshold is not None
         threshold = config.relative_threshold if config.eigenvalue_threshold is None else config.eigenvalue_threshold
         subjects = list(dict.fromkeys(request.subject for request in unique(requests)))
@@ -105,6 +103,11 @@ class Projected:
 
 class AlphaEdit(InNullSpace):
     """Null-space constrained editing; keys of earlier edits are kept and stay where they were mapped."""
+
+    class Config(InNullSpace.Config):
+        """Configuration of AlphaEdit."""
+
+        preset_key: ClassVar[str] = "alphaedit"
 
     name = "alphaedit"
     reference = (

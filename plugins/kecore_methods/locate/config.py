@@ -30,6 +30,7 @@ class LocateConfig(StagedConfig):
     """Stages that every closed-form method shares; defaults are relative, so they carry over to any model."""
 
     preset_key: ClassVar[str] = ""
+    """The method's set-ups in ``presets.json``; empty where none was published for the method itself."""
 
     layers: tuple[int, ...] | None = Field(
         default=None, description="Edited layers; None takes the layers between depth_first and depth_last."
@@ -38,7 +39,13 @@ class LocateConfig(StagedConfig):
         default=0.03, ge=0, le=1, description="Depth of the first edited layer (0 bottom, 1 top)."
     )
     depth_last: float = Field(default=0.17, ge=0, le=1, description="Depth of the last edited layer.")
-    contexts: int = Field(default=5, ge=0, le=64, description="Context prefixes sampled from the model.")
+    contexts: int = Field(
+        default=5,
+        ge=0,
+        le=64,
+        description="Context prefixes sampled from the model (kecore's choice: for the keys 15 changed nothing, "
+        "docs/design/0001-values-and-keys.md; ROME's hparams: 20).",
+    )
     context_tokens: int = Field(default=10, ge=1, le=64, description="Length of a context prefix in tokens.")
     bare_weight: float | None = Field(
         default=0.5,
@@ -47,7 +54,12 @@ class LocateConfig(StagedConfig):
         description="Weight of the bare prompt's key, its contexts sharing the rest (half in MEMIT's released code); "
         "None counts it as one of them (ROME's).",
     )
-    steps: int = Field(default=20, ge=1, description="Evaluations of the value loss (Adam makes one update fewer).")
+    steps: int = Field(
+        default=20,
+        ge=1,
+        description="Evaluations of the value loss (Adam makes one update fewer). 20 in ROME's and MEMIT's hparams for "
+        "GPT-2 XL, and kept: docs/design/0001-values-and-keys.md.",
+    )
     optimizer: Literal["gradient", "adam"] = Field(
         default="gradient", description="Normalised gradient descent, or Adam as published."
     )
@@ -56,8 +68,12 @@ class LocateConfig(StagedConfig):
     )
     length_penalty: float = Field(default=0.2, ge=0, description="Factor of |delta| / |h| in the value loss.")
     weight_decay: float = Field(default=0.0, ge=0, description="Factor of |delta| / |h|^2 in it, as published.")
-    clamp: float = Field(default=4.0, gt=0, description="Largest |delta| / |h|.")
-    kl_weight: float = Field(default=0.0625, ge=0, description="Factor of KL(edited | original) on '<subject> is a'.")
+    clamp: float = Field(default=4.0, gt=0, description="Largest |delta| / |h| (ROME's hparams: 4; MEMIT's: 0.75).")
+    kl_weight: float = Field(
+        default=0.0625,
+        ge=0,
+        description="Factor of KL(edited | original) on '<subject> is a' (ROME's and MEMIT's hparams: 0.0625).",
+    )
     stop_loss: float = Field(default=0.01, ge=0, description="A value whose loss is below this is finished.")
     stop_most_probable: bool = Field(
         default=False,
@@ -127,13 +143,15 @@ class LocateConfig(StagedConfig):
 
     def memory_shape(self, view: ModelView) -> Shape:
         """What of this configuration decides memory."""
+        layers = self.edited_layers(view)
         return Shape(
-            layers=self.edited_layers(view),
+            layers=layers,
             contexts=self.contexts,
             context_tokens=self.context_tokens,
             each=False,
             kl=self.kl_weight > 0,
             precision=self.value_settings().precision,
+            anchor=min(layers) if self.blue else None,
         )
 
     def engine(self, layers: tuple[int, ...], **stages: Any) -> ClosedForm:

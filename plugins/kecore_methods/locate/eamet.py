@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field
 from torch import Tensor
@@ -19,8 +19,6 @@ class Eamet(LeastSquares):
 
     class Config(LeastSquares.Config):
         """Configuration of EAMET; factors and temperature are those of the released Qwen-2.5 set-up."""
-
-        preset_key: ClassVar[str] = "memit"
 
         align_divergence: float = Field(
             default=1.0, ge=0, description="Factor of KL(values' cosines | keys' cosines) in the value loss."

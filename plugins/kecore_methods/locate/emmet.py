@@ -46,7 +46,7 @@ class Emmet:
         """Plan the edit; see :class:`kecore.editing.closed_form.ClosedForm`."""
         config: Emmet.Config = context.config
         layers = config.edited_layers(view)[-1:]
-        statistics = context.need_statistics(layers)
+        statistics = context.need_statistics(layers, self.name)
         absolute = config.ridge_lambda is not None
         weight = config.ridge if config.ridge_lambda is None else config.ridge_lambda
 

@@ -27,7 +27,8 @@ class EvoEdit(InNullSpace):
         occupied: float = Field(
             default=0.1,
             gt=0,
-            description="A direction is taken if earlier keys hold more in it than this share of a mean squared key.",
+            description="A direction is taken if an earlier edit's keys hold more in it than this share of a mean "
+            "squared key.",
         )
 
     name = "evoedit"
@@ -41,7 +42,6 @@ class EvoEdit(InNullSpace):
         config: EvoEdit.Config = context.config
         groups = torch.arange(len(new.subjects)) if new.shares is None else new.shares.argmax(1)
         # A later request about a subject takes precedence, or its key would have no room left.
-        _, every = Past(context.state, new.layer, new.subjects).joined(ridge, new.keys, groups)
-        before = every[:, : -new.keys.shape[1]]
+        before = Past(context.state, new.layer, new.subjects).take(new.keys, groups)
         free = outside(before, new.keys, config.occupied * new.size)
         return kv_solve(free, new.residuals, ridge, shares=new.shares)

@@ -17,19 +17,16 @@ from kecore.editing import contexts
 from kecore.editing.neurons import Neuron, attribute, attribution_need, knowledge_neurons, next_tokens
 from kecore.errors import NumericalError, UnsupportedModelError
 from kecore.memory import Need
-from kecore.method import MethodContext
+from kecore.method import MethodContext, check_count
 from kecore.model_view import ModelView
 from kecore.text import Encoder
-from kecore.types import Capabilities, EditRequest, check_conflicts, unique
+from kecore.types import Capabilities, EditRequest, check_conflicts
 
 __all__ = ["Kn"]
 
 
 class Kn:
-    """Knowledge neurons: found by integrated gradients, then overwritten with the new answer, or erased.
-
-    Several requests are located on the model as it was; what they write into a neuron adds up.
-    """
+    """Knowledge neurons: found by integrated gradients, then overwritten with the new answer, or erased."""
 
     class Config(MethodConfig):
         """Configuration; numbers of the paper, but for lengths, which are relative."""
@@ -68,31 +65,30 @@ class Kn:
     api = (1, 1)
 
     def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
-        """Locate the neurons of each request and plan their new values; the model is bitwise as before on return.
+        """Locate the neurons of a request and plan their new values; the model is bitwise as before on return.
 
         Raises:
             RequestConflictError: two requests contradict each other.
+            UnsupportedCapabilityError: there are several requests.
             UnsupportedModelError: the unembedding is no matrix of the residual stream's width.
             NumericalError: no neuron speaks for the old answer.
         """
         config: Kn.Config = context.config
         check_conflicts(requests)
-        asked = unique(requests)
+        check_count(Kn, requests)
+        request = requests[0]
         words = _words(view)
         changes: dict[int, dict[int, Tensor]] = {}
-        located: dict[str, list[Any]] = {}
         with view.frozen():
             with context.stages("contexts"):
                 prefixes = contexts.of_session(view, context, config.contexts, config.context_tokens)
-            for request in asked:
-                with context.stages("attribution"):
-                    old, neurons = self._locate(view, request, prefixes, context)
-                new = _first(context.encoder, request, request.target)
-                located[request.id] = [list(astuple(neuron)) for neuron in neurons]
-                before, after = normalize(words[[old, new]].float(), dim=1).cpu()
-                step = config.new_weight * after - config.old_weight * before
-                for neuron in neurons:
-                    self._change(view, neuron, step, changes, config)
+            with context.stages("attribution"):
+                old, neurons = self._locate(view, request, prefixes, context)
+            new = _first(context.encoder, request, request.target)
+            before, after = normalize(words[[old, new]].float(), dim=1).cpu()
+            step = config.new_weight * after - config.old_weight * before
+            for neuron in neurons:
+                changes.setdefault(neuron.layer, {})[neuron.index] = self._change(view, neuron, step, config)
         projections = {layer: view.layers[layer].value_projection for layer in sorted(changes)}
         return WeightEdit(
             updates={p.name: _update(p.d_in, changes[layer]) for layer, p in projections.items()},
@@ -100,9 +96,12 @@ class Kn:
             method=self.name,
             transposed=frozenset(p.name for p in projections.values() if p.transposed),
             config=config.to_json(),
-            requests=tuple(asked),
+            requests=(request,),
             seed=context.seed,
-            notes={"layers": sorted(changes), "neurons": located},
+            notes={
+                "layers": sorted(changes),
+                "neurons": {request.id: [list(astuple(neuron)) for neuron in neurons]},
+            },
         )
 
     def _locate(
@@ -128,18 +127,14 @@ class Kn:
         return old, neurons
 
     @staticmethod
-    def _change(
-        view: ModelView, neuron: Neuron, step: Tensor, changes: dict[int, dict[int, Tensor]], config: Config
-    ) -> None:
-        """Add what is to be added to a neuron's value; ``step`` is in units of the layer's values."""
+    def _change(view: ModelView, neuron: Neuron, step: Tensor, config: Config) -> Tensor:
+        """What is added to a neuron's value, ``[d_out]``; ``step`` is in units of the layer's values."""
         weight = view.layers[neuron.layer].value_projection.weight.float()
-        mine = changes.setdefault(neuron.layer, {})
         if config.operation == "erase":
-            mine[neuron.index] = -weight[:, neuron.index].cpu()
-            return
+            return -weight[:, neuron.index].cpu()
         # A negative activation, which gated blocks have as often as not, turns what its value writes round.
         length = float(weight.norm(dim=0).mean()) * (1 if neuron.activation > 0 else -1)
-        mine[neuron.index] = mine.get(neuron.index, 0) + length * step
+        return length * step
 
 
 def _words(view: ModelView) -> Tensor:

@@ -27,9 +27,7 @@ class LeastSquares:
     """MEMIT's solve; the methods that add stages to it differ in name, paper and configuration only."""
 
     class Config(BatchConfig):
-        """Configuration of MEMIT."""
-
-        preset_key: ClassVar[str] = "memit"
+        """What MEMIT and its relatives can be told."""
 
         preservation: float = Field(
             default=0.05,
@@ -60,9 +58,6 @@ class LeastSquares:
             description="Keep what the keys of this session's earlier edits are mapped to, so that edits one after "
             "another give what one edit of all would (arXiv 2605.26670).",
         )
-        boundary_layers: bool = Field(
-            default=False, description="Edit only the first and last of the layers (BLUE, arXiv 2502.03748)."
-        )
 
         @model_validator(mode="after")
         def _norm_is_relative_to_a_lambda(self) -> Self:
@@ -84,11 +79,9 @@ class LeastSquares:
         """Plan the edit; see :class:`kecore.editing.closed_form.ClosedForm`."""
         config: LeastSquares.Config = context.config
         layers = config.edited_layers(view)
-        if config.boundary_layers:
-            layers = tuple(sorted({layers[0], layers[-1]}))
-        statistics = context.need_statistics(layers)
+        statistics = context.need_statistics(layers, self.name)
         absolute = config.preservation_lambda is not None
-        merge = config.merge_subjects or "merge" in config.stages
+        merge = config.merge_subjects or "merge" in config.every_stage
         asked = [request.subject for request in unique(requests)]
         subjects = list(dict.fromkeys(asked)) if merge else asked
 
@@ -107,9 +100,13 @@ class LeastSquares:
 class Memit(LeastSquares):
     """Mass-Editing Memory in a Transformer: least squares against the second moment of natural keys.
 
-    Requests about one subject share a value (MEMIT-Merge); with ``boundary_layers`` only the first and last
-    layer are edited (BLUE).
+    Requests about one subject share a value (MEMIT-Merge).
     """
+
+    class Config(LeastSquares.Config):
+        """Configuration of MEMIT."""
+
+        preset_key: ClassVar[str] = "memit"
 
     name = "memit"
     reference = "Meng et al., Mass-Editing Memory in a Transformer, ICLR 2023, arXiv:2210.07229"

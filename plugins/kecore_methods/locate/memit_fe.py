@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 from kecore.editing.closed_form import ClosedForm
 from kecore.editing.needs import Shape
@@ -18,8 +18,6 @@ class MemitFE(LeastSquares):
 
     class Config(LeastSquares.Config):
         """Configuration of MEMIT-FE."""
-
-        preset_key: ClassVar[str] = "memit"
 
         def memory_shape(self, view: ModelView) -> Shape:
             """What of this configuration decides memory."""

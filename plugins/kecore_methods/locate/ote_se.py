@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import Field
 
 from kecore_methods.locate.memit import LeastSquares
@@ -16,8 +14,6 @@ class OteSe(LeastSquares):
 
     class Config(LeastSquares.Config):
         """Configuration of OTE-SE."""
-
-        preset_key: ClassVar[str] = "memit"
 
         accumulate: bool = Field(default=True, description="Keep what earlier edits' keys are mapped to; see MEMIT's.")
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field
-
 from kecore_methods.locate.memit import LeastSquares
 
 __all__ = ["Prune"]
@@ -17,9 +15,7 @@ class Prune(LeastSquares):
     class Config(LeastSquares.Config):
         """Configuration of PRUNE."""
 
-        preset_key: ClassVar[str] = "memit"
-
-        stages: tuple[str, ...] = Field(default=("prune",), description="Further stages; see MEMIT's.")
+        own_stages: ClassVar[tuple[str, ...]] = ("prune",)
 
     name = "prune"
     reference = "Ma et al., Perturbation-Restrained Sequential Model Editing, ICLR 2025, arXiv:2405.16821"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field
-
 from kecore_methods.locate.memit import LeastSquares
 
 __all__ = ["Rect"]
@@ -17,9 +15,7 @@ class Rect(LeastSquares):
     class Config(LeastSquares.Config):
         """Configuration of RECT."""
 
-        preset_key: ClassVar[str] = "memit"
-
-        stages: tuple[str, ...] = Field(default=("rect",), description="Further stages; see MEMIT's.")
+        own_stages: ClassVar[tuple[str, ...]] = ("rect",)
 
     name = "rect"
     reference = (

@@ -56,7 +56,7 @@ class Rome:
         """Plan the edit; see :class:`kecore.editing.closed_form.ClosedForm`."""
         config: Rome.Config = context.config
         layers = config.edited_layers(view)[-1:]
-        statistics = context.need_statistics(layers) if config.second_moment else None
+        statistics = context.need_statistics(layers, self.name) if config.second_moment else None
         bare = None if config.consistent_key else self._bare_keys(view, requests, context, layers[0])
 
         def solve(layer: int, keys: Keys, residuals: Tensor) -> Solution:

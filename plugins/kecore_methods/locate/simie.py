@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field
-
 from kecore_methods.locate.rome import Rome
 
 __all__ = ["SimIE"]
@@ -17,9 +15,8 @@ class SimIE(Rome):
     class Config(Rome.Config):
         """Configuration of SimIE."""
 
-        preset_key: ClassVar[str] = "rome"
-
-        stages: tuple[str, ...] = Field(default=("simie",), description="Further stages; see ROME's.")
+        preset_key: ClassVar[str] = ""
+        own_stages: ClassVar[tuple[str, ...]] = ("simie",)
 
     name = "simie"
     reference = (

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field
-
 from kecore_methods.locate.alphaedit import AlphaEdit
 
 __all__ = ["Sphere"]
@@ -20,9 +18,8 @@ class Sphere(AlphaEdit):
     class Config(AlphaEdit.Config):
         """Configuration of SPHERE."""
 
-        preset_key: ClassVar[str] = "alphaedit"
-
-        stages: tuple[str, ...] = Field(default=("sphere",), description="Further stages; see AlphaEdit's.")
+        preset_key: ClassVar[str] = ""
+        own_stages: ClassVar[tuple[str, ...]] = ("sphere",)
 
     name = "sphere"
     reference = "Liu et al., Energy-Regularized Sequential Model Editing on Hyperspheres, ICLR 2026, arXiv:2510.01172"

@@ -40,13 +40,13 @@ class Lifelong:
             description="Length of a step at each matrix, relative to the mean norm of its outputs.",
         )
         learning_rate: float | None = Field(
-            default=None, gt=0, description="The same as the paper's absolute eta (1e-6 as released)."
+            default=None, gt=0, description="The same as the paper's absolute eta (1e-6 in EasyEdit's set-ups)."
         )
         ridge: float = Field(
             default=0.1, ge=0, description="Weight of the update's own norm, relative to the mean squared norm of keys."
         )
         ridge_lambda: float | None = Field(
-            default=None, ge=0, description="The same as an absolute number (1 in the paper)."
+            default=None, ge=0, description="The same as an absolute number (1 in EasyEdit)."
         )
 
         def edited_layers(self, view: ModelView) -> tuple[int, ...]:

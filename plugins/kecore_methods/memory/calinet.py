@@ -27,32 +27,60 @@ __all__ = ["CaliNet", "CaliNetConfig"]
 
 
 class CaliNetConfig(KeptConfig):
-    """What may be chosen."""
+    """What may be chosen. "Tried" means the table in docs/methods/calinet.md, records 60 to 69 of CounterFact."""
 
     layers: tuple[int, ...] | None = Field(
-        default=None, min_length=1, description="Layers with slots; None goes by depth."
+        default=None, min_length=1, description="Layers with slots; None goes by depth (kecore's choice)."
     )
-    first_depth: float = Field(default=0.17, ge=0, le=1, description="Depth of the lowest of them.")
-    last_depth: float = Field(default=0.17, ge=0, le=1, description="Depth of the highest of them.")
+    first_depth: float = Field(
+        default=0.17,
+        ge=0,
+        le=1,
+        description="Depth of the lowest of them (kecore's choice, tried: MEMIT's last layer; the paper has the "
+        "decoder's last).",
+    )
+    last_depth: float = Field(
+        default=0.17, ge=0, le=1, description="Depth of the highest of them (kecore's choice, as first_depth)."
+    )
     slots: int | None = Field(
-        default=None, ge=1, description="Slots of an edit in each layer; None goes by the number of facts."
+        default=None,
+        ge=1,
+        description="Slots of an edit in each layer (64 in the paper); None goes by the number of facts (kecore's "
+        "choice).",
     )
-    slots_per_fact: float = Field(default=4.0, gt=0, description="Slots for each fact (64 for 100 facts in the paper).")
-    contexts: int = Field(default=3, ge=0, description="Sampled prefixes put before a prompt, for further wordings.")
-    context_tokens: int = Field(default=5, ge=1, description="Length of each prefix.")
-    batch_size: int = Field(default=32, ge=1, description="Requests per update.")
-    steps: int = Field(default=100, ge=1, description="Passes over all texts, at the most.")
-    passages: int = Field(default=64, ge=1, le=64, description="Wikipedia passages that inputs are standardised over.")
-    passage_tokens: int = Field(default=24, ge=1, description="Tokens of each passage.")
+    slots_per_fact: float = Field(
+        default=4.0, gt=0, description="Slots for each fact (kecore's choice, tried; 64 for 100 facts in the paper)."
+    )
+    contexts: int = Field(
+        default=3,
+        ge=0,
+        description="Sampled prefixes put before a prompt, for further wordings (kecore's choice, tried; templates of "
+        "the relation in the paper).",
+    )
+    context_tokens: int = Field(default=5, ge=1, description="Length of each prefix (kecore's choice).")
+    batch_size: int = Field(default=32, ge=1, description="Requests per update (kecore's choice).")
+    steps: int = Field(default=100, ge=1, description="Passes over all texts, at the most (kecore's choice).")
+    passages: int = Field(
+        default=64,
+        ge=1,
+        le=64,
+        description="Wikipedia passages that inputs are standardised over (kecore's choice: all that are packaged).",
+    )
+    passage_tokens: int = Field(default=24, ge=1, description="Tokens of each passage (kecore's choice).")
     ridge: float = Field(
         default=0.1,
         gt=0,
-        description="Added to the covariance that inputs are standardised by, in units of their mean variance.",
+        description="Added to the covariance that inputs are standardised by, in units of their mean variance "
+        "(kecore's choice).",
     )
     learning_rate: float = Field(
-        default=0.03, gt=0, description="Of Adam, where what a slot reads and the layer's output are units."
+        default=0.03,
+        gt=0,
+        description="Of Adam, where what a slot reads and the layer's output are units (kecore's choice, tried).",
     )
-    stop_loss: float = Field(default=2e-2, ge=0, description="Training ends when a pass has a mean loss below this.")
+    stop_loss: float = Field(
+        default=2e-2, ge=0, description="Training ends when a pass has a mean loss below this (kecore's choice)."
+    )
 
     def calibrated_layers(self, view: ModelView) -> tuple[int, ...]:
         """The layers with slots, ascending.

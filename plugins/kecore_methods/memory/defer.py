@@ -29,27 +29,46 @@ _PARTS = ("gate", "bias", "side", "shift")
 
 
 class DeferConfig(MethodConfig):
-    """What may be chosen; published numbers are those of EasyEdit for Llama-2-7B."""
+    """What may be chosen; EasyEdit's numbers are for Llama-2-7B. docs/methods/defer.md gives the reasons."""
 
-    layer: int | None = Field(default=None, ge=0, description="Layer with the side network; None goes by depth.")
-    depth: float = Field(default=0.87, ge=0, le=1, description="Depth of that layer.")
+    layer: int | None = Field(
+        default=None, ge=0, description="Layer with the side network; None goes by depth (kecore's choice)."
+    )
+    depth: float = Field(
+        default=0.87,
+        ge=0,
+        le=1,
+        description="Depth of that layer (kecore's choice: GRACE's, which DEFER is compared with).",
+    )
     threshold: float = Field(
-        default=0.5, gt=0, lt=1, description="A token is deferred from this output of the gate on (0.5)."
+        default=0.5, gt=0, lt=1, description="A token is deferred from this output of the gate on (EasyEdit: 0.5)."
     )
     closed: float = Field(
-        default=2.0, description="How far the gate's logit is below 0 for every token before the first edit."
+        default=2.0,
+        description="How far the gate's logit is below 0 for every token before the first edit (kecore's choice; the "
+        "released gate begins near 0).",
     )
-    steps: int = Field(default=100, ge=1, description="Gradient steps of an edit, at the most (100).")
+    steps: int = Field(default=100, ge=1, description="Gradient steps of an edit, at the most (EasyEdit: 100).")
     relative_learning_rate: float = Field(
-        default=0.1, gt=0, description="Of Adam for the side network, relative to the matrix's root mean square."
+        default=0.1,
+        gt=0,
+        description="Of Adam for the side network, relative to the matrix's root mean square (kecore's choice: "
+        "WISE's).",
     )
     gate_learning_rate: float = Field(
-        default=0.3, gt=0, description="Of Adam for the gate: how far one step moves its logit, at the most."
+        default=0.3,
+        gt=0,
+        description="Of Adam for the gate: how far one step moves its logit, at the most (kecore's choice).",
     )
     learning_rate: float | None = Field(
-        default=None, gt=0, description="Of Adam for both as a number (7e-5); None: the relative ones."
+        default=None,
+        gt=0,
+        description="Of Adam for both as a number (0.1 in the released code, 7e-5 in EasyEdit); None: the relative "
+        "ones, which suit any model (kecore's choice).",
     )
-    stop_loss: float = Field(default=5e-2, ge=0, description="An edit is finished at a loss below this.")
+    stop_loss: float = Field(
+        default=5e-2, ge=0, description="An edit is finished at a loss below this (kecore's choice)."
+    )
 
     def edited_layer(self, view: ModelView) -> int:
         """The layer, chosen by depth unless given."""

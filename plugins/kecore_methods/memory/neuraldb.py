@@ -98,10 +98,11 @@ class NeuralDb:
     def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> ModuleEdit:
         """Find keys and values, with the entries of earlier edits in effect; the model is as before on return."""
         config: NeuralDb.Config = context.config
-        if set(config.stages) - _STAGES:
+        unfit = sorted(set(config.every_stage) - _STAGES)
+        if unfit:
             raise ConfigError(
-                f"neuraldb has no update of a weight that the stages {sorted(set(config.stages) - _STAGES)} could "
-                f"change; it takes {', '.join(sorted(_STAGES))}"
+                f"neuraldb has no update of a weight that the stages {unfit} could change; it takes "
+                f"{', '.join(sorted(_STAGES))}"
             )
         layer = config.edited_layers(view)[-1]
 

@@ -39,18 +39,34 @@ class SeracConfig(MethodConfig):
     free: ClassVar[frozenset[str]] = frozenset({"threshold"})
 
     subject_layer: int | None = Field(
-        default=None, ge=0, description="Layer where subjects are compared; None goes by depth."
+        default=None, ge=0, description="Layer where subjects are compared; None goes by depth (kecore's choice)."
     )
-    subject_depth: float = Field(default=0.14, ge=0, le=1, description="Depth of that layer.")
-    layer: int | None = Field(default=None, ge=0, description="Layer where all else is read; None goes by depth.")
-    depth: float = Field(default=0.55, ge=0, le=1, description="Depth of that layer.")
-    rank: int = Field(default=128, ge=1, description="Width of the embeddings.")
+    subject_depth: float = Field(
+        default=0.14,
+        ge=0,
+        le=1,
+        description="Depth of that layer (kecore's choice: best of five pairs on zsRE, docs/methods/serac.md).",
+    )
+    layer: int | None = Field(
+        default=None, ge=0, description="Layer where all else is read; None goes by depth (kecore's choice)."
+    )
+    depth: float = Field(
+        default=0.55, ge=0, le=1, description="Depth of that layer (kecore's choice, as subject_depth)."
+    )
+    rank: int = Field(default=128, ge=1, description="Width of the embeddings (kecore's choice).")
     threshold: float = Field(
         default=0.5, gt=0, lt=1, description="A text is in scope from this probability on (0.5 in the paper)."
     )
-    learning_rate: float = Field(default=1e-3, gt=0, description="Of Adam, while the networks are trained.")
-    scalar_learning_rate: float = Field(default=2e-2, gt=0, description="Of Adam, for factors and the one bias.")
-    clip: float = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
+    learning_rate: float = Field(
+        default=1e-3,
+        gt=0,
+        description="Of Adam, while the networks are trained (kecore's choice for heads; 1e-5 in the paper, for whole "
+        "encoders).",
+    )
+    scalar_learning_rate: float = Field(
+        default=2e-2, gt=0, description="Of Adam, for factors and the one bias (kecore's choice)."
+    )
+    clip: float = Field(default=1.0, gt=0, description="Largest norm of the gradient (kecore's choice).")
 
     def read_layers(self, view: ModelView) -> tuple[int, int]:
         """Both layers that are read, chosen by depth unless given; the subject's is not above the other."""

@@ -31,38 +31,62 @@ _SAME = 0.1  # of a query's length: an earlier edit's query that near is that of
 
 
 class TPatcherConfig(MethodConfig):
-    """What may be chosen."""
+    """What may be chosen; "tried" means records 60 to 63 of CounterFact (docs/methods/t-patcher.md)."""
 
-    layer: int | None = Field(default=None, ge=0, description="Layer whose block is patched; None goes by depth.")
+    layer: int | None = Field(
+        default=None, ge=0, description="Layer whose block is patched; None goes by depth (kecore's choice)."
+    )
     depth: float = Field(default=1.0, ge=0, le=1, description="Depth of that layer (the last one in the paper).")
     activation: Activation = Field(
-        default="relu", description="Of a patch; with relu it is silent, exactly, where it is not active."
+        default="relu",
+        description="Of a patch; with relu it is silent, exactly, where it is not active (kecore's choice).",
     )
-    activation_weight: float = Field(default=1.0, ge=0, description="Weight a of the activation loss.")
-    memory_weight: float = Field(default=1.0, ge=0, description="Weight m of the memory loss.")
+    activation_weight: float = Field(
+        default=1.0, ge=0, description="Weight a of the activation loss (kecore's choice, tried)."
+    )
+    memory_weight: float = Field(default=1.0, ge=0, description="Weight m of the memory loss (kecore's choice, tried).")
     beta: float = Field(
         default=-3.0,
         le=0,
         description="Most that a patch may read at an unrelated query, before its activation function. It begins by "
-        "reading this much there, and 1 at its own.",
+        "reading this much there, and 1 at its own (kecore's choice, tried).",
     )
     gamma: float = Field(
-        default=-3.0, le=0, description="Most that it may read there, less what it reads at its own query."
+        default=-3.0,
+        le=0,
+        description="Most that it may read there, less what it reads at its own query (kecore's choice, tried).",
     )
-    hardest: int = Field(default=32, ge=1, description="Unrelated queries that count, those that it reads most at (k).")
-    passages: int = Field(default=64, ge=1, le=64, description="Wikipedia passages that unrelated queries are from.")
-    passage_tokens: int = Field(default=24, ge=1, description="Tokens of each passage.")
+    hardest: int = Field(
+        default=32,
+        ge=1,
+        description="Unrelated queries that count, those that it reads most at (the paper's k; kecore's choice).",
+    )
+    passages: int = Field(
+        default=64,
+        ge=1,
+        le=64,
+        description="Wikipedia passages that unrelated queries are from (kecore's choice: all that are packaged; the "
+        "model's training data in the paper).",
+    )
+    passage_tokens: int = Field(default=24, ge=1, description="Tokens of each passage (kecore's choice).")
     others: int = Field(
-        default=16, ge=0, le=64, description="Further subjects of the request's own prompt, for unrelated queries."
+        default=16,
+        ge=0,
+        le=64,
+        description="Further subjects of the request's own prompt, for unrelated queries (kecore's choice, tried: with "
+        "none, neighbours suffer).",
     )
-    steps: int = Field(default=50, ge=1, description="Gradient steps of an edit.")
+    steps: int = Field(default=50, ge=1, description="Gradient steps of an edit (kecore's choice).")
     ridge: float = Field(
         default=0.1,
         gt=0,
-        description="Added to the covariance that queries are standardised by, in units of their mean variance.",
+        description="Added to the covariance that queries are standardised by, in units of their mean variance "
+        "(kecore's choice).",
     )
     learning_rate: float = Field(
-        default=0.1, gt=0, description="Of Adam, where what a patch reads and the layer's output are units."
+        default=0.1,
+        gt=0,
+        description="Of Adam, where what a patch reads and the layer's output are units (kecore's choice).",
     )
 
     def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:

@@ -20,12 +20,25 @@ __all__ = ["Ke", "KeConfig"]
 class KeConfig(GradientConfig):
     """Configuration; sizes that suit a model of a hundred million parameters."""
 
-    hidden: int = Field(default=128, ge=1, description="Width of each direction of the LSTM and of what follows it.")
-    edit_rate: float = Field(
-        default=0.2, gt=0, description="Size of an update beside what the matrix does to a key, before training."
+    hidden: int = Field(
+        default=128, ge=1, description="Width of each direction of the LSTM and of what follows it (kecore's choice)."
     )
-    margin: float = Field(default=0.01, gt=0, description="KL that unrelated answers may move by.")
-    multiplier_rate: float = Field(default=0.5, gt=0, description="Most that the multiplier moves by in one step.")
+    edit_rate: float = Field(
+        default=0.2,
+        gt=0,
+        description="Size of an update beside what the matrix does to a key, before training (kecore's choice).",
+    )
+    margin: float = Field(
+        default=0.01,
+        gt=0,
+        description="KL that unrelated answers may move by (kecore's choice; the paper lowers its own in training).",
+    )
+    multiplier_rate: float = Field(
+        default=0.5,
+        gt=0,
+        description="Most that the multiplier moves by in one step (kecore's choice; 0.1 in the training that "
+        "docs/methods/ke.md reports).",
+    )
 
 
 class KeNetwork(Network):

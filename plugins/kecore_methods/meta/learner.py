@@ -32,18 +32,27 @@ class GradientConfig(MethodConfig):
     """What all of them may be told."""
 
     layers: tuple[int, ...] | None = Field(
-        default=None, description="Layers whose value projections are edited; None goes by depth."
+        default=None, description="Layers whose value projections are edited; None goes by depth (kecore's choice)."
     )
-    first_depth: float = Field(default=0.92, ge=0, le=1, description="Depth of the first edited layer.")
-    last_depth: float = Field(default=1.0, ge=0, le=1, description="Depth of the last edited layer.")
+    first_depth: float = Field(
+        default=0.92, ge=0, le=1, description="Depth of the first edited layer (MEND's paper: the last three)."
+    )
+    last_depth: float = Field(
+        default=1.0, ge=0, le=1, description="Depth of the last edited layer (MEND's paper: the last)."
+    )
     together: int = Field(
-        default=2, ge=1, description="Requests of one edit while it is trained; an edit may have any number of them."
+        default=2,
+        ge=1,
+        description="Requests of one edit while it is trained; an edit may have any number of them (kecore's choice, "
+        "tried on tiny models; as many as are edited later in MEND's paper).",
     )
-    learning_rate: float = Field(default=1e-3, gt=0, description="Of Adam, while the network is trained.")
+    learning_rate: float = Field(
+        default=1e-3, gt=0, description="Of Adam, while the network is trained (kecore's choice; EasyEdit: 1e-6)."
+    )
     edit_weight: float = Field(
-        default=0.1, gt=0, description="Weight of the edit loss beside the locality loss (0.1 in the paper)."
+        default=0.1, gt=0, description="Weight of the edit loss beside the locality loss (0.1 in MEND's paper)."
     )
-    clip: float = Field(default=1.0, gt=0, description="Largest norm of the network's gradient.")
+    clip: float = Field(default=1.0, gt=0, description="Largest norm of the network's gradient (kecore's choice).")
 
     def edited_layers(self, view: ModelView) -> tuple[int, ...]:
         """The layers, ascending; by depth unless given."""

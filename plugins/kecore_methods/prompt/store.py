@@ -41,6 +41,11 @@ class EncoderConfig(MethodConfig):
         f"states) or '{CHARACTERS}' (spelling alone; needs nothing).",
     )
 
+    def check_installed(self) -> None:
+        """The encoder, which is loaded once a process; the edited model needs nothing."""
+        if self.encoder != MODEL:
+            sentence_encoder(self.encoder)
+
 
 class ScopeConfig(WordingConfig, EncoderConfig):
     """Wording, encoder, and when a prompt is about a fact."""

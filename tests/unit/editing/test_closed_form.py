@@ -58,6 +58,24 @@ def at_subject(world: Any, fact: EditRequest, layer: int) -> tuple[Tensor, Tenso
     return hidden, value
 
 
+def test_apart_is_one_edit_a_layer(any_world: Any, facts: list[EditRequest], recwarn: pytest.WarningsRecorder) -> None:
+    """BLUE: the last layer's values are those of the model that the first layer's update has edited, written whole."""
+    view = any_world.view
+    before = Snapshot(view.model)
+    together = engine((0, 2), apart=True).plan(view, facts[1:3], context(any_world), "test")
+    assert not before.differences()
+    first = engine((0,)).plan(view, facts[1:3], context(any_world), "test")
+    first.attach(view.model)
+    last = engine((2,)).plan(view, facts[1:3], context(any_world), "test")
+    first.revert(view.model)
+    assert together.notes["layers"] == [0, 2]
+    assert together.notes["value_steps"] == [*first.notes["value_steps"], *last.notes["value_steps"]]
+    for part in (first, last):
+        ((name, update),) = part.updates.items()
+        torch.testing.assert_close(together.updates[name].matrix(), update.matrix(), rtol=1e-4, atol=1e-6)
+        assert update.norm() > 0
+
+
 @pytest.fixture
 def wanted(any_world: Any, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """Target vectors of the test's own for three subjects, in place of optimised ones."""

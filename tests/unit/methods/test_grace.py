@@ -22,6 +22,7 @@ from kecore import Editor, EditRequest, ModuleEdit
 from kecore.errors import ConfigError
 from kecore.evaluate import score_continuations
 from kecore.testing import tiny_model, tiny_tokenizer
+from kecore_methods.finetune.training import Targets
 from kecore_methods.memory.grace import Codebook, Entries, Grace
 from kecore_methods.memory.passes import Passes
 
@@ -161,6 +162,29 @@ def test_prompt_that_is_edited_again_changes_its_entry(editor: Editor) -> None:
     assert again.notes["entries"] == 1
     scores = score_continuations(editor.view, editor.encoder, [(FACT.text, "Berlin"), (FACT.text, FACT.target)])
     assert scores[0].mean > scores[1].mean
+
+
+def test_an_entry_that_expands_goes_on_from_its_value_with_the_new_prompt_alone(
+    editor: Editor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the released code has it: one value for both prompts, and only the new one in the loss."""
+    wide: dict[str, Any] = {**CONFIG, "radius": 1e3}
+    trained: list[int] = []
+    loss = Targets.loss
+    monkeypatch.setattr(Targets, "loss", lambda batch: trained.append(len(batch.rows.input_ids)) or loss(batch))
+    first = editor.edit(FACT, Grace, **wide)
+    same = EditRequest(OTHER.prompt, OTHER.subject, FACT.target)
+    still = editor.edit(same, Grace, **wide, learning_rate=1e-9)
+    assert isinstance(first, ModuleEdit)
+    assert isinstance(still, ModuleEdit)
+    assert still.notes["rules"] == ["expand"]
+    assert still.notes["entries"] == 1
+    assert torch.allclose(still.effect.tensors()["values"], first.effect.tensors()["values"], atol=1e-6)
+    editor.revert()
+    moved = editor.edit(same, Grace, **wide)
+    assert isinstance(moved, ModuleEdit)
+    assert not torch.allclose(moved.effect.tensors()["values"], first.effect.tensors()["values"], atol=1e-2)
+    assert set(trained) == {1}
 
 
 def test_other_layer_of_a_session_is_refused(editor: Editor) -> None:

@@ -56,7 +56,7 @@ def test_update_takes_the_old_answer_out_and_puts_the_new_one_in(editor: Editor)
 
 
 def test_erase_leaves_values_of_zero(editor: Editor) -> None:
-    edit = planned(editor, *FACTS, operation="erase")
+    edit = planned(editor, FACTS[0], operation="erase")
     for layer, index in columns(edit):
         assert not editor.view.layers[layer].value_projection.weight[:, index].any()
     assert len(columns(edit)) >= 2
@@ -77,18 +77,6 @@ def test_the_old_answer_is_the_records_or_the_models_own(editor: Editor, monkeyp
     editor.revert()
     planned(editor, EditRequest(FACTS[0].prompt, FACTS[0].subject, FACTS[0].target, "Danube"))
     assert asked == [[own] * 3, [given.ids[given.start]] * 3]
-
-
-def test_what_requests_write_adds_up(editor: Editor) -> None:
-    alone: list[dict[tuple[int, int], torch.Tensor]] = []
-    for request in FACTS:
-        alone.append(columns(planned(editor, request)))
-        editor.revert()
-    both = columns(planned(editor, *FACTS))
-    assert set(both) == {*alone[0], *alone[1]}
-    for place, column in both.items():
-        parts = [one[place] for one in alone if place in one]
-        assert torch.allclose(column, torch.stack(parts).sum(0), atol=1e-6)
 
 
 def test_refuses_what_has_no_neurons(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,25 @@ def test_ultraedit_is_ridge_regression_on_normalised_features(editor: Editor) ->
     torch.testing.assert_close(update.matrix().double(), expected, rtol=1e-3, atol=1e-6 * float(expected.abs().max()))
 
 
+def test_stableedit_is_ultraedit_with_whitened_gradients(editor: Editor) -> None:
+    """Cold, in the absolute form: ``g^ = (C + s mean(diag C) I)^(-1/2) (g - mu)``, the root by an SVD in float64."""
+    with editor:
+        with editor.view.frozen():
+            texts = [editor.encoder.encode(fact.text, fact.target) for fact in FACTS]
+            seen = features(editor.view, editor.encoder, texts, [1])[1]
+        absolute = {"learning_rate": 1e-3, "ridge_lambda": 1.0}
+        edit = edited(editor, FACTS, "stableedit", warm_up=0, shrinkage=0.2, **absolute)
+    h, g = (torch.cat([torch.zeros(1, x.shape[1]), x]).double() for x in (seen.keys, seen.gradients))
+    key = ((h - h.mean(0)) / h.std(0, correction=0))[1:]
+    covariance = torch.cov(g.t(), correction=0)
+    u, s, _ = torch.linalg.svd(covariance + 0.2 * covariance.diagonal().mean() * torch.eye(len(covariance)))
+    white = (g - g.mean(0))[1:] @ (u / s.sqrt()) @ u.t()
+    v = -1e-3 * key.square().sum(1, keepdim=True) * white
+    expected = (torch.linalg.inv(h.t() @ h + torch.eye(h.shape[1])) @ h[1:].t() @ v).t()
+    (update,) = edit.updates.values()
+    torch.testing.assert_close(update.matrix().double(), expected, rtol=1e-3, atol=1e-6 * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize("method", ["ultraedit", "stableedit"])
 def test_statistics_go_on_over_a_session_and_come_off_with_the_edit(editor: Editor, method: str) -> None:
     def count(edit: WeightEdit) -> int:

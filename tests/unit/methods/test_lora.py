@@ -172,5 +172,6 @@ def test_unknown_targets_are_named() -> None:
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     editor = Editor(tiny_model("llama"), tiny_tokenizer())
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install kecore\[lora\]"):
+    monkeypatch.setattr("kecore.evaluate.score_continuations", lambda *_a, **_o: pytest.fail("the model ran"))
+    with pytest.raises(MissingDependencyError, match=r"pip install 'kecore\[lora\]'"):
         editor.edit(FACTS, "lora")

@@ -111,13 +111,75 @@ def test_worked_questions_stand_first_and_are_in_one_format(editor: Editor) -> N
         assert kinds == ["Question", *hop * ((len(kinds) - 2) // 4), "Final answer"]
 
 
+KNOWN = {
+    "Which country is Michael Feinstein a citizen of?": ("Michael Feinstein is a citizen of", "United States"),
+    "What is the capital of United States?": ("The capital of United States is", "Washington"),
+    "What is the capital of Peru?": ("The capital of Peru is", "Lima"),
+}
+"""What the scripted model knows: of each question the statement that answers it, and the answer before any edit."""
+
+
+def scripted(text: str) -> str:
+    """A scripted stand-in for a capable model: it keeps to the format, and goes by what it reads.
+
+    It takes the question apart, answers each part from what it knows, and holds a retrieved fact against that: a fact
+    about the very thing that was asked decides, any other does not.
+    """
+    *_, last = text.strip().splitlines()
+    asked = [line.partition(": ")[2] for line in text.splitlines() if line.startswith("Subquestion:")]
+    found = [line.rpartition(": ")[2] for line in text.splitlines() if "the intermediate answer is:" in line]
+    if last == "Final answer:":
+        return f" {found[-1]}\n\nQuestion: Who"
+    if last.startswith("Question:"):
+        return _asking("Which country is Michael Feinstein a citizen of?")
+    statement, own = KNOWN[asked[-1]]
+    told = last.removeprefix("Retrieved fact: ").removesuffix(".")
+    if told.startswith(statement):
+        answer = told.removeprefix(statement).strip()
+        said = f"Retrieved fact contradicts to generated answer, so the intermediate answer is: {answer}\n"
+    else:
+        answer = own
+        said = f"Retrieved fact does not contradict to generated answer, so the intermediate answer is: {answer}\n"
+    return said + (f"Final answer: {answer}\n" if len(asked) == 2 else _asking(f"What is the capital of {answer}?"))
+
+
+def _asking(question: str) -> str:
+    statement, answer = KNOWN[question]
+    return f"Subquestion: {question}\nGenerated answer: {statement} {answer}.\nRetrieved fact: made up"
+
+
+@pytest.mark.parametrize(("facts", "answer"), [(0, "Washington"), (1, "Lima"), (2, "El Campu")])
+def test_a_scripted_model_answers_over_two_hops_with_what_was_edited(
+    editor: Editor, monkeypatch: pytest.MonkeyPatch, facts: int, answer: str
+) -> None:
+    """The whole loop with a script in the model's place; of real models the page says what was measured.
+
+    With no fact about it in the store, one about something else is retrieved, which the script has to leave alone. With
+    the citizenship edited the second hop asks about Peru and nothing in the store speaks of its capital; with both
+    edited, both hops follow.
+    """
+    read: list[str] = []
+
+    def speak(_view: object, _encoder: object, texts: Sequence[str], **_options: int) -> list[Generation]:
+        read.extend(texts)
+        return [Generation(scripted(text), (), True) for text in texts]
+
+    monkeypatch.setattr(mello, "generate", speak)
+    unrelated = EditRequest("The author of {} is", "The Trial", "Jane Austen")
+    editor.edit([*FACTS[:facts], unrelated], "mello", encoder=CHARACTERS, demonstrations=0)
+    (text,) = written(editor.model, [QUESTION], Reader(editor.view, editor.encoder))
+    assert scripted(text) == f" {answer}\n\nQuestion: Who"
+    assert len(read) == 3, "one exchange a hop, and the last that ends it"
+    assert text.count("fact contradicts") == facts
+
+
 def sentences() -> Any:
     from kecore.encoders import sentence_encoder
 
     return sentence_encoder(CHARACTERS)([fact.text for fact in FACTS])
 
 
-def test_a_real_model_is_asked_without_the_edit_itself(editor: Editor, tmp_path: Path) -> None:
+def test_the_edited_model_is_asked_without_the_edit_itself(editor: Editor, tmp_path: Path) -> None:
     edit = editor.edit(FACTS, "mello", encoder=CHARACTERS, demonstrations=0, new_tokens=8)
     reader = Reader(editor.view, editor.encoder)
     assert written(editor.model, ["Who is it?"], reader) == ["Question: Who is it?\nFinal answer:"]

@@ -115,7 +115,7 @@ def test_an_interrupt_leaves_the_model_as_it_was() -> None:
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     editor = Editor(tiny_model("llama"), tiny_tokenizer())
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install kecore\[qlora\]"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'kecore\[qlora\]'"):
         editor.edit(FACTS, "qlora")
 
 

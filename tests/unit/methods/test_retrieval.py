@@ -171,7 +171,7 @@ def test_minilm_is_the_published_encoder() -> None:
 
 def test_an_encoder_without_a_threshold_of_its_own_wants_one(editor: Editor, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no threshold is known for encoder"):
-        editor.edit(FACTS[0], "retrieval", encoder=str(tmp_path))
+        editor.edit(FACTS[0], "retrieval", encoder=MODEL)
     with pytest.raises(ModelLoadError, match=r"no config\.json"):
         editor.edit(FACTS[0], "retrieval", encoder=str(tmp_path), threshold=0.5)
 
@@ -184,7 +184,7 @@ def test_a_default_encoder_that_is_not_there_is_named_with_its_extra(
     monkeypatch.setattr("kecore.models._MINILM_WHEEL", "no_such_package")
     monkeypatch.setattr("kecore.models._MINILM_HUB", "no/such-model")
     encoders._pooled.cache_clear()
-    with pytest.raises(MissingDependencyError, match=r"pip install kecore\[prompt\]"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'kecore\[prompt\]'"):
         editor.edit(FACTS[0], "retrieval")
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from kecore import Corpus, Editor, EditRequest, KeyStatistics, WeightEdit
+from kecore import Corpus, Editor, EditRequest, KeyStatistics, WeightEdit, registry
 from kecore.edit import Dense, LowRank
+from kecore.editing.closed_form import ClosedForm
 from kecore.editing.keys import KeyPass
 from kecore.errors import ConfigError, KecoreWarning
 from kecore.testing import tiny_model, tiny_tokenizer
+from kecore_methods.locate.ote_se import OteSe
 
 FACTS = [
     EditRequest("The company of {}", "Tim Cook", "French"),
@@ -20,6 +25,7 @@ FACTS = [
     EditRequest("A river in {}:", "France", "Danube"),
 ]
 FAST: dict[str, Any] = {"steps": 4, "contexts": 1, "context_tokens": 2, "layers": [0, 1, 2]}
+STRONG: dict[str, Any] = {"gain": 50.0, "prune_base": 50.0}  # updates that PRUNE finds too large
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +54,9 @@ def same(a: WeightEdit, b: WeightEdit) -> bool:
 
 @pytest.mark.parametrize("method", ["rect", "prune"])
 def test_a_method_is_memit_with_a_stage(editor: Editor, method: str) -> None:
-    strong = {"prune_base": 50.0, "clamp": 100.0}
-    own, staged = planned(editor, method, **strong), planned(editor, "memit", stages=method, **strong)
+    own, staged = planned(editor, method, **STRONG), planned(editor, "memit", stages=method, **STRONG)
     assert same(own, staged)
+    assert not same(own, planned(editor, "memit", **STRONG))
     assert (own.method, staged.method) == (method, "memit")
 
 
@@ -73,7 +79,9 @@ def test_a_lone_value_is_its_own_anchor_and_the_next_ones_keep_it(editor: Editor
     assert isinstance(second, WeightEdit)
     for name, update in plain.updates.items():
         torch.testing.assert_close(first.updates[name].matrix(), update.matrix(), rtol=1e-4, atol=1e-6)
-    assert torch.equal(first.state["nas/anchor"], second.state["nas/anchor"])
+    assert torch.equal(first.state["nas/anchor/2"], second.state["nas/anchor/2"])
+    given = planned(editor, "memit", stages="nas", nas_anchor=float(first.state["nas/anchor/2"]), layers=[2])
+    assert float(given.state["nas/anchor/2"]) == pytest.approx(float(first.state["nas/anchor/2"]))
 
 
 def test_evoedit_does_not_touch_the_keys_of_earlier_edits(editor: Editor) -> None:
@@ -141,12 +149,97 @@ def test_rect_of_everything_is_memit(editor: Editor) -> None:
     assert same(planned(editor, "rect", rect_kept=1.0), planned(editor, "memit"))
 
 
+@pytest.mark.parametrize(("method", "base"), [("rect", "memit"), ("prune", "memit"), ("sphere", "alphaedit")])
+def test_named_stages_come_beside_the_methods_own(editor: Editor, method: str, base: str) -> None:
+    """Of RECT with ``stages=blue`` the stage that makes it RECT stays."""
+    both, one = planned(editor, method, stages="blue", **STRONG), planned(editor, base, stages="blue", **STRONG)
+    assert same(both, planned(editor, base, stages=f"{method} + blue", **STRONG))
+    assert not same(both, one)
+    assert both.notes["layers"] == [0, 2]
+
+
+THE_LINE = "alphaedit + blue + nas + merge"
+
+
+def test_a_method_may_be_a_line(editor: Editor) -> None:
+    line, fields = planned(editor, THE_LINE), planned(editor, "alphaedit", stages="blue + nas + merge")
+    assert same(line, fields)
+    assert not same(line, planned(editor, "alphaedit", stages="blue + merge"))
+    assert (line.method, line.notes["layers"]) == (THE_LINE, [0, 2])
+    assert same(line, planned(editor, "AlphaEdit+Blue +  nas", stages="merge"))
+    assert {name for name in line.state if "nas" in name} == {"nas/anchor/0", "nas/anchor/2"}
+
+
+def test_blue_optimises_for_the_first_layer_too(editor: Editor) -> None:
+    """Which takes the most memory of the two, and is planned for; both layers have values of every fact."""
+    blue, memit = (registry.default().get(name).Config.make(FAST) for name in ("memit + blue", "memit"))
+    assert (blue.memory_shape(editor.view).anchor, memit.memory_shape(editor.view).anchor) == (0, None)
+    assert blue.memory_shape(editor.view).layers == (0, 2)
+
+
+def test_a_lines_sequence_remembers(editor: Editor) -> None:
+    """Anchor and keys of the first edit are there at the second, as with the same stages by configuration."""
+    weights = []
+    for method, stages in ((THE_LINE, ""), ("alphaedit", "blue + nas + merge")):
+        with editor, warnings.catch_warnings():
+            warnings.simplefilter("ignore", KecoreWarning)
+            editor.edit(FACTS[:1], method, **FAST, stages=stages)
+            weights.append(editor.edit(FACTS[1:], method, **FAST, stages=stages))
+    first, second = weights
+    assert isinstance(first, WeightEdit)
+    assert isinstance(second, WeightEdit)
+    assert same(first, second)
+    assert list(first.state) == list(second.state)
+
+
+def test_a_line_keeps_the_presets_of_its_method() -> None:
+    config = registry.default().get("memit + rect").Config
+    assert config.presets() == registry.default().get("memit").Config.presets() != {}
+
+
+@pytest.mark.parametrize("method", ["rect", "prune", "ote-se", "eamet", "memit-fe", "sphere", "simie", "evoedit"])
+def test_what_another_method_published_is_no_preset(method: str) -> None:
+    with pytest.raises(ConfigError, match=r"unknown preset 'llama-2-7b'; known: none"):
+        registry.default().get(method).Config.preset("llama-2-7b")
+
+
+@pytest.mark.parametrize(
+    ("method", "stages", "message"),
+    [
+        ("memit", "blue + purple", r"no stage 'purple'; known: blue, merge, .*rect"),
+        ("memit", "blu", "no stage 'blu'; did you mean 'blue'"),
+        ("memit", "blue + ", "no stage ''"),
+        ("memit", ["blue", "blue"], "'blue' is named twice; name each once"),
+        ("rect", "rect", r"'rect' is named twice \(it is a part of the method\)"),
+        ("memit", 5, "valid tuple"),
+        ("memit + bleu", "", r"method 'memit \+ bleu': no stage 'bleu'; did you mean 'blue'"),
+        ("memit + blue", "blue", r"'blue' is named twice \(it is a part"),
+        ("ft-m + simie", "", r"method 'ft-m \+ simie': no stage can be added.* fits none"),
+        ("ft-m", "simie", r"unknown key 'stages' \(stages change .* fits none\)"),
+    ],
+)
+def test_stages_that_do_not_fit_are_refused(editor: Editor, method: str, stages: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        editor.edit(FACTS[0], method, **({"stages": stages} if stages else {}))
+
+
+@pytest.mark.parametrize("empty", ["", "  ", (), []])
+def test_no_stage_is_none(empty: Any) -> None:
+    rect = registry.default().get("rect").Config
+    assert rect.make({"stages": empty}) == rect()
+
+
+def test_a_configuration_survives_its_json() -> None:
+    config = registry.default().get("rect + blue").Config.make({"stages": "nas"})
+    assert type(config).make(config.to_json()) == config
+
+
 def test_a_line_is_a_list(editor: Editor) -> None:
     line = planned(editor, "alphaedit", stages=" blue + merge+rect")
     assert line.config["stages"] == ["blue", "merge", "rect"]
     assert same(line, planned(editor, "alphaedit", stages=["blue", "merge", "rect"]))
     assert line.notes["layers"] == [0, 2]
-    assert len(line.notes["value_steps"]) == 2  # one of the two subjects has two requests
+    assert len(line.notes["value_steps"]) == 4  # two layers, and one of the two subjects has two requests
     for update in line.updates.values():
         assert isinstance(update, Dense)
         assert float((update.delta != 0).float().mean()) == pytest.approx(0.4, abs=1e-3)
@@ -155,11 +248,6 @@ def test_a_line_is_a_list(editor: Editor) -> None:
 def test_merge_overrules(editor: Editor) -> None:
     assert len(planned(editor, "memit", merge_subjects=False).notes["value_steps"]) == 3
     assert len(planned(editor, "memit", merge_subjects=False, stages="merge").notes["value_steps"]) == 2
-
-
-def test_an_unknown_stage_is_refused(editor: Editor) -> None:
-    with pytest.raises(ConfigError, match=r"no stage 'purple'; known: blue, merge, .*rect"):
-        editor.edit(FACTS, "memit", stages="blue + purple")
 
 
 def test_encore_stops_when_the_target_is_the_answer(editor: Editor) -> None:
@@ -186,6 +274,52 @@ def test_the_norm_constraint_is_a_ridge(editor: Editor) -> None:
 def test_an_absolute_norm_needs_an_absolute_preservation(editor: Editor) -> None:
     with pytest.raises(ConfigError, match="preservation_lambda"):
         editor.edit(FACTS, "encore", norm_lambda=20)
+
+
+class FixedValues(OteSe):
+    """OTE-SE, of which the facts of a session get given values in turn, whatever model they are optimised on."""
+
+    class Config(OteSe.Config):
+        """That of OTE-SE."""
+
+        def engine(self, layers: tuple[int, ...], **stages: Any) -> ClosedForm:
+            """The engine without optimised values."""
+            return replace(super().engine(layers, **stages), target=given)
+
+
+def given(_layer: int, outputs: Callable[[], Tensor], delta: Tensor, state: dict[str, Tensor]) -> Tensor:
+    """What is missing to the values of the session's next facts."""
+    begin = int(state.get("given", torch.zeros(())))
+    state["given"] = torch.tensor(begin + len(delta))
+    every = torch.randn(8, delta.shape[1], generator=torch.Generator().manual_seed(3))
+    return every[begin : begin + len(delta)] - outputs()
+
+
+@pytest.mark.parametrize(
+    ("config", "equal"),
+    [
+        ({}, True),
+        ({"accumulate": False}, False),
+        ({"each_context": True}, False),
+        ({"preservation_lambda": None}, False),
+        ({"layers": [1, 2]}, False),
+    ],
+)
+def test_edits_of_ote_se_in_sequence_are_one_edit(editor: Editor, config: dict[str, Any], equal: bool) -> None:
+    """To float32 accuracy, where nothing but the order of writing differs; docs/methods/ote-se.md says when."""
+    facts = [*FACTS[:2], EditRequest("The spire of {}", "Anna", "Rome")]
+    fixed = {**FAST, "steps": 1, "gain": 1.0, "layers": [1], "each_context": False, "preservation_lambda": 1.0}
+    weight = editor.view.layers[1].value_projection.parameter
+    before, found = weight.data.clone(), []
+    for parts in ([facts], [facts[:1], facts[1:]], [[fact] for fact in facts]):
+        with editor, warnings.catch_warnings():
+            warnings.simplefilter("ignore", KecoreWarning)
+            for part in parts:
+                editor.edit(part, FixedValues, **{**fixed, **config})
+            found.append((weight.data - before).double())
+    once, *sequences = found
+    apart = [float((sequence - once).norm() / once.norm()) for sequence in sequences]
+    assert max(apart) < 1e-5 if equal else min(apart) > 1e-4, apart
 
 
 def test_keys_are_accumulated_and_come_off_with_the_edit(editor: Editor) -> None:

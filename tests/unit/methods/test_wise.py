@@ -7,10 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from memory_setting import FACT, OTHER, Toy, opened, scores_batches_as_single_prompts, writes_with_a_cache_as_without
+from memory_setting import (
+    FACT,
+    OTHER,
+    Toy,
+    logits,
+    opened,
+    scores_batches_as_single_prompts,
+    writes_with_a_cache_as_without,
+)
 from torch import Tensor
 
 from kecore import Editor, EditRequest, ModuleEdit
+from kecore.edit import suspended
 from kecore.errors import ConfigError
 from kecore_methods.finetune.training import Targets
 from kecore_methods.memory.wise import SideMemories, Wise, ties
@@ -82,16 +91,12 @@ def test_routing_is_by_the_largest_activation_so_far() -> None:
 
 
 def test_texts_below_the_threshold_are_bitwise_as_they_were(editor: Editor) -> None:
-    def logits(text: str) -> Tensor:
-        with torch.no_grad():
-            return editor.model(input_ids=torch.tensor([editor.encoder.encode(text).ids]), use_cache=False).logits
-
-    before, own = [logits(text) for text in FAR], logits(FACT.text)
+    before, own = [logits(editor, text) for text in FAR], logits(editor, FACT.text)
     edit = editor.edit(FACT, Wise, **CONFIG)
     assert isinstance(edit, ModuleEdit)
     assert isinstance(edit.effect, SideMemories)
-    assert all(torch.equal(logits(text), old) for text, old in zip(FAR, before, strict=True))
-    assert not torch.equal(logits(FACT.text)[:, -1], own[:, -1])
+    assert all(torch.equal(logits(editor, text), old) for text, old in zip(FAR, before, strict=True))
+    assert not torch.equal(logits(editor, FACT.text)[:, -1], own[:, -1])
     share = float((edit.effect.deltas != 0).float().mean())
     assert share == pytest.approx(0.2, abs=0.03)
 
@@ -122,9 +127,40 @@ def test_what_is_trained_is_what_will_act(editor: Editor, monkeypatch: pytest.Mo
     assert acting.tolist() == [column >= first for column in range(len(acting))]
 
 
+def by_hand(editor: Editor, side: SideMemories, text: str) -> tuple[set[int], Tensor]:
+    """Algorithm 2 for one text, token by token: which memories took tokens, and the logits of the model without hooks.
+
+    The output of the layer's value projection is put in the place of the model's own, one vector a token.
+    """
+    ids = torch.tensor([editor.encoder.encode(text).ids])
+    projection = editor.model.get_submodule(side.place)
+    given: list[Tensor] = []
+    with torch.no_grad(), suspended(editor.model):
+        handle = projection.register_forward_hook(lambda _m, args, out: given.extend((args[0][0], out[0])))
+        editor.model(input_ids=ids, use_cache=False)
+        handle.remove()
+        keys, out = given[0], given[1].clone()
+        best, best_score, taken = -1, 1.0, set[int]()  # the largest activation so far, in units of the threshold
+        for column, key in enumerate(keys):
+            for memory, (delta, limit) in enumerate(zip(side.deltas, side.thresholds, strict=True)):
+                score = float((delta @ key).norm() / limit)
+                if score > best_score:
+                    best, best_score = memory, score
+            if best >= 0:
+                out[column] += side.deltas[best] @ key
+            taken.add(best)
+        handle = projection.register_forward_hook(lambda *_: out[None])
+        logits = editor.model(input_ids=ids, use_cache=False).logits
+        handle.remove()
+    return taken, logits
+
+
 @pytest.mark.parametrize(("mode", "memories"), [("retrieve", 3), ("merge", 2)])
 def test_full_shards_are_merged_and_others_begun(editor: Editor, mode: str, memories: int) -> None:
-    """Five edits, one a shard, two shards a memory: the merged ones are TIES of what was there before."""
+    """Five edits, one a shard, two shards a memory: the merged ones are TIES of what was there before.
+
+    What the model says then is what Algorithm 2 says, worked out by hand with these memories.
+    """
     setup = {**CONFIG, "shard_edits": 1, "shards": 2, "mode": mode}
     effects: list[SideMemories] = []
     for i, request in enumerate((FACT, OTHER, THIRD, FACT, OTHER)):
@@ -139,6 +175,13 @@ def test_full_shards_are_merged_and_others_begun(editor: Editor, mode: str, memo
     shards = effects[3].deltas if mode == "merge" else effects[3].deltas[1:]
     assert torch.equal(effects[4].deltas[memories - 2], ties(shards, 0.53))
     assert all(math.isfinite(float(limit)) and float(limit) > 0 for limit in effects[4].thresholds)
+    asked: set[int] = set()
+    for text in (FACT.text, OTHER.text, THIRD.text, *FAR):
+        taken, wanted = by_hand(editor, effects[4], text)
+        found = logits(editor, text)
+        assert torch.allclose(found, wanted, atol=1e-4)
+        asked |= taken
+    assert {-1, memories - 2} <= asked, "neither a text beyond the memories nor one that what was merged last takes"
 
 
 def test_other_layer_of_a_session_is_refused(editor: Editor) -> None:
