@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from kecore.testing.checks import CHECKS
 from kecore.types import Capabilities
@@ -27,15 +28,21 @@ def table() -> str:
 
 
 def _asked(name: str) -> str:
-    """Which flags make a method owe this check, found by trying them one at a time."""
+    """Which flags make a method owe this check, found by trying them one and two at a time."""
     check = next(check for check in CHECKS if check.name == name)
     if name == "works_on_cuda":
         return "all, where there is a CUDA device"
-    none = dict.fromkeys(_FLAGS, False)
-    if check.applies(Capabilities("weights", **none)):
-        excluded = [flag for flag in _FLAGS if not check.applies(Capabilities("weights", **{**none, flag: True}))]
-        return " or ".join(f"not `{flag}`" for flag in excluded) or "all"
-    return " or ".join(f"`{flag}`" for flag in _FLAGS if check.applies(Capabilities("weights", **{**none, flag: True})))
+
+    def owed(*given: str) -> bool:
+        flags: dict[str, Any] = {flag: flag in given for flag in _FLAGS}
+        return check.applies(Capabilities("weights", **flags))
+
+    causes: list[tuple[str, ...]] = [()] if owed() else [(flag,) for flag in _FLAGS if owed(flag)]
+    words = [
+        [f"`{flag}`" for flag in cause] + [f"not `{flag}`" for flag in _FLAGS if not owed(*cause, flag)]
+        for cause in causes
+    ]
+    return " or ".join(" and ".join(parts) for parts in words) or "all"
 
 
 def page() -> str:

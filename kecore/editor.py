@@ -15,7 +15,7 @@ from kecore import registry
 from kecore.edit import Edit, acting, attached
 from kecore.errors import EditStateError, KecoreWarning, UnsupportedCapabilityError
 from kecore.memory import MemoryPlan, Need, held, make_plan, scoring
-from kecore.method import EditMethod, MethodContext, Progress, Stages, no_examples, silent
+from kecore.method import EditMethod, MethodContext, Progress, Stages, check_count, no_examples, silent
 from kecore.model_view import Fingerprint, ModelView, type_name
 from kecore.text import Encoder
 from kecore.trained import untrained
@@ -176,6 +176,7 @@ class Editor:
             PluginError: the class breaks the contract of a method.
             ConfigError: a bad field.
             UnsupportedCapabilityError: the method cannot do what is asked, was not trained, or has no examples.
+            MissingDependencyError: the method uses a package that is not installed.
             ArtifactMismatchError: the configuration is not the one that the method was trained with.
             RequestError: a bad request, or two that contradict each other.
             MemoryBudgetError: the session's budget cannot hold what the edit needs.
@@ -184,6 +185,8 @@ class Editor:
         cls = registry.default().get(method) if isinstance(method, str) else _checked(method)
         check_conflicts(asked)
         made = self._config(cls, preset, config)
+        self._check_capabilities(cls, asked)
+        made.check_installed()
         plan = self._plan(made, asked)
         context = MethodContext(
             config=made,
@@ -201,7 +204,6 @@ class Editor:
             stages=Stages(),
             memory=plan.activations,
         )
-        self._check_capabilities(cls)
         self._warn_of_known(asked, plan)
         edit = cls().plan(self.view, asked, context)
         with context.stages("attach"):
@@ -331,8 +333,9 @@ class Editor:
     def _config(self, cls: type[EditMethod], preset: str | None, fields: Mapping[str, Any]) -> MethodConfig:
         return configured(cls, preset, fields, self._trained.get(cls.name))
 
-    def _check_capabilities(self, cls: Any) -> None:
+    def _check_capabilities(self, cls: type[EditMethod], requests: Sequence[EditRequest]) -> None:
         needs = cls.capabilities
+        check_count(cls, requests)
         dtype = type_name(self.view.dtype)
         if dtype not in needs.dtypes:
             raise UnsupportedCapabilityError(
@@ -345,7 +348,8 @@ class Editor:
             raise no_examples(cls.name)
         if self._history and not needs.sequential:
             raise UnsupportedCapabilityError(
-                f"method '{cls.name}' does not edit an edited model; revert first, or give all requests at once"
+                f"method '{cls.name}' does not edit an edited model; revert first"
+                + (", or give all requests at once" if needs.batch else "")
             )
 
     def _plan(self, config: MethodConfig, requests: Sequence[EditRequest]) -> MemoryPlan:

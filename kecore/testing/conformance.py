@@ -40,8 +40,10 @@ class Case:
 
     @property
     def id(self) -> str:
-        """``method-model-check``."""
-        return f"{self.bench.method.name}-{self.bench.architecture}-{self.check.name}"
+        """``method-model-check``, with the trial's label behind the method where it has one."""
+        trial = self.bench.trial
+        name = f"{trial.method.name}-{trial.label}" if trial.label else trial.method.name
+        return f"{name}-{self.bench.architecture}-{self.check.name}"
 
     @property
     def reason(self) -> str:

@@ -189,7 +189,7 @@ class ScalesStatistics(Good):
     capabilities = INFORMED
 
     def plan(self, view: ModelView, requests: Any, context: MethodContext) -> Edit:
-        for moment in context.need_statistics([1]).moments.values():
+        for moment in context.need_statistics([1], self.name).moments.values():
             moment *= 2
         return super().plan(view, requests, context)
 
@@ -403,6 +403,11 @@ class RefusesASecond(Good):
         if len(requests) > 1:
             raise UnsupportedCapabilityError("this method takes one request at a time; edit once for each")
         return super().plan(view, requests, context)
+
+
+@caught_by("several_requests_are_refused")
+class WritesWhatItDoesNotClaim(Good):
+    capabilities = Capabilities("weights")
 
 
 @caught_by("order_of_a_batch_does_not_matter")

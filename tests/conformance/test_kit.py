@@ -86,8 +86,10 @@ def test_checks_follow_from_capabilities() -> None:
 
     every = chosen()
     assert chosen(batch=True) - every == {"every_request_of_a_batch_counts", "order_of_a_batch_does_not_matter"}
-    assert every - chosen(batch=True) == {"several_requests_are_written_or_refused"}
-    assert chosen(sequential=True) - every == {"second_edit_keeps_the_first"}
+    assert every - chosen(batch=True) == {"several_requests_are_refused"}
+    assert chosen(sequential=True) - every == {"second_edit_keeps_the_first", "several_requests_are_written_or_refused"}
+    assert every - chosen(sequential=True) == {"several_requests_are_refused"}
+    assert "several_requests_are_written_or_refused" not in chosen(sequential=True, batch=True)
     assert every - chosen(reversible=False) == {"reverting_is_exact"}
     assert chosen(needs_examples=True) - every == {"what_is_missing_is_asked_for"}
 

@@ -176,9 +176,39 @@ def _long() -> EditRequest:
 
 def test_statistics_are_asked_for(editor: Editor) -> None:
     editor.statistics = None
-    with pytest.raises(errors.UnsupportedCapabilityError, match="kecore stats"):
+    with pytest.raises(errors.UnsupportedCapabilityError, match=r"method 'memit' needs key statistics.*kecore stats"):
         editor.edit(PARIS, "memit", **FAST)
     editor.edit(PARIS, "rome", **FAST, second_moment=False)
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> type[Any]:
+    """A method that takes one request at a time, and fails where anything of it is asked for but its capabilities."""
+    from kecore import registry
+    from kecore.types import Capabilities
+
+    class Alone(registry.default().get("ft-m")):  # type: ignore[misc]
+        name = "alone"
+        capabilities = Capabilities("weights")
+
+    monkeypatch.setattr("kecore.evaluate.score_continuations", lambda *_a, **_o: pytest.fail("the model ran"))
+    monkeypatch.setattr(Alone.Config, "needs", lambda *_: pytest.fail("memory was planned"))
+    monkeypatch.setattr(Alone, "plan", lambda *_: pytest.fail("the method ran"))
+    return Alone
+
+
+def test_several_requests_of_a_method_that_takes_one_are_refused_before_anything_runs(
+    editor: Editor, alone: type[Any]
+) -> None:
+    with pytest.raises(
+        errors.UnsupportedCapabilityError,
+        match=r"'alone' takes one request at a time and 2 came.*'batch'.*'sequential'.*revert.*edits=single",
+    ):
+        editor.edit([PARIS, COOK, PARIS], alone)
+
+
+def test_a_request_that_is_repeated_is_one_request(editor: Editor) -> None:
+    editor.edit([PARIS, PARIS], "kn", contexts=0, steps=2)
 
 
 def test_statistics_of_another_model_are_refused(statistics_file: Path) -> None:

