@@ -14,8 +14,9 @@ demo: $(READY)
 	$(BIN)/kecore demo
 
 # Each worker has one thread: LAPACK with as many threads as cores can be 20 times slower where the cores are busy.
+# Files go to workers in their order, which has the long ones (conformance, integration) first.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ from kecore.edit import attached
 
 pytestmark = [pytest.mark.real_model, pytest.mark.filterwarnings("ignore::kecore.errors.KecoreWarning")]
 
-RECORDS = 3
+RECORDS = 2
 # DPO raises the odds of the new answer against the old one, and stops before it is the most likely of all. KN moves a
 # few columns by one length for all facts, which makes some new answers likelier and no more (docs/methods/kn.md).
 PREFERS = {"dpo", "kn"}
@@ -42,12 +42,12 @@ def test_real_facts_change_and_come_off_bitwise(editor: Editor, method: str) -> 
     if not (can.batch or can.sequential):
         records = records[-1:]  # KN alone, which fails on the first: of fifty facts it prefers 38 (its page)
     before = {name: p.detach().clone() for name, p in editor.model.named_parameters()}
-    # bfloat16 compute halves the time; what is checked here is far from the difference it makes.
-    quick = {"precision": "bfloat16"} if "precision" in registry.default().get(method).Config.model_fields else {}
+    # Fewer contexts save half of the time; what is checked here is far from the difference they make.
+    quick = {"contexts": 2} if "contexts" in registry.default().get(method).Config.model_fields else {}
     editor.edit(records, method, **quick)
     scores = editor.evaluate(records, Protocol(max_new_tokens=0)).scores
     editor.revert()
     assert scores["edit_success"].value == 1.0
-    assert method in PREFERS or scores["strict_accuracy"].value >= 2 / 3
+    assert method in PREFERS or scores["strict_accuracy"].value >= 1 / 2
     assert attached(editor.model) == ()
     assert all(torch.equal(p, before[name]) for name, p in editor.model.named_parameters())

@@ -140,7 +140,8 @@ def test_harness_scores_are_compared_document_by_document() -> None:
 
 
 def test_harness_is_an_extra(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    for name in ("lm_eval", "lm_eval.tasks"):  # another test may have imported them
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingDependencyError, match=r"kecore\[eval\]"):
         checkup(small.view, small.encoder, harness=["boolq"])
 
