@@ -19,6 +19,8 @@ RECORDS = 2
 PREFERS = {"dpo", "kn"}
 # Training takes minutes on a real model (docs/train.md); MeLLo writes several questions and answers for each prompt.
 ELSEWHERE = {"mello"}
+# PMET says its targets strictly on a third of the facts (docs/methods/pmet.md), and on fewer with less to go by.
+WHOLE = {"pmet"}
 METHODS = [
     name
     for name in registry.default().names()
@@ -43,7 +45,8 @@ def test_real_facts_change_and_come_off_bitwise(editor: Editor, method: str) -> 
         records = records[-1:]  # KN alone, which fails on the first: of fifty facts it prefers 38 (its page)
     before = {name: p.detach().clone() for name, p in editor.model.named_parameters()}
     # Fewer contexts save half of the time; what is checked here is far from the difference they make.
-    quick = {"contexts": 2} if "contexts" in registry.default().get(method).Config.model_fields else {}
+    fields = registry.default().get(method).Config.model_fields
+    quick = {"contexts": 2} if "contexts" in fields and method not in WHOLE else {}
     editor.edit(records, method, **quick)
     scores = editor.evaluate(records, Protocol(max_new_tokens=0)).scores
     editor.revert()
