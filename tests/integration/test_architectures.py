@@ -201,7 +201,6 @@ def test_replay_equals_the_whole_pass(architecture: str, encoder: Encoder) -> No
 
 
 _PAST_ITS_WINDOW = pytest.mark.xfail(
-    strict=False,  # transformers may mend it at any time
     reason="transformers' own: over its cache, moshi writes on otherwise once a text is longer than the window",
 )
 
