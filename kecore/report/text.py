@@ -49,13 +49,11 @@ INTERVALS = (
 )
 """How intervals are taken; docs/metrics.md has the formula."""
 
-_WIDE = 130
-"""Columns of a terminal that shows everything."""
-
-_FIRST = {
+_FIRST = (
     "edit_success", "paraphrase_success", "neighbourhood_success", "score", "strict_accuracy", "free_generation",
-    "neighbourhood_stability", "portability", "locality",
-}  # fmt: skip
+    "neighbourhood_stability", "locality", "portability",
+)  # fmt: skip
+"""What a narrow terminal shows, as far as it has room, the first ones first."""
 
 
 def heads(table: Table) -> list[str]:
@@ -129,18 +127,34 @@ def notes(table: Table) -> list[str]:
 
 def rich_table(table: Table, width: int) -> RichTable:
     """The table for a terminal of so many columns: narrow ones show the first scores, wide ones intervals too."""
+    # An interval has a line of its own, or few terminals would be wide enough.
+    made = _made(table, [cells(table, row, _two_lines) for row in lines(table)])
+    if _narrowest(made) <= width:
+        return made
+    keys = [key for key in _FIRST if key in table.columns]
+    while True:
+        short = Table(table.rows, table.moment, {key: name for key, name in table.columns.items() if key in keys})
+        made = _made(short, [cells(short, row, _value) for row in lines(table)], costs=1)
+        if _narrowest(made) <= width or len(keys) < 2:
+            return made
+        keys.pop()
+
+
+def _made(table: Table, rows: list[list[str]], costs: int = len(COSTS)) -> RichTable:
     from kecore.cli.console import table as made
 
-    narrow = width < _WIDE
-    keys = [key for key in table.columns if not narrow or key in _FIRST]
-    short = Table(table.rows, table.moment, {key: table.columns[key] for key in keys})
-    head = heads(short)
-    # An interval has a line of its own, or few terminals would be wide enough.
-    rows = [cells(short, row, _value if narrow else _two_lines) for row in lines(table)]
-    if narrow:
-        few = len(head) - len(COSTS) + 1
-        head, rows = head[:few], [row[:few] for row in rows]
-    return made(*head, rows=rows, title=table.title, right=range(1, len(head)))
+    head = heads(table)
+    few = len(head) - len(COSTS) + costs
+    return made(*head[:few], rows=[row[:few] for row in rows], title=table.title, right=range(1, few))
+
+
+def _narrowest(made: RichTable) -> int:
+    """Columns of a terminal that the table needs so that no word of it is broken."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console(width=10_000)
+    return Measurement.get(console, console.options, made).minimum
 
 
 def rich_notes(table: Table) -> list[str]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -513,7 +514,13 @@ def test_interrupt_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
     words = ["edit", str(tiny), *FACT, "--tokens", "2000", "--set", "steps=1000000", "--set", "stop_loss=0"]
     command = [sys.executable, "-m", "kecore.cli", *words, "--out", str(tmp_path / "out"), "--json"]
     running = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # What a shell starts in the background ignores this signal, and hands that on to its children.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     assert running.stderr is not None
     for line in running.stderr:
@@ -521,7 +528,10 @@ def test_interrupt_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
             break
     time.sleep(1)  # into the optimisation
     running.send_signal(signal.SIGINT)
-    out, _ = running.communicate(timeout=60)
+    try:
+        out, _ = running.communicate(timeout=60)
+    finally:
+        running.kill()
     assert running.returncode == 130
     assert json.loads(out)["error"]["type"] == "KeyboardInterrupt"
     assert list(tmp_path.iterdir()) == []

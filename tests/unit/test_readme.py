@@ -1,18 +1,31 @@
-"""README.md says what is true."""
+"""README.md and the tables of what was measured say what is true."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 
-def test_table_of_methods_is_current(root: Path) -> None:
-    spec = importlib.util.spec_from_file_location("kecore_docs_methods", root / "docs" / "_methods.py")
+def script(root: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"kecore_docs{name}", root / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_table_of_methods_is_current(root: Path) -> None:
+    module = script(root, "_methods")
     assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run `python docs/_methods.py`"
+
+
+def test_what_was_measured_is_current(root: Path) -> None:
+    pages = script(root, "_measured").pages()
+    assert {path.stem for path in pages} >= {"results", "memit", "rome"}
+    for path, page in pages.items():
+        assert path.read_text(encoding="utf-8") == page, "run `python docs/_measured.py`"
 
 
 def test_both_commands_are_those_of_ci(root: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from kecore.errors import ArtifactError, MethodNotFoundError, MissingDependencyError, ProtocolMismatchError
 from kecore.evaluate.metrics import AnsweredProbe, Metric, metrics_of
@@ -25,7 +27,7 @@ from kecore.report.figures import curves, scatters, stages
 from kecore.report.gaps import gaps
 from kecore.report.html import page
 from kecore.report.results import Row
-from kecore.report.text import conditions, further_rows, latex, markdown, notes
+from kecore.report.text import COSTS, conditions, further_rows, latex, markdown, notes, rich_table
 
 MADE_ON = {"versions": {"kecore": "0", "torch": "1"}, "hardware": {"device": "cpu"}, "base": {}, "left_out": []}
 NASTY = 'Who said "</script><b>&" in {}?'
@@ -302,3 +304,25 @@ def test_an_empty_store_and_a_missing_package(store: Store, tmp_path: Path, monk
         write_report([store], tmp_path, ["png"])
     assert "png" not in write_report([store], tmp_path, optional=True)
     assert (tmp_path / "index.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("width", "scores"),
+    [
+        (30, ["ES"]),
+        (40, ["ES", "NS"]),
+        (60, ["ES", "NS", "strict", "free", "NS stable"]),
+        (300, ["ES", "NS", "strict", "free", "NS stable"]),
+    ],
+)
+def test_a_terminal_shows_what_it_has_room_for(store: Store, width: int, scores: list[str]) -> None:
+    (table,) = tables(results(store))
+    shown, drawn = rich_table(table, width), io.StringIO()
+    Console(file=drawn, width=width).print(shown)
+    text = drawn.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    words = {word for row in table.rows for word in row.label.split()}
+    assert words <= set(text.split())  # none is broken
+    wide = width == 300
+    assert [column.header for column in shown.columns] == ["method", *scores, *(COSTS if wide else COSTS[:1])]
+    assert ("[" in text) == wide
