@@ -34,8 +34,8 @@ def table() -> str:
             if wanted
         ]
         lines.append(
-            f"| [`{info.name}`](docs/methods/{info.name}.md) | {can.kind} | {_word(can.batch, 'one by one')} | {_word(can.sequential, 'no')} "
-            f"| {', '.join(needs) or 'nothing'} | {info.reference} |"
+            f"| [`{info.name}`](docs/methods/{info.name}.md) | {can.kind} | {_word(can.batch, 'one by one')} "
+            f"| {_word(can.sequential, 'no')} | {', '.join(needs) or 'nothing'} | {info.reference} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +20,12 @@ def script(root: Path, name: str) -> ModuleType:
 def test_table_of_methods_is_current(root: Path) -> None:
     module = script(root, "_methods")
     assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run `python docs/_methods.py`"
+
+
+def test_links_lead_somewhere(root: Path) -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)", (root / "README.md").read_text(encoding="utf-8"))
+    assert len(links) >= 40
+    assert [link for link in links if not (root / link).is_file()] == []
 
 
 def test_what_was_measured_is_current(root: Path) -> None:
