@@ -1,84 +1,46 @@
 """Writes what was measured of all methods alike into docs/results.md and at the end of docs/methods/*.md.
 
-docs/measured_batch.json and docs/measured_costs.json are ``tables.json`` of ``kecore report`` on the stores that
-``kecore bench recipes/smollm2-batch.yaml`` and ``kecore bench recipes/smollm2-costs.yaml`` made; then run
-``python docs/_measured.py``. A test compares the pages with what the script would write.
+docs/measured_batch.md and docs/measured_costs.md are ``table.md`` of ``kecore report`` on the stores that
+docs/results.md names the commands of; then run ``python docs/_measured.py``. A test compares the pages with what the
+script would write.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+
+from kecore.report.text import COSTS
 
 DOCS = Path(__file__).parent
-_SCORES = {
-    "ES": "edit_success",
-    "PS": "paraphrase_success",
-    "NS": "neighbourhood_success",
-    "strict": "strict_accuracy",
-    "strict, paraphrase": "paraphrase_strict_accuracy",
-    "free generation": "free_generation",
-    "portability": "portability",
-    "NS stable": "neighbourhood_stability",
-    "locality": "locality",
-}
-_COSTS = {
-    "s/fact": ("seconds_per_fact", 1.0, ".2f"),
-    "KiB/fact": ("bytes_per_fact", 1 / 2**10, ".1f"),
-    "+ms/token": ("seconds_per_token", 1e3, "+.1f"),
-    "peak GiB": ("peak_memory_bytes", 1 / 2**30, ".2f"),
-}
 _HEADING = "## Beside the other methods\n\n"
 _INTRO = {
-    "batch": "The first 50 records of CounterFact in one batch (`kecore bench recipes/smollm2-batch.yaml`; conditions\n"
-    "and the other methods: [results](../results.md#fifty-records-in-one-batch)):\n\n",
-    "costs": "What a lone edit costs (`kecore bench recipes/smollm2-costs.yaml`; conditions and the other methods:\n"
-    "[results](../results.md#what-a-lone-edit-costs)):\n\n",
+    "batch": "The first 50 records of CounterFact in one batch; command, conditions and the other methods are in\n"
+    "[results](../results.md#fifty-records-in-one-batch):\n\n",
+    "costs": "What a lone edit costs; command, conditions and the other methods are in\n"
+    "[results](../results.md#what-a-lone-edit-costs):\n\n",
 }
 
 
-def rows(name: str) -> dict[str, list[str]]:
-    """Each method's line of the table ``name``, ``batch`` or ``costs``, in its order."""
-    (table,) = json.loads((DOCS / f"measured_{name}.json").read_text(encoding="utf-8"))
-    cells = _scores if name == "batch" else _costs
-    found = {row["method"]: [f"`{row['method']}`", *cells(row)] for row in table["rows"]}
+def rows(name: str) -> dict[str, str]:
+    """The lines of the table ``name``, ``batch`` or ``costs``, by method; the two of its head come first."""
+    table = (DOCS / f"measured_{name}.md").read_text(encoding="utf-8").split("\n\n")[1]
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines()]
     if name == "costs":
-        del found["unedited"]
-    return found
-
-
-def _scores(row: dict[str, Any]) -> list[str]:
-    found = row["scores"]
-    shown = (f"{found[key]['value']:.3f}" if key in found else "-" for key in _SCORES.values())
-    return [*shown, _cost(row, "s/fact")]
-
-
-def _costs(row: dict[str, Any]) -> list[str]:
-    return [_cost(row, name) for name in _COSTS]
-
-
-def _cost(row: dict[str, Any], name: str) -> str:
-    key, unit, form = _COSTS[name]
-    value = row[key]["added"] if isinstance(row[key], dict) else row[key]
-    return "-" if value is None else f"{value * unit:{form}}"
-
-
-def _table(name: str, lines: list[list[str]]) -> str:
-    head = ["method", *(_COSTS if name == "costs" else [*_SCORES, "s/fact"])]
-    return "".join(f"| {' | '.join(line)} |\n" for line in [head, ["---", *("---:" for _ in head[1:])], *lines])
+        lines = [[line[0], *line[-len(COSTS) :]] for line in lines if line[0] != "unedited"]
+    return {line[0]: f"| {' | '.join(line)} |\n" for line in lines}
 
 
 def pages() -> dict[Path, str]:
     """Every page that has, or should have, something of it, as it should be."""
     found = {name: rows(name) for name in _INTRO}
-    made = {DOCS / "results.md": (DOCS / "results.md").read_text(encoding="utf-8")}
+    results = (DOCS / "results.md").read_text(encoding="utf-8")
     for name, lines in found.items():
-        text = _table(name, list(lines.values()))
-        made[DOCS / "results.md"] = _put(made[DOCS / "results.md"], name, text)
+        results = _put(results, name, "".join(lines.values()))
+    made = {DOCS / "results.md": results}
     for path in sorted((DOCS / "methods").glob("*.md")):
+        shown = ("method", "---", "unedited", path.stem)
         parts = [
-            _INTRO[name] + _table(name, [lines[key] for key in ("unedited", path.stem) if key in lines])
+            _INTRO[name] + "".join(lines[key] for key in shown if key in lines)
             for name, lines in found.items()
             if path.stem in lines
         ]

@@ -128,24 +128,25 @@ def notes(table: Table) -> list[str]:
 def rich_table(table: Table, width: int) -> RichTable:
     """The table for a terminal of so many columns: narrow ones show the first scores, wide ones intervals too."""
     # An interval has a line of its own, or few terminals would be wide enough.
-    made = _made(table, [cells(table, row, _two_lines) for row in lines(table)])
+    made = _made(table, _two_lines)
     if _narrowest(made) <= width:
         return made
     keys = [key for key in _FIRST if key in table.columns]
     while True:
         short = Table(table.rows, table.moment, {key: name for key, name in table.columns.items() if key in keys})
-        made = _made(short, [cells(short, row, _value) for row in lines(table)], costs=1)
+        made = _made(short, _value, priced=1)
         if _narrowest(made) <= width or len(keys) < 2:
             return made
         keys.pop()
 
 
-def _made(table: Table, rows: list[list[str]], costs: int = len(COSTS)) -> RichTable:
+def _made(table: Table, show: Callable[[Score], str], priced: int = len(COSTS)) -> RichTable:
+    """All columns of scores, and the first so many of costs."""
     from kecore.cli.console import table as made
 
-    head = heads(table)
-    few = len(head) - len(COSTS) + costs
-    return made(*head[:few], rows=[row[:few] for row in rows], title=table.title, right=range(1, few))
+    count = 1 + len(table.columns) + priced
+    rows = [cells(table, row, show)[:count] for row in lines(table)]
+    return made(*heads(table)[:count], rows=rows, title=table.title, right=range(1, count))
 
 
 def _narrowest(made: RichTable) -> int:

@@ -29,14 +29,13 @@ _PROMPT: dict[str, Any] = {"models": ("gpt2", "llama"), "config": {"encoder": "c
 _SHORT = {"encoder": "character-ngrams", "demonstrations": 0, "hops": 1, "new_tokens": 8}
 # What the defaults cannot be tested with here, and where the paper's mechanism itself keeps a promise from being kept.
 TRIALS: dict[str, dict[str, Any]] = {
-    "defer": {"config": {"steps": 30}},
     "ice": {**_PROMPT, "config": {}, "expected_failures": _EVERYWHERE},
     "ike": {
         **_PROMPT,
         "config": {"encoder": "character-ngrams", "demonstrations": 1},
         "expected_failures": _EVERYWHERE,
     },
-    "calinet": {"config": {"contexts": 1, "context_tokens": 2, "passages": 16, "steps": 30}},
+    "calinet": {"config": {"contexts": 1, "context_tokens": 2, "passages": 16}},
     "melo": {"config": {"contexts": 1, "context_tokens": 2, "steps": 20}},
     "mello": {**_PROMPT, "config": _SHORT, "expected_failures": _NO_QUESTIONS},
     "kn": {"models": ("gpt2", "gptj"), "expected_failures": _ANY_PROMPT},

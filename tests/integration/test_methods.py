@@ -17,8 +17,6 @@ RECORDS = 3
 # DPO raises the odds of the new answer against the old one, and stops before it is the most likely of all. KN moves a
 # few columns by one length for all facts, which makes some new answers likelier and no more (docs/methods/kn.md).
 PREFERS = {"dpo", "kn"}
-# Seventy passes over an adapter of the whole model take half a minute a fact.
-SLOW = {"adalora", "qlora"}
 # Training takes minutes on a real model (docs/train.md); MeLLo writes several questions and answers for each prompt.
 ELSEWHERE = {"mello"}
 METHODS = [
@@ -42,10 +40,8 @@ def test_real_facts_change_and_come_off_bitwise(editor: Editor, method: str) -> 
     can = registry.default().get(method).capabilities
     # The facts without their probes of other prompts, which nothing here asks about and IKE answers at length.
     facts = load_records(path("counterfact_sample.jsonl"), limit=RECORDS)
-    records = [EditRecord(record.request, target_aliases=record.target_aliases) for record in facts]
-    if method in SLOW:
-        records = records[:1]
-    elif not (can.batch or can.sequential):
+    records = [EditRecord(record.request) for record in facts]
+    if not (can.batch or can.sequential):
         records = records[-1:]  # KN alone, which fails on the first: of fifty facts it prefers 38 (its page)
     before = {name: p.detach().clone() for name, p in editor.model.named_parameters()}
     editor.edit(records, method)

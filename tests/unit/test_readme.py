@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 
-def script(root: Path, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"kecore_docs{name}", root / "docs" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_table_of_methods_is_current(root: Path) -> None:
-    module = script(root, "_methods")
+def test_table_of_methods_is_current(docs_script: Callable[[str], ModuleType]) -> None:
+    module = docs_script("_methods")
     assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run `python docs/_methods.py`"
 
 
@@ -28,8 +19,8 @@ def test_links_lead_somewhere(root: Path) -> None:
     assert [link for link in links if not (root / link).is_file()] == []
 
 
-def test_what_was_measured_is_current(root: Path) -> None:
-    pages = script(root, "_measured").pages()
+def test_what_was_measured_is_current(docs_script: Callable[[str], ModuleType]) -> None:
+    pages = docs_script("_measured").pages()
     assert {path.stem for path in pages} >= {"results", "memit", "rome"}
     for path, page in pages.items():
         assert path.read_text(encoding="utf-8") == page, "run `python docs/_measured.py`"

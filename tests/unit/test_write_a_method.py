@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -39,10 +40,6 @@ def test_the_example_of_a_trial_names_its_fields(text: str) -> None:
     assert set(re.findall(r"(\w+)=", trial)) == set(Trial.__dataclass_fields__) - {"method"}
 
 
-def test_table_of_checks_is_current(root: Path) -> None:
-    spec = importlib.util.spec_from_file_location("kecore_docs_checks", root / "docs" / "_checks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def test_table_of_checks_is_current(docs_script: Callable[[str], ModuleType]) -> None:
+    module = docs_script("_checks")
     assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run `python docs/_checks.py`"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,23 +16,13 @@ from kecore.cli import app
 from kecore.cli.app import one_each
 
 
-def script(root: Path, name: str) -> ModuleType:
-    """A script of the documentation, as a module."""
-    spec = importlib.util.spec_from_file_location(f"kecore_docs{name}", root / "docs" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_command_page_is_current(root: Path) -> None:
-    module = script(root, "_cli")
+def test_command_page_is_current(docs_script: Callable[[str], ModuleType]) -> None:
+    module = docs_script("_cli")
     assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run `python docs/_cli.py`"
 
 
-def test_tables_of_side_effects_are_current(root: Path) -> None:
-    module = script(root, "_side_effects")
+def test_tables_of_side_effects_are_current(docs_script: Callable[[str], ModuleType]) -> None:
+    module = docs_script("_side_effects")
     assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run `python docs/_side_effects.py`"
 
 
@@ -54,16 +44,16 @@ def test_shown_commands_parse(root: Path) -> None:
         group.commands[name].make_context(name, one_each(words))
 
 
-def test_quickstart_shows_outputs(root: Path) -> None:
-    module = script(root, "_quickstart")
+def test_quickstart_shows_outputs(docs_script: Callable[[str], ModuleType]) -> None:
+    module = docs_script("_quickstart")
     text = module.PAGE.read_text(encoding="utf-8")
     assert module.refreshed(text, lambda command: f"ran {command}\n").count("\nran ") == len(module.commands(text))
     assert "taken off, both models have their first weights, bit for bit" in text
 
 
-def test_refreshing_replaces_old_output(root: Path) -> None:
+def test_refreshing_replaces_old_output(docs_script: Callable[[str], ModuleType]) -> None:
     text = "a\n```console\n$ x 1\nold\nold\n$ y\n```\nb\n```\n$ z\n```\n"
-    found = script(root, "_quickstart").refreshed(text, lambda command: f"new {command}\n")
+    found = docs_script("_quickstart").refreshed(text, lambda command: f"new {command}\n")
     assert found == "a\n```console\n$ x 1\nnew x 1\n\n$ y\nnew y\n```\nb\n```\n$ z\n```\n"
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import published
@@ -451,10 +452,6 @@ def test_a_third_partys_layout_comes_through_the_same_door(tmp_path: Path, monke
         check_layout(Layout("quiz", (), "", lambda fields: fields), "other")  # type: ignore[arg-type, return-value]
 
 
-def test_the_page_lists_every_data_set(root: Path) -> None:
-    spec = importlib.util.spec_from_file_location("kecore_docs_datasets", root / "docs" / "_datasets.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def test_the_page_lists_every_data_set(docs_script: Callable[[str], ModuleType]) -> None:
+    module = docs_script("_datasets")
     assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run `python docs/_datasets.py`"
