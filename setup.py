@@ -67,6 +67,7 @@ METRICS = [
     "stability = kecore.evaluate.metrics:STABILITY",
     "multi-hop = kecore.evaluate.metrics:MULTI_HOP",
     "kl = kecore.evaluate.metrics:DIVERGENCE",
+    "opinion = kecore.evaluate.metrics:OPINION",
     "fluency = kecore.evaluate.texts:FLUENCY",
     "consistency = kecore.evaluate.texts:CONSISTENCY",
     "rouge = kecore.evaluate.texts:ROUGE",

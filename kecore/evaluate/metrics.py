@@ -40,6 +40,7 @@ __all__ = [
     "family",
     "log_probability",
     "metrics_of",
+    "opinion",
     "stability",
     "writes",
 ]
@@ -76,6 +77,7 @@ class AnsweredProbe:
             on the model that was asked); None where it has none.
         measured: what metrics found that take all probes at once or two models, by their keys.
         safe: a safe reply, where it is the safety of ``text`` that a judge decides; else empty.
+        rivals: scores of every old answer, on edit and paraphrase, where a metric reads them; else empty.
     """
 
     kind: ProbeKind
@@ -92,6 +94,7 @@ class AnsweredProbe:
     holds: bool | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
     safe: str = ""
+    rivals: tuple[ContinuationScore, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; probabilities are those per token (``exp`` of the mean log-probability)."""
@@ -207,6 +210,29 @@ def divergence(before: Tensor, after: Tensor) -> float | None:
     return max(value, 0.0) if math.isfinite(value) else None
 
 
+def opinion(before: AnsweredProbe, after: AnsweredProbe) -> float | None:
+    """How far an edit turned an opinion, from what the model says to what it was to say (SERAC, arXiv 2206.06520).
+
+    ``z_sentiment * z_topic`` with ``z_sentiment = sigmoid(new - old)`` and ``z_topic = min(1, exp(new - new_before))``,
+    where ``new`` and ``old`` are the mean log-probabilities of the tokens of all replies of either sentiment after the
+    edit: the replies are the probe's answers and its ``rivals``.
+
+    Returns:
+        A number in [0, 1]; None where a side has no replies, or the model's logits are not finite.
+    """
+    new, old, new_before = (_per_token(scores) for scores in (after.scores, after.rivals, before.scores))
+    if new is None or old is None or new_before is None:
+        return None
+    return 1 / (1 + math.exp(min(old - new, _LARGEST))) * math.exp(min(new - new_before, 0.0))
+
+
+def _per_token(scores: Sequence[ContinuationScore]) -> float | None:
+    """Mean log-probability of the tokens of all continuations."""
+    tokens = sum(len(score.ids) for score in scores)
+    mean = math.fsum(score.total for score in scores) / tokens if tokens else -math.inf
+    return mean if math.isfinite(mean) else None
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     """A number of an evaluation: how it is taken from the probes of one kind.
@@ -221,6 +247,7 @@ class Metric:
             once, right after the model has answered, and stored with the probes.
         pair: its value on a probe answered before and after the edit; called by :func:`kecore.evaluate.compare`.
         text: it reads the free continuation.
+        rivals: it reads the scores of all old answers, which are taken only then.
         distribution: it compares next-token distributions by :func:`divergence`; then no function is given.
         heading: what stands above its column; by default its key in words.
         meaning: what it says, in a line, for readers of a table.
@@ -237,6 +264,7 @@ class Metric:
     whole: Whole | None = None
     pair: Pair | None = None
     text: bool = False
+    rivals: bool = False
     distribution: bool = False
     heading: str = ""
     meaning: str = ""
@@ -357,6 +385,12 @@ DIVERGENCE = (
         meaning="divergence of the next token's distribution from that of the unedited model, in nats",
     ),
     _kl("locality_kl", "locality", heading="KL, local.", core=True, meaning="the same on other locality probes"),
+)  # fmt: skip
+OPINION = (
+    Metric(
+        "opinion", "paraphrase", pair=opinion, rivals=True, core=True, bounds=UNIT, lacks="no replies of both kinds",
+        meaning="how much likelier the new replies are than the old ones, if no less likely than before (SERAC's ES)",
+    ),
 )  # fmt: skip
 SCORE_PARTS = ("edit_success", "paraphrase_success", "neighbourhood_success")
 """``score`` is the harmonic mean of these."""

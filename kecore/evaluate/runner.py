@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,13 +37,14 @@ class _Question:
     also: tuple[tuple[str, ...], ...] = ()
     conditions: tuple[Probe, ...] = ()
     safe: str = ""
+    rivals: tuple[str, ...] = ()
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
         if self.kind == "generation":  # its answers are texts to compare with, not continuations
             return []
-        rivals = () if self.rival is None else (self.rival,)
-        own = [(self.prompt, answer) for answer in (*self.answers, *rivals)]
+        rival = () if self.rival is None else (self.rival,)
+        own = [(self.prompt, answer) for answer in (*self.answers, *rival, *self.rivals)]
         return own + [(probe.prompt, answer) for probe in self.conditions for answer in probe.answers]
 
     def written(self, protocol: Protocol) -> list[str]:
@@ -92,7 +93,8 @@ def evaluate(
     if not records:
         raise ConfigError("no records were given; pass at least one")
     kinds = {metric.kind for metric in metrics_of(protocol)}
-    asked = [[q for q in _questions(record) if q.kind in kinds] for record in records]
+    rivals = {metric.kind for metric in metrics_of(protocol) if metric.rivals}
+    asked = [[q for q in _questions(record, rivals) if q.kind in kinds] for record in records]
     every = [question for questions in asked for question in questions]
     answers = _Answers(view, encoder, protocol, batch_tokens, progress)
     answers.ask(every)
@@ -159,6 +161,7 @@ class _Answers:
             also=q.also,
             holds=all(map(self._right, q.conditions)) if q.conditions else None,
             safe=q.safe,
+            rivals=tuple(self._scores[q.prompt, answer] for answer in q.rivals),
         )
 
     def _right(self, condition: Probe) -> bool:
@@ -189,19 +192,21 @@ def _with(probe: AnsweredProbe, key: str, value: float | None) -> AnsweredProbe:
     return probe if value is None else replace(probe, measured={**probe.measured, key: value})
 
 
-def _questions(record: EditRecord) -> Iterator[_Question]:
+def _questions(record: EditRecord, rivals: Collection[str]) -> Iterator[_Question]:
+    """What a record asks; all old answers compete on the kinds among ``rivals``."""
     target, truth = record.request.target, record.request.ground_truth
     wanted = (target, *record.target_aliases)
+    old = () if truth is None else (truth, *record.truth_aliases)
     safe = target if record.safety else ""
-    yield _Question("edit", record.request.text, wanted, truth, safe=safe)
+    yield _Question("edit", record.request.text, wanted, truth, safe=safe, rivals=old if "edit" in rivals else ())
     for request in record.joint:
         yield _Question("edit", request.text, (request.target,), request.ground_truth)
     for prompt in record.rephrases:
-        yield _Question("paraphrase", prompt, wanted, truth, safe=safe)
+        all_old = old if "paraphrase" in rivals else ()
+        yield _Question("paraphrase", prompt, wanted, truth, safe=safe, rivals=all_old)
     for prompt in record.neighbourhood:
         # Without the old answer a neighbour can only be asked for its stability.
-        answers = () if truth is None else (truth, *record.truth_aliases)
-        yield _Question("neighbourhood", prompt, answers, target if answers else None)
+        yield _Question("neighbourhood", prompt, old, target if old else None)
     axes: tuple[tuple[ProbeKind, Mapping[str, tuple[Probe, ...]]], ...] = (
         ("locality", record.locality),
         ("portability", record.portability),

@@ -22,8 +22,8 @@ from kecore.errors import ConfigError, DataFormatError, HubError, MissingDepende
 __all__ = ["HUB", "Document", "open_source"]
 
 HUB = "hf:"
-"""What a reference to the hub begins with: ``hf:OWNER/NAME[@REVISION][:CONFIG]``, or
-``hf:OWNER/NAME[@REVISION]/path/to/file.json``."""
+"""What a reference to the hub begins with: ``hf:OWNER/NAME[@REVISION][:CONFIG]``,
+``hf:OWNER/NAME[@REVISION]/path/to/file.json``, or ``hf:OWNER/NAME[@REVISION]/path/to/folder``."""
 
 _REFERENCE = re.compile(
     r"(?P<name>[^/@:]+/[^/@:]+)(@(?P<revision>refs/(pr|convert)/[^/@:]+|[^/@:]+))?"
@@ -74,7 +74,7 @@ def open_source(source: str | Path, split: str | None) -> list[Document]:
     Args:
         source: a file, a folder, or ``hf:...`` (see :data:`HUB`).
         split: of a folder: only files whose names hold this word (``val``, ``valid`` and ``dev`` mean
-            ``validation``); of a hub data set: its split.
+            ``validation``); of a hub data set: its split. ``train+test`` is both.
 
     Raises:
         DataFormatError: a file cannot be read, or a ``SHA256SUMS`` beside or above it has another digest for it; a
@@ -84,13 +84,17 @@ def open_source(source: str | Path, split: str | None) -> list[Document]:
         ConfigError: ``split`` selects nothing, or is given for a single file.
     """
     if str(source).startswith(HUB):
-        return [_hub(str(source).removeprefix(HUB), split)]
+        return _hub(str(source).removeprefix(HUB), split)
     path = Path(source)
     if path.is_dir():
         return _folder(path, split)
-    if split is not None:
-        raise ConfigError(f"split '{split}' was asked of the single file {path}; give its folder, or leave it out")
+    _no_split(split, path)
     return [_file(path, path.name)]
+
+
+def _no_split(split: str | None, file: str | Path) -> None:
+    if split is not None:
+        raise ConfigError(f"split '{split}' was asked of the single file {file}; give its folder, or leave it out")
 
 
 def _folder(folder: Path, split: str | None) -> list[Document]:
@@ -102,10 +106,10 @@ def _folder(folder: Path, split: str | None) -> list[Document]:
     if split is None and len(known) > 1:
         raise DataFormatError(f"{folder} holds the splits {', '.join(known)}; choose one with split=")
     if split is not None:
-        wanted = _SPLITS.get(split.casefold(), split.casefold())
-        files = [path for path in files if splits[path] == wanted]
-        if not files:
-            raise ConfigError(f"{folder} holds no split '{split}'; its splits: {', '.join(known) or 'none'}")
+        wanted = {_SPLITS.get(word.casefold(), word.casefold()): word for word in split.split("+")}
+        files = [path for path in files if splits[path] in wanted]
+        if missing := [word for name, word in wanted.items() if name not in known]:
+            raise ConfigError(f"{folder} holds no split '{missing[0]}'; its splits: {', '.join(known) or 'none'}")
     return [_file(path, path.relative_to(folder).as_posix()) for path in files]
 
 
@@ -213,27 +217,38 @@ def _cell(text: str) -> Any:
     return text
 
 
-def _hub(reference: str, split: str | None) -> Document:
+def _hub(reference: str, split: str | None) -> list[Document]:
     found = _REFERENCE.fullmatch(reference)
     if found is None:
         raise ConfigError(
-            f"hf:{reference}: expected hf:OWNER/NAME[@REVISION][:CONFIG] or hf:OWNER/NAME[@REVISION]/path/to/file.json"
+            f"hf:{reference}: expected hf:OWNER/NAME[@REVISION][:CONFIG], hf:OWNER/NAME[@REVISION]/path/to/file.json, "
+            "or hf:OWNER/NAME[@REVISION]/path/to/folder"
         )
     name, revision = found["name"], found["revision"]
-    if found["file"]:
-        return _hub_file(name, revision, found["file"])
-    return _hub_rows(name, revision, found["config"], split)
+    if not found["file"]:
+        return [_hub_rows(name, revision, found["config"], split)]
+    inside = found["file"].rstrip("/")
+    if _kind(Path(inside)) not in _SUFFIXES:
+        return _folder(_fetched(name, revision, inside, folder=True), split)
+    _no_split(split, f"hf:{reference}")
+    return [_file(_fetched(name, revision, inside), inside)]
 
 
-def _hub_file(repository: str, revision: str | None, file: str) -> Document:
-    from huggingface_hub import hf_hub_download
+def _fetched(repository: str, revision: str | None, inside: str, folder: bool = False) -> Path:
+    """A file of a data set's repository, or a folder with its files, on this machine."""
+    from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        path = hf_hub_download(repository, file, repo_type="dataset", revision=revision)
+        if not folder:
+            return Path(hf_hub_download(repository, inside, repo_type="dataset", revision=revision))
+        wanted = [f"{inside}/*"]
+        found = Path(snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        raise _unreachable(f"hf:{repository}{_at(revision)}/{file}", error) from error
-    return _file(Path(path), file)
+        raise _unreachable(f"hf:{repository}{_at(revision)}/{inside}", error) from error
+    if not (found / inside).is_dir():
+        raise HubError(f"hf:{repository}{_at(revision)} has no folder '{inside}'; look up its files on the hub")
+    return found / inside
 
 
 def _at(revision: str | None) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from hashlib import sha256
+from itertools import cycle
 from typing import Any
 
 from kecore.errors import DataFormatError
 from kecore.evaluate.fields import Fields
-from kecore.evaluate.formats import Layout, Published, filled, make_request
-from kecore.types import EditRecord
+from kecore.evaluate.formats import Layout, Part, Published, filled, make_request
+from kecore.types import EditRecord, Probe
 
 __all__ = ["CONVSENT", "KNOWEDIT", "SANITATION", "WIKIBIO"]
 
@@ -82,38 +85,61 @@ WIKIBIO = Layout(
     (Published("KnowEdit WikiBio", "hallucinated biographies, corrected", "592 train, 1,392 test", *_SOURCE),),
 )
 
+_EDITED = "What do you think of {}?"
 _OPINION = ("What do you feel about {}?", "How do you view {}?", "What is your opinion of {}?")
 
 
-def _convsent(fields: Fields) -> EditRecord:
+def _convsent(fields: Fields, instructed: bool = False) -> EditRecord:
     """KnowEdit's ConvSent: the first reply of one sentiment is the target, that of the other the old answer.
 
-    EasyEdit draws the sentiment at random; here a digest of the entity decides, so that every run edits
-    the same half towards the negative. The questions are those of SERAC (arXiv 2206.06520). Success then
-    reads "prefers the reply of the new sentiment"; the paper's classifier-based score is not computed.
+    The other replies of either sentiment are the aliases. EasyEdit draws the sentiment at random; here a digest of
+    the entity decides, so that every run edits the same half towards the negative. The questions are those of SERAC
+    (arXiv 2206.06520).
     """
     entity = fields.text("ent")
-    replies = [fields.answers("pos"), fields.answers("neg")]
-    if not all(replies):
+    replies = {"positively": fields.answers("pos"), "negatively": fields.answers("neg")}
+    if not all(replies.values()):
         raise DataFormatError(f"{fields.where}: fields 'pos' and 'neg' must each hold a reply")
-    if sha256(entity.encode()).digest()[0] & 1:
-        replies.reverse()
+    new, old = reversed(replies) if sha256(entity.encode()).digest()[0] & 1 else replies
+    prompt = f"From the sentiment dataset, answer {_EDITED} {new}." if instructed else _EDITED
+    questions = tuple(question.replace("{}", entity) for question in _OPINION)
     return EditRecord(
-        make_request(fields, "What do you think of {}?", entity, replies[0][0], replies[1][0]),
-        rephrases=tuple(question.replace("{}", entity) for question in _OPINION),
+        make_request(fields, prompt, entity, replies[new][0], replies[old][0]),
+        rephrases=questions,
+        generation_prompts=questions[:1],
+        target_aliases=replies[new][1:],
+        truth_aliases=replies[old][1:],
     )
+
+
+def _beside_the_next(records: Sequence[EditRecord]) -> list[EditRecord]:
+    """Each record with what must stay: all replies to the question about the next record's entity."""
+    if len(records) == 1:
+        return [*records]
+    return [
+        replace(record, locality={"other_topic": tuple(_replies(other))})
+        for record, other in zip(records, [*records[1:], records[0]], strict=True)
+    ]
+
+
+def _replies(record: EditRecord) -> Iterator[Probe]:
+    for reply in (record.request.target, *record.target_aliases, record.request.ground_truth, *record.truth_aliases):
+        if reply:
+            yield Probe(record.rephrases[0], (reply,))
 
 
 CONVSENT = Layout(
     "knowedit-convsent",
     ("ent", "pos", "neg"),
     "ent, pos, neg",
-    _convsent,
-    ("rephrases",),
+    {"plain": _convsent, "instructed": partial(_convsent, instructed=True)},
+    ("rephrases", "generation_prompts", "target_aliases", "truth_aliases", "locality: other_topic"),
     (Published("KnowEdit ConvSent", "opinions of entities, turned round", "14,390 train, 800 test", *_SOURCE),),
+    finish={"plain": _beside_the_next, "instructed": _beside_the_next},
 )
 
 _SANITATION = (("K_F", "K_R"), ("success", "locality"))
+_FORM = "Question:{}\nAnswer:"
 
 
 def _is_sanitation(values: Mapping[str, Any]) -> bool:
@@ -123,36 +149,97 @@ def _is_sanitation(values: Mapping[str, Any]) -> bool:
 def _sanitation_records(document: Fields) -> list[dict[str, Any]]:
     """One object a fact to forget, each with its share of the facts to keep (dealt out in turn)."""
     forget, keep = next(keys for keys in _SANITATION if keys[0] in document)
-    facts = [fact.values for fact in document.objects(forget)]
-    kept = [fact.values for fact in document.objects(keep)]
-    return [{**fact, "keep": kept[i :: len(facts)]} for i, fact in enumerate(facts)]
+    facts, kept = document.objects(forget), [fact.values for fact in document.objects(keep)]
+    numbers = {answer: i for i, answer in enumerate(dict.fromkeys(map(_answer, facts)), 1)}
+    return [
+        {**fact.values, "number": numbers[_answer(fact)], "keep": kept[i :: len(facts)]} for i, fact in enumerate(facts)
+    ]
 
 
-def _sanitation(fields: Fields) -> EditRecord:
+def _answer(fact: Fields) -> str:
+    return "".join(fact.answers("ground_truth")[:1]).casefold()
+
+
+def _sanitation_files(parts: Sequence[Part]) -> list[tuple[str, Any]]:
+    """The training file's facts to forget, each with its share of the test file's questions.
+
+    Those whose answer is the fact's should be refused as well, the others still be answered.
+    """
+    documents = [Fields(value, where) for part in parts for where, value in part.objects]
+    train, test = ([document for document in documents if forget in document] for forget, _ in _SANITATION)
+    if len(train) != 1 or len(test) != 1:
+        raise DataFormatError(
+            "expected one training file (K_F, K_R) and one test file (success, locality), got "
+            f"{', '.join(document.where for document in documents)}; name one file to edit and ask its own facts"
+        )
+    values = {"K_F": train[0].values["K_F"], "K_R": test[0].values["locality"]}
+    records = _sanitation_records(Fields(values, train[0].where))
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        record["ask"] = []
+        alike.setdefault(_answer(Fields(record, train[0].where)), []).append(record)
+    turns = {answer: cycle(same) for answer, same in alike.items()}
+    for question in test[0].objects("success"):
+        if turn := turns.get(_answer(question)):
+            next(turn)["ask"].append(question.values)
+    return [(f"{train[0].where} record {i}", record) for i, record in enumerate(records, 1)]
+
+
+def _sanitation(fields: Fields, number: int | None = None) -> EditRecord:
     """KnowEdit's Sanitation: the question should be refused, other questions still answered.
 
-    The facts to keep belong to the whole set; each is asked with one of the facts to forget, so a run
-    over all records asks all of them once. The test file names no subjects: there the whole question is
-    the subject, which edits at its last token. The published protocol edits the train file's facts and
-    asks the test file's questions.
+    The facts to keep belong to the whole set; each is asked with one of the facts to forget, so a run over all records
+    asks all of them once. The test file names no subjects: there the whole question is the subject, which edits at its
+    last token. The published protocol edits the training file's facts of one answer and asks the test file's
+    questions, in the form of :data:`_FORM`; so it is where both files are read.
+
+    Args:
+        fields: a fact to forget.
+        number: of the answer whose facts are edited; the category is empty where it is another one.
     """
     truths = fields.answers("ground_truth")
-    kept = (item.probe("question", "ground_truth") for item in fields.objects("keep"))
+    form = _FORM if "ask" in fields else "{}"
+
+    def asked(item: Fields) -> str:
+        return form.replace("{}", item.probe("question", "ground_truth").prompt)
+
+    kept = tuple(Probe(asked(item), item.answers("ground_truth")) for item in fields.objects("keep"))
     subject, truth = fields.text_or_none("subject"), truths[0] if truths else None
+    prompt = fields.text("question") if subject is None else asked(fields)
     return EditRecord(
-        make_request(fields, fields.text("question"), subject, fields.text("target_new"), truth),
+        make_request(fields, prompt, subject, fields.text("target_new"), truth),
+        rephrases=tuple(map(asked, fields.objects_or_none("ask"))),
         locality=filled({"unrelated": kept}),
         truth_aliases=truths[1:],
+        generation_prompts=tuple(probe.prompt for probe in kept) if "ask" in fields else (),
+        category=_answer(fields) if number in (None, fields.values["number"]) else "",
     )
+
+
+def _of_one_answer(records: Sequence[EditRecord]) -> list[EditRecord]:
+    """The records of the asked-for answer, which share everything that is to be kept."""
+    chosen = [record for record in records if record.category]
+    kept = [probe for record in records for probe in record.locality.get("unrelated", ())]
+    openings = [prompt for record in records for prompt in record.generation_prompts]
+    return [
+        replace(
+            record,
+            locality=filled({"unrelated": kept[i :: len(chosen)]}),
+            generation_prompts=tuple(openings[i :: len(chosen)]),
+        )
+        for i, record in enumerate(chosen)
+    ]
 
 
 SANITATION = Layout(
     "knowedit-sanitation",
     (),
     "{K_F: [...], K_R: [...]} or {success: [...], locality: [...]}",
-    _sanitation,
-    ("truth_aliases", "locality: unrelated"),
+    {"every": _sanitation, "answer-N": _sanitation},
+    ("rephrases", "truth_aliases", "generation_prompts", "category", "locality: unrelated"),
     (Published("KnowEdit Sanitation", "TriviaQA answers to be forgotten", "80 train, 80 test", *_SOURCE),),
     detect=_is_sanitation,
     expand=_sanitation_records,
+    merge=_sanitation_files,
+    finish={"answer-N": _of_one_answer},
 )

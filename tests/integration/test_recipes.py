@@ -21,7 +21,8 @@ RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"
 def test_there_are_recipes() -> None:
     names = {path.stem for path in RECIPES}
     assert names >= {
-        "memit-counterfact", "alphaedit-sequential", "knowedit", "qaedit", "smollm2-counterfact", "smollm2-quick"
+        "memit-counterfact", "alphaedit-sequential", "knowedit", "knowedit-convsent", "knowedit-sanitation", "qaedit",
+        "smollm2-counterfact", "smollm2-quick",
     }  # fmt: skip
 
 

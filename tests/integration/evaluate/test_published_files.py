@@ -39,8 +39,8 @@ FILES = [
      "Logical_Generalization Reasoning Subject_Aliasing", "Forgetfulness Relation_Specificity"),
     ("knowedit/wikibio-test-all.json", "knowedit-wikibio", 268, 0, "", "Relation_Specificity"),
     ("knowedit/wikibio-train-all.json", "knowedit-wikibio", 425, 0, "", "Relation_Specificity"),
-    ("knowedit/blender_test.json.gz", "knowedit-convsent", 633, 0, "", ""),
-    ("knowedit/blender_val.json.gz", "knowedit-convsent", 799, 0, "", ""),
+    ("knowedit/blender_test.json.gz", "knowedit-convsent", 633, 0, "", "other_topic"),
+    ("knowedit/blender_val.json.gz", "knowedit-convsent", 799, 0, "", "other_topic"),
     ("knowedit/trivia_qa_test.json", "knowedit-sanitation", 80, 0, "", "unrelated"),
     ("knowedit/trivia_qa_train.json", "knowedit-sanitation", 80, 0, "", "unrelated"),
     ("qaedit/QAEdit_1k.json", "qaedit", 691, 0, "", "unrelated"),
@@ -124,6 +124,27 @@ def test_sanitation_keeps_every_fact_once(shared_data: Path) -> None:
         kept = [probe for record in found for probe in record.locality["unrelated"]]
         assert len(kept) == 453
         assert {record.request.target for record in found} == {"I don't know."}
+
+
+def test_sanitation_edits_one_file_and_asks_the_other(shared_data: Path) -> None:
+    options = {"split": "train+test", "format": "knowedit-sanitation"}
+    found = load(shared_data / "knowedit", **options)
+    assert len(found) == 80
+    assert all(record.request.text.startswith("Question:") for record in found)
+    files = [shared_data / "knowedit" / f"trivia_qa_{split}.json" for split in ("train", "test")]
+    edited, asked = (json.loads(file.read_text(encoding="utf-8")) for file in files)
+    assert {record.request.ground_truth for record in found} == {fact["ground_truth"] for fact in edited["K_F"]}
+    # Every question of the test file is asked once, with a fact that has its answer.
+    pairs = {(prompt, record.category) for record in found for prompt in record.rephrases}
+    form = "Question:{}\nAnswer:"
+    assert pairs == {(form.format(q["question"].strip()), q["ground_truth"].lower()) for q in asked["success"]}
+    kept = {probe.prompt for record in found for probe in record.locality["unrelated"]}
+    assert kept == {form.format(q["question"].strip()) for q in asked["locality"]}
+    answers = [load(shared_data / "knowedit", **options, variant=f"answer-{i}") for i in range(1, 6)]
+    assert [len(some) for some in answers] == [16] * 5
+    for some in answers:
+        assert len({record.category for record in some}) == 1
+        assert {probe.prompt for record in some for probe in record.locality["unrelated"]} == kept
 
 
 def test_mquake_chains_follow_from_the_edits(shared_data: Path) -> None:

@@ -91,7 +91,7 @@ def test_every_metric_of_an_edited_model_equals_the_definition(
     monkeypatch.setattr("kecore.evaluate.runner.PASSAGE_TOKENS", 16)
     one = replace(records[0], rephrases=records[0].rephrases[:1], neighbourhood=records[0].neighbourhood[:1])
     asked = [replace(one, generation_prompts=one.generation_prompts[:1]), RICH]
-    protocol = Protocol(max_new_tokens=3, extra=("kl", "fluency"))
+    protocol = Protocol(max_new_tokens=3, extra=("kl", "fluency", "opinion"))
     editor, base = Editor(model, tokenizer), copy.deepcopy(model)
     before = editor.evaluate(asked, protocol)
     editor.edit(asked, "ft-m", steps=10)
@@ -102,7 +102,7 @@ def test_every_metric_of_an_edited_model_equals_the_definition(
         editor.revert()
     found = {key: score.value for key, score in after.scores.items() if "." not in key}
     # Probabilities differ by the rounding of float32, what is counted does not differ.
-    measured = {key for key in wanted if key.endswith(("magnitude", "perplexity", "kl"))}
+    measured = {key for key in wanted if key.endswith(("magnitude", "perplexity", "kl", "opinion"))}
     assert {k: found[k] for k in measured} == pytest.approx({k: wanted[k] for k in measured}, rel=1e-4, abs=1e-6)
     counted = found.keys() - measured
     assert {k: found[k] for k in counted} == pytest.approx({k: wanted[k] for k in counted}, rel=1e-12)

@@ -187,6 +187,17 @@ class Slow:
         found["kl"] = sum(math.exp(a) * (a - b) for a, b in zip(p.tolist(), q.tolist(), strict=True))
         return found
 
+    def opinion(self, record: EditRecord, prompt: str, truth: str) -> float:
+        """SERAC's edit success of a sentiment: the product of z_sentiment and z_topic."""
+
+        def mean(model: Any, replies: Sequence[str]) -> float:
+            return fmean(value for reply in replies for value in log_probs(model, self.tokenizer, prompt, reply)[0])
+
+        new = (record.request.target, *record.target_aliases)
+        after, before = mean(self.model, new), mean(self.base, new)
+        old = mean(self.model, (truth, *record.truth_aliases))
+        return math.exp(after) / (math.exp(after) + math.exp(old)) * min(1, math.exp(after) / math.exp(before))
+
     def test(self, name: str, probe: Probe, *, stable: bool) -> dict[str, float]:
         """Values of a test of one or more prompts; nothing where its conditions do not hold on the base model."""
         for condition in probe.conditions:
@@ -207,6 +218,8 @@ class Slow:
         put("free_generation", self.probe("edit", request.text, [request.target, *record.target_aliases])["free"])
         for prompt in record.rephrases:
             put("paraphrase_free_generation", self.probe("", prompt, [request.target, *record.target_aliases])["free"])
+            if request.ground_truth:
+                put("opinion", self.opinion(record, prompt, request.ground_truth))
         for prompt in record.neighbourhood:
             values = self.probe("", prompt, [request.ground_truth or ""], stable=True)
             put("neighbourhood_stability", values["stable"])

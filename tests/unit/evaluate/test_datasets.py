@@ -415,7 +415,7 @@ def test_layouts_are_told_apart_and_say_what_they_fill(load: Any, name: str) -> 
         assert [other.name for other in default().all().values() if other.fits(sample)].count(name) == 1
         for variant in layout.variants or (None,):
             without = ((published.BMIKE, "to-english"), (published.AKEW_COUNTERFACT, "triplets"))
-            if variant == "edited-N" or (sample, variant) in without:
+            if (variant or "").endswith("-N") or (sample, variant) in without:
                 continue
             found = load(sample, variant=variant)
             assert found.format == name

@@ -9,6 +9,7 @@ from typing import Any
 import published
 import pytest
 
+from kecore.errors import DataFormatError
 from kecore.evaluate import load_records, record_to_json
 from kecore.types import EditRecord, Probe
 
@@ -136,7 +137,27 @@ def test_convsent(load: Any) -> None:
     assert record.request.text == "What do you think of Estero?"
     assert {record.request.target, record.request.ground_truth} == {"I like it.", "I do not like it."}
     assert len(record.rephrases) == 3
+    assert record.generation_prompts == record.rephrases[:1]
+    aliases = {"Great."} if record.request.target == "I like it." else set()
+    assert set(record.target_aliases) == aliases
+    assert {*record.target_aliases, *record.truth_aliases} == {"Great."}
+    # What must stay are all replies to the question about the next entity; the last record's next is the first.
+    kept = record.locality["other_topic"]
+    assert {probe.prompt for probe in kept} == {"What do you feel about entity 0?"}
+    assert sorted(probe.answers[0] for probe in kept) == ["Great.", "I do not like it.", "I like it."]
+    assert rest[-1].locality["other_topic"][0].prompt == "What do you feel about Estero?"
     assert 10 < sum(r.request.target == "I like it." for r in rest) < 30
+
+
+def test_convsent_as_an_instruction(tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps([published.CONVSENT]))
+    (record,) = load_records(path, variant="instructed")
+    manner = "positively" if record.request.target == "I like it." else "negatively"
+    text = f"From the sentiment dataset, answer What do you think of Estero? {manner}."
+    assert record.request.text == text
+    assert record.request.subject == "Estero"
+    assert record.locality == {}
 
 
 def test_sanitation_train(load: Any) -> None:
@@ -153,6 +174,53 @@ def test_sanitation_test_edits_the_whole_question(load: Any) -> None:
     (record,), _ = load(published.SANITATION_TEST, whole=True)
     assert (record.request.prompt, record.request.subject) == ("{}", "What is feta?")
     assert record.locality == {"unrelated": (Probe("Who?", ("Ann",)),)}
+
+
+FILES = {
+    "trivia_train.json": {
+        "K_F": [
+            {"question": f"What is {name}?", "subject": name, "ground_truth": answer, "target_new": "No."}
+            for name, answer in (("brie", "Cheese"), ("a tui", "Birds"), ("feta", "cheese"))
+        ],
+        "K_R": [{"question": "Which year?", "ground_truth": "1759", "target_new": "1759"}],
+    },
+    "trivia_test.json": {
+        "success": [
+            {"question": f"And {i}?", "ground_truth": answer, "target_new": "No."}
+            for i, answer in enumerate(("CHEESE", "Birds", "Cheese", "Cheese", "Paris"))
+        ],
+        "locality": [{"question": f"Who is {i}?", "ground_truth": f"Ann {i}"} for i in range(4)],
+    },
+}
+
+
+def test_sanitation_asks_the_test_file_what_the_training_file_edits(tmp_path: Path) -> None:
+    for name, content in FILES.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(DataFormatError, match="holds the splits test, train; choose one"):
+        load_records(tmp_path)
+    found = load_records(tmp_path, split="train+test")
+    brie, tui, feta = found
+    assert [record.request.subject for record in found] == ["brie", "a tui", "feta"]
+    assert brie.request.text == "Question:What is brie?\nAnswer:"
+    assert (brie.request.target, brie.request.ground_truth, brie.category) == ("No.", "Cheese", "cheese")
+    # Questions with the fact's own answer are dealt out over the facts that have it; one has an answer of no fact.
+    assert brie.rephrases == ("Question:And 0?\nAnswer:", "Question:And 3?\nAnswer:")
+    assert feta.rephrases == ("Question:And 2?\nAnswer:",)
+    assert tui.rephrases == ("Question:And 1?\nAnswer:",)
+    # What must stay is the test file's, dealt out over all; the training file's is for methods that are trained.
+    assert [len(record.locality["unrelated"]) for record in found] == [2, 1, 1]
+    assert brie.locality["unrelated"][1] == Probe("Question:Who is 3?\nAnswer:", ("Ann 3",))
+    assert brie.generation_prompts == ("Question:Who is 0?\nAnswer:", "Question:Who is 3?\nAnswer:")
+    one, other = load_records(tmp_path, split="train+test", variant="answer-1")
+    assert (one.request, other.request) == (brie.request, feta.request)
+    assert [len(record.locality["unrelated"]) for record in (one, other)] == [2, 2]
+    with pytest.raises(DataFormatError, match="edited by the variant 'answer-3', of 3 read"):
+        load_records(tmp_path, split="train+test", variant="answer-3")
+    assert [r.request.subject for r in load_records(tmp_path / "trivia_train.json", variant="answer-2")] == ["a tui"]
+    (tmp_path / "more_train.json").write_text(json.dumps(FILES["trivia_train.json"]))
+    with pytest.raises(DataFormatError, match=r"one training file .* and one test file .*, got more_train\.json"):
+        load_records(tmp_path, split="train+test")
 
 
 def test_qaedit(load: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 
@@ -25,6 +26,7 @@ from kecore.evaluate.metrics import (
     free_generation,
     magnitude,
     metrics_of,
+    opinion,
     perplexity,
     stability,
     strict_accuracy,
@@ -154,6 +156,23 @@ def test_divergence_by_hand() -> None:
 
 
 QUIET = Protocol(max_new_tokens=0)
+
+
+def test_an_opinion_by_hand() -> None:
+    new, old = (score(0.5, 0.5), score(0.125)), (score(0.25), score(0.25))
+    before, after = (replace(probe("paraphrase", *new), rivals=old) for _ in range(2))
+    # Per token, over all replies: new (1/2 * 1/2 * 1/8)^(1/3) = 2^(-5/3), old 1/4; z_topic is 1 where nothing changed.
+    unchanged = 2 ** (-5 / 3) / (2 ** (-5 / 3) + 1 / 4)
+    assert opinion(before, after) == pytest.approx(unchanged)
+    likelier = replace(before, scores=(score(0.25, 0.25),))
+    assert opinion(likelier, after) == pytest.approx(unchanged)
+    once = replace(before, scores=(score(0.75),))
+    assert opinion(once, after) == pytest.approx(unchanged * 2 ** (-5 / 3) / 0.75)
+    assert opinion(probe("paraphrase", *new), probe("paraphrase", *new)) is None
+    broken = replace(after, scores=(ContinuationScore((-math.inf,), (1,), (-1,)),))
+    assert opinion(before, broken) is None
+    far = ContinuationScore((-1e6,), (1,), (1,))
+    assert opinion(before, replace(after, scores=(far,))) == 0
 
 
 def test_a_test_of_several_prompts_counts_once() -> None:

@@ -310,6 +310,8 @@ def test_hub_files_and_their_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     rest = ("zjunlp/KnowEdit", "benchmark/facts.json", "dataset")
     assert asked == [(*rest, None), (*rest, "refs/pr/2")]
     assert (found.format, found[0].source) == ("zsre", "zsre: benchmark/facts.json record 1")
+    with pytest.raises(ConfigError, match="split 'test' was asked of the single file hf:zjunlp/KnowEdit/x"):
+        load_records("hf:zjunlp/KnowEdit/x.json", split="test")
     monkeypatch.undo()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubError, match=r"hf:nobody/nothing/x.json cannot be had from the Hugging Face hub"):
@@ -320,6 +322,34 @@ def test_hub_files_and_their_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for bad in ("counterfact", "a/b@", "a/b@x@y"):
         with pytest.raises(ConfigError, match=r"expected hf:OWNER/NAME\[@REVISION\]\[:CONFIG\]"):
             load_records(f"hf:{bad}")
+
+
+def test_hub_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def download(repository: str, repo_type: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((repository, repo_type, revision, allow_patterns))
+        write(tmp_path / "benchmark" / "zsre" / "zsre_train.json", {**published.ZSRE, "case_id": 1})
+        write(tmp_path / "benchmark" / "zsre" / "zsre_test.json", {**published.ZSRE, "case_id": 2})
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    for reference in ("hf:a/b/benchmark/zsre", "hf:a/b/benchmark/zsre/"):
+        (record,) = load_records(reference, split="test")
+        assert (record.request.id, record.source) == ("2", "zsre: zsre_test.json record 1")
+    load_records("hf:a/b@v1/benchmark/zsre", split="train")
+    folder = ["benchmark/zsre/*"]
+    assert asked == [("a/b", "dataset", None, folder)] * 2 + [("a/b", "dataset", "v1", folder)]
+    both = load_records("hf:a/b/benchmark/zsre", split="train+test")
+    assert [record.request.id for record in both] == ["2", "1"]
+    with pytest.raises(ConfigError, match="no split 'dev'; its splits: test, train"):
+        load_records("hf:a/b/benchmark/zsre", split="train+dev")
+    with pytest.raises(HubError, match="hf:a/b has no folder 'benchmark/other'"):
+        load_records("hf:a/b/benchmark/other")
+    monkeypatch.undo()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match=r"hf:nobody/nothing/some/folder cannot be had from the Hugging Face hub"):
+        load_records("hf:nobody/nothing/some/folder")
 
 
 def test_layouts_without_variants_refuse_one(tmp_path: Path) -> None:

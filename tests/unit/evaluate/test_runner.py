@@ -89,7 +89,7 @@ def test_every_metric_equals_the_definition(family: str) -> None:
     world = make_world(family)
     knows_chinese = family in ("byte-bpe", "llama-like")
     records = [FULL, CHINESE if knows_chinese else RECORDS[0]]
-    protocol = Protocol(max_new_tokens=6, extra=("kl", "fluency"))
+    protocol = Protocol(max_new_tokens=6, extra=("kl", "fluency", "opinion"))
     after, found = both(world, protocol, records)
     slow = Slow(after.view.model, world.view.model, world.encoder.tokenizer, 6)
     wanted = slow.records(records)
