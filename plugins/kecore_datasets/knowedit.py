@@ -157,7 +157,7 @@ def _sanitation_records(document: Fields) -> list[dict[str, Any]]:
 
 
 def _answer(fact: Fields) -> str:
-    return "".join(fact.answers("ground_truth")[:1]).casefold()
+    return "".join(fact.answers_or_none("ground_truth")[:1]).casefold()
 
 
 def _sanitation_files(parts: Sequence[Part]) -> list[tuple[str, Any]]:

@@ -276,7 +276,7 @@ def plan_adapter(
         base: what the adapter stands on while it is trained, a context; by default the model as it is.
         batch: what the loss is asked of, made before the adapter is on the model, given the lowest adapted layer and
             what is kept; by default :class:`Targets`.
-        loss: mean loss of a batch; by default the targets' negative log-likelihood.
+        loss: loss of a batch, as :func:`train` takes it; by default the targets' negative log-likelihood.
         after: called after every update, with the number of updates so far.
     """
     config: AdapterConfig = context.config

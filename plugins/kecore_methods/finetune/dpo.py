@@ -30,7 +30,7 @@ class DpoConfig(AdapterConfig):
         default=0.0, ge=0, description="Weight of the new answer's negative log-likelihood beside the preference."
     )
     stop_loss: float = Field(
-        default=0.4, ge=0, description="Training ends when a pass has a mean loss below this (0.69 at the start)."
+        default=0.4, ge=0, description="Training ends when a pass has every fact's loss below this (0.69 at the start)."
     )
 
 
@@ -54,7 +54,7 @@ class Dpo:
 
 
 def dpo_loss(new: Tensor, old: Tensor, new_before: Tensor, old_before: Tensor, beta: float) -> Tensor:
-    """DPO's loss (eq. 7), the mean over pairs.
+    """DPO's loss (eq. 7), ``[pairs]``.
 
     Args:
         new: ``[pairs]`` log-probabilities of the preferred answers.
@@ -63,7 +63,7 @@ def dpo_loss(new: Tensor, old: Tensor, new_before: Tensor, old_before: Tensor, b
         old_before: those of the others there.
         beta: how much a difference to the reference counts.
     """
-    return -logsigmoid(beta * ((new - new_before) - (old - old_before))).mean()
+    return -logsigmoid(beta * ((new - new_before) - (old - old_before)))
 
 
 class _Pairs:
@@ -91,10 +91,10 @@ class _Pairs:
             self.before = self.new.log_probs(), self.old.log_probs()
 
     def loss(self, config: DpoConfig) -> Tensor:
-        """The preference, the new answers' likelihood where it is asked for, and what keeping costs."""
+        """Of each pair the preference, the new answer's likelihood where it is asked for, and what keeping costs."""
         new, moved = self.new.scores()
         preference = dpo_loss(new, self.old.log_probs(), *self.before, config.beta)
-        return preference + moved - config.likelihood * (new / self.new.length).mean()
+        return preference + moved - config.likelihood * new / self.new.length
 
 
 def _otherwise(view: ModelView, encoder: Encoder, item: Encoded) -> Encoded:

@@ -22,7 +22,7 @@ __all__ = ["LocFtBf"]
 
 
 class LocFtConfig(MatrixConfig):
-    """Configuration; passes and batch size of the published Llama-3-8B set-up, its learning rate made relative."""
+    """Configuration; passes of the published Llama-3-8B set-up, its learning rate made relative, smaller batches."""
 
     depth: float = Field(
         default=0.17, ge=0, le=1, description="Depth of the tuned layer (22 of 32 in the published Llama-3-8B set-up)."
@@ -30,7 +30,7 @@ class LocFtConfig(MatrixConfig):
     relative_learning_rate: float = Field(
         default=0.01, gt=0, description="Of Adam, relative to the matrix's root mean square (0.025 as published)."
     )
-    batch_size: int = Field(default=100, ge=1, description="Requests per update.")
+    batch_size: int = Field(default=10, ge=1, description="Requests per update (100 as published, of thousands).")
     stop_loss: float = Field(default=0.1, ge=0, description="Tuning ends when a pass has a mean loss below this.")
     contexts: int = Field(default=2, ge=0, description="Sampled prefixes put before a prompt; 0 as published.")
     context_tokens: int = Field(default=10, ge=1, description="Length of each prefix.")
@@ -41,7 +41,7 @@ class LocFtConfig(MatrixConfig):
     @classmethod
     def presets(cls) -> Mapping[str, Mapping[str, Any]]:
         """The set-ups of the published code (ICT-STAR/LocFT)."""
-        published = {"learning_rate": 5e-4, "stop_loss": 0.0, "contexts": 0, "end_token": True}
+        published = {"learning_rate": 5e-4, "batch_size": 100, "stop_loss": 0.0, "contexts": 0, "end_token": True}
         return {"llama-3-8b": {**published, "layer": 22}, "qwen2.5-7b": {**published, "layer": 6}}
 
     def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:

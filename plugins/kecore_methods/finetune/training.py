@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeVar
@@ -230,8 +231,9 @@ def train(
         rate: learning rate.
         epochs: passes over all requests, at the most.
         batches: the batches of a pass.
-        loss: of a batch, a mean over its requests.
-        stop: training ends when a pass has a mean loss below this.
+        loss: of a batch: a value for each of its requests, ``[count]``, or their mean.
+        stop: training ends when a pass has a mean loss below this. Of requests with values of their own none may be
+            above it, and one that is below takes no part in the update, so that no fact pays for another.
         after: called after every update, with the number of updates so far.
 
     Returns:
@@ -244,19 +246,21 @@ def train(
     losses: list[float] = []
     updates = 0
     for epoch in range(epochs):
-        total, seen = 0.0, 0
+        total, seen, worst = 0.0, 0, -math.inf
         for batch in batches(epoch):
             optimizer.zero_grad()
             value = loss(batch)
-            if not bool(torch.isfinite(value)):
+            if not bool(value.isfinite().all()):
                 raise NonFiniteError("the fine-tuning loss became NaN or infinite; lower the learning rate")
-            value.backward()
+            (value * (value.detach() >= stop) if value.ndim else value).mean().backward()
             optimizer.step()
             updates += 1
             after(updates)
-            total, seen = total + float(value.detach()) * batch.count, seen + batch.count
+            found = value.detach()
+            total, seen = total + float(found.mean()) * batch.count, seen + batch.count
+            worst = max(worst, float(found.max())) if found.ndim else worst
         losses.append(round(total / seen, 5))
         context.progress("tune", epoch + 1, epochs)
-        if losses[-1] < stop:
+        if max(losses[-1], worst) < stop:
             break
     return losses
