@@ -129,13 +129,13 @@ def rich_table(table: Table, width: int) -> RichTable:
     """The table for a terminal of so many columns: narrow ones show the first scores, wide ones intervals too."""
     # An interval has a line of its own, or few terminals would be wide enough.
     made = _made(table, _two_lines)
-    if _narrowest(made) <= width:
+    if _width(made) <= width:
         return made
     keys = [key for key in _FIRST if key in table.columns]
     while True:
         short = Table(table.rows, table.moment, {key: name for key, name in table.columns.items() if key in keys})
         made = _made(short, _value, priced=1)
-        if _narrowest(made) <= width or len(keys) < 2:
+        if _width(made) <= width or len(keys) < 2:
             return made
         keys.pop()
 
@@ -149,13 +149,16 @@ def _made(table: Table, show: Callable[[Score], str], priced: int = len(COSTS)) 
     return made(*heads(table)[:count], rows=rows, title=table.title, right=range(1, count))
 
 
-def _narrowest(made: RichTable) -> int:
-    """Columns of a terminal that the table needs so that no word of it is broken."""
+def _width(made: RichTable) -> int:
+    """Columns of a terminal that the table needs so that no line of it is broken.
+
+    With less, rich makes columns narrower in the order of their widths, and breaks words of one where another has room.
+    """
     from rich.console import Console
     from rich.measure import Measurement
 
     console = Console(width=10_000)
-    return Measurement.get(console, console.options, made).minimum
+    return Measurement.get(console, console.options, made).maximum
 
 
 def rich_notes(table: Table) -> list[str]:
