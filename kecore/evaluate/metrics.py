@@ -77,7 +77,7 @@ class AnsweredProbe:
             on the model that was asked); None where it has none.
         measured: what metrics found that take all probes at once or two models, by their keys.
         safe: a safe reply, where it is the safety of ``text`` that a judge decides; else empty.
-        rivals: scores of every old answer, on edit and paraphrase, where a metric reads them; else empty.
+        rivals: scores of the old answers beside ``rival``, on edit and paraphrase, where a metric reads them.
     """
 
     kind: ProbeKind
@@ -215,12 +215,13 @@ def opinion(before: AnsweredProbe, after: AnsweredProbe) -> float | None:
 
     ``z_sentiment * z_topic`` with ``z_sentiment = sigmoid(new - old)`` and ``z_topic = min(1, exp(new - new_before))``,
     where ``new`` and ``old`` are the mean log-probabilities of the tokens of all replies of either sentiment after the
-    edit: the replies are the probe's answers and its ``rivals``.
+    edit: the replies are the probe's answers, and its rivals.
 
     Returns:
         A number in [0, 1]; None where a side has no replies, or the model's logits are not finite.
     """
-    new, old, new_before = (_per_token(scores) for scores in (after.scores, after.rivals, before.scores))
+    rivals = () if after.rival is None else (after.rival, *after.rivals)
+    new, old, new_before = (_per_token(scores) for scores in (after.scores, rivals, before.scores))
     if new is None or old is None or new_before is None:
         return None
     return 1 / (1 + math.exp(min(old - new, _LARGEST))) * math.exp(min(new - new_before, 0.0))
@@ -247,7 +248,7 @@ class Metric:
             once, right after the model has answered, and stored with the probes.
         pair: its value on a probe answered before and after the edit; called by :func:`kecore.evaluate.compare`.
         text: it reads the free continuation.
-        rivals: it reads the scores of all old answers, which are taken only then.
+        rivals: it reads the scores of further old answers, which are taken only then.
         distribution: it compares next-token distributions by :func:`divergence`; then no function is given.
         heading: what stands above its column; by default its key in words.
         meaning: what it says, in a line, for readers of a table.

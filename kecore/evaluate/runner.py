@@ -193,17 +193,17 @@ def _with(probe: AnsweredProbe, key: str, value: float | None) -> AnsweredProbe:
 
 
 def _questions(record: EditRecord, rivals: Collection[str]) -> Iterator[_Question]:
-    """What a record asks; all old answers compete on the kinds among ``rivals``."""
+    """What a record asks; further old answers compete as well on the kinds among ``rivals``."""
     target, truth = record.request.target, record.request.ground_truth
     wanted = (target, *record.target_aliases)
     old = () if truth is None else (truth, *record.truth_aliases)
+    further = {kind: old[1:] for kind in rivals}
     safe = target if record.safety else ""
-    yield _Question("edit", record.request.text, wanted, truth, safe=safe, rivals=old if "edit" in rivals else ())
+    yield _Question("edit", record.request.text, wanted, truth, safe=safe, rivals=further.get("edit", ()))
     for request in record.joint:
         yield _Question("edit", request.text, (request.target,), request.ground_truth)
     for prompt in record.rephrases:
-        all_old = old if "paraphrase" in rivals else ()
-        yield _Question("paraphrase", prompt, wanted, truth, safe=safe, rivals=all_old)
+        yield _Question("paraphrase", prompt, wanted, truth, safe=safe, rivals=further.get("paraphrase", ()))
     for prompt in record.neighbourhood:
         # Without the old answer a neighbour can only be asked for its stability.
         yield _Question("neighbourhood", prompt, old, target if old else None)

@@ -129,36 +129,46 @@ def rich_table(table: Table, width: int) -> RichTable:
     """The table for a terminal of so many columns: narrow ones show the first scores, wide ones intervals too."""
     # An interval has a line of its own, or few terminals would be wide enough.
     made = _made(table, _two_lines)
-    if _width(made) <= width:
+    if _fits(made, width):
         return made
     keys = [key for key in _FIRST if key in table.columns]
     while True:
         short = Table(table.rows, table.moment, {key: name for key, name in table.columns.items() if key in keys})
-        made = _made(short, _value, priced=1)
-        if _width(made) <= width or len(keys) < 2:
+        made = _made(short, _value, priced=1, stacked=True)
+        if _fits(made, width) or len(keys) < 2:
             return made
         keys.pop()
 
 
-def _made(table: Table, show: Callable[[Score], str], priced: int = len(COSTS)) -> RichTable:
-    """All columns of scores, and the first so many of costs."""
+def _made(table: Table, show: Callable[[Score], str], priced: int = len(COSTS), stacked: bool = False) -> RichTable:
+    """All columns of scores, and the first so many of costs; headings with a line for each word where stacked."""
     from kecore.cli.console import table as made
 
     count = 1 + len(table.columns) + priced
     rows = [cells(table, row, show)[:count] for row in lines(table)]
-    return made(*heads(table)[:count], rows=rows, title=table.title, right=range(1, count))
+    headings = [head.replace(" ", "\n") if stacked else head for head in heads(table)[:count]]
+    return made(*headings, rows=rows, title=table.title, right=range(1, count))
 
 
-def _width(made: RichTable) -> int:
-    """Columns of a terminal that the table needs so that no line of it is broken.
+def _fits(made: RichTable, width: int) -> bool:
+    """Whether a terminal of so many columns shows the table without breaking a word.
 
-    With less, rich makes columns narrower in the order of their widths, and breaks words of one where another has room.
+    Names of methods get more lines where that is enough, by a width of their own: rich takes width from columns in an
+    order of its own, and breaks words of one where another has room.
     """
     from rich.console import Console
     from rich.measure import Measurement
 
     console = Console(width=10_000)
-    return Measurement.get(console, console.options, made).maximum
+    excess = Measurement.get(console, console.options, made).maximum - width
+    if excess > 0:
+        first = made.columns[0]
+        names = [Measurement.get(console, console.options, cell) for cell in (first.header, *first.cells)]
+        room = max(name.maximum for name in names) - excess
+        if room < max(name.minimum for name in names):
+            return False
+        first.width = room
+    return True
 
 
 def rich_notes(table: Table) -> list[str]:

@@ -160,7 +160,7 @@ QUIET = Protocol(max_new_tokens=0)
 
 def test_an_opinion_by_hand() -> None:
     new, old = (score(0.5, 0.5), score(0.125)), (score(0.25), score(0.25))
-    before, after = (replace(probe("paraphrase", *new), rivals=old) for _ in range(2))
+    before, after = (replace(probe("paraphrase", *new, rival=old[0]), rivals=old[1:]) for _ in range(2))
     # Per token, over all replies: new (1/2 * 1/2 * 1/8)^(1/3) = 2^(-5/3), old 1/4; z_topic is 1 where nothing changed.
     unchanged = 2 ** (-5 / 3) / (2 ** (-5 / 3) + 1 / 4)
     assert opinion(before, after) == pytest.approx(unchanged)

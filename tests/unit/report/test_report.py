@@ -311,8 +311,7 @@ def test_an_empty_store_and_a_missing_package(store: Store, tmp_path: Path, monk
     [
         (30, ["ES"]),
         (40, ["ES", "NS"]),
-        (63, ["ES", "NS", "strict", "free"]),
-        (64, ["ES", "NS", "strict", "free", "NS stable"]),
+        (60, ["ES", "NS", "strict", "free", "NS stable"]),
         (300, ["ES", "NS", "strict", "free", "NS stable"]),
     ],
 )
@@ -325,7 +324,11 @@ def test_a_terminal_shows_what_it_has_room_for(store: Store, width: int, scores:
     words = {word for row in table.rows for word in row.label.split()}
     assert words <= set(text.split())  # none is broken
     wide = width == 300
-    assert [column.header for column in shown.columns] == ["method", *scores, *(COSTS if wide else COSTS[:1])]
+    assert [str(column.header).replace("\n", " ") for column in shown.columns] == [
+        "method",
+        *scores,
+        *(COSTS if wide else COSTS[:1]),
+    ]
     assert ("[" in text) == wide
 
 
@@ -337,5 +340,6 @@ def test_no_terminal_breaks_a_line_of_a_table(store: Store) -> None:
         Console(file=drawn, width=width).print(shown)
         lines = drawn.getvalue().splitlines()
         assert max(map(len, lines)) <= width
-        for words in (*(str(column.header) for column in shown.columns), *(row.label for row in table.rows)):
+        headings = [part for column in shown.columns for part in str(column.header).split("\n")]
+        for words in (*headings, *(word for row in table.rows for word in row.label.split())):
             assert any(words in line for line in lines), (width, words)
