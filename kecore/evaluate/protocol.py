@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from kecore.config import validated
 from kecore.errors import ProtocolMismatchError
@@ -55,6 +55,11 @@ class Protocol(BaseModel):
         default="plain",
         description="prompts as bare text, or as the user's message in the model's chat template",
     )
+    instruction: str = Field(
+        default="",
+        description="text around a prompt that is answered by free generation, with {} in the prompt's place, such as "
+        "'Please answer the question: {}'; none if empty. Edits, and scores of given answers, keep the bare prompt",
+    )
     probability: Literal["mean", "sum"] = Field(
         default="mean",
         description="P of an answer: exp of the mean log-probability of its tokens (as the official "
@@ -85,13 +90,22 @@ class Protocol(BaseModel):
         description="who judges where the family 'judge' is taken: local, local:MODEL, or hosted:MODEL",
     )
 
+    @field_validator("instruction")
+    @classmethod
+    def _names_the_prompts_place(cls, text: str) -> str:
+        if text and text.count("{}") != 1:
+            raise ValueError(f"expected '{{}}' once, in the prompt's place, or no text at all; got {text!r}")
+        return text
+
     @model_validator(mode="after")
-    def _only_of_a_sequence(self) -> Protocol:
+    def _no_field_without_effect(self) -> Protocol:
         # A field without effect must not give two hashes to one protocol.
         if self.edits != "sequential":
             for name in ("step", "when", "retention"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"'{name}' is of sequential editing only; leave it out, or set edits: sequential")
+        if self.instruction and not self.max_new_tokens:
+            raise ValueError("'instruction' is of free generation only; leave it out, or raise max_new_tokens above 0")
         if tuple(sorted(set(self.when))) != self.when:
             raise ValueError("'when' names moments once, in the order at-edit, at-end")
         return self
@@ -128,6 +142,15 @@ class Protocol(BaseModel):
         at = [round(i * steps / (self.retention + 1)) for i in range(1, self.retention + 1)]
         return {step: f"after-{step * self.step}" for step in at if 0 < step < steps}
 
+    def ask(self, prompt: str) -> str:
+        """What is put before the model where it answers ``prompt`` freely: the prompt in :attr:`instruction`.
+
+        Examples:
+            >>> Protocol(instruction="Q: {} A:").ask("Who wrote Emma?")
+            'Q: Who wrote Emma? A:'
+        """
+        return self.instruction.replace("{}", prompt) if self.instruction else prompt
+
     def describe(self) -> str:
         """The protocol in words."""
         some = f"{self.step} facts" if self.step > 1 else "1 fact"
@@ -143,7 +166,8 @@ class Protocol(BaseModel):
             return f"{text}; no free generation; seed {self.seed}"
         return (
             f"{text}; greedy generation of up to {self.max_new_tokens} tokens"
-            f"{', to the end of the line,' if self.stop_at_newline else ''} on {kinds}, right by {self.match} match"
+            f"{', to the end of the line,' if self.stop_at_newline else ''} on {kinds}"
+            f"{f', asked by {self.instruction!r}' if self.instruction else ''}, right by {self.match} match"
             f"{' of normalised text' if self.normalise else ''}; seed {self.seed}"
         )
 
@@ -157,6 +181,8 @@ class Protocol(BaseModel):
         extra = values.pop("extra")
         if "judge" not in extra:
             del values["judge"]
+        if not self.instruction:  # protocols without one are older than the field
+            del values["instruction"]
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return sha256(text.encode()).hexdigest()[:12]
 

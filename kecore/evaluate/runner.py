@@ -127,7 +127,10 @@ class _Answers:
         self._scores = dict(zip(pairs, scores, strict=True))
         protocol = self._protocol
         limits = {"max_new_tokens": protocol.max_new_tokens, "stop_at_newline": protocol.stop_at_newline}
-        self._texts = self._written([p for q in questions for p in q.written(protocol)], **limits)
+        free = dict.fromkeys(p for q in questions for p in q.written(protocol))
+        asked = {prompt: protocol.ask(prompt) for prompt in free}
+        texts = self._written(asked.values(), **limits)
+        self._texts = {prompt: texts[full] for prompt, full in asked.items()}
         openings = list(dict.fromkeys(q.prompt for q in questions if q.kind == "generation"))
         lengths = [len(self._encoder.encode(opening).ids) for opening in openings]
         self._passages = self._written(

@@ -13,6 +13,8 @@ from kecore.evaluate.protocol import same_protocol
 def test_every_field_changes_the_hash() -> None:
     others = [
         Protocol(form="chat"),
+        Protocol(instruction="Q: {} A:"),
+        Protocol(instruction="Q: {}"),
         Protocol(edits="single"),
         Protocol(edits="sequential"),
         Protocol(edits="sequential", step=2),
@@ -41,6 +43,22 @@ def test_a_field_without_effect_is_refused() -> None:
         Protocol.make({"edits": "sequential", "when": ("at-end", "at-edit")})
     with pytest.raises(ConfigError, match="unknown key 'steps'"):
         Protocol.make({"steps": 2})
+
+
+@pytest.mark.parametrize("text", ["Answer:", "{} or {}", "{prompt}"])
+def test_an_instruction_has_one_place_for_the_prompt(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"'instruction'.*expected '\{\}' once"):
+        Protocol.make({"instruction": text})
+    with pytest.raises(ConfigError, match="free generation only"):
+        Protocol.make({"instruction": "Q: {}", "max_new_tokens": 0})
+
+
+def test_an_instruction_stands_around_the_prompt_and_in_the_description() -> None:
+    protocol = Protocol(instruction="Q: {}\nA:")
+    assert protocol.ask("Is {} a set?") == "Q: Is {} a set?\nA:"
+    assert Protocol().ask("Who?") == "Who?"
+    assert r"asked by 'Q: {}\nA:'" in protocol.describe()
+    assert "asked by" not in Protocol().describe()
 
 
 def test_moments_and_checkpoints() -> None:

@@ -122,6 +122,22 @@ def test_generated_text_is_the_models(world: World) -> None:
     assert found.scores["paraphrase_free_generation"].probes == 4
 
 
+def test_an_instruction_asks_for_texts_only(world: World) -> None:
+    said = "Answer this: {} .\n"
+    limits = {"max_new_tokens": 5, "stop_at_newline": False}
+    bare = evaluate(world.view, world.encoder, RECORDS, Protocol(**limits))
+    found = evaluate(world.view, world.encoder, RECORDS, Protocol(**limits, instruction=said))
+    tokenizer, texts = world.encoder.tokenizer, []
+    for row, other in zip(found.rows, bare.rows, strict=True):
+        for probe, same in zip(row.probes, other.probes, strict=True):
+            assert (probe.prompt, probe.scores, probe.rival) == (same.prompt, same.scores, same.rival)
+            if probe.text is not None:
+                ids = greedy(world.view.model, tokenizer, said.replace("{}", probe.prompt), 5)
+                assert probe.text == tokenizer.decode(ids, skip_special_tokens=True).strip()
+                texts.append((probe.text, same.text))
+    assert any(one != two for one, two in texts)
+
+
 def test_axes_and_probes_without_answers(small: World) -> None:
     before = evaluate(small.view, small.encoder, [RICH], Protocol(max_new_tokens=4))
     asked, own = before.rows[0].probes[1:3]
