@@ -49,6 +49,7 @@ def generate(
     *,
     max_new_tokens: int | Sequence[int] = 32,
     stop_at_newline: bool = False,
+    stop: Sequence[str] = (),
     top_k: int = 1,
     seed: int = 0,
     batch_tokens: int = BATCH_TOKENS,
@@ -67,6 +68,7 @@ def generate(
         prompts: equal prompts are continued once.
         max_new_tokens: most tokens to write; one number, or one a prompt.
         stop_at_newline: a line break after the first visible character ends the text.
+        stop: further texts that end it, and do not belong to it, such as a full stop.
         top_k: draw each token from so many of the most probable ones, in proportion to their probabilities.
         seed: of the draws; each prompt has a stream of its own, so that the others do not matter.
         batch_tokens: padded tokens of one micro-batch, the new ones included.
@@ -84,7 +86,7 @@ def generate(
         raise ConfigError(f"max_new_tokens and top_k must be at least 1, got {max_new_tokens} and {top_k}")
     names = list(dict.fromkeys(prompts))
     ids = [encoder.encode(text).ids for text in written(view.model, names, Reader(view, encoder))]
-    end = _Ending(encoder, _closing_ids(view, encoder), stop_at_newline)
+    end = _Ending(encoder, _closing_ids(view, encoder), (*stop, *["\n"] * stop_at_newline))
     draws = [random.Random(f"{seed} {name}") for name in names] if top_k > 1 else []  # noqa: S311 - no secret
     found: dict[str, Generation] = {}
     with view.frozen(), torch.no_grad():
@@ -112,7 +114,7 @@ class _Ending:
 
     encoder: Encoder
     closing: frozenset[int]
-    newline: bool
+    stops: tuple[str, ...]
 
     def text(self, ids: Sequence[int]) -> str:
         tokenizer = self.encoder.tokenizer
@@ -120,14 +122,16 @@ class _Ending:
         return str(text).lstrip()
 
     def reached(self, ids: Sequence[int]) -> bool:
-        return ids[-1] in self.closing or (self.newline and "\n" in self.text(ids))
+        return ids[-1] in self.closing or self._cut(self.text(ids)) is not None
 
     def read(self, ids: Sequence[int]) -> Generation:
         finished = self.reached(ids)
         text = self.text(ids[:-1] if ids[-1] in self.closing else ids)
-        if self.newline:
-            text = text.partition("\n")[0]
-        return Generation(text.strip(), tuple(ids), finished)
+        return Generation(text[: self._cut(text)].strip(), tuple(ids), finished)
+
+    def _cut(self, text: str) -> int | None:
+        """Where the first text that ends it begins."""
+        return min((text.index(stop) for stop in self.stops if stop in text), default=None)
 
 
 def _most_probable(logits: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -71,6 +71,10 @@ class Protocol(BaseModel):
     )
     max_new_tokens: int = Field(default=32, ge=0, description="length of free generation; 0 for none")
     stop_at_newline: bool = Field(default=True, description="a line break ends a generated answer")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(),
+        description="further texts that end a generated answer, and do not belong to it, such as a full stop",
+    )
     match: Literal["prefix", "contains", "exact"] = Field(
         default="prefix",
         description="when generated text is right: it begins with the answer, holds it as whole words, or equals it",
@@ -104,8 +108,9 @@ class Protocol(BaseModel):
             for name in ("step", "when", "retention"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"'{name}' is of sequential editing only; leave it out, or set edits: sequential")
-        if self.instruction and not self.max_new_tokens:
-            raise ValueError("'instruction' is of free generation only; leave it out, or raise max_new_tokens above 0")
+        for name in ("instruction", "stop"):
+            if getattr(self, name) and not self.max_new_tokens:
+                raise ValueError(f"'{name}' is of free generation only; leave it out, or raise max_new_tokens above 0")
         if tuple(sorted(set(self.when))) != self.when:
             raise ValueError("'when' names moments once, in the order at-edit, at-end")
         return self
@@ -161,12 +166,13 @@ class Protocol(BaseModel):
             + " and ".join({AT_EDIT: "right after each", AT_END: "after the last"}[moment] for moment in self.when),
         }[self.edits]
         kinds = ", ".join(self.generate)
+        ends = " or ".join([*["the end of the line"] * self.stop_at_newline, *map(repr, self.stop)])
         text = f"{how}; {self.form} prompts; P of an answer by the {self.probability} of its log-probabilities"
         if not self.max_new_tokens:
             return f"{text}; no free generation; seed {self.seed}"
         return (
             f"{text}; greedy generation of up to {self.max_new_tokens} tokens"
-            f"{', to the end of the line,' if self.stop_at_newline else ''} on {kinds}"
+            f"{f', to {ends},' if ends else ''} on {kinds}"
             f"{f', asked by {self.instruction!r}' if self.instruction else ''}, right by {self.match} match"
             f"{' of normalised text' if self.normalise else ''}; seed {self.seed}"
         )
@@ -181,8 +187,9 @@ class Protocol(BaseModel):
         extra = values.pop("extra")
         if "judge" not in extra:
             del values["judge"]
-        if not self.instruction:  # protocols without one are older than the field
-            del values["instruction"]
+        for name in ("instruction", "stop"):  # protocols without them are older than the fields
+            if not values[name]:
+                del values[name]
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return sha256(text.encode()).hexdigest()[:12]
 

@@ -126,7 +126,7 @@ class _Answers:
         scores = score_continuations(self._view, self._encoder, pairs, **self._options)
         self._scores = dict(zip(pairs, scores, strict=True))
         protocol = self._protocol
-        limits = {"max_new_tokens": protocol.max_new_tokens, "stop_at_newline": protocol.stop_at_newline}
+        limits = {name: getattr(protocol, name) for name in ("max_new_tokens", "stop_at_newline", "stop")}
         free = dict.fromkeys(p for q in questions for p in q.written(protocol))
         asked = {prompt: protocol.ask(prompt) for prompt in free}
         texts = self._written(asked.values(), **limits)

@@ -84,6 +84,24 @@ def test_ends_at_newline_only_when_asked(small: World, monkeypatch: pytest.Monke
     assert found.finished
 
 
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        (" Rome and. Paris\nand more of it", "Rome and"),  # what comes first ends it
+        (" Rome\nand. more of it", "Rome"),
+        (" Rome of it<|end|>not this", "Rome of it"),
+        (". Paris", ""),
+    ],
+)
+def test_ends_at_the_first_of_several_texts(
+    small: World, monkeypatch: pytest.MonkeyPatch, written: str, text: str
+) -> None:
+    _scripted(small, monkeypatch, [written])
+    (found,) = generate(small.view, small.encoder, ["The"], max_new_tokens=40, stop_at_newline=True, stop=[". ", "."])
+    assert found.text == text
+    assert found.finished
+
+
 def test_rows_end_at_different_times(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
     _scripted(small, monkeypatch, [" Rome", " Paris is the capital of France", " Italy<|end|>"])
     prompts = ["The Danube flows to the", "The Danube", "The"]

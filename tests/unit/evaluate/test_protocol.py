@@ -24,6 +24,7 @@ def test_every_field_changes_the_hash() -> None:
         Protocol(generate=("edit",)),
         Protocol(max_new_tokens=8),
         Protocol(stop_at_newline=False),
+        Protocol(stop=(".",)),
         Protocol(match="contains"),
         Protocol(normalise=False),
         Protocol(seed=1),
@@ -39,6 +40,11 @@ def test_a_field_without_effect_is_refused() -> None:
     for fields in ({"step": 2}, {"when": ("at-end",)}, {"retention": 1}):
         with pytest.raises(ConfigError, match="sequential"):
             Protocol.make({"edits": "single", **fields})
+    for fields in ({"instruction": "Q: {}"}, {"stop": ["."]}):
+        with pytest.raises(ConfigError, match="free generation only"):
+            Protocol.make({"max_new_tokens": 0, **fields})
+    with pytest.raises(ConfigError, match="'stop"):
+        Protocol.make({"stop": [""]})
     with pytest.raises(ConfigError, match="once"):
         Protocol.make({"edits": "sequential", "when": ("at-end", "at-edit")})
     with pytest.raises(ConfigError, match="unknown key 'steps'"):
@@ -49,8 +55,6 @@ def test_a_field_without_effect_is_refused() -> None:
 def test_an_instruction_has_one_place_for_the_prompt(text: str) -> None:
     with pytest.raises(ConfigError, match=r"'instruction'.*expected '\{\}' once"):
         Protocol.make({"instruction": text})
-    with pytest.raises(ConfigError, match="free generation only"):
-        Protocol.make({"instruction": "Q: {}", "max_new_tokens": 0})
 
 
 def test_an_instruction_stands_around_the_prompt_and_in_the_description() -> None:
@@ -59,6 +63,12 @@ def test_an_instruction_stands_around_the_prompt_and_in_the_description() -> Non
     assert Protocol().ask("Who?") == "Who?"
     assert r"asked by 'Q: {}\nA:'" in protocol.describe()
     assert "asked by" not in Protocol().describe()
+
+
+def test_what_ends_an_answer_stands_in_the_description() -> None:
+    assert ", to the end of the line, on" in Protocol().describe()
+    assert ", to the end of the line or '.', on" in Protocol(stop=(".",)).describe()
+    assert "32 tokens on" in Protocol(stop_at_newline=False).describe()
 
 
 def test_moments_and_checkpoints() -> None:
