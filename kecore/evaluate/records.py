@@ -173,7 +173,10 @@ def load_records(
     chosen = variant or next(iter(layout.variants), "")
     records = tuple(layout.finish.get(layout.way(chosen)[0], tuple)(made.records))
     if not records:
-        raise DataFormatError(f"no record of {name} is edited by the variant '{chosen}', of {len(made.records)} read")
+        further = "; the limit counts those of all variants: raise it" if limit is not None else ""
+        raise DataFormatError(
+            f"no record of {name} is edited by the variant '{chosen}', of {len(made.records)} read{further}"
+        )
     return RecordSet(
         records,
         tuple(made.skipped),

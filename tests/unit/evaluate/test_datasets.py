@@ -96,6 +96,8 @@ def test_mquake_remastered_asks_edited_and_unedited_cases(load: Any) -> None:
         load(*cases, variant="edited-7")
     with pytest.raises(DataFormatError, match=r"no record of facts\.json is edited by the variant 'edited-2', of 2"):
         load(*cases[1:3], variant="edited-2")
+    with pytest.raises(DataFormatError, match="of 1 read; the limit counts those of all variants: raise it"):
+        load(*cases[1:3], cases[0], variant="edited-2", limit=1)
     with pytest.raises(DataFormatError, match="field 'split' is missing"):
         load(published.MQUAKE, variant="edited-2")
     for name in ("edited-N", "edited-", "edited-two", "masked-2"):
