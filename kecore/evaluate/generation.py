@@ -122,7 +122,8 @@ class _Ending:
         return str(text).lstrip()
 
     def reached(self, ids: Sequence[int]) -> bool:
-        return ids[-1] in self.closing or self._cut(self.text(ids)) is not None
+        # Decoding a text anew for every token is not free: only where something in it can end it.
+        return ids[-1] in self.closing or (bool(self.stops) and self._cut(self.text(ids)) is not None)
 
     def read(self, ids: Sequence[int]) -> Generation:
         finished = self.reached(ids)
