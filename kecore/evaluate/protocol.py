@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from hashlib import sha256
+from itertools import permutations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -97,8 +98,8 @@ class Protocol(BaseModel):
     @field_validator("instruction")
     @classmethod
     def _names_the_prompts_place(cls, text: str) -> str:
-        if text and text.count("{}") != 1:
-            raise ValueError(f"expected '{{}}' once, in the prompt's place, or no text at all; got {text!r}")
+        if text and (text.count("{}") != 1 or text == "{}"):
+            raise ValueError(f"expected '{{}}' once, in the prompt's place, and text around it, or none; got {text!r}")
         return text
 
     @model_validator(mode="after")
@@ -111,6 +112,11 @@ class Protocol(BaseModel):
         for name in ("instruction", "stop"):
             if getattr(self, name) and not self.max_new_tokens:
                 raise ValueError(f"'{name}' is of free generation only; leave it out, or raise max_new_tokens above 0")
+        ends = [*self.stop, *["\n"] * self.stop_at_newline]
+        if "\n" in self.stop or any(one in other for one, other in permutations(ends, 2)):
+            raise ValueError("no text of 'stop' holds another one, or is a line break, which 'stop_at_newline' is for")
+        if tuple(sorted(self.stop)) != self.stop:
+            raise ValueError(f"'stop' names texts in order: {sorted(self.stop)}")
         if tuple(sorted(set(self.when))) != self.when:
             raise ValueError("'when' names moments once, in the order at-edit, at-end")
         return self
@@ -208,7 +214,12 @@ def same_protocol(one: Protocol, other: Protocol, what: str) -> None:
     if one.hash() == other.hash():
         return
     mine, theirs = one.to_json(), other.to_json()
-    fields = ", ".join(f"{key} {mine[key]} and {theirs[key]}" for key in mine if mine[key] != theirs[key])
+    fields = ", ".join(
+        # What is empty would leave a gap in the sentence.
+        f"{key} {mine[key] or repr(mine[key])} and {theirs[key] or repr(theirs[key])}"
+        for key in mine
+        if mine[key] != theirs[key]
+    )
     raise ProtocolMismatchError(
         f"{what} follow different protocols, {one.hash()} and {other.hash()} ({fields}); their numbers do not belong "
         "into one table: run both by one protocol, or report them apart"

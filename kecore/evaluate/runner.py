@@ -127,8 +127,7 @@ class _Answers:
         self._scores = dict(zip(pairs, scores, strict=True))
         protocol = self._protocol
         limits = {name: getattr(protocol, name) for name in ("max_new_tokens", "stop_at_newline", "stop")}
-        free = dict.fromkeys(p for q in questions for p in q.written(protocol))
-        asked = {prompt: protocol.ask(prompt) for prompt in free}
+        asked = {prompt: protocol.ask(prompt) for q in questions for prompt in q.written(protocol)}
         texts = self._written(asked.values(), **limits)
         self._texts = {prompt: texts[full] for prompt, full in asked.items()}
         openings = list(dict.fromkeys(q.prompt for q in questions if q.kind == "generation"))

@@ -45,13 +45,19 @@ def test_a_field_without_effect_is_refused() -> None:
             Protocol.make({"max_new_tokens": 0, **fields})
     with pytest.raises(ConfigError, match="'stop"):
         Protocol.make({"stop": [""]})
+    for stop in (["\n"], [".\n"], [".", "."], [".", ". "]):
+        with pytest.raises(ConfigError, match="holds another one, or is a line break"):
+            Protocol.make({"stop": stop})
+    assert Protocol.make({"stop": ["\n\n"], "stop_at_newline": False}).stop == ("\n\n",)
+    with pytest.raises(ConfigError, match=r"in order: \['.', ';'\]"):
+        Protocol.make({"stop": [";", "."]})
     with pytest.raises(ConfigError, match="once"):
         Protocol.make({"edits": "sequential", "when": ("at-end", "at-edit")})
     with pytest.raises(ConfigError, match="unknown key 'steps'"):
         Protocol.make({"steps": 2})
 
 
-@pytest.mark.parametrize("text", ["Answer:", "{} or {}", "{prompt}"])
+@pytest.mark.parametrize("text", ["Answer:", "{} or {}", "{prompt}", "{}"])
 def test_an_instruction_has_one_place_for_the_prompt(text: str) -> None:
     with pytest.raises(ConfigError, match=r"'instruction'.*expected '\{\}' once"):
         Protocol.make({"instruction": text})
@@ -84,6 +90,8 @@ def test_mixing_names_what_differs() -> None:
     same_protocol(Protocol(seed=1), Protocol(seed=1), "these")
     with pytest.raises(ProtocolMismatchError, match=r"these follow .* \(max_new_tokens 32 and 8, seed 0 and 1\)"):
         same_protocol(Protocol(), Protocol(max_new_tokens=8, seed=1), "these")
+    with pytest.raises(ProtocolMismatchError, match=r"\(instruction '' and Q: \{\}\)"):
+        same_protocol(Protocol(), Protocol(instruction="Q: {}"), "these")
 
 
 def test_round_trip_and_frozen() -> None:
