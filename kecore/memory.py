@@ -33,6 +33,7 @@ __all__ = [
     "available",
     "backward_bytes",
     "cached_bytes",
+    "cached_share",
     "cast_bytes",
     "forward_bytes",
     "held",
@@ -94,6 +95,11 @@ def cached_bytes(view: ModelView, layer: int, dtype: torch.dtype | None = None) 
     that attention makes of them beside a row's own.
     """
     return 2 * view.width * max(1, len(view.layers) - layer) * (dtype or view.dtype).itemsize
+
+
+def cached_share(view: ModelView) -> float:
+    """What a token in a cache takes as a part of what a token of a pass does, where that is scored or written on."""
+    return cached_bytes(view, 0) / scoring(view, 1).token
 
 
 def vocabulary(view: ModelView) -> int:
@@ -324,8 +330,7 @@ def _refusal(budget: int, there: Mapping[str, int], worst: Need, least: int) -> 
 
 def scoring(view: ModelView, tokens: int, stage: str = "score") -> Need:
     """Scoring of continuations, and writing of answers, in micro-batches of at most ``tokens``."""
-    cache = 2 * view.width * len(view.layers) * view.dtype.itemsize
-    token = forward_bytes(view) + cache + logits_bytes(view) // _PLACES
+    token = forward_bytes(view) + cached_bytes(view, 0) + logits_bytes(view) // _PLACES
     return Need(stage, token=token, tokens=tokens, least=min(tokens, 64))
 
 

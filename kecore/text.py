@@ -71,6 +71,11 @@ class Rows:
         """Position of each token in its own row, ``[rows, width]``; on padding that of the token before, or 0."""
         return (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
 
+    @property
+    def ends(self) -> Tensor:
+        """Column behind each row's last real token, ``[rows]``."""
+        return self.offset + self.attention_mask.sum(-1)
+
     def to(self, device: torch.device | str) -> Rows:
         """The same rows on another device."""
         return Rows(self.input_ids.to(device), self.attention_mask.to(device), self.offset.to(device))

@@ -13,7 +13,6 @@ import copy
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from itertools import takewhile
 from typing import Any
 
 import torch
@@ -21,6 +20,8 @@ from torch import Tensor, nn
 
 from kecore.errors import KecoreWarning
 from kecore.model_view import ModelView
+from kecore.model_view.opening import beginning
+from kecore.model_view.verify import difference, rounding
 from kecore.text import Encoder, Rows
 
 __all__ = ["Replay"]
@@ -118,8 +119,8 @@ class Replay:
             self._reset(whole, column)
             return f"{type(error).__name__}: {error}"
         assert expected is not None  # noqa: S101 - a pass without a stop has logits
-        error = float((got - expected).float().norm() / expected.float().norm())
-        if error > min(0.1, 64 * torch.finfo(expected.dtype).eps * len(self.view.layers) ** 0.5):
+        error = difference(got, expected)
+        if error > rounding(self.view, expected.dtype):
             self._reset(whole, column)
             return f"logits differ by {error:.1e}"
         return ""
@@ -247,7 +248,7 @@ class _Before:
         members: dict[int, list[int]] = {}
         for row, index in enumerate(opening or range(len(ids))):
             members.setdefault(index, []).append(row)
-        self.heads = [_beginning([ids[row] for row in rows]) for rows in members.values()]
+        self.heads = [beginning([ids[row] for row in rows]) for rows in members.values()]
         self.head = torch.empty(len(ids), dtype=torch.long)
         for place, rows in enumerate(members.values()):
             self.head[rows] = place
@@ -278,11 +279,6 @@ class _Before:
         if cache is None:
             raise ValueError("the model keeps no key-value cache")
         return cache, mask
-
-
-def _beginning(rows: Sequence[Sequence[int]]) -> list[int]:
-    """The longest sequence that all of these begin with."""
-    return [tokens[0] for tokens in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False))]
 
 
 def _copy(cache: Any) -> Any:

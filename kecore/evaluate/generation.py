@@ -12,11 +12,10 @@ import torch
 
 from kecore.edit import Reader, written
 from kecore.errors import ConfigError
-from kecore.evaluate.batching import micro_batches
+from kecore.evaluate.openings import opened_batches
 from kecore.evaluate.scoring import BATCH_TOKENS
 from kecore.method import Progress, silent
 from kecore.model_view.decoding import Decoding
-from kecore.text import Rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +59,8 @@ def generate(
     The loop is kecore's own: ``model.generate`` merges the model's generation settings (a repetition
     penalty, banned tokens) into any it is given, and then the text is no longer the model's argmax. Rows
     are aligned at their last token, masked and numbered explicitly, with a key-value cache where the model
-    has one. Rounding of batched matrix products can still tip a tie in low precision.
+    has one; what many prompts begin with is run once. Rounding of batched matrix products can still tip a
+    tie in low precision.
 
     Args:
         view: the model.
@@ -90,11 +90,12 @@ def generate(
     draws = [random.Random(f"{seed} {name}") for name in names] if top_k > 1 else []  # noqa: S311 - no secret
     found: dict[str, Generation] = {}
     with view.frozen(), torch.no_grad():
-        sizes = [len(row) for row in ids]
-        for batch in micro_batches(sizes, [limit[name] for name in names], batch_tokens):
-            padded = encoder.rows([ids[i] for i in batch], [len(ids[i]) - 1 for i in batch])
+        costs = [limit[name] for name in names]
+        one = [1] * len(ids)
+        for opening, batch, rows in opened_batches(view, encoder, ids, one, costs, batch_tokens, at_ends=True):
+            decoding = Decoding(view, rows, opening)
             choose = _Choice(top_k, [draws[i] for i in batch]) if draws else _most_probable
-            new = _decode(view, padded, [limit[names[i]] for i in batch], end, choose)
+            new = _decode(decoding, [limit[names[i]] for i in batch], end, choose)
             found.update((names[i], end.read(text)) for i, text in zip(batch, new, strict=True))
             progress("generate", len(found), len(names))
     return [found[prompt] for prompt in prompts]
@@ -155,12 +156,11 @@ class _Choice:
 
 
 def _decode(
-    view: ModelView, rows: Rows, limits: Sequence[int], end: _Ending, choose: Callable[[Tensor], Tensor]
+    decoding: Decoding, limits: Sequence[int], end: _Ending, choose: Callable[[Tensor], Tensor]
 ) -> list[list[int]]:
-    """New token ids of rows that all end in the last column."""
-    ids: list[list[int]] = [[] for _ in range(len(rows.input_ids))]
+    """New token ids of each row."""
+    ids: list[list[int]] = [[] for _ in limits]
     running = set(range(len(ids)))
-    decoding = Decoding(view, rows)
     while running:
         token = choose(decoding.logits())
         values = token.tolist()

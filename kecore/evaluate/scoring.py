@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kecore.edit import Reader, written
 from kecore.errors import RequestError
-from kecore.evaluate.batching import micro_batches
+from kecore.evaluate.openings import opened_batches
 from kecore.method import Progress, silent
 
 if TYPE_CHECKING:
@@ -142,8 +142,7 @@ def score_tokens(
     scores: dict[int, ContinuationScore] = {}
     done = 0
     with view.frozen():
-        for batch in micro_batches([len(t) for t in texts], [_LOGITS_COST * n for n in places], batch_tokens):
-            logits = _logits(view, encoder, [texts[k] for k in batch], [places[k] for k in batch])
+        for batch, logits in _logits(view, encoder, texts, places, batch_tokens):
             begins = itertools.accumulate((places[k] for k in batch), initial=0)
             own = [
                 (i, begin + rows[i][1] - firsts[k], rows[i][0][rows[i][1] :])
@@ -173,22 +172,29 @@ def next_tokens(
     ids = [encoder.encode(text).ids for text in written(view.model, names, Reader(view, encoder))]
     found: dict[str, Tensor] = {}
     with view.frozen():
-        for batch in micro_batches([len(row) for row in ids], [_LOGITS_COST] * len(ids), batch_tokens):
-            logits = _logits(view, encoder, [ids[i] for i in batch], [1] * len(batch))
+        for batch, logits in _logits(view, encoder, ids, [1] * len(ids), batch_tokens):
             values = logits.log_softmax(-1).cpu()
             found.update((names[i], value.clone()) for i, value in zip(batch, values, strict=True))
             progress("distributions", len(found), len(names))
     return [found[prompt] for prompt in prompts]
 
 
-def _logits(view: ModelView, encoder: Encoder, rows: Sequence[Sequence[int]], places: Sequence[int]) -> Tensor:
-    """Logits of the last ``places[i]`` columns of each row ``i``, one after another: ``[sum, vocab]``."""
-    padded = encoder.rows(rows)
-    ends = (padded.offset + torch.tensor([len(r) for r in rows])).tolist()
-    row = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(places))
-    column = torch.cat([torch.arange(end - n, end) for end, n in zip(ends, places, strict=True)])
-    logits = view.logits_at(padded, row, column)
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+def _logits(
+    view: ModelView, encoder: Encoder, texts: Sequence[tuple[int, ...]], places: Sequence[int], batch_tokens: int
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Logits of the last ``places[i]`` columns of each text ``i``.
+
+    Yields:
+        The texts of a micro-batch, and their logits one after another, ``[sum, vocab]``.
+    """
+    # Columns that are asked for have to run with their text.
+    costs = [_LOGITS_COST * n for n in places]
+    for opening, batch, padded in opened_batches(view, encoder, texts, places, costs, batch_tokens):
+        asked = [places[i] for i in batch]
+        row = torch.repeat_interleave(torch.arange(len(batch)), torch.tensor(asked))
+        column = torch.cat([torch.arange(end - n, end) for end, n in zip(padded.ends.tolist(), asked, strict=True)])
+        logits = view.logits_at(padded, row, column, opening)
+        yield batch, logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def _scores(logits: Tensor, asked: Sequence[tuple[int, tuple[int, ...]]]) -> list[ContinuationScore]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from kecore.model_view.opening import NONE, Opening
 from kecore.text import Rows
 
 if TYPE_CHECKING:
@@ -21,12 +22,13 @@ class Decoding:
     Args:
         view: the model, frozen by the caller.
         rows: rows that all end in the last column.
+        opening: what stands before all of them.
     """
 
-    def __init__(self, view: ModelView, rows: Rows) -> None:
+    def __init__(self, view: ModelView, rows: Rows, opening: Opening = NONE) -> None:
         self.view = view
         self.rows = self._step = rows.to(view.device)
-        self._past: tuple[Any, Tensor] | None = None
+        self._past = opening.before(self.rows)
         self._cache: Any = None
 
     @torch.no_grad()
@@ -46,6 +48,8 @@ class Decoding:
         self.rows = Rows(
             torch.cat([ids, new.input_ids], -1), torch.cat([mask, new.attention_mask], -1), self.rows.offset
         )
-        # A model without a key-value cache reads the grown rows again.
-        cached = self._cache is not None
-        self._step, self._past = (new, (self._cache, self.rows.attention_mask)) if cached else (self.rows, None)
+        if self._cache is None:  # a model without a key-value cache reads the grown rows again
+            self._step = self.rows
+            return
+        before = mask if self._past is None else self._past[1]
+        self._step, self._past = new, (self._cache, torch.cat([before, new.attention_mask], -1))

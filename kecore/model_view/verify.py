@@ -25,7 +25,7 @@ from kecore.model_view.caches import kept_cache
 from kecore.model_view.view import LayerView, ModelView, Pass
 from kecore.text import Rows
 
-__all__ = ["BROKEN", "TOKENS", "continues", "probe_ids", "verified"]
+__all__ = ["BROKEN", "TOKENS", "continues", "difference", "probe_ids", "rounding", "verified"]
 
 TOKENS = 6
 """Tokens of the probe: enough to tell "this token only" from "later tokens too"."""
@@ -92,7 +92,7 @@ def continues(view: ModelView) -> bool:
                 cache, logits = kept_cache(result), result.logits[:, -1]
     except BROKEN:
         return False
-    return all(_difference(got, one) <= _loose(view) for got, one in zip(logits, wanted, strict=True))
+    return all(difference(got, one) <= rounding(view) for got, one in zip(logits, wanted, strict=True))
 
 
 def _positioned(view: ModelView, rows: Rows, logits: Tensor) -> ModelView:
@@ -101,7 +101,7 @@ def _positioned(view: ModelView, rows: Rows, logits: Tensor) -> ModelView:
     for positions in (True, False)[not takes :]:
         view = replace(view, positions=positions)
         found = view.forward(rows).logits
-        if found is not None and _difference(found[0], logits[0]) <= _loose(view):
+        if found is not None and difference(found[0], logits[0]) <= rounding(view):
             return view
     raise UnsupportedModelError(
         f"{type(view.model).__name__}: equal rows give other logits together than one of them alone"
@@ -145,7 +145,7 @@ def _chain_error(view: ModelView, rows: Rows, whole: Pass) -> str:
             again = view.forward(rows, resume=below, stop=part.index, hidden=[part.index]).hidden[part.index]
         except BROKEN as error:
             return f"{part.name} fails on its own ({type(error).__name__}: {error})"
-        error = _difference(again, whole.hidden[part.index])
+        error = difference(again, whole.hidden[part.index])
         if error > _close(view):
             return f"{part.name} gives another output (relative difference {error:.1e})"
     return ""
@@ -192,7 +192,7 @@ def _residual_scale(view: ModelView, part: LayerView, rows: Rows, whole: Pass) -
         )
     here = (out.hidden[part.index][1:] - out.hidden[part.index][:1])[:, _PLACE].float()
     scale = float((here * bumps).sum() / (bumps * bumps).sum())
-    if _difference(scale * bumps, here) > max(1e-3, 8 * eps):
+    if difference(scale * bumps, here) > max(1e-3, 8 * eps):
         return None
     return 1.0 if abs(scale - 1) < max(1e-3, 8 * eps) else scale
 
@@ -230,14 +230,14 @@ def _ordered(view: ModelView, expected: Tensor) -> ModelView:
     last = len(view.layers) - 1
     found = view.forward(rows, stop=last, hidden=[last]).hidden[last]
     alone, changed = found[:2, : TOKENS - 1]
-    seen = _difference(changed, alone)
+    seen = difference(changed, alone)
     if seen > _close(view):
         raise UnsupportedModelError(
             f"{type(view.model).__name__} is not causal: a later token changes an earlier one (relative difference "
             f"{seen:.1e})"
         )
     before, before_other = found[2:, _PADDING:]
-    ignored = _difference(before_other, before) <= _close(view) and _difference(before, expected) <= _loose(view)
+    ignored = difference(before_other, before) <= _close(view) and difference(before, expected) <= rounding(view)
     return replace(view, left_padding=ignored)
 
 
@@ -249,14 +249,15 @@ def _check_gather(view: ModelView, rows: Rows, whole: Pass) -> None:
         reason = ""
     except BROKEN as error:
         alone, reason = None, f" ({type(error).__name__}: {error})"
-    if alone is None or whole.logits is None or _difference(alone[0], whole.logits[0, _PLACE]) > _close(view):
+    if alone is None or whole.logits is None or difference(alone[0], whole.logits[0, _PLACE]) > _close(view):
         raise UnsupportedModelError(
             f"{type(view.model).__name__}: {type(view.unembedding).__name__} as output embedding does not give "
             f"the model's logits from the hidden state of single tokens{reason}"
         )
 
 
-def _difference(got: Tensor, expected: Tensor) -> float:
+def difference(got: Tensor, expected: Tensor) -> float:
+    """Norm of the difference relative to what is expected; infinite where shapes differ."""
     if got.shape != expected.shape:
         return float("inf")
     scale = expected.float().norm().clamp(min=torch.finfo(torch.float32).tiny)
@@ -265,9 +266,9 @@ def _difference(got: Tensor, expected: Tensor) -> float:
 
 def _close(view: ModelView) -> float:
     """Relative difference that equal computations may show: none, but for the order of sums."""
-    return min(0.03, _loose(view))
+    return min(0.03, rounding(view))
 
 
-def _loose(view: ModelView) -> float:
+def rounding(view: ModelView, dtype: torch.dtype | None = None) -> float:
     """Relative difference that rounding may make between passes of different shape."""
-    return min(0.1, 64 * torch.finfo(view.dtype).eps * len(view.layers) ** 0.5)
+    return min(0.1, 64 * torch.finfo(dtype or view.dtype).eps * len(view.layers) ** 0.5)

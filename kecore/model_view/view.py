@@ -18,6 +18,7 @@ from kecore.model_view.caches import cache_keyword, kept_cache
 from kecore.model_view.gemm import by_onednn
 from kecore.model_view.identity import Identity
 from kecore.model_view.linear import LinearView
+from kecore.model_view.opening import NONE, Opening
 
 if TYPE_CHECKING:
     from kecore.text import Rows
@@ -260,18 +261,20 @@ class ModelView:
         return arguments
 
     @torch.no_grad()
-    def logits_at(self, rows: Rows, row: Tensor, column: Tensor) -> Tensor:
+    def logits_at(self, rows: Rows, row: Tensor, column: Tensor, opening: Opening = NONE) -> Tensor:
         """Logits of the unchanged model at chosen places.
 
         Args:
             rows: token rows.
             row: ``[k]`` row indices.
             column: ``[k]`` column indices.
+            opening: what stands before all of the rows.
 
         Returns:
             ``[k, vocab]`` in the model's dtype.
         """
-        logits = self.forward(rows, at=(row, column)).logits
+        rows = rows.to(self.device)
+        logits = self.forward(rows, at=(row, column), past=opening.before(rows)).logits
         return torch.empty(0) if logits is None else logits
 
     def frozen(self) -> Any:

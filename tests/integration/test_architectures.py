@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from kecore.editing.replay import Replay
 from kecore.errors import KecoreWarning, UnsupportedModelError
+from kecore.evaluate.openings import opened_batches
 from kecore.model_view import ModelView
 from kecore.model_view.decoding import Decoding
 from kecore.testing import Snapshot, architectures, tiny_model, tiny_tokenizer
@@ -219,6 +220,27 @@ def test_writing_on_equals_the_whole_pass(architecture: str, encoder: Encoder) -
             assert difference(decoding.logits(), torch.stack(wanted)) < TIGHT
             decoding.append(torch.full((len(ids),), token))
             ids = [[*row, token] for row in ids]
+
+
+@pytest.mark.parametrize("architecture", EDITED)
+def test_rows_behind_what_they_share_equal_the_whole_pass(architecture: str, encoder: Encoder) -> None:
+    """Longer than any window; a model that would read it in another way has to be found out."""
+    view = ModelView.of(tiny_model(architecture))
+    shared = [(7 * i) % 50 + 3 for i in range(24)]
+    rows = [[*shared, *IDS[0]], [*shared, 5], [*shared, *IDS[1]]]
+    with view.frozen(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", KecoreWarning)
+        for at_ends in (False, True):
+            (whole,) = opened_batches(view, encoder, rows, [1] * 3, [0] * 3, 128, at_ends=at_ends)
+            opening, batch, tails = whole
+            wanted = [view.model(input_ids=torch.tensor([rows[i]]), use_cache=False).logits[0, -1] for i in batch]
+            found = [view.logits_at(tails, torch.arange(3), tails.ends - 1, opening)]
+            found += [Decoding(view, tails, opening).logits()] if at_ends else []
+            for logits in found:
+                # Recurrent layers sum in chunks, which begin elsewhere.
+                assert difference(logits, torch.stack(wanted)) < 3 * TIGHT
+            if architecture in ("llama", "qwen3") or (architecture == "gemma3_text" and not at_ends):
+                assert list(opening.ids) == shared
 
 
 def with_gradient(function: Callable[[Tensor], Tensor], delta: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

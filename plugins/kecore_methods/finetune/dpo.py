@@ -100,7 +100,7 @@ class _Pairs:
 def _otherwise(view: ModelView, encoder: Encoder, item: Encoded) -> Encoded:
     """A prompt with the model's most likely next token that does not open the target, where no old answer is known."""
     prompt = item.ids[: item.start]
-    last = torch.tensor([0]), torch.tensor([len(prompt) - 1])
-    logits = view.logits_at(encoder.rows([prompt]), *(place.to(view.device) for place in last))[0].clone()
+    last = torch.tensor([len(prompt) - 1])
+    logits = view.logits_at(encoder.rows([prompt]), torch.zeros_like(last), last)[0].clone()
     logits[item.ids[item.start]] = -torch.inf
     return replace(item, ids=(*prompt, int(logits.argmax())))
