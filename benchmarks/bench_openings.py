@@ -40,7 +40,7 @@ def main() -> None:
     editor.evaluate(records[:1], PROTOCOL)  # what only the first evaluation of a process has to do
     rows = [row(editor, method, records, options.records) for method in options.methods.split(",")]
     out = {"conditions": conditions(editor, options), "edits": len(records), "rows": rows}
-    sys.stdout.write(json.dumps(out, indent=1) + "\n")
+    sys.stdout.write(json.dumps(out, indent=None if options.json else 1) + "\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--edits", type=int, default=50, help="facts of the edit")
     made.add_argument("--records", type=int, default=2, help="that are scored")
     made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--json", action="store_true", help="on one line")
     return made
 
 
