@@ -27,8 +27,8 @@ class Decoding:
 
     def __init__(self, view: ModelView, rows: Rows, opening: Opening = NONE) -> None:
         self.view = view
-        self.rows = self._step = rows.to(view.device)
-        self._past = opening.before(self.rows)
+        self._step = rows.to(view.device)
+        self._past = opening.before(self._step)
         self._cache: Any = None
 
     @torch.no_grad()
@@ -43,13 +43,11 @@ class Decoding:
     def append(self, token: Tensor) -> None:
         """Let every row go on with a token, ``[rows]``."""
         token = token.to(self.view.device)
-        new = Rows(token[:, None], torch.ones_like(token)[:, None], torch.zeros_like(token))
-        ids, mask = self.rows.input_ids, self.rows.attention_mask
-        self.rows = Rows(
-            torch.cat([ids, new.input_ids], -1), torch.cat([mask, new.attention_mask], -1), self.rows.offset
-        )
+        one, step = torch.ones_like(token)[:, None], self._step
         if self._cache is None:  # a model without a key-value cache reads the grown rows again
-            self._step = self.rows
+            ids, mask = (step.input_ids, token[:, None]), (step.attention_mask, one)
+            self._step = Rows(torch.cat(ids, -1), torch.cat(mask, -1), step.offset)
             return
-        before = mask if self._past is None else self._past[1]
-        self._step, self._past = new, (self._cache, torch.cat([before, new.attention_mask], -1))
+        before = step.attention_mask if self._past is None else self._past[1]
+        self._step = Rows(token[:, None], one, torch.zeros_like(token))
+        self._past = self._cache, torch.cat([before, one], -1)
