@@ -132,9 +132,13 @@ class Bench:
         self.trial, self.architecture = trial, architecture
         self.method, self.capabilities = trial.method, trial.method.capabilities
 
+    def view(self) -> ModelView:
+        """The unedited model, read."""
+        return copy.deepcopy(_read(self.architecture))
+
     def model(self) -> nn.Module:
         """The unedited model."""
-        return copy.deepcopy(_pristine(self.architecture))
+        return self.view().model
 
     def encoder(self, view: ModelView) -> Encoder:
         """The model's tokenizer."""
@@ -156,7 +160,7 @@ class Bench:
     def _trained(self) -> TrainedEditor:
         key = (self.method, json.dumps(dict(self.trial.config), sort_keys=True), self.trial.schedule, self.architecture)
         if key not in _TRAINED:
-            view = ModelView.of(self.model())
+            view = self.view()
             config = self.method.Config.make(self.trial.config)
             with _quietly():
                 _TRAINED[key] = train(
@@ -210,8 +214,8 @@ class Bench:
     @cached_property
     def watched(self) -> Watched:
         """A plan on a model in an unusual state; every later check reads it instead of planning again."""
-        model = self.model()
-        view = ModelView.of(model)
+        view = self.view()
+        model = view.model
         _dress(model)
         requests, statistics = list(self.requests()), self.statistics()
         moments = {i: c.clone() for i, c in statistics.moments.items()} if statistics else {}
@@ -302,8 +306,9 @@ def _seen(_module: nn.Module, _args: Any, _output: Any) -> None:
 
 
 @cache
-def _pristine(architecture: str) -> nn.Module:
-    return tiny_model(architecture)
+def _read(architecture: str) -> ModelView:
+    """A tiny model, read once: what hands out models copies them with what was read of them."""
+    return ModelView.of(tiny_model(architecture))
 
 
 @cache
@@ -313,8 +318,7 @@ def _tokenizer(architecture: str) -> Any:
 
 @cache
 def _statistics(architecture: str) -> KeyStatistics:
-    view = ModelView.of(copy.deepcopy(_pristine(architecture)))
-    return _collected(view, Encoder(_tokenizer(architecture)))
+    return _collected(copy.deepcopy(_read(architecture)), Encoder(_tokenizer(architecture)))
 
 
 _TRAINED: dict[Any, TrainedEditor] = {}

@@ -30,7 +30,7 @@ from kecore.errors import (
     StatisticsMismatchError,
     UnsupportedCapabilityError,
 )
-from kecore.model_view import DTYPES, Fingerprint, ModelView
+from kecore.model_view import DTYPES, Fingerprint
 from kecore.statistics import KeyStatistics
 from kecore.testing.bench import FACTS, NEIGHBOURS, Bench, NonConformance, Session, parameters
 from kecore.testing.fresh import reimported
@@ -175,8 +175,8 @@ def plan_is_quiet(bench: Bench) -> None:
 @_check()
 def interrupted_plan_leaves_the_model_as_it_was(bench: Bench) -> None:
     """A plan that is interrupted half-way, as by Ctrl-C, leaves the model as it was."""
-    model = bench.model()
-    view = ModelView.of(model)
+    view = bench.view()
+    model = view.model
     model.train()
     calls: list[str] = []
     bench.plan(view, bench.requests(), progress=lambda stage, _done, _total: calls.append(stage))
@@ -198,7 +198,7 @@ def interrupted_plan_leaves_the_model_as_it_was(bench: Bench) -> None:
 @_check()
 def same_seed_same_edit(bench: Bench) -> None:
     """The same requests and seed give the same edit, bit for bit, whatever was planned or drawn before."""
-    view = ModelView.of(bench.model())
+    view = bench.view()
     instance = bench.method()
     first = bench.outcome(bench.plan(view, bench.requests(), instance=instance, seed=7))
     torch.rand(3)
@@ -211,10 +211,10 @@ def same_seed_same_edit(bench: Bench) -> None:
 def two_models_do_not_mix(bench: Bench) -> None:
     """What was planned for one model has no influence on a plan for another one in the same process."""
     other = Bench(bench.trial, next((a for a in bench.trial.models if a != bench.architecture), bench.architecture))
-    bench.plan(ModelView.of(bench.model()), bench.requests())
-    after = other.outcome(other.plan(ModelView.of(other.model()), other.requests()))
+    bench.plan(bench.view(), bench.requests())
+    after = other.outcome(other.plan(other.view(), other.requests()))
     alone = reimported(bench.method)  # with none of the module's variables filled
-    edit = other.plan(ModelView.of(other.model()), other.requests(), method=alone)
+    edit = other.plan(other.view(), other.requests(), method=alone)
     _same(other.outcome(edit), after, "a plan depends on which models were planned for before")
 
 
@@ -243,7 +243,7 @@ def edit_says_what_it_is(bench: Bench) -> None:
 
 
 def _well_formed(edit: WeightEdit | ModuleEdit | PromptEdit, bench: Bench) -> None:
-    view = ModelView.of(bench.model())
+    view = bench.view()
     difference = edit.base.differs(view.identity(), view.dtype)
     _require(not difference, f"the edit names another base model: fingerprint {difference}")
     _portable(edit)
@@ -348,7 +348,7 @@ def _gains(session: Session, requests: Sequence[EditRequest], act: Callable[[Ses
 @_check(applies=lambda can: can.batch)
 def order_of_a_batch_does_not_matter(bench: Bench) -> None:
     """The same requests in another order give the same edit, up to rounding."""
-    view = ModelView.of(bench.model())
+    view = bench.view()
     one, other = (bench.outcome(bench.plan(view, requests))["log-probabilities"] for requests in (FACTS, FACTS[::-1]))
     error = float((one - other).norm() / one.norm())
     _require(error < ORDER, f"the order of the requests changes log-probabilities by {error:.1e}, relative")
@@ -367,7 +367,7 @@ def several_requests_are_written_or_refused(bench: Bench) -> None:
 @_check(applies=lambda can: not (can.batch or can.sequential))
 def several_requests_are_refused(bench: Bench) -> None:
     """Several requests in one call are refused as a capability, by the plan as by the editor."""
-    view = ModelView.of(bench.model())
+    view = bench.view()
     _refuses(UnsupportedCapabilityError, lambda: bench.plan(view, FACTS[:2]), "a plan of two requests")
     with bench.session() as session:
         _refuses(UnsupportedCapabilityError, lambda: session.edit(*FACTS[:2]), "an edit of two requests")
@@ -419,8 +419,8 @@ def bad_requests_are_refused(bench: Bench) -> None:
     fact = FACTS[0]
     long = EditRequest("word " * 3000 + "{}", fact.subject, fact.target)
     contradiction = [fact, EditRequest(fact.prompt, fact.subject, FACTS[1].target)]
-    model = bench.model()
-    view, before = ModelView.of(model), Snapshot(model)
+    view = bench.view()
+    before = Snapshot(view.model)
     bad: list[tuple[type[KecoreError], list[EditRequest], str]] = [
         (RequestError, [], "no requests"),
         (PromptTooLongError, [long], "a prompt longer than the model's context"),
@@ -435,7 +435,7 @@ def bad_requests_are_refused(bench: Bench) -> None:
 @_check(applies=lambda can: can.needs_statistics or can.needs_training or can.needs_examples)
 def what_is_missing_is_asked_for(bench: Bench) -> None:
     """Statistics, training or examples that are needed and not there are asked for by the right error."""
-    view = ModelView.of(bench.model())
+    view = bench.view()
     call = lambda **given: lambda: bench.plan(view, bench.requests(), **given)  # noqa: E731
     nothing = {"statistics": None, "trained": None, "examples": ()}
     _refuses(UnsupportedCapabilityError, call(**nothing), "a plan without what the method needs")
