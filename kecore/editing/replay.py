@@ -36,7 +36,7 @@ class Replay:
         ids: token rows.
         lookups: index of the lookup token in each row.
         layer: layer whose value projection's output is changed.
-        mode: how to drive the model, if an earlier batch has found out; None to find out.
+        mode: how to drive the model, where that is known; None to find out for these rows.
         mixer: a module whose output is changed as well (:func:`kecore.model_view.mixer.mixer`); the vectors are then
             two, one behind the other.
         opening: for each row the index of the text that it may begin with.
@@ -97,7 +97,9 @@ class Replay:
         """Set a mode up and compare a few places with the full forward pass; the reason if they differ."""
         whole, column = self.rows, self.column
         count = len(whole.input_ids)
-        some = torch.linspace(0, count - 1, min(4, count), device=whole.input_ids.device).long()
+        # With an opening apart, the row with the least behind it is padded most, which windows of attention count in.
+        some = self._before.rest.argsort(stable=True)[torch.linspace(0, count - 1, min(4, count)).long()]
+        some = some.to(whole.input_ids.device)
         ends = whole.input_ids.shape[1] - 1 - whole.attention_mask[some].flip(1).argmax(1)
         row = torch.arange(len(some), device=some.device)
         expected = self.view.forward(whole.select(some), at=(row, ends)).logits
@@ -252,6 +254,9 @@ class _Before:
         self.head = torch.empty(len(ids), dtype=torch.long)
         for place, rows in enumerate(members.values()):
             self.head[rows] = place
+        self.rest = torch.tensor(
+            [len(row) - len(self.heads[at]) for row, at in zip(ids, self.head.tolist(), strict=True)]
+        )
         self.alike = any(head and len(rows) > 1 for head, rows in zip(self.heads, members.values(), strict=True))
 
     def run(self, *, shared: bool) -> tuple[Any, Tensor]:

@@ -189,3 +189,21 @@ def test_model_is_left_alone(encoder: Encoder) -> None:
     before = Snapshot(view.model)
     logits_of(view, encoder, torch.ones(3, view.width), None)
     assert before.differences() == []
+
+
+@pytest.mark.parametrize("place", range(6))
+@pytest.mark.parametrize("architecture", ["mistral", "gpt_neo"])
+def test_padding_behind_an_opening_is_noticed_in_whatever_row(architecture: str, place: int, encoder: Encoder) -> None:
+    """A window of attention takes it for tokens, which only a row shows that is padded and shorter than the window."""
+    view = ModelView.of(tiny_model(architecture))
+    head, rest = [30, 210, 77, 41], [[60 + 7 * row + i for i in range(6)] for row in range(6)]
+    rest[place] = rest[place][:1]
+    ids, lookups = [[*head, *row, 9] for row in rest], [len(head) + len(row) - 1 for row in rest]
+    row, last = torch.arange(6), torch.tensor([len(row) - 1 for row in ids])
+    with view.frozen(), torch.no_grad():
+        delta = torch.ones(6, view.width)
+        full, found = (
+            Replay(view, encoder, ids, lookups, 1, mode, opening=[0] * 6).logits(delta, row, last)
+            for mode in ("full", None)
+        )
+    torch.testing.assert_close(found, full, rtol=1e-4, atol=1e-5)

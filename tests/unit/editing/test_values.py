@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from kecore.editing import values as values_module
 from kecore.editing.contexts import joined
 from kecore.editing.locate import group_by_subject
-from kecore.editing.values import ValueSettings, optimise, said
+from kecore.editing.values import Values, ValueSettings, optimise, said
 from kecore.errors import NonFiniteError
 from kecore.model_view import LayerView, ModelView
 from kecore.testing import Snapshot
 from kecore.text import Encoder
 from kecore.types import EditRequest
 
-from .conftest import World
+from .conftest import World, make_world
 
 CONTEXTS = ("", "Therefore it is said", "I know")
 LAYER = 1
@@ -360,3 +360,18 @@ def test_no_micro_batch_outlives_its_turn(
     assert len(alive) > 1
     assert kept
     assert [*alive, sum(ref() is not None for ref in kept)] == [0] * (len(alive) + 1)
+
+
+def test_how_one_micro_batch_is_driven_says_nothing_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of one length can share their openings in a model with windows of attention, ragged ones cannot."""
+    world = make_world("mistral")
+    even = [EditRequest("{} is in", subject, "Rome") for subject in ("Paris", "Italy", "France", "Danube")]
+    ragged = [EditRequest("{} is in", subject, "Rome") for subject in ("Spain", "Danielle Darrieux of Antarctica")]
+
+    def found(requests: list[EditRequest]) -> Values:
+        return optimise(world.view, world.encoder, requests, range(len(requests)), LAYER, CONTEXTS, ADAM)
+
+    apart = [found(even), found(ragged)]
+    assert [values.mode for values in apart] == ["shared", "cached"]
+    monkeypatch.setattr(values_module, "_micro_batches", lambda *_: iter([[0, 1, 2, 3], [4, 5]]))
+    torch.testing.assert_close(found([*even, *ragged]).delta, torch.cat([values.delta for values in apart]))
