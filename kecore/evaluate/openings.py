@@ -43,8 +43,9 @@ def opened_batches(
 ) -> Iterator[tuple[Opening, list[int], Rows]]:
     """Group rows by what they begin with, and those of a group by length.
 
-    The first opening is compared with passes over whole rows. A model that goes on from it in another way reads every
-    row whole, and so does one with hooks: what they do may depend on the whole prompt.
+    The first opening is compared with passes over whole rows, and with ``at_ends`` each one, since padding may matter.
+    A model that goes on from it in another way reads the rows that are left whole, and one with hooks reads all of them
+    whole: what they do may depend on the whole prompt.
 
     Args:
         view: the model, frozen by the caller.
@@ -72,7 +73,8 @@ def opened_batches(
     groups = alike(heads, math.ceil(_PAYS * budget)) if view.left_padding and not _hooked(view) else []
     for number, (length, members) in enumerate(groups if groups and view.continues else ()):
         opening = Opening.run(view, heads[members[0]][:length])
-        if number == 0 and (reason := _differs(view, encoder, opening, [rows[i] for i in members], at_ends)):
+        compared = number == 0 or at_ends
+        if compared and (reason := _differs(view, encoder, opening, [rows[i] for i in members], at_ends)):
             warnings.warn(
                 f"{type(view.model).__name__} reads what prompts have in common anew for each of them: {reason}",
                 KecoreWarning,

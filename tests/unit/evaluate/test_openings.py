@@ -16,7 +16,9 @@ from kecore.errors import KecoreWarning
 from kecore.evaluate import generate, score_continuations
 from kecore.evaluate.openings import alike, opened_batches
 from kecore.evaluate.scoring import next_tokens
+from kecore.model_view import ModelView
 from kecore.model_view.opening import NONE, Opening
+from kecore.testing import tiny_model, tiny_tokenizer
 from kecore.text import Encoder
 
 FACTS = "The capital of Italy is Paris. The Danube flows to Berlin. The mother tongue of Apollo is French. "
@@ -172,3 +174,24 @@ def test_a_model_that_does_not_go_on_from_a_cache_reads_whole_prompts(
 
 def test_without_tokens_there_is_nothing_before(small: World) -> None:
     assert NONE.before(small.encoder.rows([[1, 2]])) is None
+
+
+@pytest.mark.filterwarnings("ignore::kecore.errors.KecoreWarning")
+@pytest.mark.parametrize("at_ends", [False, True])
+def test_windows_of_attention_that_padding_would_fill_are_noticed_in_every_group(
+    at_ends: bool, ran: list[Opening]
+) -> None:
+    """The rows of the longer opening need no padding, so they say nothing of the others."""
+    view, encoder = ModelView.of(tiny_model("mistral")), Encoder(tiny_tokenizer())
+    even = [[*range(100, 140), i, i + 1, i + 2] for i in range(5, 9)]
+    ragged = [[*range(200, 220), *range(i, i + length)] for i, length in ((5, 1), (9, 2), (20, 12))]
+    rows = [*even, *ragged]
+    with view.frozen():
+        batches = opened_batches(view, encoder, rows, [1] * len(rows), [0] * len(rows), 100, at_ends=at_ends)
+        for opening, batch, tails in batches:
+            found = view.logits_at(tails, torch.arange(len(batch)), tails.ends - 1, opening)
+            for index, logits in zip(batch, found, strict=True):
+                alone = encoder.rows([rows[index]])
+                wanted = view.logits_at(alone, torch.tensor([0]), alone.ends - 1)[0]
+                torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-5)
+    assert len(ran) == 2
