@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kecore.edit.base import Edit, attached
-from kecore.errors import ArtifactError, PluginError
+from kecore.errors import ArtifactError, EditStateError, PluginError
+from kecore.model_view.hooks import compiled
 from kecore.model_view.identity import Identity
 
 if TYPE_CHECKING:
@@ -214,6 +215,11 @@ class ModuleEdit(EffectEdit):
         on.update(new)
 
     def _install(self, model: nn.Module) -> list[RemovableHandle]:
+        if compiled(model):
+            raise EditStateError(
+                "the model is compiled, and compiled code may pass over what acts beside it; attach the edit first, "
+                "and compile the model after that"
+            )
         side = copy.deepcopy(self.effect)
         side = side.to(next(model.parameters()).device).eval().requires_grad_(False)
         handles: list[RemovableHandle] = []

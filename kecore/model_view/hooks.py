@@ -33,6 +33,12 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return args[0] if args else next(iter(kwargs.values()))
 
 
+def compiled(model: nn.Module) -> bool:
+    """Whether a model or a part of it is compiled, by ``torch.compile(module)`` or ``module.compile()``."""
+    # torch has no public way to ask.
+    return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules())
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no parameter asks for gradients, random state untouched; all restored on exit."""

@@ -29,6 +29,7 @@ _NAME_IT = "Name one with ModelView.of(model, value_projection='path.inside.laye
 
 def probe(model: nn.Module, value_projection: str | None = None) -> ModelView:
     """Build a :class:`ModelView`; see :meth:`ModelView.of`."""
+    _refuse_out_of_reach(model)
     unembedding = _unembedding(model)
     with hooks.frozen(model), torch.no_grad():
         trace = _Trace(model)
@@ -59,6 +60,21 @@ def probe(model: nn.Module, value_projection: str | None = None) -> ModelView:
             raise UnsupportedModelError(
                 f"{type(model).__name__} cannot be run in pieces ({type(error).__name__}: {error})"
             ) from error
+
+
+def _refuse_out_of_reach(model: nn.Module) -> None:
+    """Neither what was compiled nor what is elsewhere can be run in parts and changed."""
+    if hooks.compiled(model):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is compiled, and compiled code has no parts; give the model as it was before "
+            "torch.compile, and compile it after the edit"
+        )
+    away = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if away:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has {len(away)} parameters that are not in memory, as {away[0]}; load it without "
+            "offloading to CPU or disk: from_pretrained(..., device_map=None)"
+        )
 
 
 def _unembedding(model: nn.Module) -> nn.Module:

@@ -122,6 +122,24 @@ def test_side_module_acts_while_attached_and_leaves_nothing_behind(model: nn.Mod
         edit.revert(model)
 
 
+def test_a_compiled_model_takes_weights_at_any_time_and_no_hooks(model: nn.Module) -> None:
+    """Compiled code is given the weights each time, and does not look at hooks again."""
+    name = f"{PLACE}.weight"
+    update = LowRank(*(torch.ones(size, 1) for size in model.get_parameter(name).shape))
+    weights = WeightEdit(updates={name: update}, method="weights", **about(model))
+    other = tiny_model("llama")
+    weights.attach(other)
+    model.compile(backend="eager")
+    plain = logits(model)
+    with pytest.raises(EditStateError, match=r"the model is compiled, .* compile the model after that"):
+        shift(model, 0.3).attach(model)
+    assert attached(model) == ()
+    weights.attach(model)
+    torch.testing.assert_close(logits(model), logits(other))
+    weights.revert(model)
+    assert torch.equal(logits(model), plain)
+
+
 def test_attached_copy_is_apart_from_the_edit(model: nn.Module) -> None:
     edit = shift(model, 0.3)
     edit.attach(model)

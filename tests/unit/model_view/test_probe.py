@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from kecore.errors import NonFiniteError, UnsupportedModelError
 from kecore.model_view import ModelView
@@ -340,6 +342,30 @@ class OnlyAlone(Toy):
 def test_models_that_cannot_be_read_are_refused(model: type[Toy], problem: str) -> None:
     with pytest.raises(UnsupportedModelError, match=problem):
         ModelView.of(model())
+
+
+def test_compiled_models_are_refused() -> None:
+    inside, in_place = Toy(), Toy()
+    inside.layers[1].compile()
+    in_place.compile()
+    for model in (inside, in_place, torch.compile(Toy())):
+        with pytest.raises(UnsupportedModelError, match=r"is compiled, .* compile it after the edit"):
+            ModelView.of(model)  # type: ignore[arg-type]
+
+
+def test_an_offloaded_model_is_refused(tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "model")  # type: ignore[operator]
+    parts = (
+        "model.embed_tokens",
+        "model.norm",
+        "model.rotary_emb",
+        "lm_head",
+        *(f"model.layers.{i}" for i in range(4)),
+    )
+    where = {**dict.fromkeys(parts, "cpu"), "model.layers.1": "disk"}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", device_map=where, offload_folder=tmp_path / "disk")
+    with pytest.raises(UnsupportedModelError, match=r"9 parameters that are not in memory, as model\.layers\.1\."):
+        ModelView.of(model)
 
 
 def test_nan_weights_are_told_from_an_unknown_structure() -> None:
