@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import reprlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor, nn
 
 from kecore import registry
 from kecore.edit import Edit, acting, attached
-from kecore.errors import EditStateError, KecoreWarning, UnsupportedCapabilityError
+from kecore.errors import EditStateError, KecoreWarning, RequestError, UnsupportedCapabilityError
 from kecore.memory import MemoryPlan, Need, held, make_plan, scoring
 from kecore.method import EditMethod, MethodContext, Progress, Stages, check_count, no_examples, silent
 from kecore.model_view import Fingerprint, ModelView, type_name
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from kecore.trained import TrainedEditor
 
 __all__ = ["Editor", "HistoryEntry"]
+
+Facts: TypeAlias = EditRequest | EditRecord | Iterable[EditRequest | EditRecord]
+"""One or more facts, with or without probes of other prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +158,7 @@ class Editor:
 
     def edit(
         self,
-        requests: EditRequest | EditRecord | Sequence[EditRequest | EditRecord],
+        requests: Facts,
         method: str | type[Any] = "memit",
         *,
         preset: str | None = None,
@@ -178,7 +182,7 @@ class Editor:
             UnsupportedCapabilityError: the method cannot do what is asked, was not trained, or has no examples.
             MissingDependencyError: the method uses a package that is not installed.
             ArtifactMismatchError: the configuration is not the one that the method was trained with.
-            RequestError: a bad request, or two that contradict each other.
+            RequestError: no request, something else than requests, or two that contradict each other.
             MemoryBudgetError: the session's budget cannot hold what the edit needs.
         """
         asked = _requests(requests)
@@ -215,7 +219,7 @@ class Editor:
 
     def preflight(
         self,
-        requests: EditRequest | EditRecord | Sequence[EditRequest | EditRecord],
+        requests: Facts,
         method: str | type[Any] = "memit",
         *,
         preset: str | None = None,
@@ -292,13 +296,18 @@ class Editor:
             self._history.append(HistoryEntry(edit, method, {}, None))
         self._states[method] = dict(state)
 
-    def evaluate(self, records: Sequence[EditRecord], protocol: Protocol | None = None) -> Evaluation:
-        """Score the model as it is now; see :func:`kecore.evaluate.evaluate`."""
+    def evaluate(self, records: Facts, protocol: Protocol | None = None) -> Evaluation:
+        """Score the model as it is now; see :func:`kecore.evaluate.evaluate`.
+
+        Args:
+            records: facts with their probes; of a request alone, its own prompt is scored.
+            protocol: what is scored, and how; the default one where None.
+        """
         from kecore.evaluate import Protocol, evaluate
 
         protocol = protocol or Protocol(form="chat" if self.encoder.chat else "plain")
         options: dict[str, Any] = {"batch_tokens": self.batch_tokens, "progress": self.progress}
-        return evaluate(self.view, self.encoder, records, protocol, **options)
+        return evaluate(self.view, self.encoder, _records(records), protocol, **options)
 
     def save(self, path: str | Path) -> Path:
         """Write the edits of this session as one edit.
@@ -398,6 +407,19 @@ def configured(
     return trained.configure(cls, values) if trained else cls.Config.make(values)
 
 
-def _requests(given: EditRequest | EditRecord | Sequence[EditRequest | EditRecord]) -> list[EditRequest]:
-    items = [given] if isinstance(given, EditRequest | EditRecord) else list(given)
-    return [r for item in items for r in (item.requests if isinstance(item, EditRecord) else (item,))]
+def _records(given: Facts) -> list[EditRecord]:
+    """Facts as records; a request alone is one without probes of other prompts."""
+    items: list[Any] = [given]
+    if isinstance(given, Iterable) and not isinstance(given, str | Mapping):
+        items = list(given)
+    for item in items:
+        if not isinstance(item, EditRequest | EditRecord):
+            raise RequestError(
+                f"expected an EditRequest or an EditRecord, got {type(item).__name__} {reprlib.repr(item)}; make one "
+                "by EditRequest(prompt, subject, target), or read them with load_records"
+            )
+    return [EditRecord(item) if isinstance(item, EditRequest) else item for item in items]
+
+
+def _requests(given: Facts) -> list[EditRequest]:
+    return [request for record in _records(given) for request in record.requests]

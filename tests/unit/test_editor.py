@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from kecore import Corpus, Editor, EditRequest, KeyStatistics, errors, load_edit
+from kecore import Corpus, Editor, EditRecord, EditRequest, KeyStatistics, errors, load_edit
 from kecore.edit import WeightEdit, attached
 from kecore.editing import contexts
 from kecore.editing.closed_form import ClosedForm
@@ -143,6 +143,14 @@ def test_alphaedit_second_edit_leaves_the_first_keys_alone(editor: Editor) -> No
     ("call", "error", "words"),
     [
         (lambda e: e.edit([], "memit"), errors.RequestError, "at least one"),
+        (
+            lambda e: e.edit("Paris is in Italy", "memit"),
+            errors.RequestError,
+            "got str 'Paris is in Italy'",
+        ),
+        (lambda e: e.edit({"prompt": "{} is in"}, "memit"), errors.RequestError, "got dict"),
+        (lambda e: e.edit(None, "memit"), errors.RequestError, "got NoneType"),
+        (lambda e: e.evaluate([PARIS, ("Paris", "Italy")]), errors.RequestError, "got tuple"),
         (lambda e: e.edit([PARIS, _other(PARIS)], "memit"), errors.RequestConflictError, "contradict"),
         (lambda e: e.edit(PARIS, "memitt"), errors.MethodNotFoundError, "memit"),
         (lambda e: e.edit(PARIS, "memit", laers=[1]), errors.ConfigError, "laers"),
@@ -172,6 +180,12 @@ def _other(request: EditRequest) -> EditRequest:
 
 def _long() -> EditRequest:
     return EditRequest("word " * 3000 + "{} is", "Anna", "tall")
+
+
+def test_requests_are_scored_as_records_without_further_probes(editor: Editor) -> None:
+    wanted = editor.evaluate([EditRecord(PARIS)])
+    for given in (PARIS, [PARIS], EditRecord(PARIS), (request for request in [PARIS])):
+        assert editor.evaluate(given).scores == wanted.scores
 
 
 def test_statistics_are_asked_for(editor: Editor) -> None:
