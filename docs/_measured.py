@@ -1,8 +1,8 @@
 """Writes what was measured of all methods alike into docs/results.md and at the end of docs/methods/*.md.
 
 docs/measured_batch.md and docs/measured_costs.md are ``table.md`` of ``kecore report`` on the stores that
-docs/results.md names the commands of; then run ``python docs/_measured.py``. A test compares the pages with what the
-script would write.
+docs/results.md names the commands of; docs/measured_single.md puts together rows of several runs. Then run
+``python docs/_measured.py``. A test compares the pages with what the script would write.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from kecore.report.text import COSTS
 DOCS = Path(__file__).parent
 _HEADING = "## Beside the other methods\n\n"
 _INTRO = {
+    "single": "The first 50 records of CounterFact, each edited alone; command, conditions and the other methods\n"
+    "are in [results](../results.md#fifty-records-each-edited-alone):\n\n",
     "batch": "The first 50 records of CounterFact in one batch; command, conditions and the other methods are in\n"
     "[results](../results.md#fifty-records-in-one-batch):\n\n",
     "costs": "What a lone edit costs; command, conditions and the other methods are in\n"
@@ -22,7 +24,7 @@ _INTRO = {
 
 
 def rows(name: str) -> dict[str, str]:
-    """The lines of the table ``name``, ``batch`` or ``costs``, by method; the two of its head come first."""
+    """The lines of the table ``name``, a key of the introductions, by method; the two of its head come first."""
     table = (DOCS / f"measured_{name}.md").read_text(encoding="utf-8").split("\n\n")[1]
     lines = [line.strip("| ").split(" | ") for line in table.splitlines()]
     if name == "costs":
