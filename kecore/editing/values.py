@@ -156,13 +156,14 @@ def optimise(
     u = max(groups) + 1
     jobs = [[item for item in located if groups[item.request] == g] for g in range(u)]
     out = Values(*(torch.zeros(u, view.width), torch.zeros(u), torch.zeros(u), torch.zeros(u, dtype=torch.long)), "")
-    mode, known, done = "full", None, 0
+    mode, done = "", 0
     with view.frozen(), view.cast(settings.precision):
         bank = _noise_bank(view, encoder, contexts, layer, seed) if settings.noise else torch.empty(0)
         for batch in _micro_batches(view, jobs, layer, memory):
             members = [(jobs[g], kl.get(g)) for g in batch]
             index = torch.tensor(batch)
             others = None if align is None else (align, index.to(view.device))
+            known = mode if mode in ("upper", "full") else None  # what a cache gives depends on the rows
             part = _Batch(view, encoder, members, layer, settings, known, bank, others)
             for step in range(settings.steps):
                 active = part.step(last=step == settings.steps - 1)
@@ -174,7 +175,6 @@ def optimise(
             out.delta[index], out.reference[index] = part.delta[:, : view.width].cpu(), part.reference[:, 0].cpu()
             out.loss[index], out.steps[index] = part.loss.cpu(), part.steps.cpu()
             mode, done = part.mode, done + len(batch)
-            known = mode if mode in ("upper", "full") else None  # what a cache gives depends on the rows
             settings = replace(settings, graphs=part.recording)  # what failed once is not tried again
             del part  # its caches go before those of the next come
     progress("values", u * settings.steps, u * settings.steps)

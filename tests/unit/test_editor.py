@@ -143,11 +143,7 @@ def test_alphaedit_second_edit_leaves_the_first_keys_alone(editor: Editor) -> No
     ("call", "error", "words"),
     [
         (lambda e: e.edit([], "memit"), errors.RequestError, "at least one"),
-        (
-            lambda e: e.edit("Paris is in Italy", "memit"),
-            errors.RequestError,
-            "got str 'Paris is in Italy'",
-        ),
+        (lambda e: e.edit("Paris is in Italy", "memit"), errors.RequestError, "got str 'Paris is in Italy'"),
         (lambda e: e.edit({"prompt": "{} is in"}, "memit"), errors.RequestError, "got dict"),
         (lambda e: e.edit(None, "memit"), errors.RequestError, "got NoneType"),
         (lambda e: e.evaluate([PARIS, ("Paris", "Italy")]), errors.RequestError, "got tuple"),
