@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from kecore.edit import Reader, written
 from kecore.errors import ConfigError
 from kecore.evaluate.openings import opened_batches
 from kecore.evaluate.scoring import BATCH_TOKENS
+from kecore.memory import cached_share
 from kecore.method import Progress, silent
 from kecore.model_view.decoding import Decoding
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from kecore.text import Encoder
 
 __all__ = ["Generation", "generate"]
+
+_COMPACT = 0.75  # rows are gathered anew once a quarter of the texts has ended: it costs a copy of the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ def generate(
         stop: further texts that end it, and do not belong to it, such as a full stop.
         top_k: draw each token from so many of the most probable ones, in proportion to their probabilities.
         seed: of the draws; each prompt has a stream of its own, so that the others do not matter.
-        batch_tokens: padded tokens of one micro-batch, the new ones included.
+        batch_tokens: padded tokens of one micro-batch; a new one counts for what it takes in the cache.
         progress: called after each micro-batch.
 
     Returns:
@@ -90,7 +94,8 @@ def generate(
     draws = [random.Random(f"{seed} {name}") for name in names] if top_k > 1 else []  # noqa: S311 - no secret
     found: dict[str, Generation] = {}
     with view.frozen(), torch.no_grad():
-        costs = [limit[name] for name in names]
+        share = cached_share(view)  # a token that was written takes its place in the cache, and no more
+        costs = [math.ceil(share * limit[name]) for name in names]
         one = [1] * len(ids)
         for opening, batch, rows in opened_batches(view, encoder, ids, one, costs, batch_tokens, at_ends=True):
             decoding = Decoding(view, rows, opening)
@@ -136,37 +141,42 @@ class _Ending:
         return min((text.index(stop) for stop in self.stops if stop in text), default=None)
 
 
-def _most_probable(logits: Tensor) -> Tensor:
+def _most_probable(logits: Tensor, _texts: Sequence[int]) -> Tensor:
     return logits.argmax(-1)
 
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """Draws one of the ``count`` most probable tokens of each row, from that row's own stream."""
+    """Draws one of the ``count`` most probable tokens of each row, from the stream of the text that it writes."""
 
     count: int
     streams: Sequence[random.Random]
 
-    def __call__(self, logits: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, texts: Sequence[int]) -> Tensor:
         top, ids = logits.double().topk(min(self.count, logits.shape[-1]))
         share = top.softmax(-1).cumsum(-1)
-        drawn = torch.tensor([[stream.random()] for stream in self.streams], dtype=share.dtype, device=share.device)
+        drawn = torch.tensor([[self.streams[i].random()] for i in texts], dtype=share.dtype, device=share.device)
         place = (share < drawn).sum(-1, keepdim=True).clamp(max=share.shape[-1] - 1)
         return ids.gather(-1, place).squeeze(-1)
 
 
 def _decode(
-    decoding: Decoding, limits: Sequence[int], end: _Ending, choose: Callable[[Tensor], Tensor]
+    decoding: Decoding, limits: Sequence[int], end: _Ending, choose: Callable[[Tensor, Sequence[int]], Tensor]
 ) -> list[list[int]]:
-    """New token ids of each row."""
+    """New token ids of each text."""
     ids: list[list[int]] = [[] for _ in limits]
-    running = set(range(len(ids)))
+    texts = list(range(len(ids)))  # what the rows of the model's batch write
+    running = set(texts)
     while running:
-        token = choose(decoding.logits())
-        values = token.tolist()
-        for i in list(running):
-            ids[i].append(values[i])
-            if len(ids[i]) == limits[i] or end.reached(ids[i]):
-                running.discard(i)
+        token = choose(decoding.logits(), texts)
+        for i, value in zip(texts, token.tolist(), strict=True):
+            if i in running:
+                ids[i].append(value)
+                if len(ids[i]) == limits[i] or end.reached(ids[i]):
+                    running.discard(i)
         decoding.append(token)
+        if 0 < len(running) <= _COMPACT * len(texts):
+            places = [place for place, i in enumerate(texts) if i in running]
+            if decoding.keep(places):
+                texts = [texts[place] for place in places]
     return ids

@@ -16,6 +16,7 @@ import torch
 from kecore.errors import KecoreWarning
 from kecore.evaluate.batching import micro_batches
 from kecore.memory import cached_share
+from kecore.model_view.hooks import hooked
 from kecore.model_view.opening import NONE, Opening, beginning
 from kecore.model_view.verify import difference, rounding
 
@@ -70,7 +71,7 @@ def opened_batches(
             batch = [members[k] for k in chosen]
             yield opening, batch, _padded(encoder, opening, [rows[i] for i in batch], at_ends)
 
-    groups = alike(heads, math.ceil(_PAYS * budget)) if view.left_padding and not _hooked(view) else []
+    groups = alike(heads, math.ceil(_PAYS * budget)) if view.left_padding and not hooked(view.model) else []
     for number, (length, members) in enumerate(groups if groups and view.continues else ()):
         opening = Opening.run(view, heads[members[0]][:length])
         compared = number == 0 or at_ends
@@ -116,11 +117,6 @@ def alike(heads: Sequence[Sequence[int]], least: int) -> list[tuple[int, list[in
                 for index in members:
                     del left[index]
     return found
-
-
-def _hooked(view: ModelView) -> bool:
-    kinds = "_forward_hooks", "_forward_pre_hooks"  # torch has no public way to ask
-    return any(getattr(module, kind) for module in view.model.modules() for kind in kinds)
 
 
 @torch.no_grad()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
+from kecore.model_view.hooks import hooked
 from kecore.model_view.opening import NONE, Opening
 from kecore.text import Rows
 
@@ -51,3 +53,20 @@ class Decoding:
         before = step.attention_mask if self._past is None else self._past[1]
         self._step = Rows(token[:, None], one, torch.zeros_like(token))
         self._past = self._cache, torch.cat([before, one], -1)
+
+    def keep(self, rows: Sequence[int]) -> bool:
+        """Go on with these rows alone, if that cannot change what they say.
+
+        Returns:
+            Whether it was done: not over a cache that rows cannot be taken out of, nor with hooks, which may hold
+            something for each row.
+        """
+        if hooked(self.view.model) or not (self._cache is None or self.view.drops_rows):
+            return False
+        index = torch.tensor(rows, device=self.view.device)
+        self._step = self._step.select(index)
+        if self._past is not None:
+            cache, mask = self._past
+            cache.reorder_cache(index)
+            self._past = cache, mask[index]
+        return True

@@ -39,6 +39,12 @@ def compiled(model: nn.Module) -> bool:
     return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules())
 
 
+def hooked(model: nn.Module) -> bool:
+    """Whether something hangs on a module of the model, such as an edit that is no change of weights."""
+    kinds = "_forward_hooks", "_forward_pre_hooks"  # torch has no public way to ask
+    return any(getattr(module, kind) for module in model.modules() for kind in kinds)
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no parameter asks for gradients, random state untouched; all restored on exit."""

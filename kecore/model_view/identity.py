@@ -17,6 +17,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 _CHUNK = 1 << 24  # elements hashed at once: bounds the copy of a tensor that lives on another device
 
+_FEW = 1 << 22  # elements that are hashed before threads have been started
+
 
 def _digest(tensor: Tensor, dtype: torch.dtype) -> bytes:
     h = hashlib.sha256(repr((tuple(tensor.shape), str(dtype))).encode())
@@ -59,11 +61,17 @@ class Identity:
         return h.hexdigest()[:32]
 
     def _fill(self, keys: Iterable[tuple[str, torch.dtype]]) -> None:
-        # hashlib releases the GIL, so two threads hash two tensors at once.
         keys = list(keys)
+
+        def digest(key: tuple[str, torch.dtype]) -> bytes:
+            return _digest(self._parameters[key[0]], key[1])
+
+        if sum(self._parameters[name].numel() for name, _ in keys) < _FEW:
+            self._digests.update((key, digest(key)) for key in keys)
+            return
+        # hashlib releases the GIL, so two threads hash two tensors at once.
         with ThreadPoolExecutor(max_workers=4) as pool:
-            digests = pool.map(lambda key: _digest(self._parameters[key[0]], key[1]), keys)
-            self._digests.update(zip(keys, digests, strict=True))
+            self._digests.update(zip(keys, pool.map(digest, keys), strict=True))
 
 
 @dataclass(frozen=True, slots=True)

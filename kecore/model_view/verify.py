@@ -70,16 +70,21 @@ def verified(view: ModelView, logits: Tensor) -> ModelView:
 
 
 @torch.no_grad()
-def continues(view: ModelView) -> bool:
+def continues(view: ModelView, *, dropping: bool = False) -> bool:
     """Whether passes over a cache, one token each, give what one pass over all tokens gives; also behind padding.
 
     A cache that a model hands out may want to be called in a way of its own (recurrent states do).
+
+    Args:
+        view: the model.
+        dropping: take the first row out of the cache on the way.
     """
     ids = probe_ids(view.model)
     ids = torch.cat([ids, ids.roll(1, dims=1)])
     mask = torch.ones_like(ids)
     mask[1, 0] = 0
     rows = Rows(ids, mask, torch.tensor([0, 1]))
+    left = torch.tensor([1], device=view.device)
     try:
         with view.frozen():
             wanted = view.model(**view.arguments(rows)).logits[:, -1]
@@ -90,6 +95,10 @@ def continues(view: ModelView) -> bool:
                 past = None if cache is None else (cache, mask[:, :end])
                 result = view.model(**view.arguments(part, past, use_cache=True))
                 cache, logits = kept_cache(result), result.logits[:, -1]
+                if dropping and end == _PLACE + 1:
+                    cache.reorder_cache(left)
+                    rows, ids, mask = rows.select(left.cpu()), ids[1:], mask[1:]
+                    wanted = wanted[1:]
     except BROKEN:
         return False
     return all(difference(got, one) <= rounding(view) for got, one in zip(logits, wanted, strict=True))

@@ -137,6 +137,13 @@ class ModelView:
 
         return continues(self)
 
+    @cached_property
+    def drops_rows(self) -> bool:
+        """Whether rows can be taken out of the model's cache without changing the others; found out when asked."""
+        from kecore.model_view.verify import continues
+
+        return self.continues and continues(self, dropping=True)
+
     def layer(self, index: int) -> LayerView:
         """One layer.
 

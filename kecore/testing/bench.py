@@ -111,6 +111,7 @@ class Watched:
         model: what changed in the model and the process; see :class:`Snapshot`.
         arguments: what changed in the requests, the statistics and the trained tensors.
         notes: output, files and connections; see :func:`kecore.testing.watch.watched`.
+        stages: what it told its progress, in order.
     """
 
     edit: Any
@@ -118,6 +119,7 @@ class Watched:
     model: list[str]
     arguments: list[str]
     notes: list[str]
+    stages: list[str]
 
 
 class Bench:
@@ -221,9 +223,10 @@ class Bench:
         moments = {i: c.clone() for i, c in statistics.moments.items()} if statistics else {}
         trained = self.trained()
         tensors = {name: t.clone() for name, t in trained.tensors.items()} if trained else {}
+        stages: list[str] = []
         before = Snapshot(model)
         with watched() as notes:
-            edit = self.plan(view, requests)
+            edit = self.plan(view, requests, progress=lambda stage, _done, _total: stages.append(stage))
         arguments = [] if requests == list(self.requests()) else ["the list of requests"]
         if statistics:
             now = statistics.moments
@@ -231,7 +234,7 @@ class Bench:
         if trained:
             now = trained.tensors
             arguments += [f"the trained tensor {name}" for name, t in tensors.items() if not torch.equal(t, now[name])]
-        return Watched(edit, self.requests(), before.differences(), arguments, notes)
+        return Watched(edit, self.requests(), before.differences(), arguments, notes, stages)
 
     def outcome(self, edit: Edit) -> dict[str, Tensor]:
         """What a fresh model is with the edit on it: its parameters, and its log-probabilities on all prompts."""

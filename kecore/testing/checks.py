@@ -178,10 +178,9 @@ def interrupted_plan_leaves_the_model_as_it_was(bench: Bench) -> None:
     view = bench.view()
     model = view.model
     model.train()
-    calls: list[str] = []
-    bench.plan(view, bench.requests(), progress=lambda stage, _done, _total: calls.append(stage))
+    stages = bench.watched.stages
     before = Snapshot(model)
-    left = iter(range(len(calls) // 2))
+    left = iter(range(len(stages) // 2))
 
     def interrupt(stage: str, _done: int, _total: int) -> None:
         if next(left, None) is None:
@@ -192,7 +191,7 @@ def interrupted_plan_leaves_the_model_as_it_was(bench: Bench) -> None:
     except KeyboardInterrupt as stop:
         _require(not before.differences(), f"a plan interrupted in {stop} leaves {', '.join(before.differences())}")
     else:
-        _require(not calls, "a plan that is interrupted goes on")
+        _require(not stages, "a plan that is interrupted goes on")
 
 
 @_check()

@@ -210,7 +210,10 @@ _PAST_ITS_WINDOW = pytest.mark.xfail(
     "architecture", [pytest.param(name, marks=_PAST_ITS_WINDOW) if name == "moshi" else name for name in EDITED]
 )
 def test_writing_on_equals_the_whole_pass(architecture: str, encoder: Encoder) -> None:
-    """Tokens one at a time, in a batch of padded rows, over a cache where the model goes on from one as it should."""
+    """Tokens one at a time, in a batch of padded rows, over a cache where the model goes on from one as it should.
+
+    After the first, one row is taken out.
+    """
     view = ModelView.of(tiny_model(architecture))
     ids = [list(row) for row in IDS]
     with view.frozen(), torch.no_grad():
@@ -220,6 +223,9 @@ def test_writing_on_equals_the_whole_pass(architecture: str, encoder: Encoder) -
             assert difference(decoding.logits(), torch.stack(wanted)) < TIGHT
             decoding.append(torch.full((len(ids),), token))
             ids = [[*row, token] for row in ids]
+            if token == 17:
+                assert decoding.keep([2, 1])
+                ids = [ids[2], ids[1]]
 
 
 @pytest.mark.parametrize("architecture", EDITED)

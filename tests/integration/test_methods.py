@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +11,9 @@ import torch
 from kecore import Corpus, Editor, EditRecord, KeyStatistics, Protocol, load_records, registry
 from kecore.data import path
 from kecore.edit import attached
+from kecore.editing import values
+from kecore.model_view import ModelView
+from kecore.text import Encoder
 
 pytestmark = [pytest.mark.real_model, pytest.mark.filterwarnings("ignore::kecore.errors.KecoreWarning")]
 
@@ -33,6 +37,25 @@ def editor(smollm2: tuple[Any, Any]) -> Editor:
         session.view, session.encoder, Corpus.of(path("wikipedia_sample.jsonl.gz")), range(10), tokens=6000
     )
     return session
+
+
+@pytest.fixture(scope="module", autouse=True)
+def each_value_once() -> Iterator[None]:
+    """What is optimised for the same model, facts, contexts and settings is the same for every method that asks."""
+    made: dict[str, values.Values] = {}
+    optimise = values.optimise
+
+    def kept(view: ModelView, encoder: Encoder, *asked: Any, seed: int, align: Any = None, **how: Any) -> Any:
+        if align is not None:  # those of one batch depend on those before
+            return optimise(view, encoder, *asked, seed=seed, align=align, **how)
+        key = repr((view.identity().of(), asked, seed))
+        if key not in made:
+            made[key] = optimise(view, encoder, *asked, seed=seed, **how)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(values, "optimise", kept)
+        yield
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -8,12 +8,16 @@ import pytest
 import torch
 from slow_reference import greedy
 from tiny_worlds import World, make_world
+from torch import Tensor
+from transformers import DynamicCache
 
 from kecore.errors import ConfigError
 from kecore.evaluate import generate
 from kecore.evaluate.generation import _Choice
 from kecore.model_view import ModelView
+from kecore.model_view.decoding import Decoding
 from kecore.model_view.view import Pass
+from kecore.text import Rows
 
 PROMPTS = [
     "The capital of France is",
@@ -61,13 +65,16 @@ def _scripted(world: World, monkeypatch: pytest.MonkeyPatch, texts: list[str]) -
     """Let the model write given texts, one a row of the batch (longest prompt first)."""
     tokenizer = world.encoder.tokenizer
     script = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
-    step = iter(range(100))
+    prompts: list[list[int]] = []
 
-    def forward(self: ModelView, rows: object, **_: object) -> Pass:
-        k = next(step)
-        logits = torch.zeros(len(script), len(tokenizer))
-        for i, ids in enumerate(script):
-            logits[i, ids[k] if k < len(ids) else 0] = 1
+    def forward(self: ModelView, rows: Rows, **_: object) -> Pass:
+        ids = rows.input_ids.tolist()
+        prompts.extend(ids if not prompts else [])
+        logits = torch.zeros(len(ids), len(tokenizer))
+        for row, read in zip(logits, ids, strict=True):
+            width = len(prompts[0])
+            says = script[prompts.index(read[:width])][len(read) - width :]
+            row[says[0] if says else 0] = 1
         return Pass(logits=logits)
 
     monkeypatch.setattr(ModelView, "forward", forward)
@@ -110,6 +117,63 @@ def test_rows_end_at_different_times(small: World, monkeypatch: pytest.MonkeyPat
     assert all(item.finished for item in found)
 
 
+LIMITS = [2, 9, 12, 4]
+
+
+def _rows_of_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each pass has from now on."""
+    seen: list[int] = []
+    logits = Decoding.logits
+
+    def counted(self: Decoding) -> Tensor:
+        found = logits(self)
+        seen.append(len(found))
+        return found
+
+    monkeypatch.setattr(Decoding, "logits", counted)
+    return seen
+
+
+@pytest.mark.parametrize("drawn", [1, 3])
+def test_rows_whose_text_has_ended_are_not_run_again(
+    world: World, drawn: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = [
+        generate(world.view, world.encoder, [prompt], max_new_tokens=limit, top_k=drawn)[0]
+        for prompt, limit in zip(PROMPTS, LIMITS, strict=True)
+    ]
+    seen = _rows_of_passes(monkeypatch)
+    assert generate(world.view, world.encoder, PROMPTS, max_new_tokens=LIMITS, top_k=drawn) == alone
+    lengths = [len(item.ids) for item in alone]
+    running = [sum(length > k for length in lengths) for k in range(max(lengths))]
+    assert seen == running == sorted(running, reverse=True)
+    assert seen[-1] < seen[0] == len(PROMPTS)
+
+
+def test_rows_stay_where_a_hook_may_remember_them(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = generate(small.view, small.encoder, PROMPTS, max_new_tokens=LIMITS)
+    seen = _rows_of_passes(monkeypatch)
+    handle = small.view.layers[0].module.register_forward_hook(lambda *_: None)
+    try:
+        assert generate(small.view, small.encoder, PROMPTS, max_new_tokens=LIMITS) == wanted
+    finally:
+        handle.remove()
+    assert set(seen) == {len(PROMPTS)}
+
+
+def test_rows_stay_in_a_cache_that_mixes_them_up(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = generate(small.view, small.encoder, PROMPTS, max_new_tokens=LIMITS)
+    # The first rows stay, whichever were asked for.
+    monkeypatch.setattr(
+        DynamicCache, "reorder_cache", lambda self, index: self.batch_select_indices(torch.arange(len(index)))
+    )
+    view = ModelView.of(small.view.model)
+    seen = _rows_of_passes(monkeypatch)
+    assert not view.drops_rows
+    assert generate(view, small.encoder, PROMPTS, max_new_tokens=LIMITS) == wanted
+    assert set(seen) == {len(PROMPTS)}
+
+
 def test_the_models_own_closing_tokens_end_a_text(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = small.encoder.tokenizer
     rome = tokenizer(" Rome", add_special_tokens=False)["input_ids"]
@@ -139,7 +203,7 @@ def test_each_prompt_has_its_length(small: World) -> None:
 def test_draws_are_of_the_most_probable_and_in_proportion() -> None:
     choose = _Choice(3, [random.Random(f"0 prompt {n}") for n in range(400)])
     logits = torch.log(torch.tensor([0.1, 0.5, 0.15, 0.25])).expand(400, 4)
-    counts = torch.bincount(choose(logits), minlength=4) / 400
+    counts = torch.bincount(choose(logits, range(400)), minlength=4) / 400
     wanted = torch.tensor([0, 0.5, 0.15, 0.25]) / 0.9
     assert counts[0] == 0
     assert float((counts - wanted).abs().max()) < 0.08  # three standard deviations
