@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Generation", "generate"]
 
-_COMPACT = 0.75  # rows are gathered anew once a quarter of the texts has ended: it costs a copy of the cache
-
 
 @dataclass(frozen=True, slots=True)
 class Generation:
@@ -70,7 +68,8 @@ def generate(
         view: the model.
         encoder: decides special tokens and template.
         prompts: equal prompts are continued once.
-        max_new_tokens: most tokens to write; one number, or one a prompt.
+        max_new_tokens: most tokens to write; one number, or one a prompt. Where fewer fit into the encoder's
+            ``max_length``, a text ends there.
         stop_at_newline: a line break after the first visible character ends the text.
         stop: further texts that end it, and do not belong to it, such as a full stop.
         top_k: draw each token from so many of the most probable ones, in proportion to their probabilities.
@@ -85,22 +84,24 @@ def generate(
         ConfigError: ``max_new_tokens`` or ``top_k`` is below 1.
     """
     limits = itertools.repeat(max_new_tokens) if isinstance(max_new_tokens, int) else max_new_tokens
-    limit = dict(zip(prompts, limits, strict=False))
-    if min(limit.values(), default=1) < 1 or top_k < 1:
+    most = dict(zip(prompts, limits, strict=False))
+    if min(most.values(), default=1) < 1 or top_k < 1:
         raise ConfigError(f"max_new_tokens and top_k must be at least 1, got {max_new_tokens} and {top_k}")
     names = list(dict.fromkeys(prompts))
     ids = [encoder.encode(text).ids for text in written(view.model, names, Reader(view, encoder))]
+    full = math.inf if encoder.max_length is None else encoder.max_length + 1  # the last token is written, not read
+    limit = [int(min(most[name], full - len(row))) for name, row in zip(names, ids, strict=True)]
     end = _Ending(encoder, _closing_ids(view, encoder), (*stop, *["\n"] * stop_at_newline))
     draws = [random.Random(f"{seed} {name}") for name in names] if top_k > 1 else []  # noqa: S311 - no secret
     found: dict[str, Generation] = {}
     with view.frozen(), torch.no_grad():
         share = cached_share(view)  # a token that was written takes its place in the cache, and no more
-        costs = [math.ceil(share * limit[name]) for name in names]
+        costs = [math.ceil(share * count) for count in limit]
         one = [1] * len(ids)
         for opening, batch, rows in opened_batches(view, encoder, ids, one, costs, batch_tokens, at_ends=True):
             decoding = Decoding(view, rows, opening)
             choose = _Choice(top_k, [draws[i] for i in batch]) if draws else _most_probable
-            new = _decode(decoding, [limit[names[i]] for i in batch], end, choose)
+            new = _decode(decoding, [limit[i] for i in batch], end, choose)
             found.update((names[i], end.read(text)) for i, text in zip(batch, new, strict=True))
             progress("generate", len(found), len(names))
     return [found[prompt] for prompt in prompts]
@@ -174,9 +175,8 @@ def _decode(
                 ids[i].append(value)
                 if len(ids[i]) == limits[i] or end.reached(ids[i]):
                     running.discard(i)
-        decoding.append(token)
-        if 0 < len(running) <= _COMPACT * len(texts):
-            places = [place for place, i in enumerate(texts) if i in running]
-            if decoding.keep(places):
-                texts = [texts[place] for place in places]
+        decoding.append(token, [i in running for i in texts])
+        places = [place for place, i in enumerate(texts) if i in running]
+        if 0 < len(places) < len(texts) and decoding.keep(places):
+            texts = [texts[place] for place in places]
     return ids

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Decoding"]
 
+_COMPACT = 0.75  # rows are gathered anew once a quarter of them has ended
+
 
 class Decoding:
     """Token rows that grow at their end, with a key-value cache where the model keeps one.
@@ -42,10 +44,17 @@ class Decoding:
         self._cache = out.cache
         return cast("Tensor", out.logits)
 
-    def append(self, token: Tensor) -> None:
-        """Let every row go on with a token, ``[rows]``."""
+    def append(self, token: Tensor, going: Sequence[bool] | None = None) -> None:
+        """Let every row go on with a token.
+
+        Args:
+            token: ``[rows]``.
+            going: which rows do go on; the others get padding, of which a row can take more than its context holds.
+        """
         token = token.to(self.view.device)
         one, step = torch.ones_like(token)[:, None], self._step
+        if going is not None:
+            one = torch.tensor(going, device=token.device).to(token)[:, None]
         if self._cache is None:  # a model without a key-value cache reads the grown rows again
             ids, mask = (step.input_ids, token[:, None]), (step.attention_mask, one)
             self._step = Rows(torch.cat(ids, -1), torch.cat(mask, -1), step.offset)
@@ -55,18 +64,22 @@ class Decoding:
         self._past = self._cache, torch.cat([before, one], -1)
 
     def keep(self, rows: Sequence[int]) -> bool:
-        """Go on with these rows alone, if that cannot change what they say.
+        """Go on with these rows alone, if that cannot change what they say and is worth a copy of the cache.
 
         Returns:
-            Whether it was done: not over a cache that rows cannot be taken out of, nor with hooks, which may hold
+            Whether it was done. Not over a cache that rows cannot be taken out of, nor with hooks, which may hold
             something for each row.
         """
-        if hooked(self.view.model) or not (self._cache is None or self.view.drops_rows):
+        step, index = self._step, torch.tensor(rows, device=self.view.device)
+        if self._past is None:  # no cache: rows are read again in any case
+            step = step.select(index)
+            first = int(step.attention_mask.any(0).int().argmax())
+            self._step = Rows(step.input_ids[:, first:], step.attention_mask[:, first:], step.offset - first)
+            return True
+        few = len(rows) <= _COMPACT * len(step.input_ids)
+        if not few or hooked(self.view.model) or not self.view.drops_rows:
             return False
-        index = torch.tensor(rows, device=self.view.device)
-        self._step = self._step.select(index)
-        if self._past is not None:
-            cache, mask = self._past
-            cache.reorder_cache(index)
-            self._past = cache, mask[index]
+        cache, mask = self._past
+        cache.reorder_cache(index)
+        self._step, self._past = step.select(index), (cache, mask[index])
         return True

@@ -17,7 +17,8 @@ from kecore.evaluate.generation import _Choice
 from kecore.model_view import ModelView
 from kecore.model_view.decoding import Decoding
 from kecore.model_view.view import Pass
-from kecore.text import Rows
+from kecore.testing import tiny_model, tiny_tokenizer
+from kecore.text import Encoder, Rows
 
 PROMPTS = [
     "The capital of France is",
@@ -64,17 +65,20 @@ def test_a_model_without_cache_reads_the_text_again(small: World, monkeypatch: p
 def _scripted(world: World, monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> None:
     """Let the model write given texts, one a row of the batch (longest prompt first)."""
     tokenizer = world.encoder.tokenizer
-    script = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+    script = [[*tokenizer(t, add_special_tokens=False)["input_ids"], 0] for t in texts]
     prompts: list[list[int]] = []
 
     def forward(self: ModelView, rows: Rows, **_: object) -> Pass:
-        ids = rows.input_ids.tolist()
-        prompts.extend(ids if not prompts else [])
-        logits = torch.zeros(len(ids), len(tokenizer))
-        for row, read in zip(logits, ids, strict=True):
-            width = len(prompts[0])
-            says = script[prompts.index(read[:width])][len(read) - width :]
-            row[says[0] if says else 0] = 1
+        read = [ids[mask.bool()].tolist() for ids, mask in zip(rows.input_ids, rows.attention_mask, strict=True)]
+        prompts.extend(read if not prompts else [])
+        logits = torch.zeros(len(read), len(tokenizer))
+        for row, ids in zip(logits, read, strict=True):
+            (says,) = {
+                text[len(ids) - len(prompt)]
+                for prompt, text in zip(prompts, script, strict=True)
+                if len(ids) >= len(prompt) and ids == [*prompt, *text[: len(ids) - len(prompt)]]
+            }
+            row[says] = 1
         return Pass(logits=logits)
 
     monkeypatch.setattr(ModelView, "forward", forward)
@@ -135,9 +139,7 @@ def _rows_of_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("drawn", [1, 3])
-def test_rows_whose_text_has_ended_are_not_run_again(
-    world: World, drawn: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_whose_text_has_ended_are_not_run_again(world: World, drawn: int, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = [
         generate(world.view, world.encoder, [prompt], max_new_tokens=limit, top_k=drawn)[0]
         for prompt, limit in zip(PROMPTS, LIMITS, strict=True)
@@ -159,6 +161,22 @@ def test_rows_stay_where_a_hook_may_remember_them(small: World, monkeypatch: pyt
     finally:
         handle.remove()
     assert set(seen) == {len(PROMPTS)}
+
+
+@pytest.mark.parametrize("hooked", [False, True])  # with a hook the full row stays in the batch
+@pytest.mark.parametrize("architecture", ["gpt2", "openai-gpt", "llama"])  # the second has no cache
+def test_a_text_ends_where_the_context_is_full(architecture: str, hooked: bool) -> None:
+    view, tokenizer = ModelView.of(tiny_model(architecture)), tiny_tokenizer()
+    encoder = Encoder(tokenizer, max_length=view.max_length)
+    long, short = " ".join(["Rome"] * 253), "The Danube"
+    assert view.max_length == len(encoder.encode(long).ids) + 2
+    handle = view.layers[0].module.register_forward_hook(lambda *_: None) if hooked else None
+    one, other = generate(view, encoder, [long, short], max_new_tokens=12)
+    if handle is not None:
+        handle.remove()
+    assert (len(one.ids), one.finished) == (3, False)
+    assert list(one.ids) == greedy(view.model, tokenizer, long, 3)
+    assert list(other.ids) == greedy(view.model, tokenizer, short, 12)
 
 
 def test_rows_stay_in_a_cache_that_mixes_them_up(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
