@@ -202,8 +202,7 @@ class Editor:
             earlier=acting(entry.edit for entry in self._history if entry.method == cls.name),
             base=self.base,
             state=dict(self._states.get(cls.name, {})),
-            # What is sampled from an edited model does not hold for the unedited one.
-            memo=dict(self._memo) if self._history else self._memo,
+            memo=self._memo,
             progress=self.progress,
             stages=Stages(),
             memory=plan.activations,

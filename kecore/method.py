@@ -72,7 +72,8 @@ class MethodContext:
         state: tensors that survive from one edit of this method to the next on the same model. A method
             reads it and writes what the next edit needs; kept only if the edit is attached.
         memo: what holds for the unedited model and may be reused by later edits of the session, such as
-            sampled contexts; keyed by everything it depends on.
+            sampled contexts; keyed by everything it depends on. What asks the model is worked out inside
+            :func:`kecore.edit.without_edits`, since it may be asked for first when edits are on it already.
         progress: called while long stages advance.
         stages: where a method counts its time.
         memory: bytes that activations of one micro-batch may take.

@@ -19,6 +19,7 @@ from kecore.edit.effect import (
     SideModule,
     acting,
     suspended,
+    without_edits,
     written,
 )
 from kecore.edit.updates import Dense, LowRank, Update, factored, updated
@@ -46,6 +47,7 @@ __all__ = [
     "suspended",
     "unedited",
     "updated",
+    "without_edits",
     "written",
 ]
 

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kecore.edit.base import Edit, attached
+from kecore.edit.base import Edit, attached, unedited
 from kecore.errors import ArtifactError, EditStateError, PluginError
 from kecore.model_view.hooks import compiled
 from kecore.model_view.identity import Identity
@@ -282,6 +282,9 @@ def written(model: nn.Module, prompts: Sequence[str], reader: Reader | None = No
 @contextmanager
 def suspended(model: nn.Module) -> Iterator[None]:
     """Side modules and prompt writers have no effect inside the block; edited weights stay."""
+    if model in _SUSPENDED:  # by a block around this one
+        yield
+        return
     on = _HANDLES.setdefault(model, {})
     for edit in on:
         _remove(on[edit])
@@ -292,6 +295,13 @@ def suspended(model: nn.Module) -> Iterator[None]:
         del _SUSPENDED[model]
         for edit in on:
             on[edit] = edit._install(model)  # pyright: ignore[reportPrivateUsage]
+
+
+@contextmanager
+def without_edits(model: nn.Module) -> Iterator[None]:
+    """Inside the block the model is what it was before its edits: the base's weights, and nothing beside them."""
+    with suspended(model), unedited(model):
+        yield
 
 
 def acting(edits: Iterable[Edit]) -> list[Edit]:

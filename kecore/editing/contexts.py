@@ -1,9 +1,10 @@
 """Context prefixes: short texts put before a prompt, so that an edit does not hang on one wording.
 
 Sampled from the model itself, as ROME does (arXiv 2202.05262, section 3.1), but from a generator that
-belongs to the call: the same seed and model give the same contexts. Those of an unedited model are kept on disk under a
-digest of its weights, its tokenizer and all else that they depend on: for a single fact, writing them takes a sixth of
-the time.
+belongs to the call: the same seed and model give the same contexts. They are those of the unedited model, whatever is
+on it, so that the edits of a session share them and a session that goes on elsewhere has the same. They are kept on
+disk under a digest of its weights, its tokenizer and all else that they depend on: for a single fact, writing them
+takes a sixth of the time.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 
 import torch
 
-from kecore.edit import attached
+from kecore.edit import without_edits
 from kecore.files import kept
 from kecore.method import MethodContext
 from kecore.model_view import ModelView
@@ -83,10 +84,11 @@ def of_session(view: ModelView, context: MethodContext, count: int, tokens: int)
 
 def _of_model(view: ModelView, context: MethodContext, count: int, tokens: int) -> tuple[str, ...]:
     def made() -> tuple[str, ...]:
-        return sample(view, context.encoder, count, tokens, context.seed)
+        with without_edits(view.model):
+            return sample(view, context.encoder, count, tokens, context.seed)
 
     large = sum(parameter.numel() for parameter in view.model.parameters()) >= _WORTH_KEEPING
-    if context.base is None or attached(view.model) or not count or not large:
+    if context.base is None or not count or not large:
         return made()
     base = context.base
     # Another device or version of torch rounds otherwise, and so may choose another token.

@@ -267,9 +267,6 @@ class _Worker:
         found = self._loaded(saved)
         if found is None:
             return 0
-        # What edits take from the unedited model and keep for later ones is found by the first of them.
-        self._edit(self.cell.records[: self.protocol.step])
-        self.editor.revert()
         self.editor.resume(str(self.spec.method), found.edits, found.state)
         self.workplace.say(f"{self.spec.label}: going on after step {found.steps}, whose edits were kept")
         return found.steps

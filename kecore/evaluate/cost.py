@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kecore.edit import PromptEdit, attached, suspended, unedited
+from kecore.edit import PromptEdit, attached, without_edits
 from kecore.errors import ConfigError, EditStateError
 from kecore.evaluate.generation import generate
 
@@ -90,10 +90,7 @@ def added_latency(
 
 
 def _seconds(view: ModelView, encoder: Encoder, prompts: Sequence[str], tokens: int, edited: bool) -> float:
-    with (
-        nullcontext() if edited else unedited(view.model),
-        nullcontext() if edited else suspended(view.model),
-    ):
+    with nullcontext() if edited else without_edits(view.model):
         begin = perf_counter()
         count = sum(len(generate(view, encoder, [prompt], max_new_tokens=tokens)[0].ids) for prompt in prompts)
         if view.device.type == "cuda":

@@ -1,8 +1,7 @@
 """How far a sequence of edits has come, on disk: from there a run that was cut off goes on.
 
 What is kept is what the next edit stands on: the edits that act, each written once, and what the method remembers.
-What was worked out from the unedited model, such as sampled contexts, is not among it; whoever goes on makes the first
-edit again, which finds the same, and takes it off.
+What was worked out from the unedited model, such as sampled contexts, is not among it: it is found again.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kecore.edit import PromptEdit, PromptWriter, Reader
+from kecore.edit import PromptEdit, PromptWriter, Reader, without_edits
 from kecore.encoders import sentence_encoder
 from kecore.method import MethodContext
 from kecore.model_view import ModelView
@@ -176,8 +176,9 @@ def _index(pool: Sequence[EditRecord], encoder: str, reader: Reader, context: Me
     if key not in context.memo:
         embed = sentence_encoder(encoder, reader)
         rows: list[Tensor] = []
-        for start in range(0, len(texts), _CHUNK):
-            rows.append(embed(texts[start : start + _CHUNK]))
-            context.progress("examples", min(start + _CHUNK, len(texts)), len(texts))
+        with without_edits(reader.view.model):
+            for start in range(0, len(texts), _CHUNK):
+                rows.append(embed(texts[start : start + _CHUNK]))
+                context.progress("examples", min(start + _CHUNK, len(texts)), len(texts))
         context.memo[key] = torch.cat(rows)
     return context.memo[key]

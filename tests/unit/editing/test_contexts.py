@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from kecore import Editor, EditRequest
+from kecore.edit import attached
 from kecore.editing import contexts
 from kecore.editing.contexts import joined, of_session, sample
 from kecore.method import MethodContext
@@ -99,10 +101,23 @@ def test_contexts_of_an_unedited_model_are_kept_by_content(
     assert len(list(kept.glob("*.safetensors"))) == 4
 
 
-def test_contexts_of_an_edited_or_unknown_model_are_not_kept(
-    world: Any, kept: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_contexts_of_an_unknown_model_are_not_kept(world: Any, kept: Path) -> None:
     of_session(world.view, replace(context_of(world), base=None), 3, 4)
-    monkeypatch.setattr(contexts, "attached", lambda _: ("an edit",))
-    of_session(world.view, context_of(world), 3, 4)
     assert not kept.exists()
+
+
+@pytest.mark.parametrize("kind", ["weights", "modules"])
+def test_contexts_are_the_unedited_models_whatever_is_on_it(world: Any, kind: str, kept: Path) -> None:
+    context, wanted = context_of(world), sample(world.view, world.encoder, 3, 6, seed=0)
+    editor = Editor(world.view.model, world.encoder.tokenizer)
+    facts = [EditRequest(opening + " {}", "Rome", "Italy") for opening in ("The", "I")]
+    if kind == "weights":
+        editor.edit(facts, "ft-m", learning_rate=1.0, steps=5)
+    else:
+        editor.edit(facts, "grace", steps=5)
+    assert len(attached(world.view.model)) == 1
+    assert kind == "modules" or sample(world.view, world.encoder, 3, 6, seed=0) != wanted
+    assert of_session(world.view, context, 3, 6) == wanted
+    assert len(attached(world.view.model)) == 1
+    editor.revert()
+    assert of_session(world.view, context_of(world), 3, 6) == wanted  # what was kept on disk
