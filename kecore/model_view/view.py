@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from kecore.text import Rows
 
 __all__ = ["LayerView", "ModelView", "Pass"]
+
+_CONTEXT_LENGTH = ("max_position_embeddings", "max_seq_len", "max_target_positions")
+"""What configurations call it: the last two are MPT's and Whisper's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +130,15 @@ class ModelView:
     def max_length(self) -> int | None:
         """Context length in tokens; None where the architecture sets no limit."""
         config = self.model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
-        value = getattr(config, "max_position_embeddings", None)
-        return value if isinstance(value, int) and value > 0 else None
+        named = (getattr(config, name, None) for name in _CONTEXT_LENGTH)
+        value = next((n for n in named if isinstance(n, int) and n > 0), None)
+        words = cast("Any", self.model).get_input_embeddings()
+        for table in self.model.modules():
+            # RoBERTa and its kin count places from behind the padding token's.
+            if isinstance(table, nn.Embedding) and table is not words and table.padding_idx is not None:
+                if table.num_embeddings == value:
+                    return value - table.padding_idx - 1
+        return value
 
     @cached_property
     def continues(self) -> bool:

@@ -201,6 +201,15 @@ def test_replay_equals_the_whole_pass(architecture: str, encoder: Encoder) -> No
         assert difference(got.detach(), wanted[chosen]) < TIGHT
 
 
+@pytest.mark.parametrize("architecture", EDITED)
+def test_the_context_holds_as_many_tokens_as_is_said(architecture: str) -> None:
+    view = ModelView.of(tiny_model(architecture))
+    ids = torch.randint(5, 200, (1, view.max_length or 600), generator=torch.Generator().manual_seed(0))
+    rows = Rows(ids, torch.ones_like(ids), torch.zeros(1, dtype=torch.long))
+    with view.frozen(), torch.no_grad():
+        assert view.forward(rows).logits is not None
+
+
 _PAST_ITS_WINDOW = pytest.mark.xfail(
     reason="transformers' own: over its cache, moshi writes on otherwise once a text is longer than the window",
 )
