@@ -95,7 +95,8 @@ def generate(
     draws = [random.Random(f"{seed} {name}") for name in names] if top_k > 1 else []  # noqa: S311 - no secret
     found: dict[str, Generation] = {}
     with view.frozen(), torch.no_grad():
-        share = cached_share(view)  # a token that was written takes its place in the cache, and no more
+        # Over a cache a token that was written takes its place there and no more; without one it is read again.
+        share = cached_share(view) if view.continues else 1.0
         costs = [math.ceil(share * count) for count in limit]
         one = [1] * len(ids)
         for opening, batch, rows in opened_batches(view, encoder, ids, one, costs, batch_tokens, at_ends=True):
