@@ -133,12 +133,10 @@ class ModelView:
         named = (getattr(config, name, None) for name in _CONTEXT_LENGTH)
         value = next((n for n in named if isinstance(n, int) and n > 0), None)
         words = cast("Any", self.model).get_input_embeddings()
-        for table in self.model.modules():
-            # RoBERTa and its kin count places from behind the padding token's.
-            if isinstance(table, nn.Embedding) and table is not words and table.padding_idx is not None:
-                if table.num_embeddings == value:
-                    return value - table.padding_idx - 1
-        return value
+        tables = (m for m in self.model.modules() if isinstance(m, nn.Embedding) and m is not words)
+        # RoBERTa and its kin count places from behind the padding token's.
+        unused = [t.padding_idx + 1 for t in tables if t.num_embeddings == value and t.padding_idx is not None]
+        return value and value - max(unused, default=0)
 
     @cached_property
     def continues(self) -> bool:
