@@ -49,8 +49,14 @@ def mean(editor: Editor, request: EditRequest, target: str = "") -> float:
 
 
 def writes_with_a_cache_as_without(editor: Editor, texts: Sequence[str]) -> None:
-    """Greedy text in a left-padded batch with a cache, and transformers' own, against a full pass for every token."""
+    """Greedy text in a left-padded batch with a cache, and transformers' own, against a full pass for every token.
+
+    Also where other texts of the batch end before.
+    """
     found = generate(editor.view, editor.encoder, texts, max_new_tokens=6)
+    limits = [(1, 6, 3)[i % 3] for i in range(len(texts))]
+    uneven = generate(editor.view, editor.encoder, texts, max_new_tokens=limits)
+    assert [item.ids for item in uneven] == [item.ids[:n] for item, n in zip(found, limits, strict=True)]
     for text, generation in zip(texts, found, strict=True):
         ids = list(editor.encoder.encode(text).ids)
         own = editor.model.generate(
