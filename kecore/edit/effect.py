@@ -281,11 +281,20 @@ def written(model: nn.Module, prompts: Sequence[str], reader: Reader | None = No
 
 @contextmanager
 def suspended(model: nn.Module) -> Iterator[None]:
-    """Side modules and prompt writers have no effect inside the block; edited weights stay."""
+    """Side modules and prompt writers have no effect inside the block; edited weights stay.
+
+    Raises:
+        EditStateError: side modules act on the model, and it was compiled since.
+    """
     if model in _SUSPENDED:  # by a block around this one
         yield
         return
     on = _HANDLES.setdefault(model, {})
+    if on and compiled(model):  # now, and not when they are to be put back
+        raise EditStateError(
+            f"{len(on)} edit(s) act beside the model, which was compiled since, so they cannot be put aside for a while; "
+            "make further edits before the model is compiled"
+        )
     for edit in on:
         _remove(on[edit])
     _SUSPENDED[model] = True

@@ -140,6 +140,18 @@ def test_a_compiled_model_takes_weights_at_any_time_and_no_hooks(model: nn.Modul
     assert torch.equal(logits(model), plain)
 
 
+def test_what_acts_beside_a_model_that_was_compiled_since_stays_on(model: nn.Module) -> None:
+    torch.compiler.reset()
+    edit = shift(model, 0.3)
+    edit.attach(model)
+    acting = logits(model)
+    model.compile(backend="eager")
+    with pytest.raises(EditStateError, match="compiled since, so they cannot be put aside"), suspended(model):
+        pass
+    torch.testing.assert_close(logits(model), acting)
+    edit.revert(model)
+
+
 def test_attached_copy_is_apart_from_the_edit(model: nn.Module) -> None:
     edit = shift(model, 0.3)
     edit.attach(model)
