@@ -292,8 +292,8 @@ def suspended(model: nn.Module) -> Iterator[None]:
     on = _HANDLES.setdefault(model, {})
     if on and compiled(model):  # now, and not when they are to be put back
         raise EditStateError(
-            f"{len(on)} edit(s) act beside the model, which was compiled since, so they cannot be put aside for a while; "
-            "make further edits before the model is compiled"
+            f"{len(on)} edit(s) act beside the model, which was compiled since, so they cannot be put aside for a "
+            "while; make further edits before the model is compiled"
         )
     for edit in on:
         _remove(on[edit])
