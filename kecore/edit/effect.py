@@ -286,24 +286,25 @@ def suspended(model: nn.Module) -> Iterator[None]:
     Raises:
         EditStateError: side modules act on the model, and it was compiled since.
     """
-    if model in _SUSPENDED:  # by a block around this one
-        yield
-        return
-    on = _HANDLES.setdefault(model, {})
-    if on and compiled(model):  # now, and not when they are to be put back
+    on, before = _HANDLES.setdefault(model, {}), model in _SUSPENDED
+    aside = [edit for edit in on if on[edit]]  # a block around this one has put its own aside
+    if aside and compiled(model):  # now, and not when they are to be put back
         raise EditStateError(
-            f"{len(on)} edit(s) act beside the model, which was compiled since, so they cannot be put aside for a "
+            f"{len(aside)} edit(s) act beside the model, which was compiled since, so they cannot be put aside for a "
             "while; make further edits before the model is compiled"
         )
-    for edit in on:
+    for edit in aside:
         _remove(on[edit])
+        on[edit] = []
     _SUSPENDED[model] = True
     try:
         yield
     finally:
-        del _SUSPENDED[model]
-        for edit in on:
-            on[edit] = edit._install(model)  # pyright: ignore[reportPrivateUsage]
+        if not before:
+            del _SUSPENDED[model]
+        for edit in aside:
+            if edit in on:  # and not taken off meanwhile
+                on[edit] = edit._install(model)  # pyright: ignore[reportPrivateUsage]
 
 
 @contextmanager

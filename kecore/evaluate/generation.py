@@ -176,8 +176,9 @@ def _decode(
                 ids[i].append(value)
                 if len(ids[i]) == limits[i] or end.reached(ids[i]):
                     running.discard(i)
-        decoding.append(token, [i in running for i in texts])
-        places = [place for place, i in enumerate(texts) if i in running]
+        going = [i in running for i in texts]
+        decoding.append(token, going)
+        places = [place for place, goes in enumerate(going) if goes]
         if 0 < len(places) < len(texts) and decoding.keep(places):
             texts = [texts[place] for place in places]
     return ids

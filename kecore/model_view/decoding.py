@@ -54,7 +54,7 @@ class Decoding:
         token = token.to(self.view.device)
         one, step = torch.ones_like(token)[:, None], self._step
         if going is not None:
-            one = torch.tensor(going, device=token.device).to(token)[:, None]
+            one *= torch.tensor(going, device=token.device)[:, None]
         if self._cache is None:  # a model without a key-value cache reads the grown rows again
             ids, mask = (step.input_ids, token[:, None]), (step.attention_mask, one)
             self._step = Rows(torch.cat(ids, -1), torch.cat(mask, -1), step.offset)

@@ -84,21 +84,19 @@ def continues(view: ModelView, *, dropping: bool = False) -> bool:
     mask = torch.ones_like(ids)
     mask[1, 0] = 0
     rows = Rows(ids, mask, torch.tensor([0, 1]))
-    left = torch.tensor([1], device=view.device)
     try:
         with view.frozen():
             wanted = view.model(**view.arguments(rows)).logits[:, -1]
             cache, logits = None, wanted
             for begin, end in pairwise((0, _PLACE, *range(_PLACE + 1, TOKENS + 1))):
-                offset = rows.offset if begin == 0 else torch.zeros_like(rows.offset)
+                offset = rows.offset if begin == 0 else torch.zeros(len(ids), dtype=torch.long)
                 part = Rows(ids[:, begin:end], mask[:, begin:end], offset)
                 past = None if cache is None else (cache, mask[:, :end])
                 result = view.model(**view.arguments(part, past, use_cache=True))
                 cache, logits = kept_cache(result), result.logits[:, -1]
                 if dropping and end == _PLACE + 1:
-                    cache.reorder_cache(left)
-                    rows, ids, mask = rows.select(left.cpu()), ids[1:], mask[1:]
-                    wanted = wanted[1:]
+                    cache.reorder_cache(torch.tensor([1], device=view.device))
+                    ids, mask, wanted = ids[1:], mask[1:], wanted[1:]
     except BROKEN:
         return False
     return all(difference(got, one) <= rounding(view) for got, one in zip(logits, wanted, strict=True))

@@ -264,6 +264,33 @@ def test_suspended_edits_have_no_effect_inside_the_block(model: nn.Module) -> No
     assert torch.equal(logits(model), plain)
 
 
+def test_what_a_writer_suspends_is_suspended(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = logits(model)
+    for edit in (shift(model, 0.3), PromptEdit(effect=Preface("a", "b"), method="preface", **about(model))):
+        edit.attach(model)
+    acting, seen = logits(model), list[Tensor]()
+
+    def asks(_self: Preface, prompts: Sequence[str]) -> list[str]:
+        seen.append(logits(model))
+        with suspended(model):
+            seen.append(logits(model))
+        seen.append(logits(model))
+        return list(prompts)
+
+    monkeypatch.setattr(Preface, "write", asks)
+    written(model, ["a"])
+    assert [torch.equal(found, acting) for found in seen] == [True, False, True]
+    assert torch.equal(seen[1], plain)
+
+
+def test_an_edit_taken_off_inside_the_block_stays_off(model: nn.Module) -> None:
+    plain, edit = logits(model), shift(model, 0.3)
+    edit.attach(model)
+    with suspended(model):
+        edit.revert(model)
+    assert torch.equal(logits(model), plain)
+
+
 def test_structure_is_read_without_what_acts_beside_it(model: nn.Module) -> None:
     edit = shift(model, 0.3)
     edit.attach(model)
