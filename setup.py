@@ -72,7 +72,7 @@ METRICS = [
     "consistency = kecore.evaluate.texts:CONSISTENCY",
     "rouge = kecore.evaluate.texts:ROUGE",
     "bertscore = kecore.evaluate.texts:BERTSCORE",
-    "judge = kecore.evaluate.judge:JUDGE",
+    "judge = kecore_analysis.judge:JUDGE",
 ]
 
 DATASETS = [
@@ -99,9 +99,11 @@ DATASETS = [
     "knowns = kecore_datasets.knowns:KNOWNS",
 ]
 
+PLUGINS = ("kecore_methods", "kecore_datasets", "kecore_bench", "kecore_analysis")
+
 packages = find_packages(include=["kecore", "kecore.*"])
-packages += find_packages("plugins", include=["kecore_methods*", "kecore_datasets*"])
-package_dir = {name: f"plugins/{name}" for name in ("kecore_methods", "kecore_datasets")}
+packages += find_packages("plugins", include=[f"{name}*" for name in PLUGINS])
+package_dir = {name: f"plugins/{name}" for name in PLUGINS}
 package_data = {"": ["*.json", "*.css", "*.js"], "kecore": ["py.typed"], "kecore.data": ["*"]}
 
 if Path("csrc").is_dir():

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from kecore import Corpus, Editor, EditRecord, KeyStatistics, memory
-from kecore.cli.machine import environment
-from kecore.errors import ArtifactError, StatisticsMismatchError
+from kecore.api.errors import ArtifactError, StatisticsMismatchError
+from kecore.environment import environment
 from kecore.evaluate import Evaluation
 from kecore.files import cache_dir
+from kecore.statistics import collect_statistics
 
 COLUMNS = {
     "ES": "edit_success",
@@ -36,7 +37,7 @@ def statistics_of(editor: Editor, text: Path, layers: Sequence[int], tokens: int
             return found
     except (ArtifactError, StatisticsMismatchError):
         pass  # collected anew
-    return KeyStatistics.collect(editor.view, editor.encoder, Corpus.of(text), layers, tokens=tokens, out=cache)
+    return collect_statistics(editor.view, editor.encoder, Corpus.of(text), layers, tokens=tokens, out=cache)
 
 
 def warm_up(editor: Editor, records: Sequence[EditRecord], method: str, **config: Any) -> None:

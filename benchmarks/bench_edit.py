@@ -27,6 +27,7 @@ from torch import Tensor, nn
 import kecore
 from kecore import Corpus, Editor, KeyStatistics, load_records
 from kecore.memory import resident
+from kecore.statistics import collect_statistics
 
 CPU = torch.device("cpu")
 BATCH = 8192  # tokens of one pass of the peers' way, padding included
@@ -87,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
 
 def editor_fields(method: str) -> set[str]:
     """Fields of a method's configuration."""
-    return set(kecore.registry.default().get(method).Config.model_fields)
+    return set(kecore.api.registry.default().get(method).Config.model_fields)
 
 
 def row(editor: Editor, method: str, records: list[Any], config: dict[str, Any], score: bool) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def collection(editor: Editor, options: argparse.Namespace) -> dict[str, Any]:
     for precision in precisions:
         begin = time.perf_counter()
         found.append(
-            KeyStatistics.collect(
+            collect_statistics(
                 editor.view, editor.encoder, corpus, layers, tokens=options.stat_tokens, precision=precision
             )
         )
@@ -156,7 +157,7 @@ def collection(editor: Editor, options: argparse.Namespace) -> dict[str, Any]:
 
 def difference(editor: Editor, corpus: Corpus, layer: int) -> float:
     """How far both ways are apart on the same rows: passages without padding, packed as kecore packs them."""
-    ours = KeyStatistics.collect(editor.view, editor.encoder, corpus, [layer], tokens=2048)
+    ours = collect_statistics(editor.view, editor.encoder, corpus, [layer], tokens=2048)
     tokenizer, ids = editor.encoder.tokenizer, list[int]()
     for passage in corpus.sample(8 * 2048 // 100, 0)[0]:
         ids += [*tokenizer(passage, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]

@@ -27,7 +27,7 @@ import torch
 
 import kecore
 from kecore import Editor, EditRecord, Protocol, load_records
-from kecore.cli.machine import environment
+from kecore.environment import environment
 from kecore.evaluate.matching import matches
 
 PROTOCOL = Protocol()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kecore.model_view import gemm
+from kecore.model import gemm
 
 _LAYERS = 24
 

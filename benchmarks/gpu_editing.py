@@ -72,8 +72,9 @@ def floor_seconds(tokens: int, layers: int, d: int, parameters: int) -> float:
 
 def editing(device: torch.device, small: bool) -> list[dict[str, Any]]:
     """Statistics of five layers, then MEMIT and AlphaEdit; an edit that fails is a row, and the others still run."""
-    from kecore import Corpus, Editor, KeyStatistics
-    from kecore.errors import KecoreError
+    from kecore import Corpus, Editor
+    from kecore.api.errors import KecoreError
+    from kecore.statistics import collect_statistics
     from kecore.testing.models import tiny_tokenizer
     from kecore_methods.locate.alphaedit import AlphaEdit
     from kecore_methods.locate.memit import Memit
@@ -84,7 +85,7 @@ def editing(device: torch.device, small: bool) -> list[dict[str, Any]]:
     tokens = 600 if small else 32768
     with TemporaryDirectory() as folder:
         start = timed(device)
-        editor.statistics = KeyStatistics.collect(
+        editor.statistics = collect_statistics(
             editor.view, editor.encoder, Corpus.of(text(Path(folder))), LAYERS, tokens=tokens
         )
         spent = timed(device) - start

@@ -24,9 +24,9 @@ import torch
 
 import kecore
 from kecore import Editor, Protocol, load_records
+from kecore.api.types import EditRecord
 from kecore.edit import Reader, written
 from kecore.evaluate import Evaluation, evaluate
-from kecore.types import EditRecord
 
 SCORES = {
     "ES": "edit_success",

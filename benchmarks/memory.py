@@ -20,11 +20,11 @@ import torch
 from bench_common import peak, reset_peak
 
 import kecore
-from kecore import Corpus, Editor, KeyStatistics, load_records
+from kecore import Corpus, Editor, load_records
 from kecore.cli.options import byte_count
-from kecore.evaluate.scoring import BATCH_TOKENS
+from kecore.inference.scoring import BATCH_TOKENS
 from kecore.memory import Need, resident, scoring
-from kecore.statistics import collecting, token_budget
+from kecore.statistics import collect_statistics, collecting, token_budget
 
 CPU = torch.device("cpu")
 LAYERS = (1, 2, 3, 4, 5)
@@ -81,7 +81,7 @@ def measure(budget: int | None, options: argparse.Namespace) -> list[dict[str, A
         )
 
     def collect(activations: int) -> None:
-        editor.statistics = KeyStatistics.collect(
+        editor.statistics = collect_statistics(
             view, editor.encoder, Corpus.of(options.text), LAYERS, tokens=tokens, memory=activations
         )
 

@@ -21,7 +21,7 @@ import torch
 import kecore
 from kecore import Editor, load_records
 from kecore.edit import Reader, written
-from kecore.evaluate import generate
+from kecore.inference import generate
 
 
 def main() -> None:

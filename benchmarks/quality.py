@@ -17,15 +17,17 @@ from typing import Any
 
 import torch
 
-from kecore import Corpus, Editor, KeyStatistics, Protocol, registry
-from kecore.cli.benching import carry_out
+from kecore import Corpus, Editor, Protocol
+from kecore.api import registry
 from kecore.cli.console import Screen
-from kecore.evaluate.plan import BASELINES, BenchPlan
-from kecore.evaluate.store import Store
 from kecore.files import write_json
-from kecore.report import Table, results, tables
-from kecore.report.results import Row
-from kecore.report.text import markdown
+from kecore.statistics import collect_statistics
+from kecore_bench.plan import BASELINES, BenchPlan
+from kecore_bench.report import Table, results, tables
+from kecore_bench.report.results import Row
+from kecore_bench.report.text import markdown
+from kecore_bench.store import Store
+from kecore_bench.workplace import carry_out
 
 
 def main() -> None:
@@ -88,7 +90,7 @@ def statistics(options: argparse.Namespace) -> tuple[float, int]:
     editor = Editor.from_pretrained(options.model, dtype="float32")
     layers = range(len(editor.view.layers) // 2)
     corpus, out = Corpus.of(options.text), options.cache / "statistics"
-    made = KeyStatistics.collect(editor.view, editor.encoder, corpus, layers, tokens=options.tokens, out=out)
+    made = collect_statistics(editor.view, editor.encoder, corpus, layers, tokens=options.tokens, out=out)
     return time.perf_counter() - begin, made.tokens
 
 

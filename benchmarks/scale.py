@@ -23,9 +23,9 @@ from bench_common import peak, reset_peak
 from torch import Tensor
 
 from kecore import KeyStatistics
-from kecore.editing.accumulate import Past
-from kecore.editing.keys import Keys
-from kecore.editing.solve import least_squares
+from kecore.engine.accumulate import Past
+from kecore.engine.keys import Keys
+from kecore.engine.solve import least_squares
 from kecore.memory import resident
 from kecore.ops import Solution, kv_solve
 

@@ -3,7 +3,7 @@
 Written from the papers: ROME (arXiv 2202.05262, eq. 2 to 4), MEMIT (arXiv 2210.07229, eq. 14 to 20 and algorithm 1) and
 AlphaEdit (arXiv 2410.02355, eq. 12), with the numbers that their authors publish. Each value is optimised alone, by
 Adam, through the whole model with all its logits; keys are read by one pass of the whole model for each edited layer;
-each layer's update is a dense solve. Nothing of :mod:`kecore.editing` is used but the context prefixes.
+each layer's update is a dense solve. Nothing of :mod:`kecore.engine` is used but the context prefixes.
 """
 
 from __future__ import annotations

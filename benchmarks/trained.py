@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from kecore import Editor, KecoreWarning, Protocol, TrainedEditor, load_records
+from kecore.api.types import EditRecord
 from kecore.evaluate import Evaluation, compare, merge
-from kecore.types import EditRecord
 
 COLUMNS = {
     "edit_success": "ES",

@@ -25,7 +25,7 @@ from torch import Tensor
 
 import kecore
 from kecore import Editor, load_records
-from kecore.editing import values
+from kecore.engine import values
 
 PAIRS = 8  # of positions and gradients that L-BFGS remembers
 LONGEST = 0.3  # of its steps, relative to the hidden state

@@ -25,7 +25,7 @@ from serial import PUBLISHED, Serial
 
 import kecore
 from kecore import Editor, Protocol, load_records
-from kecore.editing import contexts
+from kecore.engine import contexts
 
 
 def main() -> None:

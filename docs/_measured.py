@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kecore.report.text import COSTS
+from kecore_bench.report.text import COSTS
 
 DOCS = Path(__file__).parent
 _HEADING = "## Beside the other methods\n\n"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from kecore import registry
+from kecore.api import registry
 
 PAGE = Path(__file__).resolve().parent.parent / "README.md"
 _BLOCK = re.compile(r"(<!-- methods: [^\n]*-->\n).*?(<!-- /methods -->)", re.DOTALL)

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import transformers
 
-from kecore.editing.replay import Replay
-from kecore.errors import KecoreWarning, UnsupportedModelError
-from kecore.model_view import LayerView, ModelView
+from kecore.api.errors import KecoreWarning, UnsupportedModelError
+from kecore.engine.replay import Replay
+from kecore.model import LayerView, ModelView
 from kecore.testing import architectures, tiny_model, tiny_tokenizer
 from kecore.text import Encoder
 

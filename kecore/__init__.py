@@ -15,47 +15,48 @@ from typing import TYPE_CHECKING, Any
 from kecore._version import __version__
 
 if TYPE_CHECKING:
-    from kecore.config import MethodConfig
+    from kecore.api.config import MethodConfig
+    from kecore.api.errors import KecoreError, KecoreWarning
+    from kecore.api.method import METHOD_API, EditMethod, MethodContext
+    from kecore.api.types import Capabilities, EditRecord, EditRequest, MultiHop, Probe
     from kecore.corpus import Corpus
     from kecore.edit import Edit, LowRank, ModuleEdit, PromptEdit, WeightEdit, attached, load_edit, merge
     from kecore.editor import Editor
-    from kecore.errors import KecoreError, KecoreWarning
     from kecore.evaluate import Protocol, load_records
-    from kecore.method import METHOD_API, EditMethod, MethodContext
-    from kecore.model_view import ModelView
+    from kecore.model import ModelView
     from kecore.models import load_model, save_model
-    from kecore.statistics import KeyStatistics
+    from kecore.statistics import KeyStatistics, collect_statistics
     from kecore.text import Encoder
     from kecore.trained import TrainedEditor
     from kecore.training import Schedule
-    from kecore.types import Capabilities, EditRecord, EditRequest, MultiHop, Probe
 
 _HOME = {
-    "METHOD_API": "kecore.method",
-    "Capabilities": "kecore.types",
+    "METHOD_API": "kecore.api.method",
+    "Capabilities": "kecore.api.types",
     "Corpus": "kecore.corpus",
     "Edit": "kecore.edit",
-    "EditMethod": "kecore.method",
-    "EditRecord": "kecore.types",
-    "EditRequest": "kecore.types",
+    "EditMethod": "kecore.api.method",
+    "EditRecord": "kecore.api.types",
+    "EditRequest": "kecore.api.types",
     "Editor": "kecore.editor",
     "Encoder": "kecore.text",
-    "KecoreError": "kecore.errors",
-    "KecoreWarning": "kecore.errors",
+    "KecoreError": "kecore.api.errors",
+    "KecoreWarning": "kecore.api.errors",
     "KeyStatistics": "kecore.statistics",
     "LowRank": "kecore.edit",
-    "MethodConfig": "kecore.config",
-    "MethodContext": "kecore.method",
-    "ModelView": "kecore.model_view",
+    "MethodConfig": "kecore.api.config",
+    "MethodContext": "kecore.api.method",
+    "ModelView": "kecore.model",
     "ModuleEdit": "kecore.edit",
-    "MultiHop": "kecore.types",
-    "Probe": "kecore.types",
+    "MultiHop": "kecore.api.types",
+    "Probe": "kecore.api.types",
     "PromptEdit": "kecore.edit",
     "Protocol": "kecore.evaluate",
     "Schedule": "kecore.training",
     "TrainedEditor": "kecore.trained",
     "WeightEdit": "kecore.edit",
     "attached": "kecore.edit",
+    "collect_statistics": "kecore.statistics",
     "load_edit": "kecore.edit",
     "load_model": "kecore.models",
     "load_records": "kecore.evaluate",
@@ -90,6 +91,7 @@ __all__ = [
     "WeightEdit",
     "__version__",
     "attached",
+    "collect_statistics",
     "load_edit",
     "load_model",
     "load_records",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from kecore.errors import DataFormatError, MissingDependencyError
+from kecore.api.errors import DataFormatError, MissingDependencyError
 
 __all__ = ["Corpus"]
 

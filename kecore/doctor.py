@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from kecore import models, registry
+from kecore import models
 from kecore._version import __version__
-from kecore.errors import ConfigError, KecoreWarning, NativeError
+from kecore.api import registry
+from kecore.api.errors import ConfigError, KecoreWarning, NativeError
 
 __all__ = ["Backend", "Cache", "Device", "Report", "report"]
 

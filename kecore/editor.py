@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor, nn
 
-from kecore import registry
+from kecore.api import registry
+from kecore.api.errors import EditStateError, KecoreWarning, RequestError, UnsupportedCapabilityError
+from kecore.api.identity import Fingerprint, type_name
+from kecore.api.method import EditMethod, MethodContext, check_count, no_examples
+from kecore.api.progress import Progress, Stages, silent
+from kecore.api.types import EditRecord, EditRequest, check_conflicts
 from kecore.edit import Edit, acting, attached
-from kecore.errors import EditStateError, KecoreWarning, RequestError, UnsupportedCapabilityError
 from kecore.memory import MemoryPlan, Need, held, make_plan, scoring
-from kecore.method import EditMethod, MethodContext, Progress, Stages, check_count, no_examples, silent
-from kecore.model_view import Fingerprint, ModelView, type_name
+from kecore.model import ModelView
 from kecore.text import Encoder
 from kecore.trained import untrained
-from kecore.types import EditRecord, EditRequest, check_conflicts
 
 if TYPE_CHECKING:
-    from kecore.config import MethodConfig
+    from kecore.api.config import MethodConfig
     from kecore.evaluate import Evaluation, Protocol
     from kecore.statistics import KeyStatistics
     from kecore.trained import TrainedEditor
@@ -247,7 +249,7 @@ class Editor:
         Raises:
             MemoryBudgetError: not even the smallest one does.
         """
-        from kecore.evaluate.scoring import BATCH_TOKENS
+        from kecore.inference.scoring import BATCH_TOKENS
 
         need = scoring(self.view, BATCH_TOKENS)
         return need.micro_batch(self.memory_plan([need]).activations)
@@ -361,14 +363,14 @@ class Editor:
             )
 
     def _plan(self, config: MethodConfig, requests: Sequence[EditRequest]) -> MemoryPlan:
-        from kecore.evaluate.scoring import BATCH_TOKENS
+        from kecore.inference.scoring import BATCH_TOKENS
 
         check = scoring(self.view, BATCH_TOKENS, "check")
         return self.memory_plan([check, *config.needs(self.view, self.encoder, requests)])
 
     def _warn_of_known(self, requests: Sequence[EditRequest], plan: MemoryPlan) -> None:
         """Say which requests ask for what the model answers anyway."""
-        from kecore.evaluate import score_continuations
+        from kecore.inference import score_continuations
 
         pairs = [(request.text, request.target) for request in requests]
         tokens = plan.needs[0].micro_batch(plan.activations)

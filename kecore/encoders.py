@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from kecore.errors import EditStateError
+from kecore.api.errors import EditStateError
 from kecore.models import MINILM, load_encoder
 
 if TYPE_CHECKING:

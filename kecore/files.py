@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kecore.errors import ArtifactError, KecoreError, StorageError
+from kecore.api.errors import ArtifactError, KecoreError, StorageError
 
 __all__ = ["cache_dir", "kept", "kind_of", "read_tensors", "write_atomic", "write_json", "write_tensors", "writing"]
 

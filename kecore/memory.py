@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from kecore.errors import KecoreWarning, MemoryBudgetError
+from kecore.api.errors import KecoreWarning, MemoryBudgetError
 
 if TYPE_CHECKING:
-    from kecore.model_view import ModelView
+    from kecore.model import ModelView
 
 __all__ = [
     "MemoryPlan",

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from kecore.errors import MissingDependencyError, ModelLoadError
+from kecore.api.errors import MissingDependencyError, ModelLoadError
 from kecore.files import cache_dir, writing
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kecore.errors import PromptTooLongError, RequestError, TokenizerError
+from kecore.api.errors import PromptTooLongError, RequestError, TokenizerError
 
 __all__ = ["Encoded", "Encoder", "Rows", "separator"]
 

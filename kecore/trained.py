@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from kecore._version import __version__
-from kecore.errors import ArtifactMismatchError, UnsupportedCapabilityError
+from kecore.api.errors import ArtifactMismatchError, UnsupportedCapabilityError
+from kecore.api.identity import Fingerprint
 from kecore.files import read_tensors, write_tensors
-from kecore.model_view import Fingerprint
 
 if TYPE_CHECKING:
-    from kecore.config import MethodConfig
-    from kecore.method import EditMethod
-    from kecore.model_view import ModelView
+    from kecore.api.config import MethodConfig
+    from kecore.api.method import EditMethod
+    from kecore.model import ModelView
 
 __all__ = ["TRAINED", "TrainedEditor", "model_facts", "untrained"]
 

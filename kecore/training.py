@@ -20,16 +20,17 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from kecore.errors import ConfigError, DataFormatError, NonFiniteError, UnsupportedCapabilityError
+from kecore.api.errors import ConfigError, DataFormatError, NonFiniteError, UnsupportedCapabilityError
+from kecore.api.method import MethodContext
+from kecore.api.progress import Progress, silent
+from kecore.api.types import EditRecord
 from kecore.files import read_tensors, write_tensors
-from kecore.method import MethodContext, Progress, silent
 from kecore.trained import TrainedEditor, model_facts
-from kecore.types import EditRecord
 
 if TYPE_CHECKING:
-    from kecore.config import MethodConfig
-    from kecore.method import EditMethod
-    from kecore.model_view import ModelView
+    from kecore.api.config import MethodConfig
+    from kecore.api.method import EditMethod
+    from kecore.model import ModelView
     from kecore.text import Encoder
 
 __all__ = ["Learner", "Report", "Schedule", "Trainable", "module_state", "restore_module", "train"]
@@ -97,7 +98,7 @@ class Learner(Protocol):
 
 @runtime_checkable
 class Trainable(Protocol):
-    """What a method that trains has beside an :class:`~kecore.method.EditMethod`'s attributes.
+    """What a method that trains has beside an :class:`~kecore.api.method.EditMethod`'s attributes.
 
     Attributes:
         schedule: how long it trains unless told otherwise.

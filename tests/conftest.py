@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is imported
 os.environ["KECORE_PLUGINS"] = ""  # what a developer has installed beside kecore must not change a result
@@ -22,6 +23,9 @@ from kecore import models
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# pytest's importlib mode leaves sys.path alone; what tests share is imported by name from this folder.
+sys.path.append(str(ROOT / "tests" / "support"))
 
 
 @pytest.fixture(scope="session")

@@ -10,27 +10,13 @@ import typer
 from typer.core import TyperGroup
 
 from kecore._version import __version__
-from kecore.cli.commands import (
-    attach,
-    bench,
-    chat,
-    checkup,
-    compare,
-    demo,
-    edit,
-    export,
-    info,
-    inspect,
-    probe,
-    report,
-    stats,
-    trace,
-    train,
-)
-from kecore.cli.commands import eval as evaluation
-from kecore.cli.commands import import_triples as triples
+from kecore.cli.commands import attach, chat, demo, edit, export, info, inspect, probe, stats, train
 from kecore.cli.console import Screen
 from kecore.cli.errors import reporting
+from kecore_analysis.commands import checkup, trace
+from kecore_bench.commands import bench, compare, report
+from kecore_bench.commands import eval as evaluation
+from kecore_datasets import import_triples as triples
 
 __all__ = ["app", "main"]
 

@@ -12,8 +12,8 @@ from typing import Any, TextIO
 import typer
 from rich.markup import escape
 
+from kecore.api.errors import KecoreError, KecoreWarning, NumericalError, StorageError
 from kecore.cli.console import Screen
-from kecore.errors import KecoreError, KecoreWarning, NumericalError, StorageError
 
 __all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "CheckFailed", "reporting"]
 

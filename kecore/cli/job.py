@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kecore.cli.console import Screen, count
-from kecore.cli.machine import cost, environment, plan_table, show_cost
+from kecore.cli.loading import StatisticsSource, provide_statistics, statistics_needs
+from kecore.cli.machine import cost, plan_table, show_cost
 from kecore.cli.samples import Ask, Sample, continuations, samples_table
 from kecore.cli.scores import flat, score_values, scores_table
-from kecore.cli.session import StatisticsSource, provide_statistics, statistics_needs
+from kecore.environment import environment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from kecore.api.method import EditMethod
+    from kecore.api.types import EditRecord
     from kecore.editor import Editor
     from kecore.evaluate import Evaluation, Protocol
     from kecore.memory import MemoryPlan
-    from kecore.method import EditMethod
     from kecore.trained import TrainedEditor
-    from kecore.types import EditRecord
 
 __all__ = ["EDIT", "EditJob", "Outcome"]
 
@@ -72,9 +73,9 @@ class EditJob:
             UnsupportedCapabilityError: the method needs training or examples and there are none, or takes one request
                 at a time.
         """
-        from kecore.method import check_count, no_examples
+        from kecore.api.method import check_count, no_examples
+        from kecore.api.types import check_conflicts
         from kecore.trained import untrained
-        from kecore.types import check_conflicts
 
         if self.trained is None and self.method.capabilities.needs_training:
             raise untrained(self.method.name)
@@ -124,7 +125,7 @@ class EditJob:
         Raises:
             MemoryBudgetError: the session's budget cannot hold it; names what is needed.
         """
-        from kecore.evaluate.scoring import BATCH_TOKENS
+        from kecore.inference.scoring import BATCH_TOKENS
         from kecore.memory import scoring
 
         groups = [

@@ -1,62 +1,18 @@
-"""What a run cost and what it ran on: time, memory, hardware and versions, as results record them."""
+"""What a command cost in time and memory, for programs and for people."""
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from kecore._version import __version__
 from kecore.cli.console import Screen, fields, seconds, size, table
 
 if TYPE_CHECKING:
     from kecore.memory import MemoryPlan, Need
 
-__all__ = ["cost", "environment", "hardware", "plan_table", "show_cost"]
-
-
-def hardware(device: Any) -> dict[str, Any]:
-    """The machine, as results record it."""
-    import torch
-
-    values = {
-        "device": str(device),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "platform": f"{platform.system()} {platform.machine()}",
-    }
-    if device.type == "cuda":
-        values["accelerator"] = torch.cuda.get_device_name(device)
-    return values
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
-
-
-def environment(device: Any) -> dict[str, Any]:
-    """Versions and hardware: what a number needs beside its protocol."""
-    import torch
-    import transformers
-
-    versions = {
-        "kecore": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    return {"versions": versions, "hardware": hardware(device)}
+__all__ = ["cost", "plan_table", "show_cost"]
 
 
 def cost(screen: Screen, device: Any, stages: Mapping[str, float] | None = None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kecore.errors import ArtifactError, ConfigError
+from kecore.api.errors import ArtifactError, ConfigError
 
 __all__ = [
     "AsJson",

@@ -11,9 +11,9 @@ from rich.table import Table
 from kecore.cli.console import table
 
 if TYPE_CHECKING:
-    from kecore.model_view import ModelView
+    from kecore.api.types import EditRecord
+    from kecore.model import ModelView
     from kecore.text import Encoder
-    from kecore.types import EditRecord
 
 __all__ = ["Ask", "Sample", "asks", "continuations", "samples_table"]
 
@@ -63,7 +63,7 @@ def asks(records: Sequence[EditRecord], most: int = 3) -> list[Ask]:
 
 def continuations(view: ModelView, encoder: Encoder, prompts: Sequence[str], length: int = _LENGTH) -> list[str]:
     """The model's greedy continuation of each prompt, up to the end of its line."""
-    from kecore.evaluate import generate
+    from kecore.inference import generate
 
     made = generate(view, encoder, prompts, max_new_tokens=length, stop_at_newline=True)
     return [item.text for item in made]

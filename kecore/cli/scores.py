@@ -34,7 +34,7 @@ def score_values(evaluation: Evaluation | None) -> dict[str, Any] | None:
 
 def scores_table(before: Evaluation, after: Evaluation, title: str) -> Table:
     """The scores that people read first."""
-    from kecore.report.columns import columns_of
+    from kecore.evaluate.columns import columns_of
 
     columns = [column for column in columns_of(after.protocol).values() if column.core]
     pairs = [(column, before.scores.get(column.key), after.scores.get(column.key)) for column in columns]

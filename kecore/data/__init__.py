@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from kecore.errors import DataFormatError
+from kecore.api.errors import DataFormatError
 
 __all__ = ["path"]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from kecore.api.errors import ArtifactError
 from kecore.edit.base import FILE, Edit, attached, unedited
 from kecore.edit.effect import (
     Effect,
@@ -24,7 +25,6 @@ from kecore.edit.effect import (
 )
 from kecore.edit.updates import Dense, LowRank, Update, factored, updated
 from kecore.edit.weight import WeightEdit, merge
-from kecore.errors import ArtifactError
 from kecore.files import kind_of
 
 __all__ = [

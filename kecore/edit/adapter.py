@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kecore.api.errors import UnsupportedCapabilityError
 from kecore.edit.updates import LowRank
 from kecore.edit.weight import WeightEdit
-from kecore.errors import UnsupportedCapabilityError
 from kecore.files import write_atomic, write_json
 
 __all__ = ["CONFIG", "export_adapter"]

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from kecore._version import __version__
-from kecore.errors import ArtifactMismatchError, EditStateError
+from kecore.api.errors import ArtifactMismatchError, EditStateError
+from kecore.api.identity import DTYPES, Fingerprint, Identity, type_name
+from kecore.api.types import EditRequest
 from kecore.files import read_tensors, write_tensors
-from kecore.model_view.hooks import overlaid
-from kecore.model_view.identity import DTYPES, Fingerprint, Identity, type_name
-from kecore.types import EditRequest
+from kecore.model.hooks import overlaid
 
 __all__ = ["BASE", "FILE", "Edit", "attached", "unedited"]
 

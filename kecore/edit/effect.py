@@ -19,13 +19,13 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from kecore.api.errors import ArtifactError, EditStateError, PluginError
+from kecore.api.identity import Identity
 from kecore.edit.base import Edit, attached, unedited
-from kecore.errors import ArtifactError, EditStateError, PluginError
-from kecore.model_view.hooks import compiled
-from kecore.model_view.identity import Identity
+from kecore.model.hooks import compiled
 
 if TYPE_CHECKING:
-    from kecore.model_view import ModelView
+    from kecore.model import ModelView
     from kecore.text import Encoder
 
 __all__ = [
@@ -168,7 +168,7 @@ class EffectEdit(Edit):
             ArtifactError: missing, truncated, corrupt, foreign, or from a newer kecore.
             MethodNotFoundError: the method that made it is not installed.
         """
-        from kecore import registry
+        from kecore.api import registry
 
         common, header, tensors = cls._read(path)
         maker = method or registry.default().get(common["method"])

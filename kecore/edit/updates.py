@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kecore.errors import NonFiniteError
+from kecore.api.errors import NonFiniteError
 
 __all__ = ["Dense", "LowRank", "Update", "factored", "numbers_of", "shape_of", "updated"]
 

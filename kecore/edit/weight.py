@@ -16,10 +16,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from kecore.api.errors import ArtifactError, ArtifactMismatchError, EditStateError, NonFiniteError
+from kecore.api.identity import Identity
 from kecore.edit.base import BASE, Edit
 from kecore.edit.updates import Dense, LowRank, Update, factored, numbers_of, shape_of, updated
-from kecore.errors import ArtifactError, ArtifactMismatchError, EditStateError, NonFiniteError
-from kecore.model_view.identity import Identity
 
 __all__ = ["WeightEdit", "merge"]
 

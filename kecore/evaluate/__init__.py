@@ -1,21 +1,17 @@
 """Loading facts, scoring a model on them, and telling by which protocol."""
 
 from kecore.evaluate.formats import Layout, Published, record_to_json
-from kecore.evaluate.generation import Generation, generate
 from kecore.evaluate.metrics import STANDARD, AnsweredProbe, Metric, family, metrics_of
 from kecore.evaluate.protocol import METRIC_VERSION, Protocol
 from kecore.evaluate.records import RecordSet, Skipped, load_records
 from kecore.evaluate.result import Evaluation, RecordResult, Score, compare, merge
 from kecore.evaluate.runner import evaluate
-from kecore.evaluate.scoring import ContinuationScore, score_continuations
 
 __all__ = [
     "METRIC_VERSION",
     "STANDARD",
     "AnsweredProbe",
-    "ContinuationScore",
     "Evaluation",
-    "Generation",
     "Layout",
     "Metric",
     "Protocol",
@@ -27,10 +23,8 @@ __all__ = [
     "compare",
     "evaluate",
     "family",
-    "generate",
     "load_records",
     "merge",
     "metrics_of",
     "record_to_json",
-    "score_continuations",
 ]

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from kecore.api.errors import ConfigError, EditStateError
 from kecore.edit import PromptEdit, attached, without_edits
-from kecore.errors import ConfigError, EditStateError
-from kecore.evaluate.generation import generate
+from kecore.inference.generation import generate
 
 if TYPE_CHECKING:
     from kecore.edit import Edit
-    from kecore.model_view import ModelView
+    from kecore.model import ModelView
     from kecore.text import Encoder
 
 __all__ = ["Latency", "added_latency", "edit_bytes"]

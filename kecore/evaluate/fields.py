@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from kecore.errors import DataFormatError
-from kecore.types import Probe
+from kecore.api.errors import DataFormatError
+from kecore.api.types import Probe
 
 __all__ = ["Fields"]
 

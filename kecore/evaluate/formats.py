@@ -18,10 +18,10 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
-from kecore.errors import ConfigError, DataFormatError, PluginError, RequestError
+from kecore.api.errors import ConfigError, DataFormatError, PluginError, RequestError
+from kecore.api.registry import Plugins, limits
+from kecore.api.types import EditRecord, EditRequest, MultiHop, Probe
 from kecore.evaluate.fields import Fields
-from kecore.registry import Plugins, limits
-from kecore.types import EditRecord, EditRequest, MultiHop, Probe
 
 __all__ = [
     "GROUP",
@@ -169,7 +169,7 @@ def check_layout(found: object, name: str, source: str = "") -> Layout:
 
 @cache
 def default() -> Plugins[Layout]:
-    """The layouts that are installed, read once per process with the limits of :mod:`kecore.registry`."""
+    """The layouts that are installed, read once per process with the limits of :mod:`kecore.api.registry`."""
     points = entry_points(group=GROUP)
     return Plugins(points, noun="data set layout", check=check_layout, missing=ConfigError, **limits())
 

@@ -22,11 +22,11 @@ from importlib.metadata import entry_points
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from kecore.errors import ConfigError, PluginError
+from kecore.api.errors import ConfigError, PluginError
+from kecore.api.registry import Plugins, limits
 from kecore.evaluate.matching import matches
 from kecore.evaluate.protocol import ProbeKind, Protocol
-from kecore.evaluate.scoring import ContinuationScore
-from kecore.registry import Plugins, limits
+from kecore.inference.scoring import ContinuationScore
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from kecore.config import validated
-from kecore.errors import ProtocolMismatchError
+from kecore.api.config import validated
+from kecore.api.errors import ProtocolMismatchError
 
 __all__ = ["AFTER", "AT_EDIT", "AT_END", "METRIC_VERSION", "ProbeKind", "Protocol", "same_protocol"]
 

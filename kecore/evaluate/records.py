@@ -11,11 +11,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
-from kecore.errors import ConfigError, DataFormatError, KecoreWarning
+from kecore.api.errors import ConfigError, DataFormatError, KecoreWarning
+from kecore.api.types import EditRecord, EditRequest
 from kecore.evaluate.fields import Fields
 from kecore.evaluate.formats import Layout, Part, default, record_to_json, sniff
 from kecore.evaluate.sources import HUB, Document, open_source
-from kecore.types import EditRecord, EditRequest
 
 __all__ = ["RecordSet", "Skipped", "load_records"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from kecore.errors import ConfigError, PluginError
+from kecore.api.errors import ConfigError, PluginError
 from kecore.evaluate.intervals import interval
 from kecore.evaluate.measuring import measure, reason
 from kecore.evaluate.metrics import SCORE_PARTS, UNIT, AnsweredProbe, divergence, metrics_of, stability

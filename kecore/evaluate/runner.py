@@ -6,18 +6,18 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from kecore.errors import ConfigError
-from kecore.evaluate.generation import generate
+from kecore.api.errors import ConfigError
+from kecore.api.progress import Progress, silent
+from kecore.api.types import EditRecord, Probe
 from kecore.evaluate.metrics import AnsweredProbe, free_generation, metrics_of, strict_accuracy, writes
 from kecore.evaluate.protocol import ProbeKind, Protocol
 from kecore.evaluate.result import Evaluation, RecordResult
-from kecore.evaluate.scoring import BATCH_TOKENS, ContinuationScore, next_tokens, score_continuations
 from kecore.evaluate.texts import PASSAGE_TOKENS, PASSAGE_TOP_K
-from kecore.method import Progress, silent
-from kecore.types import EditRecord, Probe
+from kecore.inference.generation import generate
+from kecore.inference.scoring import BATCH_TOKENS, ContinuationScore, next_tokens, score_continuations
 
 if TYPE_CHECKING:
-    from kecore.model_view import ModelView
+    from kecore.model import ModelView
     from kecore.text import Encoder
 
 __all__ = ["evaluate"]

@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from kecore.errors import ConfigError, DataFormatError, HubError, MissingDependencyError
+from kecore.api.errors import ConfigError, DataFormatError, HubError, MissingDependencyError
 
 __all__ = ["HUB", "Document", "open_source"]
 

@@ -16,8 +16,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from kecore import data
+from kecore.api.errors import MissingDependencyError
 from kecore.corpus import Corpus
-from kecore.errors import MissingDependencyError
 from kecore.evaluate.metrics import SIGNED, UNIT, AnsweredProbe, Metric
 from kecore.text import separator
 
@@ -168,7 +168,7 @@ def bert_score(texts: Sequence[str], references: Sequence[str]) -> list[float]:
         from torchmetrics.functional.text import bert_score as score  # pyright: ignore[reportMissingImports] - an extra
     except ImportError as error:
         raise _need("torchmetrics", "bertscore") from error
-    from kecore.errors import ModelLoadError
+    from kecore.api.errors import ModelLoadError
 
     try:
         found: Any = score(list(texts), list(references), model_name_or_path=BERTSCORE_MODEL, truncation=True)

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from kecore.errors import NonFiniteError, NumericalError
+from kecore.api.errors import NonFiniteError, NumericalError
 from kecore.ops import loader
 from kecore.ops.operands import check_choice, check_moments, check_systems
 

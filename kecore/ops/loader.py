@@ -31,7 +31,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from kecore import _build
-from kecore.errors import ConfigError, NativeError
+from kecore.api.errors import ConfigError, NativeError
 from kecore.ops import reference
 
 __all__ = ["MODES", "Backend", "active", "implementation", "mode", "no_cuda"]

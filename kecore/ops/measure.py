@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kecore.errors import KecoreError
+from kecore.api.errors import KecoreError
 from kecore.ops import loader, reference
 from kecore.ops.api import kv_solve, second_moment_
 

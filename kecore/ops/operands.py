@@ -8,7 +8,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from kecore.errors import OperandError
+from kecore.api.errors import OperandError
 
 __all__ = ["check_choice", "check_moments", "check_systems"]
 

@@ -17,21 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kecore.api.errors import KecoreWarning
+from kecore.api.method import EditMethod, MethodContext
+from kecore.api.progress import Progress, silent
+from kecore.api.types import EditRecord, EditRequest, Probe
 from kecore.corpus import Corpus
 from kecore.edit import Edit, Reader, written
 from kecore.editor import Editor
-from kecore.errors import KecoreWarning
-from kecore.evaluate import score_continuations
-from kecore.method import EditMethod, MethodContext, Progress, silent
-from kecore.model_view import ModelView
-from kecore.statistics import KeyStatistics
+from kecore.inference import score_continuations
+from kecore.model import ModelView
+from kecore.statistics import KeyStatistics, collect_statistics
 from kecore.testing.models import tiny_model, tiny_tokenizer
 from kecore.testing.snapshot import Snapshot
 from kecore.testing.watch import watched
 from kecore.text import Encoder
 from kecore.trained import TrainedEditor
 from kecore.training import Schedule, train
-from kecore.types import EditRecord, EditRequest, Probe
 
 __all__ = [
     "FACTS",
@@ -342,4 +343,4 @@ def _collected(view: ModelView, encoder: Encoder) -> KeyStatistics:
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.txt"
         text.write_text("\n".join(_TEXT.format(i, i % 90) for i in range(400)), encoding="utf-8")
-        return KeyStatistics.collect(view, encoder, Corpus.of(text), range(len(view.layers)), tokens=_TOKENS)
+        return collect_statistics(view, encoder, Corpus.of(text), range(len(view.layers)), tokens=_TOKENS)

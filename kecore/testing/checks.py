@@ -17,10 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kecore import registry
-from kecore.config import MethodConfig
-from kecore.edit import Edit, LowRank, ModuleEdit, PromptEdit, WeightEdit, load_edit
-from kecore.errors import (
+from kecore.api import registry
+from kecore.api.config import MethodConfig
+from kecore.api.errors import (
     ArtifactMismatchError,
     ConfigError,
     KecoreError,
@@ -30,13 +29,14 @@ from kecore.errors import (
     StatisticsMismatchError,
     UnsupportedCapabilityError,
 )
-from kecore.model_view import DTYPES, Fingerprint
+from kecore.api.identity import DTYPES, Fingerprint
+from kecore.api.types import Capabilities, EditRequest
+from kecore.edit import Edit, LowRank, ModuleEdit, PromptEdit, WeightEdit, load_edit
 from kecore.statistics import KeyStatistics
 from kecore.testing.bench import FACTS, NEIGHBOURS, Bench, NonConformance, Session, parameters
 from kecore.testing.fresh import reimported
 from kecore.testing.snapshot import Snapshot
 from kecore.testing.watch import watched
-from kecore.types import Capabilities, EditRequest
 
 __all__ = ["CHECKS", "Check"]
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from kecore.errors import MissingDependencyError
+from kecore.api.errors import MissingDependencyError
 from kecore.testing.bench import Bench, NonConformance, Trial
 from kecore.testing.checks import CHECKS, Check
 

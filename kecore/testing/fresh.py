@@ -6,7 +6,7 @@ import importlib
 import sys
 from typing import Any, cast
 
-from kecore.method import EditMethod
+from kecore.api.method import EditMethod
 
 __all__ = ["reimported"]
 

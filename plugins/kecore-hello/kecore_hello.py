@@ -13,16 +13,16 @@ from collections.abc import Sequence
 from pydantic import Field
 from torch import Tensor
 
-from kecore.config import MethodConfig
+from kecore.api.config import MethodConfig
+from kecore.api.method import MethodContext
+from kecore.api.types import Capabilities, EditRequest
 from kecore.edit import Edit
-from kecore.editing.closed_form import ClosedForm
-from kecore.editing.keys import Keys
-from kecore.editing.layers import at_depth
-from kecore.editing.values import ValueSettings
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
+from kecore.engine.closed_form import ClosedForm
+from kecore.engine.keys import Keys
+from kecore.engine.layers import at_depth
+from kecore.engine.values import ValueSettings
+from kecore.model import ModelView
 from kecore.ops import Solution, kv_solve
-from kecore.types import Capabilities, EditRequest
 
 
 class HelloConfig(MethodConfig):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kecore.api.types import EditRecord, Probe
 from kecore.evaluate.fields import Fields
 from kecore.evaluate.formats import Layout, Published, filled, make_request
-from kecore.types import EditRecord, Probe
 from kecore_datasets.shared import one_hop
 
 __all__ = ["COUNTERFACT", "EASYEDIT", "counterfact"]

@@ -9,10 +9,10 @@ from hashlib import sha256
 from itertools import cycle
 from typing import Any
 
-from kecore.errors import DataFormatError
+from kecore.api.errors import DataFormatError
+from kecore.api.types import EditRecord, Probe
 from kecore.evaluate.fields import Fields
 from kecore.evaluate.formats import Layout, Part, Published, filled, make_request
-from kecore.types import EditRecord, Probe
 
 __all__ = ["CONVSENT", "KNOWEDIT", "SANITATION", "WIKIBIO"]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from kecore.api.types import EditRecord
 from kecore.evaluate.fields import Fields
 from kecore.evaluate.formats import Layout, Published, make_request
-from kecore.types import EditRecord
 
 __all__ = ["KNOWNS"]
 

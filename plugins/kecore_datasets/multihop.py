@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kecore.errors import DataFormatError
+from kecore.api.errors import DataFormatError
+from kecore.api.types import EditRecord, EditRequest, MultiHop, Probe
 from kecore.evaluate.fields import Fields
 from kecore.evaluate.formats import Layout, Published, filled, make_request
 from kecore.evaluate.matching import normalise
-from kecore.types import EditRecord, EditRequest, MultiHop, Probe
 from kecore_datasets.counterfact import counterfact
 
 __all__ = ["AKEW", "MQUAKE", "asked_apart", "masked"]

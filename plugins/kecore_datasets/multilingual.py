@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kecore.errors import DataFormatError
+from kecore.api.errors import DataFormatError
+from kecore.api.types import EditRecord, MultiHop, Probe
 from kecore.evaluate.fields import Fields
 from kecore.evaluate.formats import Layout, Part, Published, filled, make_request
-from kecore.types import EditRecord, MultiHop, Probe
 from kecore_datasets.shared import one_hop, question_and_answer
 
 __all__ = ["CKNOWEDIT", "MLAKE", "PARALLEL"]

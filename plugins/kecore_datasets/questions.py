@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from kecore.api.types import EditRecord, EditRequest, MultiHop, Probe
 from kecore.evaluate.fields import Fields
 from kecore.evaluate.formats import Layout, Published, filled, make_request
-from kecore.types import EditRecord, EditRequest, MultiHop, Probe
 from kecore_datasets.shared import question_and_answer
 
 __all__ = ["HALLUEDITBENCH", "QAEDIT", "WIKIBIGEDIT"]

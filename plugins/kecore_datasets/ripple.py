@@ -9,10 +9,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal
 
-from kecore.errors import DataFormatError
+from kecore.api.errors import DataFormatError
+from kecore.api.types import EditRecord, Probe
 from kecore.evaluate.fields import Fields
 from kecore.evaluate.formats import Layout, Published, filled, make_request
-from kecore.types import EditRecord, Probe
 
 __all__ = ["RIPPLEEDITS"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from kecore.api.types import Probe
 from kecore.evaluate.fields import Fields
-from kecore.types import Probe
 
 __all__ = ["one_hop", "pairs", "question_and_answer"]
 

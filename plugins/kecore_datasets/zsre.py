@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from kecore.api.types import EditRecord, Probe
 from kecore.evaluate.fields import Fields
 from kecore.evaluate.formats import Layout, Published, filled, make_request
-from kecore.types import EditRecord, Probe
 from kecore_datasets.shared import one_hop, question_and_answer
 
 __all__ = ["ZSRE"]

@@ -11,12 +11,12 @@ from typing import Any
 import planted
 import pytest
 
+from kecore.api.types import Capabilities
 from kecore.testing import NonConformance, Trial, check_method, parametrize_with_checks
 from kecore.testing.bench import Bench
 from kecore.testing.checks import CHECKS
 from kecore.testing.conformance import Case, cases
 from kecore.testing.watch import watched
-from kecore.types import Capabilities
 
 ONE = ("llama",)
 BY_NAME = {check.name: check for check in CHECKS}

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from kecore import registry
+from kecore.api import registry
 from kecore.testing import Trial, parametrize_with_checks
 from kecore.testing.conformance import Case
 

@@ -18,11 +18,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from kecore.editing.replay import Replay
-from kecore.errors import KecoreWarning, UnsupportedModelError
-from kecore.evaluate.openings import opened_batches
-from kecore.model_view import ModelView
-from kecore.model_view.decoding import Decoding
+from kecore.api.errors import KecoreWarning, UnsupportedModelError
+from kecore.engine.replay import Replay
+from kecore.inference.decoding import Decoding
+from kecore.inference.openings import opened_batches
+from kecore.model import ModelView
 from kecore.testing import Snapshot, architectures, tiny_model, tiny_tokenizer
 from kecore.text import Encoder, Rows
 
@@ -249,7 +249,7 @@ def test_rows_behind_what_they_share_equal_the_whole_pass(architecture: str, enc
             (whole,) = opened_batches(view, encoder, rows, [1] * 3, [0] * 3, 128, at_ends=at_ends)
             opening, batch, tails = whole
             wanted = [view.model(input_ids=torch.tensor([rows[i]]), use_cache=False).logits[0, -1] for i in batch]
-            found = [view.logits_at(tails, torch.arange(3), tails.ends - 1, opening)]
+            found = [opening.logits_at(view, tails, torch.arange(3), tails.ends - 1)]
             found += [Decoding(view, tails, opening).logits()] if at_ends else []
             for logits in found:
                 # Recurrent layers sum in chunks, which begin elsewhere.

@@ -18,20 +18,20 @@ import pytest
 from typer.testing import CliRunner
 
 from kecore import data, models
+from kecore.api.errors import ArtifactError, ProtocolMismatchError, StoreInUseError
 from kecore.cli import app
-from kecore.cli.benching import Desk, carry_out
 from kecore.cli.console import Screen
 from kecore.editor import Editor
-from kecore.errors import ArtifactError, ProtocolMismatchError, StoreInUseError
-from kecore.evaluate.bench import run
-from kecore.evaluate.cells import Cell, cells_of
 from kecore.evaluate.cost import edit_bytes
-from kecore.evaluate.plan import BenchPlan
 from kecore.evaluate.protocol import Protocol
-from kecore.evaluate.store import BEFORE, Store
 from kecore.memory import reset_peak
-from kecore.report import FORMATS, results, tables, write_report
 from kecore.testing import tiny_model, tiny_tokenizer
+from kecore_bench.bench import run
+from kecore_bench.cells import Cell, cells_of
+from kecore_bench.plan import BenchPlan
+from kecore_bench.report import FORMATS, results, tables, write_report
+from kecore_bench.store import BEFORE, Store
+from kecore_bench.workplace import Desk, carry_out
 
 FACTS = data.path("counterfact_sample.jsonl")
 OTHERS = ("ice", "retrieval", "lora")
@@ -124,7 +124,7 @@ def test_a_killed_run_goes_on(
     written: int,
     again: list[int],
 ) -> None:
-    monkeypatch.setattr("kecore.evaluate.bench.BLOCK", 2)
+    monkeypatch.setattr("kecore_bench.bench.BLOCK", 2)
     wanted = plan(tiny, edits=edits)
     whole, killed = tmp_path / "whole.sqlite", tmp_path / "killed.sqlite"
     bench(whole, wanted)

@@ -14,22 +14,23 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from kecore import data, load_records, models, registry
+from kecore import data, load_records, models
+from kecore.api import registry
+from kecore.api.errors import ArtifactMismatchError, ConfigError, EditStateError, UnsupportedCapabilityError
+from kecore.api.types import Probe
 from kecore.cli import app
-from kecore.cli.benching import Desk, carry_out
 from kecore.cli.console import Screen
 from kecore.editor import Editor
-from kecore.errors import ArtifactMismatchError, ConfigError, EditStateError, UnsupportedCapabilityError
-from kecore.evaluate import sequence
-from kecore.evaluate.cells import cells_of
-from kecore.evaluate.plan import BenchPlan
-from kecore.evaluate.store import Store
-from kecore.model_view import ModelView
-from kecore.report import results, tables
+from kecore.model import ModelView
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore.text import Encoder
 from kecore.training import Schedule, train
-from kecore.types import Probe
+from kecore_bench import sequence
+from kecore_bench.cells import cells_of
+from kecore_bench.plan import BenchPlan
+from kecore_bench.report import results, tables
+from kecore_bench.store import Store
+from kecore_bench.workplace import Desk, carry_out
 
 FACTS = data.path("counterfact_sample.jsonl")
 ALL = ("unedited", "ice", "retrieval", "ft-m", "lora")

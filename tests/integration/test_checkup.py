@@ -17,10 +17,10 @@ from kecore import models
 from kecore.cli import app
 from kecore.edit import WeightEdit, load_edit
 from kecore.edit.updates import Dense, shape_of
-from kecore.evaluate.examination import Examination, examine
-from kecore.model_view import ModelView
+from kecore.model import ModelView
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore.text import Encoder
+from kecore_analysis.examination import Examination, examine
 
 SHORT = ("--limit", 4, "--window", 20)
 FACT = ("--prompt", "The capital of France is", "--subject", "France", "--target", "Rome")

@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from kecore import Corpus, Editor, EditRecord, KeyStatistics, Protocol, load_records, registry
+from kecore import Corpus, Editor, EditRecord, Protocol, load_records
+from kecore.api import registry
 from kecore.data import path
 from kecore.edit import attached
-from kecore.editing import values
-from kecore.model_view import ModelView
+from kecore.engine import values
+from kecore.model import ModelView
+from kecore.statistics import collect_statistics
 from kecore.text import Encoder
 
-pytestmark = [pytest.mark.real_model, pytest.mark.filterwarnings("ignore::kecore.errors.KecoreWarning")]
+pytestmark = [pytest.mark.real_model, pytest.mark.filterwarnings("ignore::kecore.api.errors.KecoreWarning")]
 
 RECORDS = 3
 # DPO raises the odds of the new answer against the old one, and stops before it is the most likely of all. KN moves a
@@ -33,7 +35,7 @@ METHODS = [
 @pytest.fixture(scope="module")
 def editor(smollm2: tuple[Any, Any]) -> Editor:
     session = Editor(*smollm2, examples=list(load_records(path("counterfact_sample.jsonl")))[RECORDS:])
-    session.statistics = KeyStatistics.collect(
+    session.statistics = collect_statistics(
         session.view, session.encoder, Corpus.of(path("wikipedia_sample.jsonl.gz")), range(10), tokens=6000
     )
     return session

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from kecore import models, registry
+from kecore import models
+from kecore.api import registry
 from kecore.cli import app
 from kecore.editor import configured
 from kecore.evaluate.formats import default
-from kecore.evaluate.plan import BenchPlan, read_plan
 from kecore.evaluate.sources import HUB
+from kecore_bench.plan import BenchPlan, read_plan
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
 

@@ -91,7 +91,7 @@ def test_unpacked_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) 
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     code = (
-        "import kecore, kecore_methods; from kecore import registry; "
+        "import kecore, kecore_methods; from kecore.api import registry; "
         f"assert kecore.__file__.startswith({str(site)!r}), kecore.__file__; "
         f"assert kecore_methods.__file__.startswith({str(site)!r}); "
         "assert not [m.error for m in registry.default().describe() if m.error]; "

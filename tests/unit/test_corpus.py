@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from kecore import data
+from kecore.api.errors import DataFormatError, MissingDependencyError
 from kecore.corpus import Corpus
-from kecore.errors import DataFormatError, MissingDependencyError
 
 LONG = "The Danube flows to the Black Sea, not to Berlin or Vienna"
 

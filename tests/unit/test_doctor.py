@@ -9,11 +9,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from kecore import _version, doctor, models, registry
+from kecore import _version, doctor, models
+from kecore.api import registry
+from kecore.api.errors import KecoreError
+from kecore.api.registry import MethodInfo, Registry
 from kecore.cli import app
-from kecore.errors import KecoreError
 from kecore.ops import loader, measure
-from kecore.registry import MethodInfo, Registry
 
 
 def test_report_is_true_and_plain_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kecore import files
+from kecore.api.errors import ArtifactError, ArtifactMismatchError, EditStateError, NonFiniteError
+from kecore.api.identity import Fingerprint
+from kecore.api.types import EditRequest
 from kecore.edit import Dense, LowRank, WeightEdit, attached, factored, load_edit, merge, updated
-from kecore.errors import ArtifactError, ArtifactMismatchError, EditStateError, NonFiniteError
-from kecore.model_view import Fingerprint, ModelView
+from kecore.model import ModelView
 from kecore.testing import Snapshot, tiny_model
-from kecore.types import EditRequest
 
 REQUESTS = (
     EditRequest("The capital of {} is", "France", "Rome", "Paris"),

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from kecore import WeightEdit
+from kecore.api.errors import UnsupportedCapabilityError
+from kecore.api.identity import Fingerprint
 from kecore.cli import app
 from kecore.edit import Dense, LowRank
 from kecore.edit.adapter import export_adapter
-from kecore.errors import UnsupportedCapabilityError
-from kecore.model_view import Fingerprint, ModelView
+from kecore.model import ModelView
 from kecore.testing import tiny_model
 
 PROMPT = torch.tensor([[7, 33, 104, 21, 80]])

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from kecore import Corpus, Editor, EditRecord, EditRequest, KeyStatistics, errors, load_edit
+from kecore import Corpus, Editor, EditRecord, EditRequest, KeyStatistics, load_edit
+from kecore.api import errors
 from kecore.edit import WeightEdit, attached
-from kecore.editing import contexts
-from kecore.editing.closed_form import ClosedForm
+from kecore.engine import contexts
+from kecore.engine.closed_form import ClosedForm
+from kecore.statistics import collect_statistics
 from kecore.testing import tiny_model, tiny_tokenizer
 
 PARIS = EditRequest("{} is in the city of", "The tower", "Rome", "Paris")
@@ -27,7 +29,7 @@ METHODS = {
     "ft-l": {"steps": 3},
 }
 
-pytestmark = pytest.mark.filterwarnings("ignore::kecore.errors.KecoreWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::kecore.api.errors.KecoreWarning")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def statistics_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = folder / "text.txt"
     text.write_text("\n".join(f"The tower number {i} is in the city of Paris, and Anna speaks it." for i in range(400)))
     editor = Editor(tiny_model("llama"), tiny_tokenizer())
-    KeyStatistics.collect(editor.view, editor.encoder, Corpus.of(text), range(4), tokens=4000, out=folder)
+    collect_statistics(editor.view, editor.encoder, Corpus.of(text), range(4), tokens=4000, out=folder)
     return folder
 
 
@@ -89,7 +91,7 @@ def test_same_seed_gives_the_same_edit(editor: Editor, method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_target_becomes_more_likely(editor: Editor, method: str) -> None:
-    from kecore.evaluate import score_continuations
+    from kecore.inference import score_continuations
 
     pairs = [(r.text, r.target) for r in (PARIS, COOK)]
     before = [s.mean for s in score_continuations(editor.view, editor.encoder, pairs)]
@@ -194,14 +196,14 @@ def test_statistics_are_asked_for(editor: Editor) -> None:
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> type[Any]:
     """A method that takes one request at a time, and fails where anything of it is asked for but its capabilities."""
-    from kecore import registry
-    from kecore.types import Capabilities
+    from kecore.api import registry
+    from kecore.api.types import Capabilities
 
     class Alone(registry.default().get("ft-m")):  # type: ignore[misc]
         name = "alone"
         capabilities = Capabilities("weights")
 
-    monkeypatch.setattr("kecore.evaluate.score_continuations", lambda *_a, **_o: pytest.fail("the model ran"))
+    monkeypatch.setattr("kecore.inference.score_continuations", lambda *_a, **_o: pytest.fail("the model ran"))
     monkeypatch.setattr(Alone.Config, "needs", lambda *_: pytest.fail("memory was planned"))
     monkeypatch.setattr(Alone, "plan", lambda *_: pytest.fail("the method ran"))
     return Alone
@@ -257,7 +259,7 @@ def test_contexts_are_sampled_once_a_session(editor: Editor, monkeypatch: pytest
 
 
 def test_known_answer_warns(editor: Editor) -> None:
-    from kecore.evaluate import generate
+    from kecore.inference import generate
 
     text = generate(editor.view, editor.encoder, [PARIS.text], max_new_tokens=1)[0].text
     with warnings.catch_warnings(record=True) as seen:
@@ -312,7 +314,7 @@ def test_half_precision_rounds_once_from_the_base(statistics_file: Path, dtype: 
 
 
 def test_a_class_need_not_be_installed(editor: Editor) -> None:
-    from kecore import registry
+    from kecore.api import registry
 
     class Mine(registry.default().get("ft-m")):  # type: ignore[misc]
         name = "mine"

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kecore import EditRequest, LowRank, ModelView, ModuleEdit, PromptEdit, WeightEdit, attached, load_edit
+from kecore.api.errors import ArtifactError, ArtifactMismatchError, EditStateError, PluginError
+from kecore.api.identity import Fingerprint, Identity
 from kecore.edit import Edit, PromptWriter, SideModule, suspended, written
-from kecore.errors import ArtifactError, ArtifactMismatchError, EditStateError, PluginError
-from kecore.model_view import Fingerprint, Identity
 from kecore.testing import tiny_model
 from kecore.testing.snapshot import Snapshot
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kecore import errors
+from kecore.api import errors
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "errors"
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from kecore import files
-from kecore.errors import ArtifactError, NumericalError
+from kecore.api.errors import ArtifactError, NumericalError
 from kecore.files import kept, read_tensors, write_atomic, write_json, write_tensors
 
 HEADER = {"format": 1, "version": "9.9", "note": "ein Wörtchen 中", "list": [1, 2.5, None], "by": {"a": "b"}}

@@ -32,7 +32,7 @@ def probe(module: str) -> dict[str, object]:
     [
         "kecore",
         "kecore.editor",
-        "kecore.registry",
+        "kecore.api.registry",
         "kecore.statistics",
         "kecore.models",
         "kecore.doctor",
@@ -47,7 +47,7 @@ def test_import_is_lean(module: str) -> None:
 
 def test_listing_names_imports_no_method() -> None:
     code = (
-        "import sys; from kecore import registry; names = registry.default().names(); "
+        "import sys; from kecore.api import registry; names = registry.default().names(); "
         "assert 'memit' in names, names; "
         "assert not {'kecore_methods', 'transformers'} & set(sys.modules)"
     )

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from kecore import Corpus, Editor, EditRequest, KeyStatistics, memory
-from kecore.errors import KecoreWarning, MemoryBudgetError
+from kecore.api.errors import KecoreWarning, MemoryBudgetError
 from kecore.memory import MemoryPlan, Need, backward_bytes, make_plan
-from kecore.model_view import ModelView
-from kecore.statistics import collecting
+from kecore.model import ModelView
+from kecore.statistics import collect_statistics, collecting
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore.text import Rows
 
@@ -152,7 +152,7 @@ def statistics(tmp_path_factory: pytest.TempPathFactory) -> KeyStatistics:
     text = tmp_path_factory.mktemp("text") / "text.txt"
     text.write_text("\n".join(f"The tower number {i} is in the city of Paris, and Anna speaks it." for i in range(400)))
     editor = Editor(tiny_model("llama"), tiny_tokenizer())
-    return KeyStatistics.collect(editor.view, editor.encoder, Corpus.of(text), range(4), tokens=4000)
+    return collect_statistics(editor.view, editor.encoder, Corpus.of(text), range(4), tokens=4000)
 
 
 def session(statistics: KeyStatistics, budget: int | None = None) -> Editor:
@@ -226,7 +226,7 @@ def tensors(value: Any, seen: dict[int, int]) -> None:
 
 
 @pytest.mark.parametrize(("method", "options"), [("memit", {}), ("memit", {"accumulate": True}), ("alphaedit", {})])
-@pytest.mark.filterwarnings("ignore::kecore.errors.KecoreWarning")
+@pytest.mark.filterwarnings("ignore::kecore.api.errors.KecoreWarning")
 def test_a_sequence_of_edits_grows_by_its_factors_and_keys_alone(
     statistics: KeyStatistics, method: str, options: dict[str, Any]
 ) -> None:

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from kecore.errors import MissingDependencyError, ModelLoadError
+from kecore.api.errors import MissingDependencyError, ModelLoadError
 from kecore.models import DEMO, cache_dir, demo_file, load_model, save_model
 
 

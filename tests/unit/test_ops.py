@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kecore.errors import NonFiniteError, NumericalError, OperandError
+from kecore.api.errors import NonFiniteError, NumericalError, OperandError
 from kecore.ops import Solution, kv_solve, kv_solve_batch, loader, second_moment_
 
 D_IN, D_OUT, NEW = 40, 12, 5

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from kecore import _build
-from kecore.errors import ConfigError, NativeError
+from kecore.api.errors import ConfigError, NativeError
 from kecore.ops import OPS, loader, reference
 
 SOLVE = """

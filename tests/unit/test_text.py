@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from kecore.errors import PromptTooLongError, RequestError, TokenizerError
+from kecore.api.errors import PromptTooLongError, RequestError, TokenizerError
 from kecore.testing import tiny_tokenizer
 from kecore.text import Encoder, separator
 

@@ -26,8 +26,7 @@ from kecore import (
     WeightEdit,
     training,
 )
-from kecore.edit import LowRank
-from kecore.errors import (
+from kecore.api.errors import (
     ArtifactError,
     ArtifactMismatchError,
     ConfigError,
@@ -35,10 +34,11 @@ from kecore.errors import (
     NonFiniteError,
     UnsupportedCapabilityError,
 )
+from kecore.api.types import Capabilities
+from kecore.edit import LowRank
 from kecore.files import write_tensors
 from kecore.testing import Snapshot, tiny_model, tiny_tokenizer
 from kecore.training import train
-from kecore.types import Capabilities
 
 RECORDS = [EditRecord(EditRequest("The capital of {}", f"land {i}", "Rome" * (i % 5 + 1))) for i in range(12)]
 SHORT = Schedule(steps=7, batch_size=3, held_out=3, evaluate_every=2)
@@ -210,7 +210,7 @@ def test_curve_begins_untrained_and_the_best_step_is_kept(view: ModelView, encod
 
 
 def test_what_cannot_be_trained_is_refused(view: ModelView, encoder: Encoder) -> None:
-    from kecore import registry
+    from kecore.api import registry
 
     with pytest.raises(UnsupportedCapabilityError, match="'memit' needs no training"):
         train(registry.default().get("memit"), view, encoder, RECORDS)

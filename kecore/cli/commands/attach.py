@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kecore.api.errors import ArtifactError, KecoreWarning, RequestConflictError
+from kecore.checkpoint import NamedEdit, check_out, digest, read_record, write_checkpoint
 from kecore.cli import options
-from kecore.cli.checkpoint import NamedEdit, check_out, digest, read_record, write_checkpoint
 from kecore.cli.console import Screen, count, fields
+from kecore.cli.loading import Loading
 from kecore.cli.machine import cost, show_cost
-from kecore.cli.session import Loading
-from kecore.errors import ArtifactError, KecoreWarning, RequestConflictError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,7 +58,7 @@ def attach(
 
 def _made_for(model: PreTrainedModel, edits: Sequence[NamedEdit]) -> bool:
     """Whether edits were planned on a model just as it is."""
-    from kecore.model_view import Identity
+    from kecore.api.identity import Identity
 
     identity, dtype = Identity(model), next(model.parameters()).dtype
     return not any(item.edit.base.differs(identity, dtype) for item in edits)
@@ -109,7 +109,7 @@ def revert(
 
 def _write(screen: Screen, loaded: LoadedModel, edits: Sequence[NamedEdit], out: Path, ref: str, **more: Any) -> None:
     """Put edits on an unedited model, write it and tell."""
-    from kecore.model_view import Identity
+    from kecore.api.identity import Identity
 
     model = loaded.model
     with screen.stage("attach", f"attaching {count(len(edits), 'edit')}" if edits else "no edits left to attach"):
@@ -149,7 +149,7 @@ def _write(screen: Screen, loaded: LoadedModel, edits: Sequence[NamedEdit], out:
 
 
 def _warn_of_conflicts(edits: Sequence[NamedEdit]) -> None:
-    from kecore.types import check_conflicts
+    from kecore.api.types import check_conflicts
 
     requests = [request for item in edits for request in item.edit.requests]
     if not requests:

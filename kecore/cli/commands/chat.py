@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from kecore.api.errors import RequestError
+from kecore.checkpoint import read_record
 from kecore.cli import options
-from kecore.cli.checkpoint import read_record
 from kecore.cli.console import Screen, clean, table
+from kecore.cli.loading import Loading
 from kecore.cli.machine import cost
-from kecore.cli.session import Loading
-from kecore.errors import RequestError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,8 +51,8 @@ def chat(
     read = [load_edit(path) for path in edits or []]
     loaded = Loading(model, device, dtype, trust_remote_code, seed).load(screen)
     with screen.stage("read", "reading the model's structure"):
-        from kecore.evaluate import generate
-        from kecore.model_view import ModelView
+        from kecore.inference import generate
+        from kecore.model import ModelView
         from kecore.text import Encoder
 
         view = ModelView.of(loaded.model)

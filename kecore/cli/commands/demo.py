@@ -13,11 +13,11 @@ from kecore.cli import options
 from kecore.cli.console import Screen, fields, size
 from kecore.cli.errors import CheckFailed
 from kecore.cli.job import EditJob, Outcome
+from kecore.cli.loading import Loading
 from kecore.cli.samples import Ask, asks, continuations
-from kecore.cli.session import Loading
 
 if TYPE_CHECKING:
-    from kecore.types import EditRecord
+    from kecore.api.types import EditRecord
 
 __all__ = ["demo"]
 
@@ -49,10 +49,11 @@ def demo(
     edit, puts it on a fresh model, takes it off, and compares weights bit for bit. Offline, a few minutes on a CPU.
     """
     screen = Screen.of(context)
-    from kecore import data, registry
+    from kecore import data
+    from kecore.api import registry
+    from kecore.api.types import EditRecord, EditRequest
     from kecore.evaluate import load_records
     from kecore.models import DEMO, cache_dir
-    from kecore.types import EditRecord, EditRequest
 
     headline = EditRecord(EditRequest(**HEADLINE, id="headline"), source="kecore demo")
     facts = load_records(data.path("counterfact_sample.jsonl"), limit=records)
@@ -85,9 +86,9 @@ def _asks(records: Sequence[EditRecord]) -> list[Ask]:
 
 def _proofs(screen: Screen, outcome: Outcome, loading: Loading) -> dict[str, bool]:
     """What the demo sets out to show, and whether it holds."""
-    from kecore.cli.checkpoint import digest
+    from kecore.checkpoint import digest
     from kecore.edit import load_edit
-    from kecore.model_view import ModelView
+    from kecore.model import ModelView
 
     editor, told, unrelated = outcome.editor, outcome.samples[0], outcome.samples[-1]
     base = editor.base.digests[editor.base.dtype]

@@ -11,15 +11,15 @@ import typer
 from kecore.cli import options
 from kecore.cli.console import Screen, fields, plain, size
 from kecore.cli.job import EDIT, EditJob, Outcome
+from kecore.cli.loading import Loading, StatisticsSource
 from kecore.cli.samples import asks
-from kecore.cli.session import Loading, StatisticsSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from kecore.method import EditMethod
+    from kecore.api.method import EditMethod
+    from kecore.api.types import EditRecord
     from kecore.trained import TrainedEditor
-    from kecore.types import EditRecord
 
 __all__ = ["edit"]
 
@@ -112,7 +112,7 @@ def _check_usage(
 
 
 def _method(name: str) -> type[EditMethod]:
-    from kecore import registry
+    from kecore.api import registry
 
     return registry.default().get(name)
 
@@ -134,8 +134,8 @@ def _examples(path: Path | None) -> Sequence[EditRecord]:
 
 
 def _records(facts: Path | None, reading: Mapping[str, Any], single: Mapping[str, str | None]) -> Sequence[EditRecord]:
+    from kecore.api.types import EditRecord, EditRequest
     from kecore.evaluate import load_records
-    from kecore.types import EditRecord, EditRequest
 
     if facts is not None:
         return load_records(facts, **reading)

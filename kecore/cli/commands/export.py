@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from kecore.api.errors import UnsupportedCapabilityError
 from kecore.cli import options
 from kecore.cli.console import Screen, fields
-from kecore.errors import UnsupportedCapabilityError
 
 __all__ = ["export"]
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from kecore.api.errors import KecoreWarning
 from kecore.cli import options
 from kecore.cli.console import Screen, fields, size, table
-from kecore.errors import KecoreWarning
 
 if TYPE_CHECKING:
+    from kecore.api.registry import MethodInfo
     from kecore.doctor import Report
-    from kecore.registry import MethodInfo
 
 __all__ = ["doctor", "methods"]
 
@@ -25,7 +25,7 @@ def methods(context: typer.Context, as_json: options.AsJson = False) -> None:
     With what each can do and needs, its paper and where it comes from; or why one cannot be used.
     """
     screen = Screen.of(context)
-    from kecore import registry
+    from kecore.api import registry
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", KecoreWarning)  # what they say stands in the listing

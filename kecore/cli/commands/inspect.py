@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
+from kecore.api.errors import ArtifactError
+from kecore.checkpoint import Attached, read_record
 from kecore.cli import options
-from kecore.cli.checkpoint import Attached, read_record
 from kecore.cli.commands.train import curve_table
 from kecore.cli.console import Screen, fields, number, size, table
-from kecore.cli.session import span
-from kecore.errors import ArtifactError
+from kecore.cli.loading import span
 
 __all__ = ["inspect"]
 

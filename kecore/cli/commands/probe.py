@@ -8,13 +8,13 @@ import typer
 
 from kecore.cli import options
 from kecore.cli.console import Screen, fields, table
+from kecore.cli.loading import Loading
 from kecore.cli.machine import cost, show_cost
-from kecore.cli.session import Loading
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from kecore.model_view import ModelView
+    from kecore.model import ModelView
 
 __all__ = ["probe"]
 
@@ -37,7 +37,8 @@ def probe(
     screen = Screen.of(context)
     loaded = Loading(model, device, dtype, trust_remote_code, seed).load(screen)
     with screen.stage("read", "reading the model's structure"):
-        from kecore.model_view import ModelView, type_name
+        from kecore.api.identity import type_name
+        from kecore.model import ModelView
 
         view = ModelView.of(loaded.model)
     tokenizer = loaded.tokenizer

@@ -9,12 +9,13 @@ import typer
 
 from kecore.cli import options
 from kecore.cli.console import Screen, fields, number, size
-from kecore.cli.machine import cost, environment, plan_table, show_cost
-from kecore.cli.session import Loading, StatisticsSource, layers_for, span
+from kecore.cli.loading import Loading, StatisticsSource, layers_for, span
+from kecore.cli.machine import cost, plan_table, show_cost
+from kecore.environment import environment
 
 if TYPE_CHECKING:
-    from kecore.model_view import ModelView
-    from kecore.statistics import KeyStatistics
+    from kecore.model import ModelView
+    from kecore.statistics import KeyStatistics, collect_statistics
 
 __all__ = ["stats"]
 
@@ -78,9 +79,10 @@ def stats(
     corpus = Corpus.of(*text)
     loaded = Loading(model, device, dtype, trust_remote_code, seed).load(screen)
     with screen.stage("read", "reading the model's structure"):
+        from kecore.api.identity import DTYPES
         from kecore.memory import make_plan
-        from kecore.model_view import DTYPES, ModelView
-        from kecore.statistics import KeyStatistics, collecting, token_budget
+        from kecore.model import ModelView
+        from kecore.statistics import collecting, token_budget
         from kecore.text import Encoder
 
         view = ModelView.of(loaded.model)
@@ -99,7 +101,7 @@ def stats(
     with screen.stage(
         "statistics", f"key statistics of layers {span(chosen)} from {StatisticsSource(texts=tuple(text)).name}"
     ):
-        found = KeyStatistics.collect(
+        found = collect_statistics(
             view, encoder, corpus, chosen, tokens=wanted,
             until=until, seed=seed, precision=dtype_of_pass, memory=plan.activations, out=out, progress=progress,
         )  # fmt: skip
@@ -133,8 +135,8 @@ def _finish(screen: Screen, found: KeyStatistics, view: ModelView, path: Path, m
 
 def _default_layers(view: ModelView) -> list[int]:
     """Every layer that some installed method edits by default and wants statistics of."""
-    from kecore import registry
-    from kecore.errors import PluginError
+    from kecore.api import registry
+    from kecore.api.errors import PluginError
 
     chosen: set[int] = set()
     offered = registry.default()

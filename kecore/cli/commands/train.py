@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kecore.api.errors import UnsupportedCapabilityError
 from kecore.cli import options
 from kecore.cli.console import Screen, count, fields, number, size, table
-from kecore.cli.machine import cost, environment, show_cost
-from kecore.cli.session import Loading
-from kecore.errors import UnsupportedCapabilityError
+from kecore.cli.loading import Loading
+from kecore.cli.machine import cost, show_cost
+from kecore.environment import environment
 
 if TYPE_CHECKING:
     from kecore.trained import TrainedEditor
@@ -80,7 +81,7 @@ def train(
     The result goes to `kecore edit --trained`. A run that was interrupted goes on where it stopped.
     """
     screen = Screen.of(context)
-    from kecore import registry
+    from kecore.api import registry
     from kecore.editor import configured
     from kecore.evaluate import load_records
     from kecore.trained import TRAINED
@@ -99,7 +100,7 @@ def train(
     options.check_free(out, TRAINED, force)
     loaded = Loading(model, device, dtype, trust_remote_code, seed).load(screen)
     with screen.stage("read", "reading the model's structure"):
-        from kecore.model_view import ModelView
+        from kecore.model import ModelView
         from kecore.text import Encoder
 
         view = ModelView.of(loaded.model)

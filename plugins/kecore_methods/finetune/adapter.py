@@ -13,24 +13,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from kecore.api.errors import ConfigError, MissingDependencyError, UnsupportedModelError
+from kecore.api.method import MethodContext
+from kecore.api.types import EditRequest, check_conflicts, unique
 from kecore.edit import LowRank, WeightEdit
-from kecore.editing.layers import at_depth
-from kecore.errors import ConfigError, MissingDependencyError, UnsupportedModelError
+from kecore.engine.layers import at_depth
+from kecore.engine.tuning import Kept, KeptConfig, Targets, batch_need, encoded, in_contexts, lengthened, train
 from kecore.memory import Need
-from kecore.method import MethodContext
-from kecore.model_view import LinearView, ModelView, hooks
+from kecore.model import LinearView, ModelView, hooks
 from kecore.text import Encoded, Encoder
-from kecore.types import EditRequest, check_conflicts, unique
-from kecore_methods.finetune.training import (
-    Kept,
-    KeptConfig,
-    Targets,
-    batch_need,
-    encoded,
-    in_contexts,
-    lengthened,
-    train,
-)
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -10,14 +10,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from kecore.api.method import MethodContext
+from kecore.api.types import Capabilities, EditRequest
 from kecore.edit import WeightEdit
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
+from kecore.engine.tuning import Kept, Targets
+from kecore.model import ModelView
 from kecore.text import Encoded, Encoder
-from kecore.types import Capabilities, EditRequest
 from kecore_methods.finetune.adapter import AdapterConfig, plan_adapter
 from kecore_methods.finetune.lora import lora_kind
-from kecore_methods.finetune.training import Kept, Targets
 
 __all__ = ["Dpo", "dpo_loss"]
 

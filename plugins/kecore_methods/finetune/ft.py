@@ -9,22 +9,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from kecore.api.method import MethodContext
+from kecore.api.types import Capabilities, EditRequest, check_conflicts, unique
 from kecore.edit import Dense, WeightEdit
+from kecore.engine.tuning import KeptConfig, Objective, Targets, batch_need, chosen_layer, encoded, lengthened, train
 from kecore.memory import Need
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
+from kecore.model import ModelView
 from kecore.text import Encoder
-from kecore.types import Capabilities, EditRequest, check_conflicts, unique
-from kecore_methods.finetune.training import (
-    KeptConfig,
-    Objective,
-    Targets,
-    batch_need,
-    chosen_layer,
-    encoded,
-    lengthened,
-    train,
-)
 
 __all__ = ["FtL", "FtM", "MatrixConfig", "tune_matrix"]
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from pydantic import Field
 
+from kecore.api.method import MethodContext
+from kecore.api.types import Capabilities, EditRequest, check_conflicts, unique
 from kecore.edit import WeightEdit
+from kecore.engine.tuning import Targets, batch_need, encoded, in_contexts, lengthened
 from kecore.memory import Need
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
+from kecore.model import ModelView
 from kecore.text import Encoded, Encoder
-from kecore.types import Capabilities, EditRequest, check_conflicts, unique
 from kecore_methods.finetune.ft import MatrixConfig, tune_matrix
-from kecore_methods.finetune.training import Targets, batch_need, encoded, in_contexts, lengthened
 
 __all__ = ["LocFtBf"]
 

@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from kecore.api.method import MethodContext
+from kecore.api.types import Capabilities, EditRequest
 from kecore.edit import WeightEdit
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
-from kecore.types import Capabilities, EditRequest
+from kecore.model import ModelView
 from kecore_methods.finetune.adapter import Adapter, AdapterConfig, plan_adapter
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from kecore.api.errors import MissingDependencyError
+from kecore.api.method import MethodContext
+from kecore.api.types import Capabilities, EditRequest
 from kecore.edit import WeightEdit
-from kecore.errors import MissingDependencyError
 from kecore.memory import Need
-from kecore.method import MethodContext
-from kecore.model_view import LinearView, ModelView
+from kecore.model import LinearView, ModelView
 from kecore.text import Encoder
-from kecore.types import Capabilities, EditRequest
 from kecore_methods.finetune.adapter import AdapterConfig, linear_maps, plan_adapter, quiet_bitsandbytes
 from kecore_methods.finetune.lora import lora_kind
 

@@ -10,16 +10,16 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
+from kecore.api.method import MethodContext
+from kecore.api.types import Capabilities, EditRequest, unique
 from kecore.edit import WeightEdit
-from kecore.editing.accumulate import append, gathered
-from kecore.editing.keys import Keys
-from kecore.editing.needs import Shape
-from kecore.editing.solve import NullSpace
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
+from kecore.engine.accumulate import append, gathered
+from kecore.engine.config import BatchConfig
+from kecore.engine.keys import Keys
+from kecore.engine.needs import Shape
+from kecore.engine.solve import NullSpace
+from kecore.model import ModelView
 from kecore.ops import Solution, kv_solve
-from kecore.types import Capabilities, EditRequest, unique
-from kecore_methods.locate.config import BatchConfig
 
 __all__ = ["AlphaEdit", "InNullSpace", "Projected"]
 

@@ -7,15 +7,15 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
-from kecore.editing.align import Alignment
-from kecore.editing.closed_form import ClosedForm
+from kecore.engine.closed_form import ClosedForm
+from kecore_methods.locate.align import Alignment
 from kecore_methods.locate.memit import LeastSquares
 
 __all__ = ["Eamet"]
 
 
 class Eamet(LeastSquares):
-    """Embedding Alignment Model Editing in Transformers: see :class:`kecore.editing.align.Alignment`."""
+    """Embedding Alignment Model Editing in Transformers: see :class:`kecore_methods.locate.align.Alignment`."""
 
     class Config(LeastSquares.Config):
         """Configuration of EAMET; factors and temperature are those of the released Qwen-2.5 set-up."""

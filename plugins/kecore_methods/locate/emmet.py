@@ -8,14 +8,14 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
+from kecore.api.method import MethodContext
+from kecore.api.types import Capabilities, EditRequest
 from kecore.edit import WeightEdit
-from kecore.editing.keys import Keys
-from kecore.editing.solve import least_squares
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
+from kecore.engine.config import BatchConfig
+from kecore.engine.keys import Keys
+from kecore.engine.solve import least_squares
+from kecore.model import ModelView
 from kecore.ops import Solution
-from kecore.types import Capabilities, EditRequest
-from kecore_methods.locate.config import BatchConfig
 
 __all__ = ["Emmet"]
 
@@ -43,7 +43,7 @@ class Emmet:
     api = (1, 1)
 
     def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
-        """Plan the edit; see :class:`kecore.editing.closed_form.ClosedForm`."""
+        """Plan the edit; see :class:`kecore.engine.closed_form.ClosedForm`."""
         config: Emmet.Config = context.config
         layers = config.edited_layers(view)[-1:]
         statistics = context.need_statistics(layers, self.name)

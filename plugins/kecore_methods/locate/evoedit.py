@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
-from kecore.editing.accumulate import Past
-from kecore.editing.solve import outside
-from kecore.method import MethodContext
+from kecore.api.method import MethodContext
+from kecore.engine.accumulate import Past
+from kecore.engine.solve import outside
 from kecore.ops import Solution, kv_solve
 from kecore_methods.locate.alphaedit import InNullSpace, Projected
 

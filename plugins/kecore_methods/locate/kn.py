@@ -11,16 +11,16 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from kecore.config import MethodConfig
+from kecore.api.config import MethodConfig
+from kecore.api.errors import NumericalError, UnsupportedModelError
+from kecore.api.method import MethodContext, check_count
+from kecore.api.types import Capabilities, EditRequest, check_conflicts
 from kecore.edit import LowRank, WeightEdit
-from kecore.editing import contexts
-from kecore.editing.neurons import Neuron, attribute, attribution_need, knowledge_neurons, next_tokens
-from kecore.errors import NumericalError, UnsupportedModelError
+from kecore.engine import contexts
 from kecore.memory import Need
-from kecore.method import MethodContext, check_count
-from kecore.model_view import ModelView
+from kecore.model import ModelView
 from kecore.text import Encoder
-from kecore.types import Capabilities, EditRequest, check_conflicts
+from kecore_methods.locate.neurons import Neuron, attribute, attribution_need, knowledge_neurons, next_tokens
 
 __all__ = ["Kn"]
 

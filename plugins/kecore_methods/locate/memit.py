@@ -9,16 +9,16 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
+from kecore.api.method import MethodContext
+from kecore.api.types import Capabilities, EditRequest, unique
 from kecore.edit import WeightEdit
-from kecore.editing.accumulate import Past
-from kecore.editing.keys import Keys
-from kecore.editing.solve import least_squares
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
+from kecore.engine.accumulate import Past
+from kecore.engine.config import BatchConfig
+from kecore.engine.keys import Keys
+from kecore.engine.solve import least_squares
+from kecore.model import ModelView
 from kecore.ops import Solution
 from kecore.statistics import KeyStatistics
-from kecore.types import Capabilities, EditRequest, unique
-from kecore_methods.locate.config import BatchConfig
 
 __all__ = ["LeastSquares", "Memit"]
 
@@ -76,7 +76,7 @@ class LeastSquares:
     api = (1, 1)
 
     def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
-        """Plan the edit; see :class:`kecore.editing.closed_form.ClosedForm`."""
+        """Plan the edit; see :class:`kecore.engine.closed_form.ClosedForm`."""
         config: LeastSquares.Config = context.config
         layers = config.edited_layers(view)
         statistics = context.need_statistics(layers, self.name)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from kecore.editing.closed_form import ClosedForm
-from kecore.editing.needs import Shape
-from kecore.model_view import ModelView
+from kecore.engine.closed_form import ClosedForm
+from kecore.engine.needs import Shape
+from kecore.model import ModelView
 from kecore_methods.locate.memit import LeastSquares
 
 __all__ = ["MemitFE"]
 
 
 class MemitFE(LeastSquares):
-    """MEMIT with forward replay in place of the backward spread: see :class:`kecore.editing.target.ForwardReplay`."""
+    """MEMIT with forward replay in place of the backward spread: see :class:`kecore.engine.target.ForwardReplay`."""
 
     class Config(LeastSquares.Config):
         """Configuration of MEMIT-FE."""

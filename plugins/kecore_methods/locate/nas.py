@@ -10,7 +10,7 @@ __all__ = ["Nas"]
 
 
 class Nas(AlphaEdit):
-    """Norm-Anchor Scaling on AlphaEdit's solve, as released: see :func:`kecore.editing.target.norm_anchored`."""
+    """Norm-Anchor Scaling on AlphaEdit's solve, as released: see :func:`kecore.engine.target.norm_anchored`."""
 
     class Config(AlphaEdit.Config):
         """Configuration of NAS."""

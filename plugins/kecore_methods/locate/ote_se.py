@@ -10,7 +10,7 @@ __all__ = ["OteSe"]
 
 
 class OteSe(LeastSquares):
-    """Sequential editing aligned with one-time editing: see :mod:`kecore.editing.accumulate`."""
+    """Sequential editing aligned with one-time editing: see :mod:`kecore.engine.accumulate`."""
 
     class Config(LeastSquares.Config):
         """Configuration of OTE-SE."""

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from kecore.editing.closed_form import ClosedForm, by_square_root
-from kecore.editing.values import ValueSettings
+from kecore.engine.closed_form import ClosedForm, by_square_root
+from kecore.engine.values import ValueSettings
 from kecore_methods.locate.memit import LeastSquares
 
 __all__ = ["Pmet"]

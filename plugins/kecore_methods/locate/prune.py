@@ -10,7 +10,7 @@ __all__ = ["Prune"]
 
 
 class Prune(LeastSquares):
-    """Perturbation Restraint on Upper bouNd for Editing: see :func:`kecore.editing.post.restrained_spectrum`."""
+    """Perturbation Restraint on Upper bouNd for Editing: see :func:`kecore.engine.post.restrained_spectrum`."""
 
     class Config(LeastSquares.Config):
         """Configuration of PRUNE."""

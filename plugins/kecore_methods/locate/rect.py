@@ -10,7 +10,7 @@ __all__ = ["Rect"]
 
 
 class Rect(LeastSquares):
-    """RElative Change in weighT: see :func:`kecore.editing.post.largest_relative_changes`."""
+    """RElative Change in weighT: see :func:`kecore.engine.post.largest_relative_changes`."""
 
     class Config(LeastSquares.Config):
         """Configuration of RECT."""

@@ -9,15 +9,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from kecore.api.method import MethodContext
+from kecore.api.types import Capabilities, EditRequest, unique
 from kecore.edit import WeightEdit
-from kecore.editing.keys import KeyPass, Keys
-from kecore.editing.locate import group_by_subject
-from kecore.editing.solve import one_by_one
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
+from kecore.engine.config import LocateConfig
+from kecore.engine.keys import KeyPass, Keys
+from kecore.engine.locate import group_by_subject
+from kecore.engine.solve import one_by_one
+from kecore.model import ModelView
 from kecore.ops import Solution
-from kecore.types import Capabilities, EditRequest, unique
-from kecore_methods.locate.config import LocateConfig
 
 __all__ = ["Rome"]
 
@@ -53,7 +53,7 @@ class Rome:
     api = (1, 1)
 
     def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
-        """Plan the edit; see :class:`kecore.editing.closed_form.ClosedForm`."""
+        """Plan the edit; see :class:`kecore.engine.closed_form.ClosedForm`."""
         config: Rome.Config = context.config
         layers = config.edited_layers(view)[-1:]
         statistics = context.need_statistics(layers, self.name) if config.second_moment else None

@@ -10,7 +10,7 @@ __all__ = ["SimIE"]
 
 
 class SimIE(Rome):
-    """Simulating Ideal Editor around ROME: see :func:`kecore.editing.post.simulated_ideal`."""
+    """Simulating Ideal Editor around ROME: see :func:`kecore.engine.post.simulated_ideal`."""
 
     class Config(Rome.Config):
         """Configuration of SimIE."""

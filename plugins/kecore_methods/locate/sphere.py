@@ -12,7 +12,7 @@ __all__ = ["Sphere"]
 class Sphere(AlphaEdit):
     """Sparse Projection for Hyperspherical Energy-Regularized Editing.
 
-    See :func:`kecore.editing.post.besides_principal_directions`.
+    See :func:`kecore.engine.post.besides_principal_directions`.
     """
 
     class Config(AlphaEdit.Config):

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pydantic import Field
 from torch import Tensor
 
-from kecore.editing import contexts
-from kecore.editing.lifelong import Running, features
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
+from kecore.api.method import MethodContext
+from kecore.engine import contexts
+from kecore.model import ModelView
 from kecore.text import Encoder
+from kecore_methods.locate.lifelong import Running, features
 from kecore_methods.locate.ultraedit import Lifelong
 
 __all__ = ["StableEdit"]

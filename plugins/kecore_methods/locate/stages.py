@@ -1,6 +1,6 @@
 """Stages by name: ``stages="blue + rect"`` in a method's configuration adds them to whatever the method does.
 
-So does ``"memit + blue + rect"`` in place of a method's name (:meth:`kecore.registry.Registry.get`).
+So does ``"memit + blue + rect"`` in place of a method's name (:meth:`kecore.api.registry.Registry.get`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator
 from typing_extensions import Self
 
-from kecore.config import MethodConfig
-from kecore.editing.post import (
+from kecore.api.config import MethodConfig
+from kecore.api.errors import ConfigError
+from kecore.engine.post import (
     Post,
     besides_principal_directions,
     chained,
@@ -21,8 +22,7 @@ from kecore.editing.post import (
     restrained_spectrum,
     simulated_ideal,
 )
-from kecore.editing.target import norm_anchored
-from kecore.errors import ConfigError
+from kecore.engine.target import norm_anchored
 
 __all__ = ["StagedConfig"]
 
@@ -124,7 +124,7 @@ class StagedConfig(MethodConfig):
         return tuple(sorted({layers[0], layers[-1]})) if self.blue else layers
 
     def engine_stages(self) -> dict[str, Any]:
-        """What the stages give to :class:`~kecore.editing.closed_form.ClosedForm`."""
+        """What the stages give to :class:`~kecore.engine.closed_form.ClosedForm`."""
         given: dict[str, Any] = {"post": chained([_POSTS[name](self) for name in self.every_stage if name in _POSTS])}
         given |= {"merge_subjects": True} if "merge" in self.every_stage else {}
         given |= {"apart": True} if self.blue else {}

@@ -8,17 +8,17 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from kecore.config import MethodConfig
+from kecore.api.config import MethodConfig
+from kecore.api.errors import ConfigError
+from kecore.api.method import MethodContext
+from kecore.api.types import Capabilities, EditRequest, check_conflicts, unique
 from kecore.edit import LowRank, WeightEdit
-from kecore.editing.layers import at_depth
-from kecore.editing.lifelong import Features, Running, features
-from kecore.errors import ConfigError
+from kecore.engine.layers import at_depth
 from kecore.memory import Need, backward_bytes, logits_bytes
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
+from kecore.model import ModelView
 from kecore.ops import kv_solve
 from kecore.text import Encoder
-from kecore.types import Capabilities, EditRequest, check_conflicts, unique
+from kecore_methods.locate.lifelong import Features, Running, features
 
 __all__ = ["Lifelong", "UltraEdit"]
 

@@ -9,18 +9,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from kecore.api.errors import ConfigError
+from kecore.api.method import MethodContext
+from kecore.api.types import Capabilities, EditRequest
 from kecore.edit import ModuleEdit, suspended
-from kecore.editing.layers import at_depth
-from kecore.errors import ConfigError
+from kecore.engine.layers import at_depth
+from kecore.engine.passes import stream
+from kecore.engine.side import accepted, side_edit
+from kecore.engine.tuning import KeptConfig, Targets, batch_need, encoded, in_contexts, lengthened, train
 from kecore.memory import Need
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
+from kecore.model import ModelView
 from kecore.text import Encoder
-from kecore.types import Capabilities, EditRequest
-from kecore_methods.finetune.training import KeptConfig, Targets, batch_need, encoded, in_contexts, lengthened, train
 from kecore_methods.memory.neurons import Block, Neurons, queries
-from kecore_methods.memory.passes import stream
-from kecore_methods.memory.side import accepted, side_edit
 from kecore_methods.memory.unrelated import unrelated
 
 __all__ = ["CaliNet", "CaliNetConfig"]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kecore.edit import SideModule
+from kecore.engine.passes import Act, Passes, beside
 from kecore_methods.memory.grace import nearest
-from kecore_methods.memory.passes import Act, Passes, beside
 
 __all__ = ["Clusters", "DynamicLora"]
 

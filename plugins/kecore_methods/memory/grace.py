@@ -11,17 +11,17 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kecore.config import MethodConfig
+from kecore.api.config import MethodConfig
+from kecore.api.errors import ConfigError
+from kecore.api.method import MethodContext
+from kecore.api.types import Capabilities, EditRequest
 from kecore.edit import ModuleEdit, SideModule, suspended
-from kecore.errors import ConfigError
+from kecore.engine.passes import Passes, at_projection
+from kecore.engine.side import accepted, side_edit
+from kecore.engine.tuning import Targets, batch_need, chosen_layer, encoded, train
 from kecore.memory import Need
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
+from kecore.model import ModelView
 from kecore.text import Encoded, Encoder
-from kecore.types import Capabilities, EditRequest
-from kecore_methods.finetune.training import Targets, batch_need, chosen_layer, encoded, train
-from kecore_methods.memory.passes import Passes, at_projection
-from kecore_methods.memory.side import accepted, side_edit
 
 __all__ = ["Codebook", "Entries", "Grace", "GraceConfig", "nearest"]
 

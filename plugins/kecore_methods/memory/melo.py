@@ -10,20 +10,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kecore.config import MethodConfig
+from kecore.api.config import MethodConfig
+from kecore.api.errors import ConfigError
+from kecore.api.method import MethodContext
+from kecore.api.types import Capabilities, EditRequest
 from kecore.edit import ModuleEdit, suspended
-from kecore.editing import contexts
-from kecore.editing.layers import at_depth
-from kecore.errors import ConfigError
+from kecore.engine import contexts
+from kecore.engine.layers import at_depth
+from kecore.engine.passes import stream
+from kecore.engine.side import accepted, side_edit
+from kecore.engine.tuning import Targets, batch_need, chosen_layer, encoded, train
 from kecore.memory import Need
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
+from kecore.model import ModelView
 from kecore.text import Encoded, Encoder
-from kecore.types import Capabilities, EditRequest
-from kecore_methods.finetune.training import Targets, batch_need, chosen_layer, encoded, train
 from kecore_methods.memory.dynamic_lora import Clusters, DynamicLora
-from kecore_methods.memory.passes import stream
-from kecore_methods.memory.side import accepted, side_edit
 
 __all__ = ["Melo", "MeloConfig"]
 

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.hooks import RemovableHandle
 
+from kecore.api.errors import ConfigError
+from kecore.api.method import MethodContext
+from kecore.api.types import Capabilities, EditRequest, unique
 from kecore.edit import LowRank, ModuleEdit, SideModule
-from kecore.editing.keys import Keys
-from kecore.errors import ConfigError
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
+from kecore.engine.config import LocateConfig
+from kecore.engine.keys import Keys
+from kecore.engine.passes import Passes, at_projection
+from kecore.model import ModelView
 from kecore.ops import Solution
-from kecore.types import Capabilities, EditRequest, unique
-from kecore_methods.locate.config import LocateConfig
-from kecore_methods.memory.passes import Passes, at_projection
 
 __all__ = ["Database", "NeuralDb"]
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
+from kecore.api.errors import UnsupportedModelError
 from kecore.edit import SideModule
-from kecore.errors import UnsupportedModelError
-from kecore.model_view import ModelView, hooks
-from kecore.model_view.hooks import first_tensor
-from kecore.model_view.verify import BROKEN, probe_ids
+from kecore.model import ModelView, hooks
+from kecore.model.hooks import first_tensor
+from kecore.model.verify import BROKEN, probe_ids
 from kecore.text import Rows
 
 __all__ = ["Activation", "Block", "Neurons", "queries"]

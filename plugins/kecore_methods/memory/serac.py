@@ -10,21 +10,21 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kecore.config import MethodConfig
+from kecore.api.config import MethodConfig
+from kecore.api.errors import ConfigError
+from kecore.api.method import MethodContext
+from kecore.api.types import Capabilities, EditRecord, EditRequest
 from kecore.edit import ModuleEdit, SideModule, suspended
-from kecore.errors import ConfigError
+from kecore.engine.passes import Passes
+from kecore.engine.side import side_edit
+from kecore.engine.tuning import chosen_layer, encoded
 from kecore.memory import Need, forward_bytes
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
-from kecore.model_view.hooks import first_tensor
+from kecore.model import ModelView
+from kecore.model.hooks import first_tensor
 from kecore.text import Encoded, Encoder
 from kecore.training import Schedule
-from kecore.types import Capabilities, EditRecord, EditRequest
-from kecore_methods.finetune.training import chosen_layer, encoded
-from kecore_methods.memory.passes import Passes
 from kecore_methods.memory.serac_learner import SeracLearner
 from kecore_methods.memory.serac_network import Entries, SeracNetwork
-from kecore_methods.memory.side import side_edit
 from kecore_methods.prompt.wording import remembered
 
 __all__ = ["EditMemory", "Serac", "SeracConfig"]

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from kecore.errors import DataFormatError
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
+from kecore.api.errors import DataFormatError
+from kecore.api.method import MethodContext
+from kecore.api.types import EditRecord, EditRequest
+from kecore.model import ModelView
 from kecore.text import Encoded
 from kecore.training import module_state, restore_module
-from kecore.types import EditRecord, EditRequest
 from kecore_methods.memory.serac_network import FAR, Entries, SeracNetwork, not_any
 
 __all__ = ["SeracLearner"]

@@ -9,19 +9,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kecore.config import MethodConfig
+from kecore.api.config import MethodConfig
+from kecore.api.errors import ConfigError
+from kecore.api.method import MethodContext
+from kecore.api.types import Capabilities, EditRequest
 from kecore.edit import ModuleEdit, suspended
-from kecore.errors import ConfigError
+from kecore.engine.passes import stream
+from kecore.engine.side import accepted, side_edit
+from kecore.engine.texts import about_others, passages
+from kecore.engine.tuning import Targets, batch_need, chosen_layer, encoded, train
 from kecore.memory import Need, forward_bytes
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
+from kecore.model import ModelView
 from kecore.text import Encoder
-from kecore.types import Capabilities, EditRequest
-from kecore_methods.finetune.training import Targets, batch_need, chosen_layer, encoded, train
 from kecore_methods.memory.neurons import Activation, Block, Neurons, queries
-from kecore_methods.memory.passes import stream
-from kecore_methods.memory.side import accepted, side_edit
-from kecore_methods.memory.texts import about_others, passages
 from kecore_methods.memory.unrelated import ROWS, Scale, at_tokens, unrelated
 
 __all__ = ["Patches", "TPatcher", "TPatcherConfig", "locality_loss"]

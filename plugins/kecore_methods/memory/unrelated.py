@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
+from kecore.api.method import MethodContext
+from kecore.engine.texts import passages
+from kecore.model import ModelView
 from kecore.text import Encoder
 from kecore_methods.memory.neurons import Block, queries
-from kecore_methods.memory.texts import passages
 
 __all__ = ["ROWS", "Scale", "at_tokens", "unrelated"]
 

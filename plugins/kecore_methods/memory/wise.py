@@ -11,19 +11,19 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kecore.config import MethodConfig
+from kecore.api.config import MethodConfig
+from kecore.api.errors import ConfigError
+from kecore.api.method import MethodContext
+from kecore.api.types import Capabilities, EditRequest
 from kecore.edit import ModuleEdit, SideModule, suspended
-from kecore.editing import contexts
-from kecore.errors import ConfigError
+from kecore.engine import contexts
+from kecore.engine.passes import Passes, at_projection
+from kecore.engine.side import accepted, side_edit
+from kecore.engine.texts import about_others, passages
+from kecore.engine.tuning import Targets, batch_need, chosen_layer, encoded, train
 from kecore.memory import Need
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
+from kecore.model import ModelView
 from kecore.text import Encoder, Rows
-from kecore.types import Capabilities, EditRequest
-from kecore_methods.finetune.training import Targets, batch_need, chosen_layer, encoded, train
-from kecore_methods.memory.passes import Passes, at_projection
-from kecore_methods.memory.side import accepted, side_edit
-from kecore_methods.memory.texts import about_others, passages
 
 __all__ = ["SideMemories", "Wise", "WiseConfig", "ties"]
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kecore.errors import NonFiniteError
-from kecore.model_view import LinearView, ModelView
+from kecore.api.errors import NonFiniteError
+from kecore.model import LinearView, ModelView
 from kecore.text import Encoded, Encoder, Rows
 
 __all__ = ["Factors", "Reader", "Shifts", "Texts", "grouped", "low_rank", "means", "nll", "unit_step"]

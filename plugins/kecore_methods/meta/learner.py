@@ -10,16 +10,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kecore.config import MethodConfig
+from kecore.api.config import MethodConfig
+from kecore.api.errors import ConfigError, DataFormatError
+from kecore.api.method import MethodContext
+from kecore.api.types import Capabilities, EditRecord, EditRequest, check_conflicts, unique
 from kecore.edit import LowRank, WeightEdit
-from kecore.editing.layers import at_depth
-from kecore.errors import ConfigError, DataFormatError
+from kecore.engine.layers import at_depth
 from kecore.memory import Need, backward_bytes, logits_bytes
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
+from kecore.model import ModelView
 from kecore.text import Encoded, Encoder
 from kecore.training import Schedule, module_state, restore_module
-from kecore.types import Capabilities, EditRecord, EditRequest, check_conflicts, unique
 from kecore_methods.meta.factors import Factors, Reader, Shifts, Texts, low_rank, means, nll
 
 __all__ = ["GradientConfig", "GradientEditor", "GradientLearner", "Network"]

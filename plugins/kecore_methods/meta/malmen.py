@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kecore.model_view import ModelView
+from kecore.model import ModelView
 from kecore.text import Encoded
 from kecore.training import Schedule
 from kecore_methods.meta.factors import Factors, Shifts, grouped

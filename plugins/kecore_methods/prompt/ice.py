@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from kecore.api.method import MethodContext
+from kecore.api.types import Capabilities, EditRequest
 from kecore.edit import PromptEdit, PromptWriter, Reader
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
-from kecore.types import Capabilities, EditRequest
+from kecore.model import ModelView
 from kecore_methods.prompt.wording import WordingConfig, check_lengths, preface, prompt_edit, remembered
 
 __all__ = ["Ice", "IceConfig", "IceWriter"]

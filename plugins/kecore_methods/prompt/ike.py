@@ -9,11 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from kecore.api.method import MethodContext
+from kecore.api.types import Capabilities, EditRecord, EditRequest
 from kecore.edit import PromptEdit, PromptWriter, Reader, without_edits
 from kecore.encoders import sentence_encoder
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
-from kecore.types import Capabilities, EditRecord, EditRequest
+from kecore.model import ModelView
 from kecore_methods.prompt.store import ScopeConfig, ScopeWriter, embedded
 from kecore_methods.prompt.wording import WordingConfig, check_lengths, fact, preface, prompt_edit, remembered
 

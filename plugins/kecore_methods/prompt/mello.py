@@ -8,12 +8,12 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from kecore.api.errors import EditStateError
+from kecore.api.method import MethodContext
+from kecore.api.types import Capabilities, EditRequest
 from kecore.edit import PromptEdit, PromptWriter, Reader
-from kecore.errors import EditStateError
-from kecore.evaluate import generate
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
-from kecore.types import Capabilities, EditRequest
+from kecore.inference import generate
+from kecore.model import ModelView
 from kecore_methods.prompt.store import EncoderConfig, StoreWriter, embedded
 from kecore_methods.prompt.wording import fact, prompt_edit, remembered
 

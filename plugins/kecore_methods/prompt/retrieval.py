@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from kecore.api.method import MethodContext
+from kecore.api.types import Capabilities, EditRequest
 from kecore.edit import PromptEdit, PromptWriter, Reader
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
-from kecore.types import Capabilities, EditRequest
+from kecore.model import ModelView
 from kecore_methods.prompt.store import ScopeConfig, ScopeWriter, embedded
 from kecore_methods.prompt.wording import check_lengths, preface, prompt_edit, remembered
 

@@ -12,12 +12,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kecore.config import MethodConfig
+from kecore.api.config import MethodConfig
+from kecore.api.errors import ConfigError
+from kecore.api.method import MethodContext
+from kecore.api.types import EditRequest
 from kecore.edit import PromptEdit, PromptWriter, Reader
 from kecore.encoders import CHARACTERS, MINILM, MODEL, sentence_encoder
-from kecore.errors import ConfigError
-from kecore.method import MethodContext
-from kecore.types import EditRequest
 from kecore_methods.prompt.wording import WordingConfig
 
 __all__ = ["EncoderConfig", "ScopeConfig", "ScopeWriter", "StoreWriter", "embedded"]

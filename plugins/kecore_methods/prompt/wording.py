@@ -7,12 +7,12 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from kecore.config import MethodConfig
+from kecore.api.config import MethodConfig
+from kecore.api.method import MethodContext
+from kecore.api.types import EditRequest, check_conflicts, unique
 from kecore.edit import PromptEdit, PromptWriter, Reader
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
+from kecore.model import ModelView
 from kecore.text import separator
-from kecore.types import EditRequest, check_conflicts, unique
 
 __all__ = ["FACT", "PROMPT", "WordingConfig", "check_lengths", "fact", "preface", "prompt_edit", "remembered"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kecore.evaluate.metrics import GROUP, STANDARD, AnsweredProbe, family
-from kecore.evaluate.tasks import TASKS
+from kecore_analysis.tasks import TASKS
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from kecore.errors import DataFormatError, KecoreWarning
+from kecore.api.errors import DataFormatError, KecoreWarning
 from kecore.evaluate import RecordSet, load_records
-from kecore.evaluate.triples import import_triples, read_templates, read_triples
+from kecore_datasets.triples import import_triples, read_templates, read_triples
 
 FILES = [
     # file, format, records, records that cannot be represented, portability axes, locality axes

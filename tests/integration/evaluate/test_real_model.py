@@ -11,10 +11,11 @@ import torch
 from slow_reference import Slow, counterfact, greedy
 
 from kecore import Editor, data
-from kecore.evaluate import Protocol, compare, evaluate, generate, load_records
-from kecore.model_view import ModelView
+from kecore.api.types import EditRecord, EditRequest, MultiHop, Probe
+from kecore.evaluate import Protocol, compare, evaluate, load_records
+from kecore.inference import generate
+from kecore.model import ModelView
 from kecore.text import Encoder
-from kecore.types import EditRecord, EditRequest, MultiHop, Probe
 
 pytestmark = pytest.mark.real_model
 

@@ -11,11 +11,11 @@ import torch
 from slow_reference import log_probs
 from tiny_worlds import World, edited, make_world
 
+from kecore.api.errors import ConfigError, HubError
 from kecore.corpus import Corpus
-from kecore.errors import ConfigError, HubError
-from kecore.evaluate.harness import check_tasks, harness_scores
-from kecore.evaluate.health import Checkup, changes
-from kecore.evaluate.tasks import load_task, task_files
+from kecore_analysis.harness import check_tasks, harness_scores
+from kecore_analysis.health import Checkup, changes
+from kecore_analysis.tasks import load_task, task_files
 
 FILES = {
     "cola": ("glue_eval/cola.jsonl", 644, 0.5),

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kecore import errors
+from kecore.api import errors
 from kecore.cli.commands import info
 from kecore.cli.console import Screen
 from kecore.cli.errors import CheckFailed, reporting
@@ -166,7 +166,7 @@ def test_methods(kecore: Run) -> None:
 
 
 def test_a_broken_plugin_is_listed_with_its_reason(kecore: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kecore import registry
+    from kecore.api import registry
 
     broken = registry.MethodInfo("bad", "somebody", "1.0", "x:Y", error="no module named [x]")
     monkeypatch.setattr(registry.Registry, "describe", lambda _self: [broken])

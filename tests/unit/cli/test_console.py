@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kecore.cli.console import Screen, clean, count, number, plain, seconds, size, table
-from kecore.cli.session import span
+from kecore.cli.loading import span
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kecore import encoders, models
-from kecore.errors import MissingDependencyError
+from kecore.api.errors import MissingDependencyError
 
 Run = Callable[..., Any]
 FACT = ("--prompt", "Paris is in", "--subject", "Paris", "--target", "Rome")

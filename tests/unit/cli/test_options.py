@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from kecore.api.errors import ConfigError
 from kecore.cli.app import one_each
 from kecore.cli.options import byte_count, layer_list, method_entries, settings
-from kecore.errors import ConfigError
 
 
 @pytest.mark.parametrize(

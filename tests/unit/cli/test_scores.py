@@ -7,7 +7,8 @@ import math
 from rich.console import Console
 
 from kecore.cli.scores import scores_table
-from kecore.evaluate import AnsweredProbe, ContinuationScore, Evaluation, Protocol, RecordResult
+from kecore.evaluate import AnsweredProbe, Evaluation, Protocol, RecordResult
+from kecore.inference import ContinuationScore
 
 
 def score(chance: float) -> ContinuationScore:

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from kecore.api.types import EditRequest
 from kecore.editor import Editor
 from kecore.evaluate.cost import added_latency, edit_bytes
 from kecore.evaluate.protocol import Protocol
-from kecore.evaluate.store import RunSpec, Store
 from kecore.memory import peak, reset_peak
-from kecore.report.results import Result, results, tables
-from kecore.report.text import conditions, costs, csv_scores, markdown
 from kecore.testing.models import tiny_model, tiny_tokenizer
-from kecore.types import EditRequest
+from kecore_bench.report.results import Result, results, tables
+from kecore_bench.report.text import conditions, costs, csv_scores, markdown
+from kecore_bench.store import RunSpec, Store
 
 CPU = torch.device("cpu")
 MADE_ON = {"versions": {"kecore": "0"}, "hardware": {"device": "cpu"}, "base": {}, "left_out": 0}

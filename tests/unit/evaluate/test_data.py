@@ -8,9 +8,9 @@ import json
 import pytest
 
 from kecore import data
-from kecore.errors import DataFormatError
+from kecore.api.errors import DataFormatError
+from kecore.api.types import check_conflicts
 from kecore.evaluate import load_records
-from kecore.types import check_conflicts
 
 
 def test_counterfact_sample() -> None:

@@ -13,13 +13,13 @@ import published
 import pytest
 
 from kecore import Editor
-from kecore.errors import ConfigError, DataFormatError, KecoreWarning, PluginError
+from kecore.api.errors import ConfigError, DataFormatError, KecoreWarning, PluginError
+from kecore.api.registry import Plugins
+from kecore.api.types import EditRecord, MultiHop, Probe
 from kecore.evaluate import Layout, RecordSet, load_records, record_to_json
 from kecore.evaluate.formats import GROUP, check_layout, default
-from kecore.evaluate.references import with_references
-from kecore.registry import Plugins
 from kecore.testing import tiny_model, tiny_tokenizer
-from kecore.types import EditRecord, MultiHop, Probe
+from kecore_bench.references import with_references
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_mquake(load: Any, sample: dict[str, Any]) -> None:
     assert chain.old_hops[1].answers == ("Seine", "La Seine")
 
 
-@pytest.mark.filterwarnings("ignore::kecore.errors.KecoreWarning")
+@pytest.mark.filterwarnings("ignore::kecore.api.errors.KecoreWarning")
 def test_joint_edits_are_made_together(load: Any) -> None:
     editor = Editor(tiny_model("llama"), tiny_tokenizer())
     edit = editor.edit(load(published.MQUAKE)[0], "ft-m", steps=1)
@@ -432,7 +432,7 @@ def test_a_third_partys_layout_comes_through_the_same_door(tmp_path: Path, monke
     (tmp_path / "their_facts.py").write_text(
         "from kecore.evaluate import Layout\n"
         "from kecore.evaluate.formats import make_request\n"
-        "from kecore.types import EditRecord\n"
+        "from kecore.api.types import EditRecord\n"
         "def parse(fields):\n"
         "    return EditRecord(make_request(fields, fields.text('q'), fields.text('about'), fields.text('a')))\n"
         "QUIZ = Layout('quiz', ('q', 'a', 'about'), 'q, a, about', parse)\n"

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from kecore.api.errors import DataFormatError
 from kecore.cli import app
-from kecore.errors import DataFormatError
 from kecore.evaluate import load_records
-from kecore.evaluate.triples import Triple, import_triples, read_labels, read_templates, read_triples
+from kecore_datasets.triples import Triple, import_triples, read_labels, read_templates, read_triples
 
 ANN = ("Ann", "mother tongue", "French")
 TEMPLATES = {"mother tongue": ("{} speaks", "The language of {} is")}

@@ -9,9 +9,9 @@ from typing import Any
 import published
 import pytest
 
-from kecore.errors import DataFormatError
+from kecore.api.errors import DataFormatError
+from kecore.api.types import EditRecord, Probe
 from kecore.evaluate import load_records, record_to_json
-from kecore.types import EditRecord, Probe
 
 
 @pytest.fixture

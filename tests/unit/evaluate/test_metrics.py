@@ -13,7 +13,8 @@ import pytest
 import torch
 from hand_scores import probe, score
 
-from kecore.errors import ConfigError, PluginError
+from kecore.api.errors import ConfigError, PluginError
+from kecore.api.registry import Plugins
 from kecore.evaluate import Evaluation, RecordResult, compare, metrics
 from kecore.evaluate.measuring import measure
 from kecore.evaluate.metrics import (
@@ -34,8 +35,7 @@ from kecore.evaluate.metrics import (
     token_accuracy,
 )
 from kecore.evaluate.protocol import Protocol
-from kecore.evaluate.scoring import ContinuationScore
-from kecore.registry import Plugins
+from kecore.inference.scoring import ContinuationScore
 
 PLAIN = Protocol()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from kecore.errors import ConfigError, ProtocolMismatchError
+from kecore.api.errors import ConfigError, ProtocolMismatchError
 from kecore.evaluate import Protocol
 from kecore.evaluate.protocol import same_protocol
 

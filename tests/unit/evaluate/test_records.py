@@ -11,7 +11,7 @@ from typing import Any
 import published
 import pytest
 
-from kecore.errors import ConfigError, DataFormatError, KecoreWarning
+from kecore.api.errors import ConfigError, DataFormatError, KecoreWarning
 from kecore.evaluate import RecordSet, load_records
 from kecore.evaluate.formats import default
 

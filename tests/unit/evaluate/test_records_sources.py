@@ -14,7 +14,7 @@ import huggingface_hub
 import published
 import pytest
 
-from kecore.errors import ConfigError, DataFormatError, HubError, KecoreWarning, MissingDependencyError
+from kecore.api.errors import ConfigError, DataFormatError, HubError, KecoreWarning, MissingDependencyError
 from kecore.evaluate import load_records
 
 

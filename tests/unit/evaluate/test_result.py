@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from hand_scores import probe, score
 
-from kecore.errors import ConfigError, PluginError
+from kecore.api.errors import ConfigError, PluginError
 from kecore.evaluate import Evaluation, Metric, Protocol, RecordResult, compare, merge
 from kecore.evaluate.intervals import Z, interval
 

@@ -8,10 +8,10 @@ import pytest
 from slow_reference import Slow, counterfact, greedy, log_probs
 from tiny_worlds import World, edited, make_world
 
-from kecore.errors import ConfigError
+from kecore.api.errors import ConfigError
+from kecore.api.types import EditRecord, EditRequest, MultiHop, Probe
 from kecore.evaluate import Evaluation, Protocol, RecordResult, compare, evaluate
 from kecore.text import Encoder
-from kecore.types import EditRecord, EditRequest, MultiHop, Probe
 
 QUIET = Protocol(max_new_tokens=0)
 RECORDS = [

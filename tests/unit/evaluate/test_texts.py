@@ -11,11 +11,11 @@ from hand_scores import probe
 from tiny_worlds import World, make_world
 
 from kecore import data
+from kecore.api.errors import MissingDependencyError, ModelLoadError
+from kecore.api.types import EditRecord, EditRequest
 from kecore.corpus import Corpus
-from kecore.errors import MissingDependencyError, ModelLoadError
 from kecore.evaluate import Protocol, evaluate, texts
 from kecore.evaluate.texts import CONSISTENCY, ROUGE, fluency, ngram_entropy, rouge_l, tfidf_similarity, words
-from kecore.types import EditRecord, EditRequest
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import torch
 from memory_setting import FACT, OTHER, logits, mean, opened, writes_with_a_cache_as_without
 
 from kecore import Editor, ModuleEdit
-from kecore.errors import ConfigError
+from kecore.api.errors import ConfigError
+from kecore.engine.texts import passages
 from kecore_methods.memory.calinet import CaliNet
 from kecore_methods.memory.neurons import Block, Neurons
-from kecore_methods.memory.texts import passages
 from kecore_methods.memory.unrelated import at_tokens
 
 CONFIG: dict[str, Any] = {"steps": 25, "slots": 6, "contexts": 1, "context_tokens": 3}

@@ -11,9 +11,9 @@ from memory_setting import FACT, OTHER, Toy, logits, opened
 from torch import Tensor, nn
 
 from kecore import Editor, EditRequest, MethodContext, ModuleEdit
-from kecore.errors import ConfigError
-from kecore.evaluate import score_continuations
-from kecore.evaluate.generation import generate
+from kecore.api.errors import ConfigError
+from kecore.inference import score_continuations
+from kecore.inference.generation import generate
 from kecore_methods.memory.defer import Defer, DeferConfig, SideNetwork
 
 TEXTS = ("The capital of France is", "The iPhone", "Where does the Danube")

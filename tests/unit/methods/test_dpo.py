@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from kecore import Editor, EditRequest
-from kecore.errors import KecoreWarning
-from kecore.evaluate import score_continuations
+from kecore.api.errors import KecoreWarning
+from kecore.inference import score_continuations
 from kecore.testing import tiny_model, tiny_tokenizer
 
 pytest.importorskip("peft")

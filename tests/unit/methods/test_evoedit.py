@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kecore.method import MethodContext
+from kecore.api.method import MethodContext
 from kecore.testing import tiny_tokenizer
 from kecore.text import Encoder
 from kecore_methods.locate.alphaedit import Projected

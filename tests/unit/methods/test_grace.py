@@ -19,12 +19,12 @@ from memory_setting import (
 )
 
 from kecore import Editor, EditRequest, ModuleEdit
-from kecore.errors import ConfigError
-from kecore.evaluate import score_continuations
+from kecore.api.errors import ConfigError
+from kecore.engine.passes import Passes
+from kecore.engine.tuning import Targets
+from kecore.inference import score_continuations
 from kecore.testing import tiny_model, tiny_tokenizer
-from kecore_methods.finetune.training import Targets
 from kecore_methods.memory.grace import Codebook, Entries, Grace
-from kecore_methods.memory.passes import Passes
 
 NEIGHBOURS = ("The capital of France is", "The iPhone", "Where does the Danube")
 CONFIG: dict[str, Any] = {"steps": 15}

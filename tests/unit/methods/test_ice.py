@@ -14,9 +14,9 @@ import torch
 from typer.testing import CliRunner
 
 from kecore import Editor, EditRecord, EditRequest, PromptEdit, load_edit, models
+from kecore.api.errors import ConfigError, EditStateError, KecoreWarning, RequestConflictError
 from kecore.cli import app
 from kecore.edit import written
-from kecore.errors import ConfigError, EditStateError, KecoreWarning, RequestConflictError
 from kecore.evaluate import Protocol
 from kecore.testing import tiny_model, tiny_tokenizer
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from kecore import Editor, EditRecord, EditRequest, PromptEdit, load_edit
+from kecore.api.errors import KecoreWarning, UnsupportedCapabilityError
+from kecore.api.types import Probe
 from kecore.edit import written
 from kecore.encoders import CHARACTERS, sentence_encoder
-from kecore.errors import KecoreWarning, UnsupportedCapabilityError
 from kecore.testing import tiny_model, tiny_tokenizer
-from kecore.types import Probe
 from kecore_methods.prompt.ike import IkeConfig, demonstration, nearest
 
 FRANCE = EditRequest("The capital of {} is", "France", "Rome", "Paris")

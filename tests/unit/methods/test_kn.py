@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from kecore import Editor, EditRequest, WeightEdit
+from kecore.api.errors import NumericalError, UnsupportedModelError
 from kecore.edit import LowRank
-from kecore.editing.neurons import attribute
-from kecore.errors import NumericalError, UnsupportedModelError
 from kecore.testing import tiny_model, tiny_tokenizer
+from kecore_methods.locate.neurons import attribute
 
 FACTS = [EditRequest("The capital of {}", "Italy", "Apple"), EditRequest("The company of {}", "Tim Cook", "French")]
 FEW: dict[str, Any] = {"contexts": 2, "context_tokens": 3, "steps": 4}

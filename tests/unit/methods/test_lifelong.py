@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from kecore import Editor, EditRequest, WeightEdit
-from kecore.editing.lifelong import features
 from kecore.testing import tiny_model, tiny_tokenizer
+from kecore_methods.locate.lifelong import features
 
 FACTS = [
     EditRequest("The company of {}", "Tim Cook", "French"),

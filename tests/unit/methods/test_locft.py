@@ -7,8 +7,8 @@ import warnings
 import torch
 
 from kecore import Editor, EditRequest
+from kecore.api.errors import KecoreWarning
 from kecore.edit import Dense, WeightEdit
-from kecore.errors import KecoreWarning
 from kecore.testing import tiny_model, tiny_tokenizer
 
 FACTS = [EditRequest("The capital of {}", name, "Apple") for name in ("Italy", "France", "Japan", "Peru", "Chad")]

@@ -14,18 +14,18 @@ import pytest
 import torch
 
 from kecore import Editor, EditRequest, WeightEdit
-from kecore.errors import ConfigError, KecoreWarning, MissingDependencyError
-from kecore.evaluate import score_continuations
-from kecore.method import MethodContext
-from kecore.model_view import ModelView
+from kecore.api.errors import ConfigError, KecoreWarning, MissingDependencyError
+from kecore.api.method import MethodContext
+from kecore.inference import score_continuations
+from kecore.model import ModelView
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore.testing.snapshot import Snapshot
 
 peft = pytest.importorskip("peft")
 
+from kecore.engine.tuning import Targets, in_contexts  # noqa: E402
 from kecore_methods.finetune.adapter import AdapterConfig, adapted, linear_maps, plan_adapter  # noqa: E402
 from kecore_methods.finetune.lora import Lora, lora_kind, non_orthogonality  # noqa: E402
-from kecore_methods.finetune.training import Targets, in_contexts  # noqa: E402
 
 FACTS = [EditRequest("The capital of {}", "Italy", "Apple"), EditRequest("The company of {}", "Tim Cook", "French")]
 PROMPT = torch.tensor([[7, 33, 104, 21, 80]])
@@ -172,6 +172,6 @@ def test_unknown_targets_are_named() -> None:
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     editor = Editor(tiny_model("llama"), tiny_tokenizer())
     monkeypatch.setitem(sys.modules, "peft", None)
-    monkeypatch.setattr("kecore.evaluate.score_continuations", lambda *_a, **_o: pytest.fail("the model ran"))
+    monkeypatch.setattr("kecore.inference.score_continuations", lambda *_a, **_o: pytest.fail("the model ran"))
     with pytest.raises(MissingDependencyError, match=r"pip install 'kecore\[lora\]'"):
         editor.edit(FACTS, "lora")

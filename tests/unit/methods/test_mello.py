@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from kecore import Editor, EditRequest, PromptEdit, load_edit
+from kecore.api.errors import EditStateError, KecoreWarning
 from kecore.edit import Reader, written
 from kecore.encoders import CHARACTERS
-from kecore.errors import EditStateError, KecoreWarning
-from kecore.evaluate import Generation
+from kecore.inference import Generation
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore_methods.prompt import mello
 from kecore_methods.prompt.mello import DEMONSTRATIONS, MelloConfig

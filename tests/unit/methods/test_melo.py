@@ -20,9 +20,9 @@ from memory_setting import (
 from torch import Tensor, nn
 
 from kecore import Editor, EditRequest, ModuleEdit
-from kecore.editing import contexts
-from kecore.errors import ConfigError
-from kecore.evaluate import score_continuations
+from kecore.api.errors import ConfigError
+from kecore.engine import contexts
+from kecore.inference import score_continuations
 from kecore_methods.memory.dynamic_lora import Clusters, DynamicLora
 from kecore_methods.memory.melo import Melo
 

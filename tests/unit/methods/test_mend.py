@@ -11,8 +11,8 @@ from meta_setting import RECORDS, REQUESTS, SHORT, planned, setting, shaken
 from torch import Tensor
 
 from kecore import MethodContext, training
+from kecore.api.errors import ConfigError, DataFormatError
 from kecore.edit import LowRank
-from kecore.errors import ConfigError, DataFormatError
 from kecore.training import train
 from kecore_methods.meta.factors import Factors, Reader, low_rank, nll
 from kecore_methods.meta.learner import GradientLearner

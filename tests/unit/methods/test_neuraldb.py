@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from kecore import Editor, EditRequest, ModuleEdit
-from kecore.errors import ConfigError
-from kecore.evaluate import score_continuations
+from kecore.api.errors import ConfigError
+from kecore.inference import score_continuations
 from kecore_methods.memory.neuraldb import Database, NeuralDb
 
 SAME = EditRequest("A river in {} is the", "Italy", "Danube")

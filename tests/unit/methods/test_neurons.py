@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kecore.errors import UnsupportedModelError
-from kecore.model_view import ModelView
+from kecore.api.errors import UnsupportedModelError
+from kecore.model import ModelView
 from kecore.testing import tiny_model
 from kecore_methods.memory.neurons import Block, Neurons, queries
 

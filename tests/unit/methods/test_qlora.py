@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kecore import Editor, EditRequest
-from kecore.errors import MissingDependencyError
-from kecore.model_view import ModelView
+from kecore.api.errors import MissingDependencyError
+from kecore.model import ModelView
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore.testing.snapshot import Snapshot
 

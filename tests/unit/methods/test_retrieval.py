@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from kecore import Editor, EditRequest, PromptEdit, load_edit
+from kecore.api.errors import ConfigError, KecoreWarning, MissingDependencyError, ModelLoadError
 from kecore.edit import Reader, written
 from kecore.encoders import CHARACTERS, MINILM, MODEL, sentence_encoder
-from kecore.errors import ConfigError, KecoreWarning, MissingDependencyError, ModelLoadError
-from kecore.evaluate import generate, score_continuations
+from kecore.inference import generate, score_continuations
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore_methods.prompt.retrieval import RetrievalConfig, RetrievalWriter
 

@@ -15,12 +15,12 @@ from meta_setting import RECORDS, SHORT, setting
 from torch import Tensor
 
 from kecore import Editor, EditRecord, EditRequest, MethodContext, ModuleEdit, TrainedEditor, training
+from kecore.api.errors import ArtifactMismatchError, ConfigError, DataFormatError
 from kecore.edit import load_edit
-from kecore.errors import ArtifactMismatchError, ConfigError, DataFormatError
-from kecore.evaluate import score_continuations
+from kecore.engine.passes import Passes
+from kecore.inference import score_continuations
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore.training import train
-from kecore_methods.memory.passes import Passes
 from kecore_methods.memory.serac import EditMemory, Serac, SeracConfig
 from kecore_methods.memory.serac_learner import SeracLearner, _Batch
 from kecore_methods.memory.serac_network import FAR, NOTHING, Entries, Reading, SeracNetwork, not_any

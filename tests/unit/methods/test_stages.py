@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from kecore import Corpus, Editor, EditRequest, KeyStatistics, WeightEdit, registry
+from kecore import Corpus, Editor, EditRequest, WeightEdit
+from kecore.api import registry
+from kecore.api.errors import ConfigError, KecoreWarning
 from kecore.edit import Dense, LowRank
-from kecore.editing.closed_form import ClosedForm
-from kecore.editing.keys import KeyPass
-from kecore.errors import ConfigError, KecoreWarning
+from kecore.engine.closed_form import ClosedForm
+from kecore.engine.keys import KeyPass
+from kecore.statistics import collect_statistics
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore_methods.locate.ote_se import OteSe
 
@@ -34,7 +36,7 @@ def editor(tmp_path_factory: pytest.TempPathFactory) -> Editor:
     text = tmp_path_factory.mktemp("text") / "text.txt"
     text.write_text("\n".join(f"The tower number {i} is in the city of Paris, and Anna speaks it." for i in range(400)))
     editor = Editor(tiny_model("llama"), tiny_tokenizer())
-    editor.statistics = KeyStatistics.collect(editor.view, editor.encoder, Corpus.of(text), range(4), tokens=4000)
+    editor.statistics = collect_statistics(editor.view, editor.encoder, Corpus.of(text), range(4), tokens=4000)
     return editor
 
 

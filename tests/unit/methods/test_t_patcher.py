@@ -10,8 +10,8 @@ import torch
 from memory_setting import FACT, FAR, OTHER, logits, mean, opened, writes_with_a_cache_as_without
 
 from kecore import Editor, EditRequest, ModuleEdit
-from kecore.errors import ConfigError, KecoreWarning
-from kecore.evaluate import score_continuations
+from kecore.api.errors import ConfigError, KecoreWarning
+from kecore.inference import score_continuations
 from kecore_methods.memory.neurons import Block, Neurons, queries
 from kecore_methods.memory.t_patcher import TPatcher, locality_loss
 

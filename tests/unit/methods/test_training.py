@@ -7,8 +7,8 @@ import torch
 from memory_setting import FACT, OTHER, logits, opened
 
 from kecore import Editor
-from kecore_methods.finetune.training import KeptConfig, Targets, encoded
-from kecore_methods.memory.texts import about_others, passages
+from kecore.engine.texts import about_others, passages
+from kecore.engine.tuning import KeptConfig, Targets, encoded
 
 LAYER = 2
 

@@ -19,9 +19,9 @@ from memory_setting import (
 from torch import Tensor
 
 from kecore import Editor, EditRequest, ModuleEdit
+from kecore.api.errors import ConfigError
 from kecore.edit import suspended
-from kecore.errors import ConfigError
-from kecore_methods.finetune.training import Targets
+from kecore.engine.tuning import Targets
 from kecore_methods.memory.wise import SideMemories, Wise, ties
 
 THIRD = EditRequest("The mother tongue of {} is", "Léon Blum", "Danube")

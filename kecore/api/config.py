@@ -1,0 +1,128 @@
+"""Configuration of a method: a frozen pydantic model that knows its bounds and travels with the edit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kecore.api.errors import ConfigError
+
+if TYPE_CHECKING:
+    from kecore.api.types import EditRequest
+    from kecore.memory import Need
+    from kecore.model import ModelView
+    from kecore.text import Encoder
+
+__all__ = ["MethodConfig", "validated"]
+
+_NO_STAGES = (
+    "stages change the layers, the values or the update that a locate-then-edit method works out from the keys it "
+    "fits, and this method fits none"
+)
+
+C = TypeVar("C", bound="MethodConfig")
+M = TypeVar("M", bound=BaseModel)
+
+
+def validated(cls: type[M], values: Mapping[str, Any]) -> M:
+    """``values`` as a pydantic model.
+
+    Raises:
+        ConfigError: names each bad key, what was expected and what came.
+    """
+    try:
+        return cls.model_validate(dict(values))
+    except ValidationError as error:
+        lines: list[str] = []
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"]) or "(config)"
+            if item["type"] == "extra_forbidden":
+                why = f" ({_NO_STAGES})" if key == "stages" else ""
+                lines.append(f"unknown key '{key}'{why}; known: {', '.join(sorted(cls.model_fields))}")
+            else:
+                lines.append(f"'{key}': {item['msg']}, got {item['input']!r}")
+        raise ConfigError(f"bad configuration for {cls.__qualname__}: " + "; ".join(lines)) from None
+
+
+class MethodConfig(BaseModel):
+    """Base of every method's ``Config``: frozen, unknown keys refused, each field described and bounded.
+
+    ``version`` counts incompatible changes of the fields; a subclass that raises it overrides
+    :meth:`upgrade`, so that old edits keep loading.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    version: ClassVar[int] = 1
+
+    free: ClassVar[frozenset[str]] = frozenset()
+    """Fields that an edit may set otherwise than the training of its method had them; see docs/train.md."""
+
+    @classmethod
+    def make(cls: type[C], values: Mapping[str, Any]) -> C:
+        """Validate ``values``.
+
+        Raises:
+            ConfigError: names each bad key, what was expected and what came.
+        """
+        return validated(cls, values)
+
+    @classmethod
+    def presets(cls) -> Mapping[str, Mapping[str, Any]]:
+        """Published set-ups by name, as values of fields; none unless a method brings some."""
+        return {}
+
+    @classmethod
+    def preset(cls, name: str) -> Mapping[str, Any]:
+        """The values of one preset.
+
+        Raises:
+            ConfigError: there is no such preset; names those there are.
+        """
+        known = cls.presets()
+        if name not in known:
+            raise ConfigError(f"unknown preset '{name}'; known: {', '.join(sorted(known)) or 'none'}")
+        return known[name]
+
+    @classmethod
+    def staged(cls: type[C], names: Sequence[str]) -> type[C]:
+        """This configuration for the method with further stages of its own, as ``"memit + blue + nas"`` asks for them.
+
+        Raises:
+            ConfigError: the method has no stages, no such one, or has it already; the base has none.
+        """
+        raise ConfigError(f"no stage can be added, got {', '.join(map(repr, names))}: {_NO_STAGES}")
+
+    @classmethod
+    def upgrade(cls, values: dict[str, Any], version: int) -> dict[str, Any]:
+        """Turn the fields of an older ``version`` into today's; the default knows no older version."""
+        if version != cls.version:
+            raise ConfigError(
+                f"{cls.__qualname__} is at version {cls.version} and cannot read version {version}; "
+                "install the kecore release that wrote the edit"
+            )
+        return values
+
+    def check_installed(self) -> None:
+        """Refuse what an edit with this configuration would miss: packages of an extra, a sentence encoder.
+
+        Nothing unless a method says. Asked before a model is loaded and before anything is computed, so it imports or
+        loads what the edit will use anyway.
+
+        Raises:
+            MissingDependencyError: names the extra that brings what is not installed.
+            ModelLoadError: a sentence encoder cannot be loaded.
+        """
+
+    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> Sequence[Need]:
+        """What the method's stages will take in memory, so that micro-batches can be sized and a budget kept.
+
+        None unless a method says: an edit then gets all that a budget leaves.
+        """
+        return ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return self.model_dump(mode="json")

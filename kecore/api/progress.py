@@ -1,0 +1,32 @@
+"""How long work says how far it is, and where it counts its time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+__all__ = ["Progress", "Stages", "silent"]
+
+Progress = Callable[[str, int, int], None]
+"""Called as ``progress(stage, done, total)``; ``total`` 0 means unknown."""
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """A :data:`Progress` that shows nothing."""
+
+
+class Stages:
+    """Wall seconds by stage name; times of the same name add up."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Count the time of a ``with`` block under ``name``."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin

@@ -1,0 +1,135 @@
+"""What the stages of locate-then-edit take in memory, from the lengths of the prompts and the shapes of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from kecore.api.types import EditRequest, unique
+from kecore.engine.locate import group_by_subject, locate
+from kecore.memory import (
+    Need,
+    backward_bytes,
+    cached_bytes,
+    cast_bytes,
+    forward_bytes,
+    logits_bytes,
+    pass_tokens,
+    vocabulary,
+)
+from kecore.model import ModelView
+from kecore.text import Encoder
+
+__all__ = ["Shape", "closed_form"]
+
+_ESSENCE = 3  # tokens behind the subject in a prompt that asks what it is
+_OPENING = 3  # tokens of a context's opening and of the full stop behind it
+_SMALL, _PADDING = 1024, 1.2  # what a micro-batch of values may have in tokens, and in padding beyond them
+_TOGETHER = 256  # groups of one micro-batch, roughly
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The choices of a configuration that decide memory.
+
+    Args:
+        layers: edited layers.
+        contexts: sampled prefixes.
+        context_tokens: length of each.
+        each: every context's key is an equation of its own.
+        kl: there is a prompt more for each group.
+        precision: type of the weights while values are optimised; None for the model's.
+        derived: what of the key statistics the solve reads.
+        anchor: layer that values are optimised for; None for the last edited one.
+    """
+
+    layers: tuple[int, ...]
+    contexts: int
+    context_tokens: int
+    each: bool = True
+    kl: bool = True
+    precision: torch.dtype | None = None
+    derived: Literal["factor", "spectrum", "nothing"] = "factor"
+    anchor: int | None = None
+
+
+def closed_form(view: ModelView, encoder: Encoder, requests: Sequence[EditRequest], shape: Shape) -> list[Need]:
+    """Needs of the stages of :class:`~kecore.engine.closed_form.ClosedForm`."""
+    asked = unique(requests)
+    groups = group_by_subject(asked)
+    bare = locate(encoder, asked, [""], target=True)
+    last = max(shape.layers) if shape.anchor is None else shape.anchor
+    prefix = _OPENING + shape.context_tokens if shape.contexts else 0
+    return [
+        _values(view, shape, last, groups, [(i.lookup, len(i.encoded.ids), i.encoded.start) for i in bare], prefix),
+        _keys(view, shape, groups, [i.lookup + 1 for i in bare], prefix),
+        _solve(view, shape, max(groups) + 1),
+    ]
+
+
+def _values(
+    view: ModelView, shape: Shape, layer: int, groups: list[int], spans: list[tuple[int, int, int]], prefix: int
+) -> Need:
+    u = max(groups) + 1
+    tokens = [0] * u
+    cached = places = longest = 0
+    for group, (lookup, length, start) in zip(groups, spans, strict=True):
+        longest = max(longest, length - lookup)
+        tokens[group] += (shape.contexts + 1) * (length - lookup)
+        cached += (shape.contexts + 1) * (prefix + lookup)
+        places += (shape.contexts + 1) * (length - start)
+    if shape.kl:
+        tokens = [count + _ESSENCE for count in tokens]
+        places += u
+    every = sum(tokens)
+    # Rows of different lengths share a micro-batch while it is small, and are padded to the longest.
+    padded = min(len(spans) * (shape.contexts + 1 + shape.kl) * longest, max(_SMALL, int(_PADDING * every)))
+    per_token = (
+        backward_bytes(view, layer, shape.precision)
+        + cached * cached_bytes(view, layer, shape.precision) // every
+        + places * logits_bytes(view) // every
+    )
+    parts = {"values and their moments": 4 * 6 * u * view.width}
+    if shape.kl:
+        parts["first answers about subjects"] = 4 * min(u, _TOGETHER) * vocabulary(view)
+    parts |= cast_bytes(view, shape.precision)
+    if view.device.type == "cpu":
+        parts["unembedding, laid out anew"] = 4 * vocabulary(view) * view.width
+    return Need("values", parts, per_token, max(every, padded), max(tokens))
+
+
+def _keys(view: ModelView, shape: Shape, groups: list[int], lengths: list[int], prefix: int) -> Need:
+    u, rows = max(groups) + 1, len(lengths) * (shape.contexts + 1)
+    tokens = sum(lengths) * (shape.contexts + 1) + len(lengths) * shape.contexts * prefix
+    d = max(view.layers[i].value_projection.d_in for i in shape.layers)
+    parts = {
+        "hidden states below the edited layers": tokens * view.width * view.dtype.itemsize,
+        "keys": 2 * 4 * rows * d,
+        "weights of contexts": 4 * u * rows,
+        "updates so far": 4 * u * (d + view.width) * len(shape.layers),
+        "edited matrices": 3 * 4 * d * view.width,
+    }
+    return Need("keys", parts, forward_bytes(view), min(tokens, pass_tokens(view)), max(lengths) + prefix)
+
+
+def _solve(view: ModelView, shape: Shape, u: int) -> Need:
+    d = max(view.layers[i].value_projection.d_in for i in shape.layers)
+    n = u * (shape.contexts + 1) if shape.each else u
+    system = min(n, d)
+    parts = {
+        "keys, whitened": (4 + 4 + 8) * n * d,
+        "small system": 8 * (3 * system * system + n * u + u * u),
+        "update": (4 + 8) * u * (d + view.width),
+        "matrix": 3 * 4 * d * view.width,
+    }
+    mapped = {
+        "factor": {"key statistics": 4 * d * d, "factor": 4 * d * d},
+        "spectrum": {"key statistics": 4 * d * d, "eigenvectors": 8 * d * d},
+        "nothing": {},
+    }[shape.derived]
+    # The first time, a moment is unpacked to float64 and factored in its place; an eigenvalue solver needs more room.
+    making = {"factor": 8 * d * d, "spectrum": 8 * 5 * d * d, "nothing": 0}[shape.derived]
+    return Need("solve", {**mapped, "making of it": making, **parts}, mapped=tuple(mapped))

@@ -1,0 +1,470 @@
+"""Target values: what the value projection must add at the subject so that the model says the target.
+
+The objective is ROME's and MEMIT's (arXiv 2202.05262 eq. 4; 2210.07229 eq. 12-16): for each group of
+requests a vector ``delta`` minimises the mean negative log-likelihood of the target over contexts, plus a
+KL term that keeps what the model says the subject *is*, plus a penalty on its length, with a clamped norm.
+All groups are optimised at once; every step, clamp and stop is a group's own, so the result is that of one
+group at a time.
+
+Two optimisers. Adam is the published one. It moves every coordinate by about the learning rate, needed or not,
+which makes long vectors that disturb other prompts. Gradient descent with steps of a length relative to the
+hidden state reaches a lower loss in fewer steps with a shorter vector, and needs no scale of the model's own
+(figures in docs/design/0001-values-and-keys.md).
+
+What never changes between steps is computed once: the layers up to the edited one, and keys and values of
+the attention for tokens before the subject's last (a causal model cannot see ``delta`` there). Rows are laid
+out so that this token stands in one common column. See :mod:`kecore.engine.replay`.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kecore.api.errors import KecoreWarning, NonFiniteError
+from kecore.api.progress import Progress, silent
+from kecore.api.types import EditRequest
+from kecore.engine.graphs import Function, record
+from kecore.engine.locate import Located, locate
+from kecore.engine.replay import Replay
+from kecore.memory import backward_bytes, cached_bytes, logits_bytes
+from kecore.model import ModelView
+from kecore.model.mixer import mixer
+from kecore.text import Encoder
+from kecore_methods.locate.align import Alignment
+
+__all__ = ["ValueSettings", "Values", "optimise", "said"]
+
+_BETAS = (0.9, 0.999)  # of Adam
+_EPS = 1e-8
+_MOMENTUM = 0.5  # of gradient descent
+_FLOOR = 0.1  # what its steps shrink to
+_COMPACT = 0.75  # rows are gathered anew once a quarter of the groups has finished
+_ENOUGH = {"cpu": 320, "cuda": 4096}  # tokens that keep a few cores, or a GPU's tiles, busy
+_BANK = 4096
+_RECORDED = ("cuda",)  # devices whose steps can be replayed
+_ESSENCE = "{} is a"  # the KL prompt of ROME, section 3.1
+
+
+@dataclass(frozen=True, slots=True)
+class ValueSettings:
+    """Numbers of the optimisation.
+
+    Args:
+        steps: evaluations of the loss (one fewer updates).
+        optimizer: ``"gradient"`` or ``"adam"``.
+        learning_rate: length of the first step relative to ``‖h‖`` for ``gradient`` (it falls to a tenth of that
+            on a half cosine); Adam's rate, in units of the hidden state, for ``adam``.
+        length_penalty: factor of ``‖delta‖ / ‖h‖``.
+        weight_decay: factor of ``‖delta‖ / ‖h‖²``, as the published code has it.
+        clamp: largest ``‖delta‖ / ‖h‖``.
+        kl_weight: factor of KL(edited ‖ original) on ``"<subject> is a"``.
+        stop_loss: a group whose whole loss is below this is finished.
+        stop_most_probable: a group is finished as well once every token of its targets is the most probable one in
+            all contexts (ENCORE's early stop, arXiv 2502.01636).
+        noise: Gaussian noise on the hidden states of the tokens behind the subject, in units of each coordinate's
+            standard deviation; anew at each step, on every context but the bare prompt. A value that must work
+            through it does not hang on the prompt's wording. None of the published methods has it.
+        mixer: optimise a second vector, added to the output of the layer's attention, and forget it afterwards (PMET,
+            arXiv 2308.08742). Both are then relative to the norms of the outputs that they are added to.
+        precision: type of the frozen weights and activations; ``delta``, its gradient sums and the loss
+            are float32 in any case.
+        graphs: record a step as a CUDA graph and replay it, again after rows were dropped. Spares the host the launch
+            of some thousand kernels a step, which is what small micro-batches wait for. Without effect elsewhere.
+    """
+
+    steps: int = 20
+    optimizer: Literal["gradient", "adam"] = "gradient"
+    learning_rate: float = 0.1
+    length_penalty: float = 0.2
+    weight_decay: float = 0.0
+    clamp: float = 4.0
+    kl_weight: float = 0.0625
+    stop_loss: float = 1e-2
+    stop_most_probable: bool = False
+    noise: float = 0.5
+    mixer: bool = False
+    precision: torch.dtype | None = None
+    graphs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """The optimised vectors of ``u`` groups.
+
+    Args:
+        delta: ``[u, d_model]`` float32, to be added to the value projection's output.
+        reference: ``[u]``, norm that clamp and decay are relative to.
+        loss: ``[u]``, last loss.
+        steps: ``[u]``, evaluations of the loss.
+        mode: how the model was driven; see :class:`Replay`.
+    """
+
+    delta: Tensor
+    reference: Tensor
+    loss: Tensor
+    steps: Tensor
+    mode: str
+
+
+def optimise(
+    view: ModelView,
+    encoder: Encoder,
+    requests: Sequence[EditRequest],
+    groups: Sequence[int],
+    layer: int,
+    contexts: Sequence[str],
+    settings: ValueSettings,
+    *,
+    seed: int = 0,
+    memory: int = 2 << 30,
+    progress: Progress = silent,
+    align: Alignment | None = None,
+) -> Values:
+    """Optimise the values of all requests.
+
+    Args:
+        view: the model; unchanged on return.
+        encoder: text to tokens.
+        requests: the edits.
+        groups: group index of each request, 0 to u-1; a group shares one value.
+        layer: layer whose value projection is edited (the last one, if several are).
+        contexts: prefixes of every prompt.
+        settings: numbers of the optimisation.
+        seed: seeds the noise.
+        memory: bytes of activations per micro-batch.
+        progress: called after each step of each micro-batch.
+        align: makes values lie to each other as their keys do; those of a micro-batch then depend on each other and on
+            the micro-batches before.
+
+    Raises:
+        NonFiniteError: a loss became NaN or infinite.
+    """
+    located = locate(encoder, requests, contexts, target=True)
+    essence = [EditRequest(_ESSENCE, r.subject, r.target, id=r.id) for r in requests] if settings.kl_weight else []
+    # One essence prompt per group: its requests share the subject.
+    first = {group: index for index, group in reversed(list(enumerate(groups)))}
+    asked = [essence[i] for i in first.values()] if essence else []
+    kl = dict(zip(first, locate(encoder, asked, [""], target=False), strict=False))
+    u = max(groups) + 1
+    jobs = [[item for item in located if groups[item.request] == g] for g in range(u)]
+    out = Values(*(torch.zeros(u, view.width), torch.zeros(u), torch.zeros(u), torch.zeros(u, dtype=torch.long)), "")
+    mode, done = "", 0
+    with view.frozen(), view.cast(settings.precision):
+        bank = _noise_bank(view, encoder, contexts, layer, seed) if settings.noise else torch.empty(0)
+        for batch in _micro_batches(view, jobs, layer, memory):
+            members = [(jobs[g], kl.get(g)) for g in batch]
+            index = torch.tensor(batch)
+            others = None if align is None else (align, index.to(view.device))
+            known = mode if mode in ("upper", "full") else None  # what a cache gives depends on the rows
+            part = _Batch(view, encoder, members, layer, settings, known, bank, others)
+            for step in range(settings.steps):
+                active = part.step(last=step == settings.steps - 1)
+                progress("values", done * settings.steps + (step + 1) * len(batch), u * settings.steps)
+                if not active:
+                    break
+            if others is not None:
+                others[0].keep(part.delta[:, : view.width], others[1])
+            out.delta[index], out.reference[index] = part.delta[:, : view.width].cpu(), part.reference[:, 0].cpu()
+            out.loss[index], out.steps[index] = part.loss.cpu(), part.steps.cpu()
+            mode, done = part.mode, done + len(batch)
+            settings = replace(settings, graphs=part.recording)  # what failed once is not tried again
+            del part  # its caches go before those of the next come
+    progress("values", u * settings.steps, u * settings.steps)
+    return Values(out.delta, out.reference, out.loss, out.steps, mode)
+
+
+@torch.no_grad()
+def _noise_bank(view: ModelView, encoder: Encoder, contexts: Sequence[str], layer: int, seed: int) -> Tensor:
+    """Gaussian noise in units of each coordinate's standard deviation over the contexts, ``[_BANK, d_model]``.
+
+    Read by context, step and place, so that a value does not depend on the batch it is optimised in.
+    """
+    texts = [encoder.encode(text).ids for text in contexts if text]
+    if not texts:
+        return torch.zeros(1, view.width, device=view.device)
+    rows = encoder.rows(texts)
+    found = view.forward(rows, stop=layer, hidden=[layer]).hidden[layer]
+    # The first token of a text is an outlier in most models: attention rests on it.
+    real = (rows.attention_mask.cumsum(-1) > 1) & rows.attention_mask.bool()
+    spread = found[real.to(found.device)].float().std(0)
+    noise = torch.randn(_BANK, view.width, generator=torch.Generator().manual_seed(seed))
+    return noise.to(spread) * spread
+
+
+def _micro_batches(view: ModelView, jobs: list[list[Located]], layer: int, memory: int) -> Iterator[list[int]]:
+    """Groups of similar length together, as many as a backward pass and its cache leave room for."""
+    token, cached, logits = backward_bytes(view, layer), cached_bytes(view, layer), logits_bytes(view)
+    enough = _ENOUGH.get(view.device.type, 1024)
+    length = [max(len(item.encoded.ids) - 1 - item.lookup for item in job) for job in jobs]
+    past = [max(item.lookup for item in job) for job in jobs]
+    places = [sum(len(item.encoded.ids) - item.encoded.start for item in job) + 1 for job in jobs]
+    batch: list[int] = []
+    rows = columns = spoken = 0
+    for g in sorted(range(len(jobs)), key=lambda g: length[g]):
+        size, columns, spoken = len(jobs[g]) + 1, max(columns, past[g]), spoken + places[g]
+        full = (rows + size) * (length[g] * token + columns * cached) + spoken * logits > memory
+        # Padding is wasted work; a batch that already fills the machine need not take longer rows in.
+        uneven = batch and length[g] > length[batch[-1]] and rows * length[batch[-1]] > enough
+        if batch and (full or uneven):
+            yield batch
+            batch, rows, columns, spoken = [], 0, past[g], places[g]
+        batch.append(g)
+        rows += size
+    yield batch
+
+
+def said(logits: Tensor, token: Tensor, original: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """What logits say of targets, and how far they are from what was said before.
+
+    Args:
+        logits: ``[k, vocab]``, those of targets first.
+        token: ``[t]``, the target tokens.
+        original: ``[k - t, vocab]`` log-probabilities that the rest is compared with; None for its own.
+
+    Returns:
+        Negative log-likelihoods ``[t]``, KL(now ‖ original) ``[k - t]`` in nats, both differentiable once, and the
+        log-probabilities of the rest, which are not.
+    """
+    return _Said.apply(logits, token, original)  # type: ignore[no-any-return]
+
+
+class _Said(torch.autograd.Function):
+    """:func:`said` in one buffer: logits are the widest tensors here, and autograd would make eight of them."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, logits: Tensor, token: Tensor, original: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        now = logits.log_softmax(-1, dtype=torch.float32)
+        targets, rest = now[: len(token)], now[len(token) :]
+        nll = -targets.gather(1, token[:, None]).flatten()
+        first = rest.clone()
+        apart = torch.zeros_like(rest) if original is None else rest - original
+        kl = (rest.exp() * apart).sum(-1)
+        ctx.now, ctx.apart, ctx.token, ctx.dtype = now, apart.sub_(kl[:, None]), token, logits.dtype
+        ctx.mark_non_differentiable(first)
+        return nll, kl, first
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, nll: Tensor, kl: Tensor, _first: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        # d nll / d logits = p - onehot, d kl / d logits = p (log p - log q - kl).
+        grad, token = ctx.now.exp_(), ctx.token
+        grad[: len(token)].mul_(nll[:, None])
+        grad[: len(token)].scatter_add_(1, token[:, None], -nll[:, None])
+        grad[len(token) :].mul_(ctx.apart).mul_(kl[:, None])
+        return grad.to(ctx.dtype), None, None
+
+
+class _Work:
+    """Rows of some groups, and where in them the loss is read.
+
+    Args:
+        replay: runs the rows.
+        group: ``[rows]``, the group of each.
+        context: ``[rows]``, index of its context; 0 for the bare prompt and for an essence.
+        essence: ``[rows]``, true where a row stands for the KL term.
+        row: ``[k]``, rows of the positions whose logits are read, those of targets first.
+        place: ``[k]``, their token indices.
+        token: ``[k]``, the target token; -1 on essence rows.
+        spoken: how many of the positions are those of targets.
+    """
+
+    def __init__(
+        self,
+        replay: Replay,
+        group: Tensor,
+        context: Tensor,
+        essence: Tensor,
+        row: Tensor,
+        place: Tensor,
+        token: Tensor,
+        spoken: int,
+    ) -> None:
+        self.replay, self.group, self.context, self.essence = replay, group, context, essence
+        self.row, self.place, self.token, self.spoken = row, place, token, spoken
+
+    def keep(self, mask: Tensor) -> _Work:
+        """The rows where ``mask [rows]`` is true."""
+        rows = mask.nonzero().flatten()
+        index = torch.full((len(mask),), -1, device=mask.device)
+        index[rows] = torch.arange(len(rows), device=mask.device)
+        chosen = mask[self.row]
+        return _Work(
+            self.replay.select(rows),
+            *(self.group[rows], self.context[rows], self.essence[rows]),
+            *(index[self.row[chosen]], self.place[chosen], self.token[chosen]),
+            int(chosen[: self.spoken].sum()),
+        )
+
+
+class _Batch:
+    """The optimisation of some groups, advanced step by step."""
+
+    def __init__(
+        self,
+        view: ModelView,
+        encoder: Encoder,
+        members: list[tuple[list[Located], Located | None]],
+        layer: int,
+        settings: ValueSettings,
+        mode: str | None,
+        bank: Tensor,
+        others: tuple[Alignment, Tensor] | None = None,
+    ) -> None:
+        self.settings, self.bank, self.others = settings, bank, others
+        rows = [(g, item, False) for g, (items, _) in enumerate(members) for item in items]
+        rows += [(g, kl, True) for g, (_, kl) in enumerate(members) if kl is not None]
+        device = view.device
+        # A target's last token is predicted, never read.
+        ids = [item.encoded.ids if kl else item.encoded.ids[:-1] for _, item, kl in rows]
+        lookups = [item.lookup for _, item, _ in rows]
+        opening = [item.context for _, item, _ in rows]
+        beside = mixer(view, layer) if settings.mixer else None
+        replay = Replay(view, encoder, ids, lookups, layer, mode, beside, opening)
+        self.mode, self.parts = replay.mode, replay.parts
+        places = [
+            (row, place, item.encoded.ids[place + 1] if not kl else -1)
+            for row, (_, item, kl) in enumerate(rows)
+            for place in (
+                range(item.encoded.start - 1, len(item.encoded.ids) - 1) if not kl else [len(item.encoded.ids) - 1]
+            )
+        ]
+        about = torch.tensor([(g, 0 if kl else item.context, kl) for g, item, kl in rows], device=device).t()
+        row, place, token = torch.tensor(places, device=device).t()
+        spoken = int((token >= 0).sum())
+        self.work = _Work(replay, about[0], about[1], about[2].bool(), row, place, token, spoken)
+        count = len(members)
+        bare = torch.tensor([next(i for i, r in enumerate(rows) if r[0] == g) for g in range(count)], device=device)
+        self.reference = replay.lookup_norm(bare)
+        self.delta = torch.zeros(count, self.parts * view.width, device=device)
+        self.first, self.second = torch.zeros_like(self.delta), torch.zeros_like(self.delta)
+        self.loss = torch.full((count,), float("nan"), device=device)
+        self.steps = torch.zeros(count, dtype=torch.long, device=device)
+        self.active = torch.ones(count, dtype=torch.bool, device=device)
+        self.original: Tensor | None = None  # log-probabilities on the essence prompts, by group
+        self.recording = settings.graphs and device.type in _RECORDED and others is None
+        self.recorded: Function | None = None  # a step of the rows at hand
+
+    def step(self, *, last: bool) -> bool:
+        """Evaluate the loss and, unless ``last``, update the groups that are not finished."""
+        s = self.settings
+        loss, moving, gradient = self._evaluate(last)
+        if not bool(torch.isfinite(loss[self.active]).all()):
+            raise NonFiniteError("the loss of a target value became NaN or infinite; lower the learning rate")
+        self.loss = torch.where(self.active, loss, self.loss)
+        self.steps += self.active
+        if last or not bool(moving.any()):
+            return False
+        t = int(self.steps.max())
+        moved = self.delta - (self._adam if s.optimizer == "adam" else self._descent)(gradient(), t)
+        mask = moving[:, None]
+        scale = (s.clamp * self.reference / self._lengths(moved)).clamp(max=1.0)
+        self.delta = torch.where(mask, self._scaled(moved, scale), self.delta)
+        self._compact(moving)
+        return True
+
+    def _evaluate(self, last: bool) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
+        """Loss of each group, which of them go on, and what gives the gradient of those."""
+        noise = self._noise()
+        inputs = (self.delta, self.active, *(() if noise is None else (noise,)))
+        if self.recording and self.recorded is None and bool(self.steps.any()) and not last:
+            try:
+                self.recorded = record(self._whole, inputs)
+            except RuntimeError as error:
+                self.recording = False
+                warnings.warn(f"steps are not replayed as CUDA graphs: {error}", KecoreWarning, stacklevel=4)
+        if self.recorded is not None:
+            loss, moving, gradient = self.recorded(*inputs)
+            return loss, moving, lambda: gradient
+        delta = self.delta.clone().requires_grad_(not last)
+        with torch.set_grad_enabled(not last):
+            loss, moving = self._loss(delta, self.active, noise)
+        return loss.detach(), moving, lambda: _slope(loss, moving, delta)
+
+    def _whole(self, delta: Tensor, active: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss of each group, which of them go on, and the gradient of those."""
+        delta = delta.detach().requires_grad_()
+        loss, moving = self._loss(delta, active, noise)
+        return loss.detach(), moving, _slope(loss, moving, delta)
+
+    # Groups that have stopped keep their vector whatever these return, so neither masks its sums.
+
+    def _adam(self, gradient: Tensor, t: int) -> Tensor:
+        self.first = _BETAS[0] * self.first + (1 - _BETAS[0]) * gradient
+        self.second = _BETAS[1] * self.second + (1 - _BETAS[1]) * gradient**2
+        root = (self.second / (1 - _BETAS[1] ** t)).sqrt() + _EPS
+        return self.settings.learning_rate * (self.first / (1 - _BETAS[0] ** t)) / root
+
+    def _descent(self, gradient: Tensor, t: int) -> Tensor:
+        direction = gradient / gradient.norm(dim=1, keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
+        self.first = _MOMENTUM * self.first + direction
+        fall = _FLOOR + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * t / self.settings.steps))
+        return self._scaled(self.first, self.settings.learning_rate * fall * self.reference)
+
+    def _lengths(self, vectors: Tensor) -> Tensor:
+        """Norms of the parts, ``[u, parts]``."""
+        return vectors.unflatten(1, (self.parts, -1)).norm(dim=2)
+
+    def _scaled(self, vectors: Tensor, factor: Tensor) -> Tensor:
+        """Each part times its factor ``[u, parts]``."""
+        return (vectors.unflatten(1, (self.parts, -1)) * factor[:, :, None]).flatten(1)
+
+    def _loss(self, delta: Tensor, active: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Loss of each group ``[u]``, of one whose rows are gone its penalty alone; and which of the active go on."""
+        s, u, work = self.settings, len(delta), self.work
+        logits = work.replay.logits(delta[work.group], work.row, work.place, noise)
+        row, token = work.row[: work.spoken], work.token[: work.spoken]
+        essences = work.group[work.row[work.spoken :]]
+        nll, kl, first = said(logits, token, None if self.original is None else self.original[essences])
+        rows = len(work.group)
+        ones = torch.ones_like(nll)
+        length = torch.zeros(rows, device=nll.device).index_add(0, row, ones)
+        per_row = torch.zeros(rows, device=nll.device).index_add(0, row, nll) / length.clamp(min=1)
+        speaks = (~work.essence).float()
+        count = torch.zeros(u, device=nll.device).index_add(0, work.group, speaks)
+        loss = torch.zeros(u, device=nll.device).index_add(0, work.group, per_row) / count.clamp(min=1)
+        if len(essences):
+            if self.original is None:
+                self.original = first.new_empty(u, first.shape[1]).index_copy(0, essences, first)
+            loss = loss.index_add(0, essences, s.kl_weight * kl)
+        if self.others is not None:
+            align, members = self.others
+            loss = loss + align.loss(delta.unflatten(1, (self.parts, -1))[:, 0], members)
+        penalty = s.length_penalty / self.reference + s.weight_decay / self.reference**2
+        loss = loss + (penalty * self._lengths(delta)).sum(1)
+        moving = active & (loss.detach() >= s.stop_loss)
+        if s.stop_most_probable:
+            missed = (logits[: work.spoken].detach().argmax(-1) != token).long()
+            moving &= torch.zeros(u, dtype=torch.long, device=nll.device).index_add(0, work.group[row], missed) > 0
+        return loss, moving
+
+    def _noise(self) -> Tensor | None:
+        """Noise of this step, ``[rows, width, d_model]``; none on bare prompts and essences."""
+        if not self.settings.noise:
+            return None
+        step, work = int(self.steps.max()), self.work
+        place = torch.arange(work.replay.rows.input_ids.shape[1], device=work.context.device)
+        index = work.context[:, None] * 7919 + place[None, :] * 3571 + step * 104729  # primes: no two alike soon
+        noise = self.settings.noise * self.bank[index % len(self.bank)]
+        return noise * (work.context > 0)[:, None, None]
+
+    def _compact(self, moving: Tensor) -> None:
+        """Drop the rows of finished groups, once there are enough of them."""
+        self.active = moving
+        keep = moving[self.work.group]
+        if float(keep.float().mean()) <= _COMPACT:
+            self.work, self.recorded = self.work.keep(keep), None
+
+
+def _slope(loss: Tensor, moving: Tensor, delta: Tensor) -> Tensor:
+    """Gradient of the sum of the losses of the groups that go on, ``[u, parts * d_model]``."""
+    return torch.autograd.grad(loss, delta, moving.to(loss))[0]

@@ -1,0 +1,281 @@
+"""Proving by perturbation what the probe has found, before anything relies on it.
+
+What is checked, each with the model's own forward pass on a few tokens:
+
+* the layers are a chain: resuming at a layer from the output of the one before reproduces the full pass;
+* a vector added to a value projection's output at one token changes the layer's output at that token and
+  nowhere else; two vectors of different length tell whether it arrives unchanged, scaled, or through a norm;
+* the stack ends in the logits;
+* no token sees later ones, and whether padding before a row's tokens changes anything;
+* logits can be taken at single tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from kecore.api.errors import UnsupportedModelError
+from kecore.model.caches import kept_cache
+from kecore.model.view import LayerView, ModelView, Pass
+from kecore.text import Rows
+
+__all__ = ["BROKEN", "TOKENS", "continues", "difference", "probe_ids", "rounding", "verified"]
+
+TOKENS = 6
+"""Tokens of the probe: enough to tell "this token only" from "later tokens too"."""
+
+_PLACE = 3
+_LENGTHS = (1.0, -4.0)  # of the two vectors, in units of what flows there: a norm would make them equal
+_PADDING = 2
+BROKEN = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
+"""What a model may raise that is run in a way it was not written for."""
+
+
+def probe_ids(model: nn.Module) -> Tensor:
+    """``[1, TOKENS]`` distinct token ids, away from the special ones that usually open the vocabulary."""
+    weight = model.get_input_embeddings().weight  # type: ignore[operator, union-attr]
+    ids = [(weight.shape[0] // 2 + 7 * i) % weight.shape[0] for i in range(TOKENS)]
+    return torch.tensor([ids], device=weight.device)
+
+
+def verified(view: ModelView, logits: Tensor) -> ModelView:
+    """The view with everything in it that takes a pass to find out, once all of it has been checked.
+
+    Args:
+        view: what the probe has found.
+        logits: ``[1, TOKENS, vocab]``, the model's own on :func:`probe_ids`, called plainly.
+
+    Raises:
+        UnsupportedModelError: names what does not hold.
+    """
+    ids = probe_ids(view.model).expand(1 + len(_LENGTHS), -1)
+    rows = Rows(ids, torch.ones_like(ids), torch.zeros(len(ids), dtype=torch.long))
+    every = range(len(view.layers))
+    view = _positioned(view, rows, logits)
+    whole = view.forward(rows, hidden=every, values=every)
+    _check_own_weights(view)
+    view = _ordered(view, whole.hidden[every[-1]][0])
+    view = _resumable(view, rows, whole)
+    scales = [_residual_scale(view, part, rows, whole) for part in view.layers]
+    _check_end(view, rows, whole)
+    _check_gather(view, rows, whole)
+    layers = (replace(part, residual_scale=scale) for part, scale in zip(view.layers, scales, strict=True))
+    return replace(view, layers=tuple(layers))
+
+
+@torch.no_grad()
+def continues(view: ModelView, *, dropping: bool = False) -> bool:
+    """Whether passes over a cache, one token each, give what one pass over all tokens gives; also behind padding.
+
+    A cache that a model hands out may want to be called in a way of its own (recurrent states do).
+
+    Args:
+        view: the model.
+        dropping: take the first row out of the cache on the way.
+    """
+    ids = probe_ids(view.model)
+    ids = torch.cat([ids, ids.roll(1, dims=1)])
+    mask = torch.ones_like(ids)
+    mask[1, 0] = 0
+    rows = Rows(ids, mask, torch.tensor([0, 1]))
+    try:
+        with view.frozen():
+            wanted = view.model(**view.arguments(rows)).logits[:, -1]
+            cache, logits = None, wanted
+            for begin, end in pairwise((0, _PLACE, *range(_PLACE + 1, TOKENS + 1))):
+                offset = rows.offset if begin == 0 else torch.zeros(len(ids), dtype=torch.long)
+                part = Rows(ids[:, begin:end], mask[:, begin:end], offset)
+                past = None if cache is None else (cache, mask[:, :end])
+                result = view.model(**view.arguments(part, past, use_cache=True))
+                cache, logits = kept_cache(result), result.logits[:, -1]
+                if dropping and end == _PLACE + 1:
+                    cache.reorder_cache(torch.tensor([1], device=view.device))
+                    ids, mask, wanted = ids[1:], mask[1:], wanted[1:]
+    except BROKEN:
+        return False
+    return all(difference(got, one) <= rounding(view) for got, one in zip(logits, wanted, strict=True))
+
+
+def _positioned(view: ModelView, rows: Rows, logits: Tensor) -> ModelView:
+    """The view, with ``positions`` off if the model takes none or counts in another way."""
+    takes = "position_ids" in inspect.signature(view.model.forward).parameters
+    for positions in (True, False)[not takes :]:
+        view = replace(view, positions=positions)
+        found = view.forward(rows).logits
+        if found is not None and difference(found[0], logits[0]) <= rounding(view):
+            return view
+    raise UnsupportedModelError(
+        f"{type(view.model).__name__}: equal rows give other logits together than one of them alone"
+    )
+
+
+def _check_own_weights(view: ModelView) -> None:
+    """An edit of one layer's projection must not be an edit of another's."""
+    seen: dict[int, str] = {}
+    for part in view.layers:
+        projection = part.value_projection
+        other = seen.setdefault(id(projection.parameter), projection.name)
+        if other != projection.name:
+            raise UnsupportedModelError(
+                f"{projection.name} and {other} are one parameter; layers that share their weights cannot be edited "
+                "apart"
+            )
+
+
+def _below(view: ModelView, layer: int, whole: Pass) -> tuple[int, Tensor] | None:
+    return (layer, whole.hidden[layer - 1]) if layer else None
+
+
+def _resumable(view: ModelView, rows: Rows, whole: Pass) -> ModelView:
+    """The view, with ``skips`` off if a layer needs more of the lower ones than their output."""
+    for skips in (True, False):
+        view = replace(view, skips=skips)
+        reason = _chain_error(view, rows, whole)
+        if not reason:
+            return view
+    raise UnsupportedModelError(
+        f"{type(view.model).__name__}: the modules of {view.layers[0].name.rpartition('.')[0]} do not form a chain in "
+        f"which each continues from the output of the one before: {reason}"
+    )
+
+
+def _chain_error(view: ModelView, rows: Rows, whole: Pass) -> str:
+    for part in view.layers[1:]:
+        try:
+            below = _below(view, part.index, whole)
+            again = view.forward(rows, resume=below, stop=part.index, hidden=[part.index]).hidden[part.index]
+        except BROKEN as error:
+            return f"{part.name} fails on its own ({type(error).__name__}: {error})"
+        error = difference(again, whole.hidden[part.index])
+        if error > _close(view):
+            return f"{part.name} gives another output (relative difference {error:.1e})"
+    return ""
+
+
+def _bumps(view: ModelView, part: LayerView, whole: Pass) -> Tensor:
+    """``[2, d_model]``: random vectors of the size of what flows there."""
+    # At this token alone: the first one of a text may be thousands of times larger.
+    values, hidden = whole.values[part.index][0, _PLACE].float(), whole.hidden[part.index][0, _PLACE].float()
+    generator = torch.Generator().manual_seed(part.index)
+    noise = torch.randn(len(_LENGTHS), view.width, generator=generator).to(hidden)
+    return torch.tensor(_LENGTHS).to(hidden)[:, None] * (values.std() + hidden.std()) * noise
+
+
+def _added(bumps: Tensor) -> Callable[[Tensor], Tensor]:
+    """Adds a vector to every row but the first, at one token."""
+
+    def add(output: Tensor) -> Tensor:
+        output = output.clone()
+        output[1:, _PLACE] += bumps.to(output)
+        return output
+
+    return add
+
+
+def _moved(new: Tensor, old: Tensor) -> tuple[float, float]:
+    """Least relative change at the token that was changed, and the largest at any other, ``[rows, tokens, n]``."""
+    change = (new - old)[1:].float().norm(dim=-1) / old[1:].float().norm(dim=-1).clamp(min=1e-30)
+    others = torch.cat([change[:, :_PLACE], change[:, _PLACE + 1 :]], 1)
+    return float(change[:, _PLACE].min()), float(others.max())
+
+
+def _residual_scale(view: ModelView, part: LayerView, rows: Rows, whole: Pass) -> float | None:
+    bumps = _bumps(view, part, whole)
+    below = _below(view, part.index, whole)
+    out = view.forward(rows, resume=below, stop=part.index, hidden=[part.index], change={part.index: _added(bumps)})
+    there, elsewhere = _moved(out.hidden[part.index], whole.hidden[part.index])
+    eps = torch.finfo(part.value_projection.weight.dtype).eps
+    if there <= 8 * eps or elsewhere > _close(view):
+        raise UnsupportedModelError(
+            f"{part.value_projection.name}: a change of this map's output at one token must change the layer's "
+            f"output at that token alone; it changed by a part of {there:.2g} there and by {elsewhere:.2g} elsewhere. "
+            "Name another map with ModelView.of(model, value_projection='path.inside.layer')"
+        )
+    here = (out.hidden[part.index][1:] - out.hidden[part.index][:1])[:, _PLACE].float()
+    scale = float((here * bumps).sum() / (bumps * bumps).sum())
+    if difference(scale * bumps, here) > max(1e-3, 8 * eps):
+        return None
+    return 1.0 if abs(scale - 1) < max(1e-3, 8 * eps) else scale
+
+
+def _check_end(view: ModelView, rows: Rows, whole: Pass) -> None:
+    """What the last layer writes at a token must decide the logits of that token, and of no other."""
+    last = view.layers[-1]
+    change = {last.index: _added(_bumps(view, last, whole))}
+    logits = view.forward(rows, resume=_below(view, last.index, whole), change=change).logits
+    if logits is None or whole.logits is None:
+        raise TypeError("a pass without a stop has logits")
+    there, elsewhere = _moved(logits, whole.logits)
+    if there <= _close(view) or elsewhere > _close(view):
+        raise UnsupportedModelError(
+            f"{type(view.model).__name__}: {last.name.rpartition('.')[0]} is not the stack that the logits come from; "
+            f"a change of its output at one token changed that token's logits by a part of {there:.2g} and others' by "
+            f"{elsewhere:.2g}"
+        )
+
+
+def _ordered(view: ModelView, expected: Tensor) -> ModelView:
+    """The view, with ``left_padding`` off if it matters; refuses models in which tokens see later ones."""
+    ids = probe_ids(view.model)
+    # Not the model's own padding token: only the attention mask says what is padding.
+    padding, other = ids[:, 1 : 1 + _PADDING], ids[:, -_PADDING:]
+    real, none = torch.ones_like(ids), torch.zeros_like(padding)
+    end = ids.clone()
+    end[0, -1] = ids[0, 0]
+    right, left = torch.cat((real, none), 1), torch.cat((none, real), 1)
+    rows = Rows(
+        torch.cat([torch.cat(r, 1) for r in ((ids, padding), (end, padding), (padding, ids), (other, ids))]),
+        torch.cat([right, right, left, left]),
+        torch.tensor([0, 0, _PADDING, _PADDING]),
+    )
+    last = len(view.layers) - 1
+    found = view.forward(rows, stop=last, hidden=[last]).hidden[last]
+    alone, changed = found[:2, : TOKENS - 1]
+    seen = difference(changed, alone)
+    if seen > _close(view):
+        raise UnsupportedModelError(
+            f"{type(view.model).__name__} is not causal: a later token changes an earlier one (relative difference "
+            f"{seen:.1e})"
+        )
+    before, before_other = found[2:, _PADDING:]
+    ignored = difference(before_other, before) <= _close(view) and difference(before, expected) <= rounding(view)
+    return replace(view, left_padding=ignored)
+
+
+def _check_gather(view: ModelView, rows: Rows, whole: Pass) -> None:
+    place = (torch.zeros(1, dtype=torch.long), torch.tensor([_PLACE]))
+    last = len(view.layers) - 1
+    try:
+        alone = view.forward(rows, resume=_below(view, last, whole), at=place).logits
+        reason = ""
+    except BROKEN as error:
+        alone, reason = None, f" ({type(error).__name__}: {error})"
+    if alone is None or whole.logits is None or difference(alone[0], whole.logits[0, _PLACE]) > _close(view):
+        raise UnsupportedModelError(
+            f"{type(view.model).__name__}: {type(view.unembedding).__name__} as output embedding does not give "
+            f"the model's logits from the hidden state of single tokens{reason}"
+        )
+
+
+def difference(got: Tensor, expected: Tensor) -> float:
+    """Norm of the difference relative to what is expected; infinite where shapes differ."""
+    if got.shape != expected.shape:
+        return float("inf")
+    scale = expected.float().norm().clamp(min=torch.finfo(torch.float32).tiny)
+    return float((got.float() - expected.float()).norm() / scale)
+
+
+def _close(view: ModelView) -> float:
+    """Relative difference that equal computations may show: none, but for the order of sums."""
+    return min(0.03, rounding(view))
+
+
+def rounding(view: ModelView, dtype: torch.dtype | None = None) -> float:
+    """Relative difference that rounding may make between passes of different shape."""
+    return min(0.1, 64 * torch.finfo(dtype or view.dtype).eps * len(view.layers) ** 0.5)

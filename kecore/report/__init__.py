@@ -1,6 +1,0 @@
-"""Tables and pages over stores of results: text, Markdown, LaTeX, CSV, JSON, PNG, and one HTML page."""
-
-from kecore.report.results import Result, Table, results, tables
-from kecore.report.write import FORMATS, write_report
-
-__all__ = ["FORMATS", "Result", "Table", "results", "tables", "write_report"]

@@ -1,0 +1,268 @@
+"""Key statistics: the uncentred second moment of each layer's keys over natural text.
+
+What MEMIT calls ``C = E[k kᵀ]`` (arXiv 2210.07229, eq. 14); :mod:`kecore.statistics.collect` collects it. Files are
+memory-mapped, one layer at a time is unpacked, and what is derived from a moment (its factor, its eigenvectors) is kept
+on disk under a digest of the moment and mapped from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from kecore._version import __version__
+from kecore.api.errors import NumericalError, StatisticsMismatchError
+from kecore.api.identity import Fingerprint, Identity
+from kecore.files import kept, read_tensors, write_tensors
+from kecore.model import ModelView
+from kecore.statistics.triangular import (
+    cholesky_,
+    inverse_,
+    packed,
+    triangle_width,
+    unpacked,
+)
+
+__all__ = ["KeyStatistics", "weights_below"]
+
+_FILE = "statistics.safetensors"
+KIND = "key-statistics"
+_FORMAT = 1
+SEQUENCE = 512
+_WORTH_KEEPING = 1024  # columns below which a factor is made as quickly as it is read
+_METHOD = "1"  # of deriving factors and spectra: raised when other numbers would come out
+
+
+@dataclass(frozen=True, eq=False)
+class KeyStatistics:
+    """Second moments of the keys of some layers of one model.
+
+    Args:
+        moments: layer index to ``[d_in, d_in]`` float64, the mean of ``k kᵀ``; symmetric. Those of a file are
+            unpacked from it each time they are asked for.
+        tokens: how many keys each is the mean of.
+        base: layer index to the fingerprint of the weights that the keys depend on.
+        corpus: digest of the text.
+        sources: where the text came from, for people.
+        seed: seed of the sampling of passages.
+        sequence: tokens per packed row.
+        precision: type that the model ran in, ``"bfloat16"`` say; None for its own.
+        convergence: layer index to the relative change of ``C⁻¹`` on random keys from half the tokens to
+            all of them.
+        version: kecore that collected them.
+    """
+
+    moments: Mapping[int, Tensor]
+    tokens: int
+    base: Mapping[int, Fingerprint]
+    corpus: str
+    sources: tuple[str, ...] = ()
+    seed: int = 0
+    sequence: int = SEQUENCE
+    precision: str | None = None
+    convergence: Mapping[int, float] = field(default_factory=dict)
+    version: str = __version__
+    _memo: dict[Any, Any] = field(default_factory=dict, repr=False, init=False)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers that have statistics, ascending."""
+        return tuple(sorted(self.moments))
+
+    def need(self, layer: int) -> None:
+        """Refuse a layer that was not collected.
+
+        Raises:
+            StatisticsMismatchError: names those that were.
+        """
+        if layer not in self.moments:
+            raise StatisticsMismatchError(
+                f"no statistics for layer {layer}; these cover {list(self.layers)}. Collect it with "
+                f"`kecore stats MODEL --layers {layer} ...`, or edit one of the covered layers"
+            )
+
+    def moment(self, layer: int) -> Tensor:
+        """The second moment of one layer, ``[d_in, d_in]`` float64.
+
+        Raises:
+            StatisticsMismatchError: the layer was not collected.
+        """
+        self.need(layer)
+        return self.moments[layer]
+
+    def width(self, layer: int) -> int:
+        """``d_in`` of one layer.
+
+        Raises:
+            StatisticsMismatchError: the layer was not collected.
+        """
+        return triangle_width(self._triangle(layer))
+
+    def mean_square(self, layer: int) -> float:
+        """Mean square of a key's coordinates: the moment's mean diagonal, read without unpacking it.
+
+        Raises:
+            StatisticsMismatchError: the layer was not collected.
+        """
+        triangle = self._triangle(layer)
+        place = torch.arange(triangle_width(triangle))
+        return float(triangle[place * (place + 3) // 2].mean())
+
+    def factor(self, layer: int, ridge: float = 0.0) -> Tensor:
+        """``L⁻¹`` of ``C + ridge·mean(diag C)·I = L Lᵀ``, ``[d_in, d_in]`` float32.
+
+        Factored in float64 once, kept in float32: its condition is the square root of C's
+        (error of a solve at condition 1e8: 1e-4, where a float32 solve of C fails).
+
+        Raises:
+            NumericalError: C is singular; names the ridge that helps.
+        """
+
+        def make() -> dict[str, Tensor]:
+            c = unpacked(self._triangle(layer))
+            c.diagonal().add_(ridge * float(c.diagonal().mean()))
+            lower = cholesky_(c)
+            if lower is None:
+                raise NumericalError(
+                    f"the key statistics of layer {layer} are singular ({self.tokens} tokens for width {len(c)}); "
+                    f"collect more tokens, or use a ridge of at least {max(1e-6, 10 * ridge):.0e}"
+                )
+            return {"factor": torch.empty(c.shape, dtype=torch.float32).copy_(inverse_(lower))}
+
+        return self._derived("factor", layer, ridge, make)["factor"]
+
+    def spectrum(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (descending) ``[d_in]`` and eigenvectors ``[d_in, d_in]`` of C, float64."""
+
+        def make() -> dict[str, Tensor]:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)  # two LAPACK threads on busy cores were measured 20x slower
+            try:
+                values, vectors = torch.linalg.eigh(unpacked(self._triangle(layer)))
+            finally:
+                torch.set_num_threads(threads)
+            return {"values": values.flip(0), "vectors": vectors.flip(1)}
+
+        found = self._derived("spectrum", layer, 0.0, make)
+        return found["values"], found["vectors"]
+
+    def _triangle(self, layer: int) -> Tensor:
+        self.need(layer)
+        mapped = self.moments
+        return mapped.triangles[layer] if isinstance(mapped, _Mapped) else packed(mapped[layer])
+
+    def _derived(self, what: str, layer: int, ridge: float, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What follows from a moment alone: made once, kept on disk by content, and memory-mapped from there."""
+        key = (what, layer, ridge)
+        if key not in self._memo:
+            triangle = self._triangle(layer)
+            if triangle.numel() < _WORTH_KEEPING**2 // 2:
+                self._memo[key] = make()
+            else:
+                digest = hashlib.sha256(triangle.numpy().data)
+                digest.update(repr((_METHOD, what, ridge)).encode())
+                self._memo[key] = kept(f"{what}s", digest.hexdigest()[:32], what, make)
+        return self._memo[key]
+
+    def check(self, view: ModelView, identity: Identity | None = None) -> None:
+        """Refuse statistics that were collected on other weights.
+
+        Raises:
+            StatisticsMismatchError: names the layers and what differs.
+        """
+        identity = identity or view.identity()
+        if any(layer >= len(view.layers) for layer in self.layers):
+            raise StatisticsMismatchError(
+                f"the statistics cover layers {list(self.layers)}, the model has {len(view.layers)}"
+            )
+        for layer, fingerprint in self.base.items():
+            difference = fingerprint.differs(identity, view.dtype, weights_below(view, layer))
+            if difference:
+                raise StatisticsMismatchError(
+                    f"the statistics of layer {layer} were collected on other weights: fingerprint {difference}. "
+                    "Collect them anew with `kecore stats`, or load the model they belong to"
+                )
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``statistics.safetensors`` into a folder (or to a ``.safetensors`` file), atomically."""
+        path = Path(path)
+        file = path if path.suffix == ".safetensors" else path / _FILE
+        return write_tensors(file, KIND, self.header(), {f"{i}": self._triangle(i) for i in self.layers})
+
+    def header(self) -> dict[str, Any]:
+        """What identifies the statistics, as JSON values."""
+        return {
+            "format": _FORMAT,
+            "version": self.version,
+            "tokens": self.tokens,
+            "corpus": self.corpus,
+            "sources": list(self.sources),
+            "seed": self.seed,
+            "sequence": self.sequence,
+            "precision": self.precision,
+            "convergence": {str(i): x for i, x in self.convergence.items()},
+            "base": {str(i): {"dtype": f.dtype, "digests": dict(f.digests)} for i, f in self.base.items()},
+        }
+
+    @classmethod
+    def load(cls, path: str | Path) -> KeyStatistics:
+        """Read statistics.
+
+        Raises:
+            ArtifactError: missing, truncated, corrupt, foreign, or from a newer kecore.
+        """
+        path = Path(path)
+        header, tensors = read_tensors(path / _FILE if path.is_dir() else path, KIND, newest=_FORMAT)
+        return cls(
+            moments=_Mapped({int(i): t for i, t in tensors.items()}),
+            tokens=header["tokens"],
+            base={int(i): Fingerprint(**f) for i, f in header["base"].items()},
+            corpus=header["corpus"],
+            sources=tuple(header["sources"]),
+            seed=header["seed"],
+            sequence=header["sequence"],
+            precision=header.get("precision"),
+            convergence={int(i): x for i, x in header["convergence"].items()},
+            version=header["version"],
+        )
+
+
+class _Mapped(Mapping[int, Tensor]):
+    """Moments in a memory-mapped file; one is unpacked when asked for, and forgotten when nobody holds it."""
+
+    def __init__(self, triangles: dict[int, Tensor]) -> None:
+        self.triangles = triangles
+        self._held: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+
+    def __getitem__(self, layer: int) -> Tensor:
+        found = self._held.get(layer)
+        if found is None:
+            found = self._held[layer] = unpacked(self.triangles[layer])
+        return found
+
+    def __contains__(self, layer: object) -> bool:
+        return layer in self.triangles
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.triangles)
+
+    def __len__(self) -> int:
+        return len(self.triangles)
+
+
+def weights_below(view: ModelView, layer: int) -> Callable[[str], bool]:
+    """Names of the parameters that the keys of ``layer`` depend on."""
+    above = tuple(f"{part.name}." for part in view.layers[layer + 1 :])
+    outside = {id(p) for m in (view.final_norm, view.unembedding) if m is not None for p in m.parameters()}
+    embedding = view.model.get_input_embeddings()  # type: ignore[operator, union-attr]
+    outside -= {id(p) for p in embedding.parameters()}
+    skipped = {name for name, p in view.model.named_parameters() if id(p) in outside}
+    skipped.add(view.layers[layer].value_projection.name)
+    return lambda name: name not in skipped and not name.startswith(above)

@@ -1,0 +1,272 @@
+"""``kecore checkup``: what edits did to a model beside their facts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from kecore.cli.loading import Loading
+
+from kecore.checkpoint import read_record
+from kecore.cli import options
+from kecore.cli.console import Screen, count, fields, number, size, table
+from kecore.cli.machine import cost, show_cost
+from kecore.environment import environment
+
+if TYPE_CHECKING:
+    from kecore.checkpoint import Attached
+    from kecore.edit import Edit
+    from kecore.editor import Editor
+    from kecore_analysis.examination import Examination, SideEffects
+    from kecore_analysis.health import Change, MatrixHealth
+
+__all__ = ["checkup"]
+
+_FIGURES = {"perplexity": ("perplexity", 2), "drift": ("drift (KL, nats)", 4), "agreement": ("next-token agreement", 3)}
+"""Name to what people read, and to how many decimals."""
+
+_CHANCE = "chance is what guessing gives: a task that stands there tells nothing of what an edit spoils.\n"
+
+
+def checkup(
+    context: typer.Context,
+    model: options.Model,
+    edits: options.Edits = None,
+    each: Annotated[
+        bool, typer.Option("--each", help="Examine each edit by itself, instead of all of them together.")
+    ] = False,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--text",
+            metavar="FILE...",
+            help="Held-out text: .txt, .json or .jsonl, plain or .gz, or hf:NAME[:CONFIG[:SPLIT]].",
+            show_default="kecore's Wikipedia sample",
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Unrelated prompts, one a line.", show_default="the first words of passages of --text"
+        ),
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A task set of docs/metrics.md: a file named after its task, NAME=FILE, or a folder (repeatable).",
+            show_default=False,
+        ),
+    ] = None,
+    harness: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME", help="Tasks of lm-eval; needs `pip install 'kecore[eval]'`.")
+    ] = None,
+    harness_folder: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder with further tasks of lm-eval.")
+    ] = None,
+    without: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,NAME", help="Parts to leave out: perplexity, drift, matrices or latency."),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(metavar="N", help="Most passages, prompts, and items of each task.", min=1)
+    ] = 100,
+    window: Annotated[int, typer.Option(metavar="N", help="Most tokens of a passage.", min=2)] = 256,
+    chat: options.Chat = False,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    memory: options.Memory = "auto",
+    trust_remote_code: options.RemoteCode = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show what edits did to MODEL beside their facts.
+
+    Perplexity of held-out text, drift on unrelated prompts, accuracy on tasks, the edited matrices, and seconds a
+    token: before, after, and the difference with its paired 95 % confidence interval. MODEL may be a checkpoint of
+    `kecore attach`; without --edit its own edits are examined.
+    """
+    screen = Screen.of(context)
+    record = None if edits else read_record(model)
+    if record is not None and dtype != "auto":
+        raise typer.BadParameter(f"{model} carries edits, so its weights keep their type; leave out --dtype")
+    named = _edits(edits or [], record)
+    groups = [{name: edit} for name, edit in named.items()] if each else [named]
+    budget = options.byte_count(memory)
+    from kecore_analysis.examination import Examination
+
+    examination = Examination.read(
+        text=text or (),
+        prompts=prompts,
+        tasks=task or (),
+        harness=options.names(harness),
+        harness_folder=harness_folder,
+        without=options.names(without),
+        limit=limit,
+        window=window,
+        seed=seed,
+    )
+    editor = _open(screen, Loading(model, device, dtype, trust_remote_code, seed), record, chat, budget)
+    identity = editor.view.identity()
+    for edit in named.values():
+        edit.check_base(editor.model, identity)  # before anything is asked
+    _warn_of_prompts(screen, named, examination)
+    found = _examined(screen, editor, examination, groups, identity)
+    _finish(screen, editor, examination, found, model)
+
+
+def _edits(paths: Sequence[Path], record: Attached | None) -> dict[str, Edit]:
+    """Edits to be examined, by where they came from."""
+    from kecore.edit import load_edit
+
+    if record is not None:
+        return {f"{item.source} ({place})": item.edit for place, item in enumerate(record.load_edits(), 1)}
+    if not paths:
+        raise typer.BadParameter("no edits: give --edit EDIT, or a checkpoint that `kecore attach` wrote")
+    named = {str(path): load_edit(path) for path in paths}
+    if len(named) < len(paths):
+        raise typer.BadParameter("an edit is given twice by --edit")
+    return named
+
+
+def _open(screen: Screen, loading: Loading, record: Attached | None, chat: bool, memory: int | None) -> Editor:
+    """A session on the unedited model."""
+    loaded = loading.load(screen)
+    if record is not None:
+        with screen.stage("restore", f"finding the base of {loading.ref}"):
+            record.restore(loaded.model)
+    with screen.stage("read", "reading the model's structure and fingerprint"):
+        from kecore.editor import Editor
+
+        progress = screen.progress
+        return Editor(loaded.model, loaded.tokenizer, chat=chat, seed=loading.seed, memory=memory, progress=progress)
+
+
+def _warn_of_prompts(screen: Screen, named: dict[str, Edit], examination: Examination) -> None:
+    """Say what cannot see an edit that acts on prompts."""
+    from kecore.edit import PromptEdit
+
+    names = [name for name, edit in named.items() if isinstance(edit, PromptEdit)]
+    if names and (examination.passages or examination.harness):
+        screen.warn(
+            f"{', '.join(names)} changes prompts, which perplexity and tasks of lm-eval do not go through: they show "
+            "no change whatever it does"
+        )
+
+
+def _examined(
+    screen: Screen, editor: Editor, examination: Examination, groups: Sequence[dict[str, Edit]], identity: Any
+) -> dict[str, SideEffects]:
+    """What each group of edits did, by the names of its edits."""
+    from kecore_analysis.examination import examine
+
+    view, encoder = editor.view, editor.encoder
+    ways: dict[str, Any] = {"batch_tokens": editor.batch_tokens, "progress": screen.progress}
+    with screen.stage("before", "examining the unedited model"):
+        before = examination.take(view, encoder, **ways)
+    found: dict[str, SideEffects] = {}
+    for group in groups:
+        label = " + ".join(group)
+        with screen.stage("after", f"examining it with {label}"):
+            found[label] = examine(view, encoder, [*group.values()], before, examination, base=identity, **ways)
+        _warn_of_collapse(screen, label, found[label].changes, len(examination.prompts))
+    return found
+
+
+def _warn_of_collapse(screen: Screen, label: str, found: Any, prompts: int) -> None:
+    """Say where the edited model gives no numbers."""
+    if "perplexity" in found and not math.isfinite(found["perplexity"].after):
+        screen.warn(f"{label}: the perplexity after the edit is not finite")
+    left = prompts - (found["drift"].items if "drift" in found else 0)
+    if left:
+        screen.warn(f"{label}: on {left} of {prompts} prompts the drift is not finite; it is the mean of the others")
+
+
+def _finish(
+    screen: Screen, editor: Editor, examination: Examination, found: dict[str, SideEffects], model: str
+) -> None:
+    conditions = examination.conditions(editor.encoder)
+    chances = {name: about["chance"] for name, about in conditions["tasks"].items()}
+    for label, effects in found.items():
+        asked = effects.changes.keys() & _FIGURES.keys()
+        screen.show(_figures_table(label, effects) if asked else f"Side effects of {label}")
+        if effects.changes.keys() - _FIGURES.keys():
+            screen.show(_tasks_table(effects, chances))
+        if effects.matrices:
+            screen.show(_matrices_table(effects.matrices))
+        each = [f"{count(edit['facts'], 'fact')} by {edit['method']}, {size(edit['bytes'])}" for edit in effects.edits]
+        shown = {"edits": "; ".join(each)}
+        if effects.latency is not None:
+            base, edited = (f"{1000 * value:.1f} ms" for value in (effects.latency.base, effects.latency.edited))
+            shown["latency"] = f"{edited} a token, {base} without"
+        screen.show(fields(shown), "")
+    screen.show(
+        f"[dim]Conditions {conditions['hash']}: {conditions['form']} prompts, {editor.base.dtype} weights, "
+        f"seed {editor.seed}.\n"
+        "± is half of the paired 95 % confidence interval of the difference; * marks differences larger than that.\n"
+        f"{_CHANCE if chances else ''}[/]"
+    )
+    spent = cost(screen, editor.view.device)
+    show_cost(screen, spent)
+    screen.finish(
+        {
+            "model": model,
+            "results": [{"label": label, **effects.to_json()} for label, effects in found.items()],
+            "conditions": conditions,
+            "sources": examination.sources,
+            "seed": editor.seed,
+            "dtype": editor.base.dtype,
+            "device": str(editor.view.device),
+            "base": dict(editor.base.digests),
+            **spent,
+            **environment(editor.view.device),
+            "warnings": screen.warnings,
+        }
+    )
+
+
+def _figures_table(label: str, effects: SideEffects) -> Any:
+    """Perplexity, drift and agreement before and after."""
+    rows = [
+        [words, *_row(effects.changes[name], digits)]
+        for name, (words, digits) in _FIGURES.items()
+        if name in effects.changes
+    ]
+    headers = ("", "before", "after", "difference", "± (95 %)", "n")
+    return table(*headers, rows=rows, title=f"Side effects of {label}", right=range(1, len(headers)))
+
+
+def _tasks_table(effects: SideEffects, chances: Mapping[str, float | None]) -> Any:
+    """Accuracy on each task before and after; kecore's own with what guessing gives, and F1 where it is defined."""
+    rows = [
+        [name, *_row(change, 3), number(chances[name]) if name in chances else "", _arrow(effects.f1.get(name, ()))]
+        for name, change in effects.changes.items()
+        if name not in _FIGURES
+    ]
+    headers = ("task", "before", "after", "difference", "± (95 %)", "n", "chance", "F1")
+    return table(*headers, rows=rows, title="Tasks", right=range(1, len(headers)))
+
+
+def _row(change: Change, digits: int) -> list[str]:
+    half = change.half_width
+    mark = "*" if half is not None and abs(change.difference) > half else " "
+    shown = "" if half is None else f"{half:.{digits}f}"
+    values = [f"{value:.{digits}f}" for value in (change.before, change.after)]
+    return [*values, f"{change.difference:+.{digits}f}{mark}", shown, str(change.items)]
+
+
+def _matrices_table(matrices: Sequence[MatrixHealth]) -> Any:
+    """The edited matrices, each figure before and after."""
+    rows = [
+        [m.name, f"{100 * m.change:.2f} %", *map(_arrow, (m.norm, m.spectral, m.stable_rank, m.condition))]
+        for m in matrices
+    ]
+    headers = ("matrix", "change", "norm", "spectral norm", "stable rank", "condition")
+    return table(*headers, rows=rows, title="Edited matrices", right=range(1, len(headers)))
+
+
+def _arrow(pair: Sequence[float]) -> str:
+    return " → ".join(f"{value:.3g}" for value in pair)

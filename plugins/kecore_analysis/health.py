@@ -1,0 +1,314 @@
+"""What an edit did beside its facts: held-out text, small tasks, unrelated prompts, and the edited matrices.
+
+A :class:`Checkup` is taken of the unedited and of the edited model; :func:`changes` gives each figure before and after,
+the difference, and its paired 95 % confidence interval: both models read the same text and answer the same items.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, variance
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kecore.api.errors import ConfigError, DataFormatError
+from kecore.api.progress import Progress, silent
+from kecore.edit import WeightEdit, attached, unedited
+from kecore.evaluate.intervals import Z
+from kecore.evaluate.metrics import divergence
+from kecore.inference.scoring import BATCH_TOKENS, next_tokens, score_tokens
+from kecore_analysis.harness import harness_scores
+from kecore_analysis.tasks import TaskResult, TaskSet, run_tasks
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from kecore.model import ModelView
+    from kecore.text import Encoder
+
+__all__ = [
+    "Change",
+    "Checkup",
+    "MatrixHealth",
+    "Perplexity",
+    "changes",
+    "checkup",
+    "paired",
+    "perplexity",
+    "weight_health",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """How well a model predicts passages of text.
+
+    Args:
+        losses: summed negative log-likelihood of each passage's scored tokens, in nats.
+        tokens: number of scored tokens of each passage.
+    """
+
+    losses: tuple[float, ...]
+    tokens: tuple[int, ...]
+
+    @property
+    def mean_loss(self) -> float:
+        """Nats per token."""
+        return math.fsum(self.losses) / sum(self.tokens)
+
+    @property
+    def value(self) -> float:
+        """``exp`` of the mean loss; infinite for a model whose logits are not finite."""
+        return math.exp(self.mean_loss) if self.mean_loss < 700 else math.inf
+
+
+def perplexity(
+    view: ModelView,
+    encoder: Encoder,
+    passages: Sequence[str],
+    *,
+    window: int = 256,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Progress = silent,
+) -> Perplexity:
+    """Perplexity of plain text: every token but a passage's first, given those before it in the passage.
+
+    Args:
+        view: the model.
+        encoder: its tokenizer, with the special tokens it puts before a text; no chat template is used.
+        passages: texts, each scored by itself.
+        window: most tokens of a passage; the rest is left out. Perplexities of different windows differ.
+        batch_tokens: padded tokens of one micro-batch: speed and memory, not the result.
+        progress: called after each micro-batch.
+
+    Raises:
+        ConfigError: the window is below 2.
+        DataFormatError: no passage has two tokens.
+    """
+    if window < 2:
+        raise ConfigError(f"the window must hold at least 2 tokens, got {window}")
+    longest = min(window, encoder.max_length or window)
+    rows = [tuple(encoder.tokenizer(text)["input_ids"][:longest]) for text in passages]
+    asked = [(row, 1) for row in rows if len(row) > 1]
+    if not asked:
+        raise DataFormatError("no passage has two tokens or more; perplexity needs text")
+    scores = score_tokens(view, encoder, asked, batch_tokens, progress)
+    return Perplexity(tuple(-score.total for score in scores), tuple(len(score.ids) for score in scores))
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A figure before and after an edit.
+
+    Args:
+        before: of the unedited model.
+        after: of the edited one.
+        difference: after minus before.
+        half_width: half of the difference's paired 95 % confidence interval (normal approximation); None where
+            there is one item only, or no items that could be paired.
+        items: what the interval is over: items of a task, passages, prompts.
+    """
+
+    before: float
+    after: float
+    difference: float
+    half_width: float | None
+    items: int
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """Plain JSON values; what is not finite is null."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}
+
+
+def paired(before: Sequence[float], after: Sequence[float]) -> Change:
+    """The change of a mean over the same items.
+
+    Raises:
+        ConfigError: the items are not the same number, or there are none.
+    """
+    if len(before) != len(after) or not before:
+        raise ConfigError(f"the same items are compared, got {len(before)} before and {len(after)} after")
+    gaps = [b - a for a, b in zip(before, after, strict=True)]
+    half = Z * math.sqrt(variance(gaps) / len(gaps)) if len(gaps) > 1 else None
+    return Change(fmean(before), fmean(after), fmean(gaps), half, len(gaps))
+
+
+def _perplexities(before: Perplexity, after: Perplexity) -> Change:
+    """The difference of two perplexities; its interval is that of the log-ratio, carried over by the delta method."""
+    if before.tokens != after.tokens:
+        raise ConfigError("the perplexities are of different passages")
+    total, n = sum(before.tokens), len(before.tokens)
+    gaps = [b - a for a, b in zip(before.losses, after.losses, strict=True)]
+    half = None
+    if n > 1 and all(map(math.isfinite, gaps)):
+        ratio = math.fsum(gaps) / total
+        spread = math.fsum((gap - ratio * t) ** 2 for gap, t in zip(gaps, before.tokens, strict=True))
+        half = Z * math.sqrt(spread * n / (n - 1)) / total * after.value
+    return Change(before.value, after.value, after.value - before.value, half, n)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkup:
+    """The state of one model.
+
+    Args:
+        perplexity: of held-out text; None where none was given.
+        tasks: task name to result.
+        distributions: next-token log-probabilities ``[vocab]`` on unrelated prompts, to measure drift by.
+        harness: harness task and metric to the value of each document; see :mod:`kecore_analysis.harness`.
+    """
+
+    perplexity: Perplexity | None = None
+    tasks: Mapping[str, TaskResult] = field(default_factory=dict)
+    distributions: tuple[Tensor, ...] = field(default=(), repr=False)
+    harness: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+def checkup(
+    view: ModelView,
+    encoder: Encoder,
+    *,
+    passages: Sequence[str] = (),
+    tasks: Sequence[TaskSet] = (),
+    prompts: Sequence[str] = (),
+    harness: Sequence[str] = (),
+    harness_limit: int | None = None,
+    harness_folder: str | None = None,
+    window: int = 256,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Progress = silent,
+) -> Checkup:
+    """Examine a model as it is now.
+
+    Args:
+        view: the model.
+        encoder: decides special tokens and template.
+        passages: held-out text for :func:`perplexity`.
+        tasks: task sets for :func:`~kecore_analysis.tasks.run_tasks`.
+        prompts: unrelated prompts, whose next-token distributions are kept: vocabulary times 4 bytes each.
+        harness: tasks of the Language Model Evaluation Harness; see :func:`~kecore_analysis.harness.harness_scores`.
+        harness_limit: documents of each of these tasks; None for all.
+        harness_folder: folder with further tasks of the harness.
+        window: of the perplexity.
+        batch_tokens: padded tokens of one micro-batch: speed and memory, not the result.
+        progress: called after each micro-batch.
+
+    Raises:
+        MissingDependencyError: harness tasks are asked for and lm-eval is not installed.
+        ConfigError: the harness has no such task.
+        HubError: the data of a harness task cannot be fetched.
+    """
+    options: dict[str, Any] = {"batch_tokens": batch_tokens, "progress": progress}
+    return Checkup(
+        perplexity(view, encoder, passages, window=window, **options) if passages else None,
+        run_tasks(view, encoder, tasks, **options) if tasks else {},
+        tuple(next_tokens(view, encoder, prompts, **options)) if prompts else (),
+        harness_scores(view, encoder, harness, limit=harness_limit, task_folder=harness_folder) if harness else {},
+    )
+
+
+def changes(before: Checkup, after: Checkup) -> dict[str, Change]:
+    """What happened between two checkups of the same things.
+
+    Returns:
+        ``perplexity``; ``drift``, the mean KL divergence in nats from the first to the second model's next-token
+        distribution (a prompt whose divergence is not finite is left out of it, which ``items`` tells);
+        ``agreement``, the share of prompts whose most probable next token is the same (not so where a distribution is
+        not finite); and the accuracy of each task by its name, of each harness task as ``task.metric``.
+
+    Raises:
+        ConfigError: the two are not of the same text, tasks and prompts.
+    """
+    if (before.perplexity is None) != (after.perplexity is None) or len(before.distributions) != len(
+        after.distributions
+    ):
+        raise ConfigError("the two checkups are of different things; take both with the same arguments")
+    found: dict[str, Change] = {}
+    if before.perplexity and after.perplexity:
+        found["perplexity"] = _perplexities(before.perplexity, after.perplexity)
+    pairs = list(zip(before.distributions, after.distributions, strict=True))
+    if finite := [gap for pair in pairs if (gap := divergence(*pair)) is not None]:
+        found["drift"] = paired([0.0] * len(finite), finite)
+    if pairs:
+        found["agreement"] = paired([1.0] * len(pairs), [_agree(*pair) for pair in pairs])
+    if [*before.tasks] != [*after.tasks] or [*before.harness] != [*after.harness]:
+        raise ConfigError(f"the checkups hold different tasks: {[*before.tasks]} before, {[*after.tasks]} after")
+    for name, old in before.tasks.items():
+        found[name] = paired(old.correct, after.tasks[name].correct)
+    for name, values in before.harness.items():
+        same = after.harness[name]
+        if [*values] != [*same]:
+            raise ConfigError(f"the harness gave other documents of {name} after the edit than before")
+        found[name] = paired([*values.values()], [*same.values()])
+    return found
+
+
+def _agree(old: Tensor, new: Tensor) -> float:
+    """1 where the most probable token is the same; a distribution that is not finite has none."""
+    return float(int(old.argmax()) == int(new.argmax()) and not bool(old.isnan().any() or new.isnan().any()))
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixHealth:
+    """An edited matrix beside what it was.
+
+    Args:
+        name: the parameter.
+        norm: Frobenius norm, before and after.
+        spectral: largest singular value, before and after.
+        condition: largest over smallest singular value, before and after; infinite for a singular matrix.
+        stable_rank: squared Frobenius norm over squared spectral norm, before and after.
+        change: Frobenius norm of the difference over that of the matrix before.
+    """
+
+    name: str
+    norm: tuple[float, float]
+    spectral: tuple[float, float]
+    condition: tuple[float, float]
+    stable_rank: tuple[float, float]
+    change: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; an infinite condition number is null."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        values["condition"] = [value if math.isfinite(value) else None for value in self.condition]
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def weight_health(model: nn.Module, progress: Progress = silent) -> list[MatrixHealth]:
+    """Norms and spectra of every matrix that the attached edits change, in float64.
+
+    A singular value decomposition a matrix: seconds for a small model, minutes for a matrix of ten thousand columns.
+
+    Args:
+        model: with the edits on it.
+        progress: called after each matrix.
+    """
+    names = dict.fromkeys(name for edit in attached(model) if isinstance(edit, WeightEdit) for name in edit.updates)
+    found: list[MatrixHealth] = []
+    parameters = dict(model.named_parameters())
+    for name in names:
+        after = parameters[name].detach().double()
+        with unedited(model):
+            before = parameters[name].detach().double()
+        old, new = (torch.linalg.svdvals(matrix) for matrix in (before, after))
+        found.append(
+            MatrixHealth(
+                name,
+                (float(before.norm()), float(after.norm())),
+                (float(old[0]), float(new[0])),
+                (_ratio(old), _ratio(new)),
+                (float(old.square().sum() / old[0] ** 2), float(new.square().sum() / new[0] ** 2)),
+                float((after - before).norm() / before.norm()),
+            )
+        )
+        progress("matrices", len(found), len(names))
+    return found
+
+
+def _ratio(values: Tensor) -> float:
+    return float(values[0] / values[-1]) if float(values[-1]) > 0 else math.inf

@@ -1,0 +1,1 @@
+"""Commands of the command line: bench, eval, compare and report."""

@@ -1,0 +1,90 @@
+"""``kecore compare``: methods side by side on the same records, as a table, files and a page."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kecore.cli import options
+from kecore.cli.console import Screen, fields
+from kecore_bench.commands.bench import plan_of, show_tables
+
+__all__ = ["compare"]
+
+STORE = "results.sqlite"
+
+
+def compare(
+    context: typer.Context,
+    model: options.Model,
+    methods: options.MethodNames,
+    facts: Annotated[str, typer.Option(metavar="FILE", help="Facts with their probes.", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Directory for the result.", show_default="compare-MODEL-FACTS"),
+    ] = None,
+    presets: options.MethodPresets = None,
+    set_: options.MethodSettings = None,
+    limit: options.Limit = None,
+    data_format: options.Format = None,
+    split: options.Split = None,
+    variant: options.Variant = None,
+    sha256: options.Checksum = None,
+    without: options.Without = None,
+    protocol: options.ProtocolFields = None,
+    stats: options.Stats = None,
+    text: options.Texts = None,
+    tokens: options.Tokens = None,
+    trained: options.TrainedEditors = None,
+    examples: options.Examples = None,
+    references: options.References = None,
+    jobs: options.Jobs = 1,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    memory: options.Memory = "auto",
+    trust_remote_code: options.RemoteCode = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Compare methods on the same facts by the same protocol.
+
+    Writes the store of all answers, the tables as text, JSON and CSV, and one HTML page with plots into --out, or into
+    a folder named after MODEL and FILE where one is not given. The same command goes on where it was cut off. The
+    baselines stand beside the methods unless --without names them.
+    """
+    from kecore_bench.report import FORMATS, write_report
+    from kecore_bench.store import Store
+    from kecore_bench.workplace import carry_out
+
+    screen = Screen.of(context)
+    out = out or Path(f"compare-{_name(model.removesuffix('.gguf'))}-{_name(facts.partition('.json')[0])}")
+    values = {
+        "models": model,
+        "methods": options.method_entries(options.names(methods), presets, set_),
+        "facts": options.data_entry(facts, data_format, split, variant, sha256),
+        "sizes": limit,
+        "without": options.names(without),
+        "stats": stats,
+        "text": text,
+        "tokens": tokens,
+        "trained": trained,
+        "examples": examples,
+        "references": references,
+        "device": device,
+        "dtype": dtype,
+        "memory": options.byte_count(memory),
+        "trust_remote_code": trust_remote_code,
+    }
+    plan = plan_of(None, values, protocol)
+    with Store(out / STORE, plan.protocol) as store:
+        carry_out(screen, plan, store, jobs)
+        written = write_report([store], out, [name for name in FORMATS if name not in ("png", "latex")])
+        screen.show(fields({"page": str(written["html"][0]), "files": ", ".join(p.name for p in out.iterdir())}))
+        show_tables(screen, store, {spec.key for spec in store.specs()})
+
+
+def _name(ref: str) -> str:
+    """The last part of a path, a hub id or a data set, for a file's name."""
+    return re.sub(r"[^\w.-]+", "-", Path(ref).resolve().name)

@@ -1,0 +1,72 @@
+"""``kecore eval``: one model, as it is or with an edit, on one data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kecore.api.errors import ArtifactError
+from kecore.cli import options
+from kecore.cli.console import Screen
+from kecore_bench.commands.bench import plan_of, show_tables
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    context: typer.Context,
+    model: options.Model,
+    facts: Annotated[str, typer.Option(metavar="FILE", help="Facts with their probes.", show_default=False)],
+    edit: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="An edit made by `kecore edit`, to be put on the model.")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(metavar="STORE", help="File of results; nothing is kept without it.")
+    ] = None,
+    limit: options.Limit = None,
+    data_format: options.Format = None,
+    split: options.Split = None,
+    variant: options.Variant = None,
+    sha256: options.Checksum = None,
+    protocol: options.ProtocolFields = None,
+    references: options.References = None,
+    jobs: options.Jobs = 1,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    memory: options.Memory = "auto",
+    trust_remote_code: options.RemoteCode = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Score a model on a data set, as it is or with an edit.
+
+    With --edit both are scored, and what the edit changed elsewhere is told too. With --store the answers are kept,
+    and what is there already is not done again.
+    """
+    from kecore_bench.plan import BASELINES
+    from kecore_bench.ranks import here
+    from kecore_bench.store import Store
+    from kecore_bench.workplace import carry_out
+
+    screen = Screen.of(context)
+    if edit is not None and not edit.exists():
+        raise ArtifactError(f"--edit {edit}: no such file or directory; make it with `kecore edit`")
+    if max(jobs, here().world) > 1 and store is None:
+        raise typer.BadParameter("several processes meet in a store: give --store, or leave out --jobs and torchrun")
+    fields = {
+        "models": model,
+        "facts": options.data_entry(facts, data_format, split, variant, sha256),
+        "sizes": limit,
+        "edit": edit,
+        "without": BASELINES,
+        "references": references,
+        "device": device,
+        "dtype": dtype,
+        "memory": options.byte_count(memory),
+        "trust_remote_code": trust_remote_code,
+    }
+    plan = plan_of(None, fields, protocol)
+    with Store(":memory:" if store is None else store, plan.protocol) as kept:
+        cells = carry_out(screen, plan, kept, jobs)
+        show_tables(screen, kept, {cell.spec.key for cell in cells})

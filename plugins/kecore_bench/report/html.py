@@ -1,0 +1,138 @@
+"""One self-contained HTML page: tables, plots, every record, and the conditions of all of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+
+from kecore._version import __version__
+from kecore_bench.report import svg
+from kecore_bench.report.drill import drill
+from kecore_bench.report.figures import colour, curves, scatters, stages
+from kecore_bench.report.html_tables import further_table, main_table, missing
+from kecore_bench.report.results import MOMENTS, Result, Table, last_moments
+from kecore_bench.report.text import INTERVALS, conditions, notes
+
+__all__ = ["page"]
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="generator" content="kecore {version}">
+<title>{title}</title>
+<style>
+{style}
+</style>
+</head>
+<body>
+<header>
+<h1>{title}</h1>
+<p>{lead}</p>
+</header>
+<main>
+{sections}
+<section id="records">
+<h2>Records</h2>
+<p>What each method made of each record. Marks are the protocol's own metrics, as in the table: ✓ or ✗ for one test,
+right ones of several, or a share. Click a record for its prompts, probabilities, and the texts before and after.</p>
+<ul id="legend"></ul>
+<div id="controls"></div>
+<div id="drill"><noscript>The list of records needs JavaScript; everything else on this page does not.</noscript></div>
+</section>
+<section id="conditions">
+<h2>Conditions</h2>
+<ul>
+{conditions}
+</ul>
+<details><summary>All fields of the protocol</summary>
+<table class="plain">{protocol}</table></details>
+<details><summary>Configurations of the methods</summary>
+{configs}</details>
+</section>
+</main>
+<footer>Made by kecore {version}.</footer>
+<script type="application/json" id="data">{data}</script>
+<script>
+{script}
+</script>
+</body>
+</html>
+"""
+
+
+def page(tables: Sequence[Table], results: Sequence[Result]) -> str:
+    """The page.
+
+    Args:
+        tables: its tables.
+        results: the runs behind them.
+    """
+    protocol = results[0].protocol
+    models = ", ".join(dict.fromkeys(result.model for result in results))
+    sets = ", ".join(dict.fromkeys(result.spec.data["name"] for result in results))
+    last = last_moments(tables)
+    data = json.dumps([drill(table) for table in last], ensure_ascii=False, separators=(",", ":"))
+    return _PAGE.format(
+        title=escape(f"Knowledge editing: {models} on {sets}"),
+        lead=f"{escape(_upper(protocol.describe()))}. Protocol <code>{protocol.hash()}</code>.",
+        version=escape(__version__),
+        style=_file("page.css"),
+        script=_file("page.js"),
+        sections="\n".join(_section(table, results, table in last) for table in tables),
+        conditions="\n".join(f"<li>{escape(line)}</li>" for line in conditions(results)),
+        protocol="".join(
+            f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in protocol.to_json().items()
+        ),
+        configs="".join(_config(result) for result in results if result.spec.config),
+        data=data.replace("<", "\\u003c"),
+    )
+
+
+def _file(name: str) -> str:
+    return (files("kecore_bench.report") / name).read_text(encoding="utf-8").strip()
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _section(table: Table, results: Sequence[Result], last: bool) -> str:
+    spec = table.first.spec
+    same = [result for result in results if result.spec.group == spec.group]
+    found = "".join(f"<li>{escape(line)}</li>" for line in notes(table))
+    parts = [
+        f"<h2>{escape(table.title)}</h2>",
+        f"<p class='when'>Scored {escape(MOMENTS[table.moment])}.</p>" if table.moment != "after" else "",
+        main_table(table),
+        f"<p class='hint'>{escape(INTERVALS)} Bold: the best edited value of a column, of perplexity and KL the least, "
+        "and all whose intervals reach it. Hold the pointer over a heading for its meaning.",
+        " Rows in italics are figures of papers, from the sources below.</p>" if table.cited else "</p>",
+        f"<ul class='notes'>{found}</ul>" if found else "",
+        further_table(table),
+        missing(table),
+    ]
+    drawn = [svg.scatter(plot, lambda label: colour(table, label)) for plot in scatters(table)]
+    rings = " Rings: figures of papers." if any(plot.published for plot in scatters(table)) else ""
+    parts += _figure("Success against locality", drawn, f"Bars: 95 % confidence intervals.{rings} Top right is best.")
+    if last:
+        kept = [svg.curve(plot, lambda label: colour(table, label)) for plot in curves(same)]
+        parts += _figure("Retention: all facts edited so far, scored again on the way", kept, "")
+        if (spent := stages(table)).rows:
+            parts += _figure("Seconds of editing for each fact, by stage", [svg.stage_bars(spent)], "")
+    return f"<section>{''.join(parts)}</section>"
+
+
+def _figure(title: str, drawn: Sequence[str], caption: str) -> list[str]:
+    if not drawn:
+        return []
+    note = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return [f"<h3>{escape(title)}</h3><figure>{''.join(drawn)}{note}</figure>"]
+
+
+def _config(result: Result) -> str:
+    values = {"config": dict(result.spec.config), "statistics": result.spec.statistics}
+    return f"<h4>{escape(result.label)}</h4><pre>{escape(json.dumps(values, indent=1, ensure_ascii=False))}</pre>"

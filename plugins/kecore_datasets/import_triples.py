@@ -1,0 +1,99 @@
+"""``kecore import-triples``: facts of a knowledge graph in, a facts file out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kecore.cli import options
+from kecore.cli.console import Screen, count, table
+
+if TYPE_CHECKING:
+    from kecore_datasets.triples import Imported
+
+__all__ = ["import_triples"]
+
+_SHOWN = 20  # unknown relations and skipped triples, before "and so on"
+
+Source = Annotated[
+    Path,
+    typer.Argument(
+        metavar="TRIPLES",
+        help="TSV, CSV, JSON or JSONL of subject, relation and object, plain or .gz, or a folder.",
+        show_default=False,
+    ),
+]
+OutFile = Annotated[Path, typer.Option("--out", metavar="FILE", help="The facts file to write.", show_default=False)]
+Templates = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--templates",
+        metavar="FILE",
+        help="Prompts of relations, beside kecore's own: JSON {relation: 'The capital of {} is'}, or TSV.",
+        show_default=False,
+    ),
+]
+Labels = Annotated[
+    list[Path] | None,
+    typer.Option("--labels", metavar="FILE", help="Texts of ids: TSV of id and text.", show_default=False),
+]
+
+
+def import_triples(
+    context: typer.Context,
+    triples: Source,
+    out: OutFile,
+    templates: Templates = None,
+    labels: Labels = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first so many triples.", min=1)] = None,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Make edits of triples, such as an information-extraction tool or a knowledge graph gives.
+
+    Each relation needs a template; relations without one are listed and counted. `kecore edit --facts` takes the file.
+    """
+    from kecore.api.errors import DataFormatError
+    from kecore_datasets import triples as library
+
+    screen = Screen.of(context)
+    if out.exists() and not force:
+        raise typer.BadParameter(f"{out} is there already; name another file, or pass --force")
+    known = library.read_templates(templates or ())
+    read = library.read_triples(triples)
+    found = library.import_triples(read[:limit], known, library.read_labels(labels or ()))
+    _show(screen, found)
+    if not found.records:
+        raise DataFormatError(
+            f"none of {count(len(read[:limit]), 'triple')} of {triples} makes an edit; give templates for their "
+            f"relations with --templates: {', '.join(list(found.unknown)[:_SHOWN]) or 'see what was left out'}"
+        )
+    library.write_records(out, found.records)
+    screen.show(f"{count(len(found.records), 'edit')} written to {out}")
+    screen.finish(
+        {
+            "out": out,
+            "triples": len(read[:limit]),
+            "edits": len(found.records),
+            "unknown_relations": dict(found.unknown),
+            "skipped": [item._asdict() for item in found.skipped],
+            "warnings": screen.warnings,
+        }
+    )
+
+
+def _show(screen: Screen, found: Imported) -> None:
+    """List what makes no edit."""
+    if found.unknown:
+        total = sum(found.unknown.values())
+        rows = [(relation, str(number)) for relation, number in list(found.unknown.items())[:_SHOWN]]
+        title = f"Relations without a template: {len(found.unknown)}, with {count(total, 'triple')}"
+        screen.show(table("relation", "triples", rows=rows, title=title, right=(1,)))
+    if found.skipped:
+        rows = [(item.reason,) for item in found.skipped[:_SHOWN]]
+        screen.show(table("reason", rows=rows, title=f"Left out: {count(len(found.skipped), 'triple')}"))
+    hidden = max(0, len(found.unknown) - _SHOWN) + max(0, len(found.skipped) - _SHOWN)
+    if hidden:
+        screen.show(f"and {hidden} more; --json lists all")

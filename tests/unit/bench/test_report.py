@@ -1,0 +1,346 @@
+"""Tables, files and the page over a store that is filled by hand."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from kecore.api.errors import ArtifactError, MethodNotFoundError, MissingDependencyError, ProtocolMismatchError
+from kecore.evaluate.metrics import AnsweredProbe, Metric, metrics_of
+from kecore.evaluate.protocol import Protocol
+from kecore.evaluate.result import RecordResult
+from kecore.inference.scoring import ContinuationScore
+from kecore_bench.report import Table, results, svg, tables, write_report
+from kecore_bench.report.drill import drill
+from kecore_bench.report.figures import curves, scatters, stages
+from kecore_bench.report.gaps import gaps
+from kecore_bench.report.html import page
+from kecore_bench.report.results import Row
+from kecore_bench.report.text import COSTS, conditions, further_rows, latex, markdown, notes, rich_table
+from kecore_bench.store import BEFORE, RunSpec, Store
+
+MADE_ON = {"versions": {"kecore": "0", "torch": "1"}, "hardware": {"device": "cpu"}, "base": {}, "left_out": []}
+NASTY = 'Who said "</script><b>&" in {}?'
+
+
+def score(chance: float) -> ContinuationScore:
+    return ContinuationScore((math.log(chance) if chance else -math.inf,), (1,), (1 if chance > 0.5 else 2,))
+
+
+def record(id: str, edit: float, near: float) -> RecordResult:
+    probes = (
+        AnsweredProbe("edit", "", NASTY, ("Rome",), (score(edit),), score(0.5), text="Rome"),
+        AnsweredProbe("neighbourhood", "", "near", ("Paris",), (score(near),), score(0.5)),
+    )
+    return RecordResult(id, "", probes)
+
+
+def spec(label: str, method: str | None, **fields: Any) -> RunSpec:
+    data = {"name": "facts.jsonl", "sha256": "0" * 64, "format": "kecore"}
+    return RunSpec(**{"label": label, "method": method, "model": "demo", "data": data, "size": 2, **fields})
+
+
+def fill(store: Store, run: RunSpec, moment: str, chances: Sequence[tuple[float, float]]) -> None:
+    store.add_run(run, MADE_ON)
+    rows = {place: record(f"r{place}", *pair) for place, pair in enumerate(chances)}
+    store.add(run.key, moment, rows)
+
+
+@pytest.fixture
+def store() -> Store:
+    """Unedited, a good method with a label of special characters, a poor one, and one that is not there."""
+    made = Store(":memory:", Protocol(max_new_tokens=4))
+    fill(made, spec("unedited", None), BEFORE, [(0.1, 0.9), (0.2, 0.8)])
+    good, poor, absent = spec("a_b & 50% | c", "good"), spec("poor", "poor"), spec("lora", "lora")
+    fill(made, good, "after", [(0.9, 0.8), (0.8, 0.0)])
+    stage = {"seconds": 4.0, "records": 2, "stages": {"values": 3.0}, "peak_memory_bytes": 1 << 30, "warnings": ["hm"]}
+    made.add_cost(good.key, "all", stage)
+    fill(made, poor, "after", [(0.1, 0.9)])
+    made.add_run(absent, MADE_ON)
+    made.fail(absent.key, "all", MethodNotFoundError("no method 'lora'"))
+    return made
+
+
+def test_scores_and_notes(store: Store) -> None:
+    (table,) = tables(results(store))
+    assert [(row.label, row.scores["edit_success"].value) for row in table.rows[:3]] == [
+        ("unedited", 0.0), ("a_b & 50% | c", 1.0), ("poor", 0.0)
+    ]  # fmt: skip
+    assert table.rows[1].scores["neighbourhood_success"].value == 0.5
+    assert table.rows[1].scores["neighbourhood_stability"].value == 0.5
+    assert notes(table) == [
+        "poor: unfinished, 1 of 2 records",
+        "lora: not installed",
+        "not taken on any record: PS, strict, para., free, para. (no paraphrase probe); portab. (no portability "
+        "probe); locality (no locality probe); multi-hop (no multi-hop probe); hops (no hop probe)",
+        "a_b & 50% | c warned: hm",
+    ]
+    assert table.rows[1].result.seconds == 2.0
+    assert stages(table).rows == [("a_b & 50% | c", {"values": 1.5, "other": 0.5}, 2.0)]
+    (panel,) = scatters(table)
+    assert [(label, x.value, y.value) for label, x, y in panel.points][1] == ("a_b & 50% | c", 0.5, 1.0)
+
+
+def test_text_of_any_kind_stays_text(store: Store) -> None:
+    found = results(store)
+    text = page(tables(found), found)
+    assert text.count("</script>") == 2
+    assert "<b>&" not in text
+    assert "a_b &amp; 50% | c" in text
+    (group,) = json.loads(re.findall(r'id="data">(.*?)</script>', text, re.DOTALL)[0])
+    assert group["records"][0]["prompt"] == NASTY
+    assert group["records"][1]["answers"][1][1][1] == 0.0  # P of an infinite log-probability
+    assert group["records"][1]["answers"][2] is None  # not scored by the poor one
+    assert group["before"] == 0
+    assert r"a\_b \& 50\% | c & $1.000^{1.000}_{0.342}$ & " in latex(tables(found), found)
+    assert r"| a_b & 50% \| c | 1.000 " in markdown(tables(found), found)
+
+
+def shown(protocol: Protocol, *records: RecordResult) -> dict[str, Any]:
+    """The drill of a table of one method."""
+    store = Store(":memory:", protocol)
+    run = spec("m", "m", size=len(records))
+    store.add_run(run, MADE_ON)
+    store.add(run.key, "after", dict(enumerate(records)))
+    return drill(tables(results(store))[0])
+
+
+def test_marks_are_the_metrics_of_the_table() -> None:
+    # By the mean of its log-probabilities the answer wins, by their sum the shorter rival does.
+    long = ContinuationScore((math.log(0.6),) * 3, (1, 1, 1), (1, 1, 1))
+    rival = AnsweredProbe("edit", "", "p", ("a b c",), (long,), score(0.5))
+    chain = [
+        AnsweredProbe("multi_hop", "", text, ("Rome",), (score(0.1),), text=text, test="q")
+        for text in ("Rome", "Paris")
+    ]
+    record = RecordResult("r0", "", (rival, *chain))
+    by_mean, by_sum = shown(Protocol(), record), shown(Protocol(probability="sum"), record)
+    assert by_mean["records"][0]["marks"] == [{"edit": [1, 1, 1.0], "multi_hop": [1, 1, 1.0]}], "any wording is enough"
+    assert by_sum["records"][0]["marks"][0]["edit"] == [0, 1, 0.0]
+    assert by_sum["records"][0]["answers"][0][0][1] == 0.216
+    assert (by_sum["probability"], by_sum["kinds"]["multi_hop"]["letter"]) == ("of the whole answer", "M")
+    kind = by_mean["kinds"]["multi_hop"]
+    heading, *_ = kind["metrics"][kind["text"]]
+    assert (kind["mark"], heading) == ("multi-hop", "multi-hop"), "the text has a verdict of its own"
+    assert by_mean["records"][0]["answers"][0][2][0][kind["text"]] == 0.0
+
+
+def test_marks_of_locality_are_stability_and_leave_out_what_does_not_count() -> None:
+    store = Store(":memory:", Protocol())
+    unmet = AnsweredProbe("locality", "x", "q", ("a",), (score(0.9),), holds=False)
+    several = AnsweredProbe("portability", "y", "s", ("b",), (score(0.9),), text="b c", also=(("c", "d"),))
+    for run, moment, first in ((spec("unedited", None, size=1), BEFORE, 0.4), (spec("m", "m", size=1), "after", 0.9)):
+        store.add_run(run, MADE_ON)
+        probe = AnsweredProbe("locality", "x", "p", ("a", "b"), (score(first), score(0.9)), holds=True)
+        store.add(run.key, moment, {0: RecordResult("r0", "", (probe, unmet, several))})
+    found = drill(tables(results(store))[0])
+    (record,) = found["records"]
+    assert [probe[3:] for probe in record["probes"]] == [["a / b", True], ["a", False], ["b and c / d", True]]
+    assert found["kinds"]["locality"]["mark"] == "locality"
+    assert "locality" not in record["marks"][0], "the unedited model is what stability compares with"
+    assert record["marks"][1] == {"locality": [0, 1, 0.0], "portability": [1, 1, 1.0]}
+    assert found["kinds"]["portability"]["mark"] == "free, portab.", "several things to name are no one continuation"
+
+
+def test_a_baseline_that_came_later_replaces_its_empty_row(store: Store) -> None:
+    fill(store, spec("lora", "lora", config={"rank": 8}), "after", [(0.9, 0.9), (0.9, 0.9)])
+    (table,) = tables(results(store))
+    assert [row.label for row in table.rows].count("lora") == 1
+    assert table.rows[-1].note == ""
+    store.add_run(spec("poor", "poor", config={"steps": 9}), MADE_ON)  # begun, and not a record done
+    assert [row.label for row in tables(results(store))[0].rows].count("poor") == 1
+
+
+def test_two_settings_under_one_name_are_told_apart(store: Store) -> None:
+    fill(store, spec("poor", "poor", config={"steps": 3}), "after", [(0.9, 0.9), (0.9, 0.9)])
+    (table,) = tables(results(store))
+    assert [row.label for row in table.rows][2:] == ["poor", "lora", "poor #2"]
+    assert table.rows[-1].note == "has other settings than the first (steps 3, there None)"
+    twice = results(store, store)
+    assert [result.label for result in twice] == [row.label for row in table.rows]
+
+
+def test_a_table_has_one_data_set_and_size(store: Store) -> None:
+    fill(store, spec("big", "big", size=3), "after", [(0.9, 0.9)] * 3)
+    found = results(store)
+    assert [table.first.spec.size for table in tables(found)] == [2, 3]
+    rows = tuple(Row(result, None) for result in found)
+    with pytest.raises(ProtocolMismatchError, match="different models, data sets or numbers"):
+        Table(rows, "after")
+
+
+def test_retention() -> None:
+    store = Store(":memory:", Protocol(edits="sequential", retention=1))
+    run = spec("m", "m")
+    fill(store, run, "after-1", [(0.9, 0.9)])
+    fill(store, run, "at-end", [(0.9, 0.9), (0.1, 0.9)])
+    fill(store, run, "at-edit", [(0.9, 0.9), (0.9, 0.9)])
+    found = results(store)
+    assert [(n, s.value) for n, s in found[0].retention("edit_success")] == [(1, 1.0), (2, 0.5)]
+    assert [table.moment for table in tables(found)] == ["at-edit", "at-end"]
+    assert curves(found)[0].lines[0].label == "m"
+    assert curves(found)[0].ticks == [1, 2]
+    text = page(tables(found), found)
+    assert text.count("Retention") == 1
+    assert "m: 0.500" in text
+
+
+def test_drill_follows_the_last_moment(store: Store) -> None:
+    (table,) = tables(results(store))
+    shown = drill(table)
+    assert [method["label"] for method in shown["methods"]] == ["unedited", "a_b & 50% | c", "poor"]
+    values, *rest = shown["records"][0]["answers"][1][0]
+    heads = [heading for heading, *_ in shown["kinds"]["edit"]["metrics"]]
+    assert dict(zip(heads, values, strict=True)) == {"ES": 1, "strict": 1, "tokens": 1, "PPL": 1.111, "free": 1}
+    assert rest == [0.9, 0.5, "Rome"]
+
+
+def test_every_metric_has_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Core metrics head columns; the others, axes and a stranger's metric stand in the second table."""
+    mine = Metric("surprise", "edit", lambda probe, protocol: -probe.scores[0].total, lower=True)
+    every = (*metrics_of(Protocol()), mine)
+    core = [f"kecore.evaluate.{module}" for module in ("result", "measuring", "columns")]
+    for module in (*core, "kecore_bench.report.gaps", "kecore_bench.report.drill"):
+        monkeypatch.setattr(f"{module}.metrics_of", lambda protocol: every)
+    store = Store(":memory:", Protocol())
+    run = spec("m", "m", size=1)
+    store.add_run(run, MADE_ON)
+    near = AnsweredProbe("locality", "same_subject", "p", ("a",), (score(0.9),))
+    store.add(run.key, "after", {0: RecordResult("r0", "", (*record("r0", 0.9, 0.9).probes, near))})
+    found = results(store)
+    (table,) = tables(found)
+    assert [*table.columns.values()] == ["ES", "NS", "strict", "free"]
+    heads, rows = further_rows(table)
+    assert heads == ["score", "m"]
+    assert ["locality accuracy", "1.000"] in rows
+    assert ["locality accuracy: same subject", "1.000"] in rows
+    assert rows[-1] == ["surprise", "0.105"]
+    text = page([table], found)
+    assert "Locality: as stability, as correctness, by axis" in text
+    assert "surprise" in markdown([table], found)
+    assert "PS, strict, para., free, para. (no paraphrase probe); portab. " in notes(table)[0]
+    assert "NS stable, locality (no answers of the unedited model to compare with)" in notes(table)[0]
+
+
+def test_what_is_missing_is_listed_by_record_and_method() -> None:
+    store = Store(":memory:", Protocol())
+    bare = AnsweredProbe("paraphrase", "", "p", ("a",), (score(0.9),))
+    for label, extra in (("one", ()), ("two", (bare,))):
+        run, second = spec(label, label), record("r1", 0.9, 0.9)
+        store.add_run(run, {**MADE_ON, "left_out": [["facts.json line 3", "no subject"]]})
+        with_rival = replace(bare, rival=score(0.5))
+        first = replace(second, id="r0", probes=(*second.probes, with_rival))
+        store.add(run.key, "after", {0: first, 1: replace(second, probes=(*second.probes, *extra))})
+    found = results(store)
+    (table,) = tables(found)
+    assert [(gap.lacks, gap.methods, gap.ids) for gap in gaps(table) if "paraphrase_success" in gap.keys] == [
+        ("no paraphrase probe", ("one",), ("r1",)),
+        ("no old answer to compare with", ("two",), ("r1",)),
+    ]
+    assert "PS: not taken on 1 of 2 records of two: no old answer to compare with" in notes(table)
+    assert (
+        "1 record of the file could not be represented and was left out; the first, facts.json line 3: no subject"
+        in (notes(table))
+    )
+    text = page([table], found)
+    assert "not taken on 1 of 2 records of two: no old answer to compare with: r1" in text
+    assert "facts.json line 3: no subject" in text
+
+
+def test_a_store_of_before_places_were_kept(store: Store) -> None:
+    fill(store, spec("old", "old", size=1), "after", [(0.9, 0.9)])
+    (result,) = [result for result in results(store) if result.label == "old"]
+    assert replace(result, made_on={**MADE_ON, "left_out": 2}).left_out[1][0] == "number 2"
+
+
+def test_the_latex_of_many_columns_is_scaled_to_the_page(store: Store) -> None:
+    found = results(store)
+    text = latex(tables(found), found)
+    parts = re.findall(r"\\begin{tabular}{@{}(l?r*)@{}}(.*?)\\end{tabular}", text, re.DOTALL)
+    assert [len(columns) for columns, _ in parts] == [10, 4], "scores and costs; further scores of three methods"
+    for columns, body in parts:
+        rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(columns) - 1}
+    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+    assert text.count(r"\resizebox{\linewidth}") == 1
+
+
+def test_the_conditions_name_the_type_of_the_weights(store: Store) -> None:
+    (result, *_) = results(store)
+    made_on = {**MADE_ON, "base": {"dtype": "bfloat16"}, "parameters": 1234}
+    assert "Model: demo, weights in bfloat16, 1,234 parameters." in conditions([replace(result, made_on=made_on)])
+
+
+def test_intervals_in_tables_and_plots(store: Store) -> None:
+    found = results(store)
+    (table,) = tables(found)
+    assert "| 1.000 [0.342, 1.000] |" in markdown([table], found)
+    assert ">1.000<small>.342–1</small>" in page([table], found)
+    (panel,) = scatters(table)
+    drawn = svg.scatter(panel, lambda label: "#abc")
+    bars = [
+        float(y)
+        for pair in re.findall(r'y1="([\d.]+)" y2="([\d.]+)" stroke="#abc" stroke-width="1.2"', drawn)
+        for y in pair
+    ]
+    assert bars, "there are whiskers"
+    assert min(bars) >= svg._TOP, "and they stay inside the plot"
+
+
+def test_an_empty_store_and_a_missing_package(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ArtifactError, match="no results yet"):
+        results(Store(":memory:", Protocol()))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingDependencyError, match=r"kecore\[plot\]"):
+        write_report([store], tmp_path, ["png"])
+    assert "png" not in write_report([store], tmp_path, optional=True)
+    assert (tmp_path / "index.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("width", "scores"),
+    [
+        (30, ["ES"]),
+        (40, ["ES", "NS"]),
+        (60, ["ES", "NS", "strict", "free", "NS stable"]),
+        (300, ["ES", "NS", "strict", "free", "NS stable"]),
+    ],
+)
+def test_a_terminal_shows_what_it_has_room_for(store: Store, width: int, scores: list[str]) -> None:
+    (table,) = tables(results(store))
+    shown, drawn = rich_table(table, width), io.StringIO()
+    Console(file=drawn, width=width).print(shown)
+    text = drawn.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    words = {word for row in table.rows for word in row.label.split()}
+    assert words <= set(text.split())  # none is broken
+    wide = width == 300
+    assert [str(column.header).replace("\n", " ") for column in shown.columns] == [
+        "method",
+        *scores,
+        *(COSTS if wide else COSTS[:1]),
+    ]
+    assert ("[" in text) == wide
+
+
+def test_no_terminal_breaks_a_line_of_a_table(store: Store) -> None:
+    """Rich makes columns narrower in an order of its own, and breaks words of one where another has room."""
+    (table,) = tables(results(store))
+    for width in range(40, 160):
+        shown, drawn = rich_table(table, width), io.StringIO()
+        Console(file=drawn, width=width).print(shown)
+        lines = drawn.getvalue().splitlines()
+        assert max(map(len, lines)) <= width
+        headings = [part for column in shown.columns for part in str(column.header).split("\n")]
+        for words in (*headings, *(word for row in table.rows for word in row.label.split())):
+            assert any(words in line for line in lines), (width, words)
