@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from kecore.cli.loading import Loading
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -23,6 +22,7 @@ from typer.testing import CliRunner
 from kecore import data, models
 from kecore.cli import app
 from kecore.cli.commands import demo
+from kecore.cli.loading import Loading
 from kecore.testing import tiny_model, tiny_tokenizer
 
 FACT = ("--prompt", "The Eiffel Tower is in", "--subject", "The Eiffel Tower", "--target", "Rome")

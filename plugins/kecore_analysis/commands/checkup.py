@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from kecore.cli.loading import Loading
 
 from kecore.checkpoint import read_record
 from kecore.cli import options
 from kecore.cli.console import Screen, count, fields, number, size, table
+from kecore.cli.loading import Loading
 from kecore.cli.machine import cost, show_cost
 from kecore.environment import environment
 
