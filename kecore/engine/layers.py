@@ -1,4 +1,4 @@
-"""Which layers to edit, when nobody says: by depth, not by model name."""
+"""Which layers a method edits when nobody names any: they are chosen by depth, not by the model's name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["at_depth"]
 
 
 def at_depth(view: ModelView, first: float, last: float) -> tuple[int, ...]:
-    """Layers between two fractions of the stack's depth, both inclusive and rounded to the nearest.
+    """Return the layers between two fractions of the stack's depth, both inclusive and rounded to the nearest.
 
     Args:
         view: the model.
@@ -18,6 +18,10 @@ def at_depth(view: ModelView, first: float, last: float) -> tuple[int, ...]:
     Examples:
         MEMIT's layers 4 to 8 of a 32-layer model are ``at_depth(view, 0.13, 0.26)``.
     """
-    top = len(view.layers) - 1
-    low, high = (min(top, max(0, round(depth * top))) for depth in (first, last))
+    low, high = _nearest_layer(view, first), _nearest_layer(view, last)
     return tuple(range(low, max(low, high) + 1))
+
+
+def _nearest_layer(view: ModelView, depth: float) -> int:
+    top = len(view.layers) - 1
+    return min(top, max(0, round(depth * top)))

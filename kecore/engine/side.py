@@ -1,4 +1,4 @@
-"""How methods that put a module beside the model begin and end."""
+"""How every method that puts a module beside the model begins and ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["accepted", "side_edit"]
 
 
 def accepted(requests: Sequence[EditRequest], context: MethodContext) -> list[EditRequest]:
-    """Each request once.
+    """Return each request once.
 
     Raises:
         RequestError: two of them contradict each other, or one does not fit; before anything takes long.
@@ -34,7 +34,16 @@ def side_edit(
     requests: Sequence[EditRequest],
     notes: Mapping[str, Any],
 ) -> ModuleEdit:
-    """The edit of a module that holds what the session's earlier edits put there as well."""
+    """Return the edit of a side module, which also holds what the session's earlier edits put there.
+
+    Args:
+        effect: the module.
+        view: the unedited model.
+        context: gives fingerprint, configuration and seed.
+        method: name of the method.
+        requests: the facts of this edit.
+        notes: what the method reports about it.
+    """
     return ModuleEdit(
         effect=effect,
         supersedes=True,

@@ -1,4 +1,4 @@
-"""Texts that an edit is not about."""
+"""Texts that an edit is not about: what training may hold still, and what activations are compared with."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from kecore.api.types import EditRequest
 from kecore.corpus import Corpus
 from kecore.data import path
 
-__all__ = ["about_others", "passages"]
+__all__ = ["load_passages", "prompts_about_others"]
 
 _PASSAGES = 64
-_NAME = 2  # words of another subject
+_SUBJECT_WORDS = 2  # words of a passage that stand in for a subject
 
 
 @cache
-def passages() -> tuple[list[str], ...]:
-    """Words of packaged Wikipedia passages, the same for every edit."""
-    found, _ = Corpus.of(path("wikipedia_sample.jsonl.gz")).sample(_PASSAGES, 0)
-    return tuple(passage.split() for passage in found)
+def load_passages() -> tuple[list[str], ...]:
+    """Return the words of 64 packaged Wikipedia passages, the same ones for every edit."""
+    passages, _ = Corpus.of(path("wikipedia_sample.jsonl.gz")).sample(_PASSAGES, 0)
+    return tuple(passage.split() for passage in passages)
 
 
-def about_others(request: EditRequest, others: Sequence[Sequence[str]]) -> list[str]:
-    """The request's prompt, about what the first words of each passage name instead of its subject."""
-    return [request.prompt.replace("{}", " ".join(words[:_NAME])) for words in others]
+def prompts_about_others(request: EditRequest, passages: Sequence[Sequence[str]]) -> list[str]:
+    """Return the request's prompt once for each passage, with the passage's first words in the subject's place."""
+    subjects = [" ".join(words[:_SUBJECT_WORDS]) for words in passages]
+    return [request.prompt.replace("{}", subject) for subject in subjects]

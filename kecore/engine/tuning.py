@@ -17,7 +17,7 @@ from kecore.api.method import MethodContext
 from kecore.api.types import EditRequest
 from kecore.engine.contexts import joined, of_session
 from kecore.engine.layers import at_depth
-from kecore.engine.texts import about_others, passages
+from kecore.engine.texts import load_passages, prompts_about_others
 from kecore.memory import Need, backward_bytes, logits_bytes
 from kecore.model import ModelView
 from kecore.text import Encoded, Encoder, Rows
@@ -133,8 +133,8 @@ class KeptConfig(MethodConfig):
         """The prompts about others; None where none are asked for."""
         if not self.others or not self.others_weight:
             return None
-        words = passages()[: self.others]
-        texts = [text for request in requests for text in about_others(request, words)]
+        words = load_passages()[: self.others]
+        texts = [text for request in requests for text in prompts_about_others(request, words)]
         return Kept([encoder.encode(text) for text in dict.fromkeys(texts)], self.others_weight)
 
 

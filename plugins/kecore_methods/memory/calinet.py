@@ -14,7 +14,7 @@ from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities, EditRequest
 from kecore.edit import ModuleEdit, suspended
 from kecore.engine.layers import at_depth
-from kecore.engine.passes import stream
+from kecore.engine.passes import residual_stream
 from kecore.engine.side import accepted, side_edit
 from kecore.engine.tuning import KeptConfig, Targets, batch_need, encoded, in_contexts, lengthened, train
 from kecore.memory import Need
@@ -176,7 +176,7 @@ class _Slots:
             mix = torch.rand(config.count(len(facts)), len(own), generator=generator).to(own) @ own
             keys.append(mix / (length * mix.norm(dim=-1, keepdim=True)))
             lengths.append(1 / (length * block.d_in**0.5))
-            beside = stream(view, block.layer, out)[real.to(out.values[block.layer].device)]
+            beside = residual_stream(view, block.layer, out)[real.to(out.values[block.layer].device)]
             units.append(beside.float().square().mean().sqrt())
         self.begun = torch.stack(keys).to(view.device)
         self.units = [torch.stack(part).to(view.device)[:, None, None] for part in (lengths, units)]

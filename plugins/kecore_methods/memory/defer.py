@@ -16,7 +16,7 @@ from kecore.api.errors import ConfigError
 from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities, EditRequest
 from kecore.edit import ModuleEdit, SideModule, suspended
-from kecore.engine.passes import Passes, at_projection
+from kecore.engine.passes import Passes, hook_projection
 from kecore.engine.side import accepted, side_edit
 from kecore.engine.tuning import Targets, batch_need, chosen_layer, encoded, train
 from kecore.memory import Need
@@ -116,7 +116,7 @@ class SideNetwork(SideModule):
 
     def install(self, model: nn.Module) -> list[RemovableHandle]:
         """Act on the output of the value projection."""
-        return at_projection(model, self.place, self._act)
+        return hook_projection(model, self.place, self._act)
 
     @contextmanager
     def mixing(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kecore.edit import SideModule
-from kecore.engine.passes import Act, Passes, beside
+from kecore.engine.passes import Act, Passes, hook_map
 from kecore_methods.memory.grace import nearest
 
 __all__ = ["Clusters", "DynamicLora"]
@@ -84,12 +84,12 @@ class DynamicLora(SideModule):
         """Read keys at the one value projection, and act on the output of the adapted ones."""
         reader, *adapted = (model.get_submodule(path) for path in (self.place, *self.maps))
         passes = Passes(model)
-        passes.handles.append(beside(passes, reader, self._read))
-        passes.handles += [beside(passes, module, self._adapt(i)) for i, module in enumerate(adapted)]
+        passes.handles.append(hook_map(passes, reader, self._read))
+        passes.handles += [hook_map(passes, module, self._adapt(i)) for i, module in enumerate(adapted)]
         return passes.handles
 
     def _read(self, keys: Tensor, out: Tensor, mask: Tensor, passes: Passes) -> Tensor:
-        passes.memory["active"] = self.active(keys, mask, passes.memory.get("active"))
+        passes.text_state["active"] = self.active(keys, mask, passes.text_state.get("active"))
         return out
 
     def active(self, keys: Tensor, mask: Tensor, before: Tensor | None) -> Tensor:
@@ -125,7 +125,7 @@ class DynamicLora(SideModule):
 
     def _adapt(self, index: int) -> Act:
         def act(keys: Tensor, out: Tensor, _mask: Tensor, passes: Passes) -> Tensor:
-            active = passes.memory.get("active")
+            active = passes.text_state.get("active")
             if active is None:  # a pass that was begun above the layer of the keys
                 return out
             active, out = active.to(out.device), out.clone()

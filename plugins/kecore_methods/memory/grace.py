@@ -16,7 +16,7 @@ from kecore.api.errors import ConfigError
 from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities, EditRequest
 from kecore.edit import ModuleEdit, SideModule, suspended
-from kecore.engine.passes import Passes, at_projection
+from kecore.engine.passes import Passes, hook_projection
 from kecore.engine.side import accepted, side_edit
 from kecore.engine.tuning import Targets, batch_need, chosen_layer, encoded, train
 from kecore.memory import Need
@@ -126,7 +126,7 @@ class Codebook(SideModule):
 
     def install(self, model: nn.Module) -> list[RemovableHandle]:
         """Act on the output of the value projection."""
-        return at_projection(model, self.place, self._act)
+        return hook_projection(model, self.place, self._act)
 
     def _act(self, keys: Tensor, out: Tensor, mask: Tensor, passes: Passes) -> Tensor:
         """The paper's equation of a GRACE layer: a value of the codebook within its radius, else the layer's own."""
@@ -144,13 +144,13 @@ class Codebook(SideModule):
         # A row's first hit decides for the row, in this pass and in those that go on with its cache.
         first = hit.int().argmax(1, keepdim=True)
         column = torch.arange(mask.shape[1], device=mask.device)
-        before = passes.memory.get("entry")
+        before = passes.text_state.get("entry")
         entry = own.gather(1, first)
         old = torch.full_like(entry, -1) if before is None else before.to(entry)
-        passes.memory["entry"] = torch.where(old >= 0, old, entry)
+        passes.text_state["entry"] = torch.where(old >= 0, old, entry)
         if self.replace == "prompt":
             return torch.where((old < 0) & mask & (column <= first), entry, -1)
-        return torch.where(mask, passes.memory["entry"], -1)
+        return torch.where(mask, passes.text_state["entry"], -1)
 
 
 @dataclass

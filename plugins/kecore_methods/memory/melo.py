@@ -17,7 +17,7 @@ from kecore.api.types import Capabilities, EditRequest
 from kecore.edit import ModuleEdit, suspended
 from kecore.engine import contexts
 from kecore.engine.layers import at_depth
-from kecore.engine.passes import stream
+from kecore.engine.passes import residual_stream
 from kecore.engine.side import accepted, side_edit
 from kecore.engine.tuning import Targets, batch_need, chosen_layer, encoded, train
 from kecore.memory import Need
@@ -242,7 +242,7 @@ class _Batch:
         for i, layer in enumerate(layers):
             here = active.to(out.keys[layer].device)
             length = float(out.keys[layer][here].float().norm(dim=-1).mean())
-            beside = stream(self.view, layer, out)[here].float()
+            beside = residual_stream(self.view, layer, out)[here].float()
             down = torch.randn(config.rank, book.down[i].shape[2], generator=generator) / length
             up = torch.zeros(book.up[i].shape[1], config.rank)
             if begun is not None:

@@ -17,7 +17,7 @@ from kecore.api.types import Capabilities, EditRequest, unique
 from kecore.edit import LowRank, ModuleEdit, SideModule
 from kecore.engine.config import LocateConfig
 from kecore.engine.keys import Keys
-from kecore.engine.passes import Passes, at_projection
+from kecore.engine.passes import Passes, hook_projection
 from kecore.model import ModelView
 from kecore.ops import Solution
 
@@ -60,7 +60,7 @@ class Database(SideModule):
 
     def install(self, model: nn.Module) -> list[RemovableHandle]:
         """Act on the output of the value projection."""
-        return at_projection(model, self.place, self._act)
+        return hook_projection(model, self.place, self._act)
 
     def _act(self, keys: Tensor, out: Tensor, _mask: Tensor, _passes: Passes) -> Tensor:
         cosine, index = self.nearest(keys)

@@ -213,17 +213,17 @@ class EditMemory(SideModule):
         device = entries.lengths.device
         reading, _ = self.network.read(states.to(device))
         mask = mask.to(device)
-        distance = self.network.distance(reading, mask, entries, passes.memory.get("nearest"))
+        distance = self.network.distance(reading, mask, entries, passes.text_state.get("nearest"))
         least, index = distance.each.min(-1)
         hit = (-least).exp() >= self.threshold
         column = torch.arange(mask.shape[1], device=mask.device)
         since = torch.where(hit, column, -1).cummax(1).values
-        before = passes.memory.get("edit")
+        before = passes.text_state.get("edit")
         old = torch.full_like(index[:, :1], -1) if before is None else before[:, None]
         chosen = torch.where(since >= 0, index.gather(1, since.clamp(min=0)), old)
         silent = self._silent(reading.query, chosen) & mask & ~hit
         chosen = torch.where(torch.where(silent, column, -1).cummax(1).values > since, -1, chosen)
-        passes.memory.update(nearest=distance.nearest, edit=chosen[:, -1])
+        passes.text_state.update(nearest=distance.nearest, edit=chosen[:, -1])
         return torch.where(mask, chosen, -1), reading.query
 
     def _silent(self, query: Tensor, chosen: Tensor) -> Tensor:

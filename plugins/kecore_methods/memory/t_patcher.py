@@ -14,9 +14,9 @@ from kecore.api.errors import ConfigError
 from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities, EditRequest
 from kecore.edit import ModuleEdit, suspended
-from kecore.engine.passes import stream
+from kecore.engine.passes import residual_stream
 from kecore.engine.side import accepted, side_edit
-from kecore.engine.texts import about_others, passages
+from kecore.engine.texts import load_passages, prompts_about_others
 from kecore.engine.tuning import Targets, batch_need, chosen_layer, encoded, train
 from kecore.memory import Need, forward_bytes
 from kecore.model import ModelView
@@ -227,8 +227,8 @@ class _Writer:
         wrong = out.logits.argmax(-1) != self.batch.token  # type: ignore[union-attr]
         column = self.batch.column[wrong]
         self.own = queries(view, self.batch.rows, block, self.batch.resume)[0, column]
-        self.unit = stream(view, layer, out)[0, column].float().square().mean(-1, keepdim=True).sqrt()
-        texts = about_others(request, passages()[: self.config.others])
+        self.unit = residual_stream(view, layer, out)[0, column].float().square().mean(-1, keepdim=True).sqrt()
+        texts = prompts_about_others(request, load_passages()[: self.config.others])
         parts = [generic]
         if texts:
             parts.append(at_tokens(view, encoder, [encoder.encode(text, request.target).ids for text in texts], block))

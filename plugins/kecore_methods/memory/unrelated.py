@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kecore.api.method import MethodContext
-from kecore.engine.texts import passages
+from kecore.engine.texts import load_passages
 from kecore.model import ModelView
 from kecore.text import Encoder
 from kecore_methods.memory.neurons import Block, queries
@@ -70,7 +70,7 @@ def unrelated(
     key = ("unrelated", block.layer, count, tokens, ridge)
     if key not in context.memo:
         encoder = Encoder(context.encoder.tokenizer)  # plain text, also where prompts are put into a template
-        texts = [" ".join(part[:tokens]) for part in passages()[:count]]
+        texts = [" ".join(part[:tokens]) for part in load_passages()[:count]]
         ids = [encoder.encode(text).ids[:tokens] for text in texts]
         found = torch.cat([at_tokens(view, encoder, ids[i : i + ROWS], block) for i in range(0, len(ids), ROWS)])
         context.memo[key] = found, Scale.of(found, ridge)

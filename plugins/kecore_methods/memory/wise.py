@@ -17,9 +17,9 @@ from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities, EditRequest
 from kecore.edit import ModuleEdit, SideModule, suspended
 from kecore.engine import contexts
-from kecore.engine.passes import Passes, at_projection
+from kecore.engine.passes import Passes, hook_projection
 from kecore.engine.side import accepted, side_edit
-from kecore.engine.texts import about_others, passages
+from kecore.engine.texts import load_passages, prompts_about_others
 from kecore.engine.tuning import Targets, batch_need, chosen_layer, encoded, train
 from kecore.memory import Need
 from kecore.model import ModelView
@@ -132,7 +132,7 @@ class SideMemories(SideModule):
 
     def install(self, model: nn.Module) -> list[RemovableHandle]:
         """Act on the output of the value projection."""
-        return at_projection(model, self.place, self._act)
+        return hook_projection(model, self.place, self._act)
 
     def _act(self, keys: Tensor, out: Tensor, mask: Tensor, passes: Passes) -> Tensor:
         deltas = self.deltas.to(keys.device)
@@ -151,11 +151,11 @@ class SideMemories(SideModule):
             passes: remembers what earlier passes over the same cache decided.
         """
         score = activation / self.thresholds.to(activation) * mask.unsqueeze(-1)
-        before = passes.memory.get("score")
+        before = passes.text_state.get("score")
         if before is not None:
             score = torch.cat([before.to(score)[:, None], score], 1)
         running = score.cummax(1).values[:, -mask.shape[1] :]
-        passes.memory["score"] = running[:, -1]
+        passes.text_state["score"] = running[:, -1]
         best, which = running.max(-1)
         return torch.where(best > 1, which, -1)
 
@@ -313,11 +313,11 @@ class _Writer:
     def _irrelevant(self, request: EditRequest) -> list[str]:
         """Openings of passages, and the request's prompt about others than its subject."""
         generator = torch.Generator().manual_seed(self.context.seed + len(self.memory.keys))
-        words = passages()
+        words = load_passages()
         chosen = [words[i] for i in torch.randperm(len(words), generator=generator)[: self.config.irrelevant]]
         half = len(chosen) // 2
         openings = [" ".join(each[:_WORDS]) for each in chosen[:half]]
-        return [*openings, *about_others(request, chosen[half:])]
+        return [*openings, *prompts_about_others(request, chosen[half:])]
 
     def write(self) -> float:
         """Tune the shard; the last loss."""

@@ -10,7 +10,7 @@ from memory_setting import FACT, OTHER, logits, mean, opened, writes_with_a_cach
 
 from kecore import Editor, ModuleEdit
 from kecore.api.errors import ConfigError
-from kecore.engine.texts import passages
+from kecore.engine.texts import load_passages
 from kecore_methods.memory.calinet import CaliNet
 from kecore_methods.memory.neurons import Block, Neurons
 from kecore_methods.memory.unrelated import at_tokens
@@ -38,7 +38,7 @@ def test_slots_are_trained_on_all_facts_together(editor: Editor) -> None:
     plain = opened()
     with plain.view.frozen():
         for i, layer in enumerate((1, 2)):  # the paper's slots have no biases: these take the mean off, and no more
-            ids = [plain.encoder.encode(" ".join(words[:24])).ids[:24] for words in passages()]
+            ids = [plain.encoder.encode(" ".join(words[:24])).ids[:24] for words in load_passages()]
             at_mean = at_tokens(plain.view, plain.encoder, ids, Block.of(plain.view, layer)).mean(0)
             assert torch.allclose(at_mean @ made.keys[i].t(), -made.biases[i], atol=1e-5)
     assert [pair[1] for pair in made.blocks] == [f"model.layers.{i}.mlp.down_proj" for i in (1, 2)]

@@ -124,7 +124,7 @@ def test_an_edit_is_in_force_until_another_is_or_it_falls_silent() -> None:
     passes = Passes(torch.nn.Identity())
     assert side.in_force(states, mask, passes)[0].tolist() == wanted
     # The same in passes of one token, as they come while a text is written.
-    passes.memory = {}
+    passes.text_state = {}
     parts = [side.in_force(states[:, t : t + 1], mask[:, t : t + 1], passes)[0] for t in range(7)]
     assert torch.cat(parts, 1).tolist() == wanted
 

@@ -7,7 +7,7 @@ import torch
 from memory_setting import FACT, OTHER, logits, opened
 
 from kecore import Editor
-from kecore.engine.texts import about_others, passages
+from kecore.engine.texts import load_passages, prompts_about_others
 from kecore.engine.tuning import KeptConfig, Targets, encoded
 
 LAYER = 2
@@ -25,7 +25,7 @@ def test_loss_is_that_of_the_targets_and_the_kl_of_what_is_kept(weight: float) -
     editor = opened()
     facts = [FACT, OTHER]
     config = KeptConfig(others=3, others_weight=weight)
-    kept = [text for fact in facts for text in about_others(fact, passages()[:3])]
+    kept = [text for fact in facts for text in prompts_about_others(fact, load_passages()[:3])]
     assert len(set(kept)) == 6
     before = [logits(editor, text)[0, -1].double().log_softmax(-1) for text in kept]
     delta = change(editor)
@@ -55,7 +55,7 @@ def test_others_are_kept_by_every_method_that_is_asked_to(method: str) -> None:
     """With a large weight their answers move far less than without, and the target is still learnt."""
     moved: list[float] = []
     gained: list[float] = []
-    texts = about_others(FACT, passages()[:4])
+    texts = prompts_about_others(FACT, load_passages()[:4])
     for weight in (0.0, 10.0):
         editor = opened()
         before = [logits(editor, text)[0, -1].log_softmax(-1) for text in texts]
