@@ -67,7 +67,7 @@ def reset_peak() -> bool:
 
 def peak() -> int:
     """Most bytes of main memory since :func:`reset_peak`; 0 where the system does not tell."""
-    return memory.peak(_MAIN) or 0
+    return memory.peak_bytes(_MAIN) or 0
 
 
 def conditions(editor: Editor, options: argparse.Namespace) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import kecore
 from kecore import Corpus, Editor, KeyStatistics, load_records
-from kecore.memory import resident
+from kecore.memory import resident_bytes
 from kecore.statistics import collect_statistics
 
 CPU = torch.device("cpu")
@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
 
 def editor_fields(method: str) -> set[str]:
     """Fields of a method's configuration."""
-    return set(kecore.api.registry.default().get(method).Config.model_fields)
+    return set(kecore.api.registry.default_registry().get(method).Config.model_fields)
 
 
 def row(editor: Editor, method: str, records: list[Any], config: dict[str, Any], score: bool) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def row(editor: Editor, method: str, records: list[Any], config: dict[str, Any],
     session = Editor(editor.model, editor.encoder.tokenizer, statistics=editor.statistics)  # that has no contexts yet
     forget_contexts()
     measured = reset_peak()
-    before = resident(CPU)
+    before = resident_bytes(CPU)
     begin, worked = time.perf_counter(), time.process_time()
     session.edit(records, method, **config)
     seconds, worked = time.perf_counter() - begin, time.process_time() - worked

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def environment(device: torch.device, small: bool) -> list[Row]:
-    backend = loader.active()
+    backend = loader.active_backend()
     row: Row = {
         "commit": commit(),
         "torch": torch.__version__,

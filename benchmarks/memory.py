@@ -23,8 +23,8 @@ import kecore
 from kecore import Corpus, Editor, load_records
 from kecore.cli.options import byte_count
 from kecore.inference.scoring import BATCH_TOKENS
-from kecore.memory import Need, resident, scoring
-from kecore.statistics import collect_statistics, collecting, token_budget
+from kecore.memory import Need, resident_bytes, scoring_need
+from kecore.statistics import collect_statistics, collection_need, token_budget
 
 CPU = torch.device("cpu")
 LAYERS = (1, 2, 3, 4, 5)
@@ -64,7 +64,7 @@ def measure(budget: int | None, options: argparse.Namespace) -> list[dict[str, A
         plan = editor.memory_plan(needs)
         estimate = max(need.bytes(plan.activations) for need in plan.needs)
         reset_peak()
-        before = resident(CPU)
+        before = resident_bytes(CPU)
         work(plan.activations)
         most = peak()
         rows.append(
@@ -85,8 +85,8 @@ def measure(budget: int | None, options: argparse.Namespace) -> list[dict[str, A
             view, editor.encoder, Corpus.of(options.text), LAYERS, tokens=tokens, memory=activations
         )
 
-    run("statistics", [collecting(view, LAYERS, tokens)], collect)
-    run("score", [scoring(view, BATCH_TOKENS)], lambda _: editor.evaluate(records))
+    run("statistics", [collection_need(view, LAYERS, tokens)], collect)
+    run("score", [scoring_need(view, BATCH_TOKENS)], lambda _: editor.evaluate(records))
     for method in options.methods.split(","):
         config = {"steps": options.steps, "layers": LAYERS} if method != "ft-m" else {"steps": options.steps}
         config = {**config, "layers": LAYERS[-1:]} if method == "rome" else config

@@ -66,7 +66,7 @@ def main() -> None:
 
 def chosen(method: str) -> str:
     """How a method is asked to edit."""
-    return "batch" if registry.default().get(method).capabilities.batch else "single"
+    return "batch" if registry.default_registry().get(method).capabilities.batch else "single"
 
 
 def planned(options: argparse.Namespace, names: list[str], edits: str) -> BenchPlan:

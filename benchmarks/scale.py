@@ -26,7 +26,7 @@ from kecore import KeyStatistics
 from kecore.engine.accumulate import Past
 from kecore.engine.keys import Keys
 from kecore.engine.solve import least_squares
-from kecore.memory import resident
+from kecore.memory import resident_bytes
 from kecore.ops import Solution, kv_solve
 
 CPU = torch.device("cpu")
@@ -101,7 +101,7 @@ def run(d: int, options: argparse.Namespace) -> dict[str, Any]:
 def whole(factor: Tensor, keys: Tensor, residuals: Tensor, weight: float, system: Tensor) -> dict[str, Any]:
     """All keys at once, compared with the dense system in float64."""
     reset_peak()
-    before = resident(CPU)
+    before = resident_bytes(CPU)
     begin = time.perf_counter()
     solution = kv_solve(keys, residuals, weight, factor)
     seconds = time.perf_counter() - begin
@@ -127,7 +127,7 @@ def every_context(
         check_invariants=True,
     ).coalesce()
     reset_peak()
-    before = resident(CPU)
+    before = resident_bytes(CPU)
     begin = time.perf_counter()
     found = Keys(rows, weight)
     solution = least_squares(found, residuals, factor, options.weight, absolute=True)
@@ -158,14 +158,14 @@ def sequence(
     """Batches one after another, each kept as an edit's factors are; with a state, their keys as well."""
     size = options.keys // options.batches
     reset_peak()
-    before = resident(CPU)
+    before = resident_bytes(CPU)
     kept: list[tuple[Tensor, Tensor]] = []
     added: list[int] = []
     own: list[int] = []
     seconds: list[float] = []
     for i in range(options.batches):
         reset_peak()
-        here = resident(CPU)
+        here = resident_bytes(CPU)
         begin = time.perf_counter()
         part = slice(i * size, (i + 1) * size)
         columns = keys[:, part].contiguous()
@@ -178,7 +178,7 @@ def sequence(
         added.append(peak() - here)
         own.append(4 * (solution.U.numel() + solution.V.numel() + (keys.shape[0] * size if state is not None else 0)))
     reset_peak()
-    grown = resident(CPU) - before
+    grown = resident_bytes(CPU) - before
     return {
         "seconds": round(sum(seconds), 3),
         "first_seconds": round(seconds[0], 4),

@@ -20,7 +20,7 @@ def table() -> str:
         "| method | changes | many at once | edits an edited model | needs | paper |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for info in registry.default().describe():
+    for info in registry.default_registry().describe():
         if info.distribution != registry.HOME or info.capabilities is None:
             continue
         can = info.capabilities

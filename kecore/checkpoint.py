@@ -184,10 +184,10 @@ def write_checkpoint(
     Raises:
         StorageError: the disk is full, or the place is not writable.
     """
-    from kecore.files import write_json, write_tensors, writing
+    from kecore.files import explain_write_errors, write_json, write_tensors
     from kecore.models import save_model
 
-    with writing(out), _staging(out) as staging:
+    with explain_write_errors(out), _staging(out) as staging:
         made = save_model(model, tokenizer, staging / "checkpoint")
         if edits:
             files = [f"edit-{number}.safetensors" for number in range(1, len(edits) + 1)]

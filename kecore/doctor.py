@@ -21,7 +21,7 @@ from kecore._version import __version__
 from kecore.api import registry
 from kecore.api.errors import ConfigError, KecoreWarning, NativeError
 
-__all__ = ["Backend", "Cache", "Device", "Report", "report"]
+__all__ = ["Backend", "Cache", "Device", "Report", "make_report"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +119,11 @@ PACKAGES = ("torch", "transformers", "numpy", "safetensors", "pydantic", "gguf",
 """Dependencies whose version matters when something goes wrong, optional ones included."""
 
 
-def report() -> Report:
+def make_report() -> Report:
     """Look at this installation; imports every method, and builds native code where that is due."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", KecoreWarning)  # what they say stands in the report
-        methods = tuple(registry.default().describe())
+        methods = tuple(registry.default_registry().describe())
     cache = _cache()
     demo = models.demo_file()
     backends, refused, backend_problems = _backends()
@@ -207,6 +207,6 @@ def _backends() -> tuple[tuple[Backend, ...], bool, list[str]]:
     wrong = [
         f"{b.op} of {b.backend} is off by {b.relative_error:.1e}: set KECORE_NATIVE=off, and report it with this text"
         for b in found
-        if measure.too_far(b.op, b.relative_error)
+        if measure.is_wrong(b.op, b.relative_error)
     ]
     return found, False, wrong

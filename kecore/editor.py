@@ -19,10 +19,10 @@ from kecore.api.method import EditMethod, MethodContext, check_count, no_example
 from kecore.api.progress import Progress, Stages, silent
 from kecore.api.types import EditRecord, EditRequest, check_conflicts
 from kecore.edit import Edit, acting, attached
-from kecore.memory import MemoryPlan, Need, held, make_plan, scoring
+from kecore.memory import MemoryPlan, Need, make_plan, measure_held, scoring_need
 from kecore.model import ModelView
 from kecore.text import Encoder
-from kecore.trained import untrained
+from kecore.trained import untrained_error
 
 if TYPE_CHECKING:
     from kecore.api.config import MethodConfig
@@ -110,7 +110,7 @@ class Editor:
         self._history: list[HistoryEntry] = []
         self._states: dict[str, Mapping[str, Tensor]] = {}
         self._memo: dict[Any, Any] = {}
-        self._held = held(self.view)
+        self._held = measure_held(self.view)
         make_plan(self.view, memory, (), self._held)
 
     @classmethod
@@ -188,7 +188,7 @@ class Editor:
             MemoryBudgetError: the session's budget cannot hold what the edit needs.
         """
         asked = _requests(requests)
-        cls = registry.default().get(method) if isinstance(method, str) else _checked(method)
+        cls = registry.default_registry().get(method) if isinstance(method, str) else _checked(method)
         check_conflicts(asked)
         made = self._config(cls, preset, config)
         self._check_capabilities(cls, asked)
@@ -231,7 +231,7 @@ class Editor:
         Raises:
             MemoryBudgetError: the session's budget cannot hold it; names what is needed.
         """
-        cls = registry.default().get(method) if isinstance(method, str) else _checked(method)
+        cls = registry.default_registry().get(method) if isinstance(method, str) else _checked(method)
         return self._plan(self._config(cls, preset, config), _requests(requests))
 
     def memory_plan(self, needs: Sequence[Need]) -> MemoryPlan:
@@ -251,7 +251,7 @@ class Editor:
         """
         from kecore.inference.scoring import BATCH_TOKENS
 
-        need = scoring(self.view, BATCH_TOKENS)
+        need = scoring_need(self.view, BATCH_TOKENS)
         return need.micro_batch(self.memory_plan([need]).activations)
 
     def revert(self, count: int = 1) -> None:
@@ -353,7 +353,7 @@ class Editor:
                 "load it in another dtype"
             )
         if needs.needs_training and cls.name not in self._trained:
-            raise untrained(cls.name)
+            raise untrained_error(cls.name)
         if needs.needs_examples and not self.examples:
             raise no_examples(cls.name)
         if self._history and not needs.sequential:
@@ -365,7 +365,7 @@ class Editor:
     def _plan(self, config: MethodConfig, requests: Sequence[EditRequest]) -> MemoryPlan:
         from kecore.inference.scoring import BATCH_TOKENS
 
-        check = scoring(self.view, BATCH_TOKENS, "check")
+        check = scoring_need(self.view, BATCH_TOKENS, "check")
         return self.memory_plan([check, *config.needs(self.view, self.encoder, requests)])
 
     def _warn_of_known(self, requests: Sequence[EditRequest], plan: MemoryPlan) -> None:

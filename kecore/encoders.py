@@ -27,7 +27,7 @@ from kecore.models import MINILM, load_encoder
 if TYPE_CHECKING:
     from kecore.edit import Reader
 
-__all__ = ["CHARACTERS", "MINILM", "MODEL", "Embed", "sentence_encoder"]
+__all__ = ["CHARACTERS", "MINILM", "MODEL", "Embed", "load_sentence_encoder"]
 
 MODEL = "model"
 CHARACTERS = "character-ngrams"
@@ -41,7 +41,7 @@ _ORDERS = (3, 4)
 _BUCKETS = 4096
 
 
-def sentence_encoder(name: str, reader: Reader | None = None) -> Embed:
+def load_sentence_encoder(name: str, reader: Reader | None = None) -> Embed:
     """The encoder of a name.
 
     Args:

@@ -19,7 +19,16 @@ from torch import Tensor
 
 from kecore.api.errors import ArtifactError, KecoreError, StorageError
 
-__all__ = ["cache_dir", "kept", "kind_of", "read_tensors", "write_atomic", "write_json", "write_tensors", "writing"]
+__all__ = [
+    "cache_dir",
+    "explain_write_errors",
+    "load_or_make",
+    "read_kind",
+    "read_tensors",
+    "write_atomic",
+    "write_json",
+    "write_tensors",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +37,7 @@ _HEADER = "header_digest"
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def explain_write_errors(path: Path) -> Iterator[None]:
     """Turn what the system refuses while a block writes ``path`` into a typed error.
 
     Raises:
@@ -55,7 +64,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
     Raises:
         StorageError: the system refuses.
     """
-    with writing(path):
+    with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         os.close(handle)
@@ -132,7 +141,7 @@ def read_tensors(
     return header, tensors
 
 
-def kind_of(path: Path, expected: str = "artifact") -> str:
+def read_kind(path: Path, expected: str = "artifact") -> str:
     """What a file written by :func:`write_tensors` says it holds; no tensor is read.
 
     Args:
@@ -171,7 +180,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("KECORE_CACHE") or Path.home() / ".cache" / "kecore")
 
 
-def kept(folder: str, name: str, kind: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+def load_or_make(folder: str, name: str, kind: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Tensors that were made before, memory-mapped from kecore's cache; else made now and kept there.
 
     Another process that wants the same waits for this one. A damaged file is made anew. A cache that cannot be

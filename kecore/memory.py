@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 __all__ = [
     "MemoryPlan",
     "Need",
-    "available",
     "backward_bytes",
     "cached_bytes",
     "cached_share",
     "cast_bytes",
     "forward_bytes",
-    "held",
+    "free_bytes",
     "logits_bytes",
     "make_plan",
+    "measure_held",
     "pass_tokens",
-    "peak",
+    "peak_bytes",
     "reset_peak",
-    "resident",
-    "scoring",
-    "vocabulary",
+    "resident_bytes",
+    "scoring_need",
+    "vocabulary_size",
 ]
 
 _WIDTHS = (8, 5)  # residual and key widths of the tensors of one layer that live at the same time
@@ -99,10 +99,10 @@ def cached_bytes(view: ModelView, layer: int, dtype: torch.dtype | None = None) 
 
 def cached_share(view: ModelView) -> float:
     """What a token in a cache takes as a part of what a token of a pass does, where that is scored or written on."""
-    return cached_bytes(view, 0) / scoring(view, 1).token
+    return cached_bytes(view, 0) / scoring_need(view, 1).token
 
 
-def vocabulary(view: ModelView) -> int:
+def vocabulary_size(view: ModelView) -> int:
     """Logits of one place."""
     weight: Any = view.unembedding.weight
     return int(weight.shape[0])
@@ -110,21 +110,21 @@ def vocabulary(view: ModelView) -> int:
 
 def logits_bytes(view: ModelView) -> int:
     """Bytes that the logits of one place take."""
-    return 4 * _LOGITS * vocabulary(view)
+    return 4 * _LOGITS * vocabulary_size(view)
 
 
 def _key_width(view: ModelView) -> int:
     return max(layer.value_projection.d_in for layer in view.layers)
 
 
-def held(view: ModelView) -> dict[str, int]:
+def measure_held(view: ModelView) -> dict[str, int]:
     """Bytes on the model's device that are there already: its weights, and the program around them."""
     parts: list[nn.Parameter | torch.Tensor] = [*view.model.parameters(), *view.model.buffers()]
     weights = sum(p.numel() * p.element_size() for p in parts if p.device == view.device)
-    return {"weights": weights, "program": max(0, resident(view.device) - weights)}
+    return {"weights": weights, "program": max(0, resident_bytes(view.device) - weights)}
 
 
-def resident(device: torch.device) -> int:
+def resident_bytes(device: torch.device) -> int:
     """Bytes that this process holds on a device now; 0 where the system does not tell."""
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
@@ -135,7 +135,7 @@ def resident(device: torch.device) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def peak(device: torch.device) -> int | None:
+def peak_bytes(device: torch.device) -> int | None:
     """Most bytes that this process has held on a device since :func:`reset_peak`, or else since it began.
 
     None where the system does not tell.
@@ -158,7 +158,7 @@ def peak(device: torch.device) -> int | None:
 
 
 def reset_peak(device: torch.device) -> bool:
-    """Let :func:`peak` begin anew from what is held now; false where the system offers no way.
+    """Let :func:`peak_bytes` begin anew from what is held now; false where the system offers no way.
 
     Main memory that was freed and not given back would hide what is taken anew, so it is given back first.
     """
@@ -176,7 +176,7 @@ def reset_peak(device: torch.device) -> bool:
     return True
 
 
-def available(device: torch.device) -> int | None:
+def free_bytes(device: torch.device) -> int | None:
     """Bytes that are free on a device; None where the system does not tell."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
@@ -293,12 +293,12 @@ def make_plan(
     Raises:
         MemoryBudgetError: the model, or the smallest micro-batch of a stage, does not fit; names what is needed.
     """
-    there = held(view) if there is None else there
+    there = measure_held(view) if there is None else there
     base = sum(there.values())
     limit = budget
     if budget is None:
-        free = available(view.device)
-        limit = None if free is None else max(base, resident(view.device)) + int(_SHARE * free)
+        free = free_bytes(view.device)
+        limit = None if free is None else max(base, resident_bytes(view.device)) + int(_SHARE * free)
     worst = max(needs, key=lambda need: need.bytes(0), default=Need("edit"))
     least = base + worst.bytes(0)
     if budget is not None and least > budget:
@@ -328,7 +328,7 @@ def _refusal(budget: int, there: Mapping[str, int], worst: Need, least: int) -> 
     )
 
 
-def scoring(view: ModelView, tokens: int, stage: str = "score") -> Need:
+def scoring_need(view: ModelView, tokens: int, stage: str = "score") -> Need:
     """Scoring of continuations, and writing of answers, in micro-batches of at most ``tokens``."""
     token = forward_bytes(view) + cached_bytes(view, 0) + logits_bytes(view) // _PLACES
     return Need(stage, token=token, tokens=tokens, least=min(tokens, 64))

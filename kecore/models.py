@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from kecore.api.errors import MissingDependencyError, ModelLoadError
-from kecore.files import cache_dir, writing
+from kecore.files import cache_dir, explain_write_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -309,7 +309,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _write_checkpoint(model: PreTrainedModel, tokenizer: Any, target: Path) -> None:
-    with writing(target):
+    with explain_write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:

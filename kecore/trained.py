@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kecore.api.method import EditMethod
     from kecore.model import ModelView
 
-__all__ = ["TRAINED", "TrainedEditor", "model_facts", "untrained"]
+__all__ = ["TRAINED", "TrainedEditor", "model_facts", "untrained_error"]
 
 TRAINED = "trained.safetensors"
 """The file's name in a folder."""
@@ -188,7 +188,7 @@ def model_facts(view: ModelView) -> dict[str, Any]:
     }
 
 
-def untrained(method: str) -> UnsupportedCapabilityError:
+def untrained_error(method: str) -> UnsupportedCapabilityError:
     """The refusal of a method that was asked for without training."""
     return UnsupportedCapabilityError(
         f"method '{method}' must be trained first and no trained editor was given; make one with "

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kecore.model import ModelView
     from kecore.text import Encoder
 
-__all__ = ["MethodConfig", "validated"]
+__all__ = ["MethodConfig", "validate_config"]
 
 _NO_STAGES = (
     "stages change the layers, the values or the update that a locate-then-edit method works out from the keys it "
@@ -26,7 +26,7 @@ C = TypeVar("C", bound="MethodConfig")
 M = TypeVar("M", bound=BaseModel)
 
 
-def validated(cls: type[M], values: Mapping[str, Any]) -> M:
+def validate_config(cls: type[M], values: Mapping[str, Any]) -> M:
     """``values`` as a pydantic model.
 
     Raises:
@@ -67,7 +67,7 @@ class MethodConfig(BaseModel):
         Raises:
             ConfigError: names each bad key, what was expected and what came.
         """
-        return validated(cls, values)
+        return validate_config(cls, values)
 
     @classmethod
     def presets(cls) -> Mapping[str, Mapping[str, Any]]:

@@ -98,10 +98,10 @@ class MethodContext:
             UnsupportedCapabilityError: none are at hand.
             ArtifactMismatchError: they belong to another method or model; names what differs.
         """
-        from kecore.trained import untrained
+        from kecore.trained import untrained_error
 
         if self.trained is None:
-            raise untrained(method)
+            raise untrained_error(method)
         self.trained.check(view, method, self.fingerprint(view))
         return self.trained.tensors
 

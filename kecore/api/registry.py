@@ -34,7 +34,7 @@ from kecore.api.errors import (
 from kecore.api.method import METHOD_API, EditMethod
 from kecore.api.types import Capabilities, EditKind
 
-__all__ = ["GROUP", "MethodInfo", "Plugins", "Registry", "check_contract", "default", "limits"]
+__all__ = ["GROUP", "MethodInfo", "Plugins", "Registry", "check_contract", "default_registry", "plugin_limits"]
 
 GROUP = "kecore.methods"
 """The entry-point group: ``name = "package.module:Class"``."""
@@ -308,12 +308,12 @@ def with_stages(method: type[EditMethod], stages: tuple[str, ...]) -> type[EditM
 
 
 @cache
-def default() -> Registry:
+def default_registry() -> Registry:
     """The registry of what is installed, read once per process with the environment's limits."""
-    return Registry(entry_points(group=GROUP), **limits())
+    return Registry(entry_points(group=GROUP), **plugin_limits())
 
 
-def limits() -> dict[str, Any]:
+def plugin_limits() -> dict[str, Any]:
     """The arguments ``only`` and ``strict`` of :class:`Plugins`, as the environment sets them."""
     limit = os.environ.get("KECORE_PLUGINS")
     return {

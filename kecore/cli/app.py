@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from kecore._version import __version__
 from kecore.cli.commands import attach, chat, demo, edit, export, info, inspect, probe, stats, train
 from kecore.cli.console import Screen
-from kecore.cli.errors import reporting
+from kecore.cli.errors import report_errors
 from kecore_analysis.commands import checkup, trace
 from kecore_bench.commands import bench, compare, report
 from kecore_bench.commands import eval as evaluation
@@ -33,7 +33,7 @@ class Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
-        with reporting(ctx.obj):
+        with report_errors(ctx.obj):
             return super().invoke(ctx)
 
 

@@ -26,7 +26,16 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Screen", "clean", "count", "fields", "number", "seconds", "size", "table"]
+__all__ = [
+    "Screen",
+    "count_noun",
+    "format_bytes",
+    "format_score",
+    "format_seconds",
+    "make_fields",
+    "make_table",
+    "replace_controls",
+]
 
 
 class Screen:
@@ -69,7 +78,7 @@ class Screen:
             import json
 
             self.finished = True
-            typer.echo(json.dumps(plain(values), ensure_ascii=False, allow_nan=False))
+            typer.echo(json.dumps(to_plain_json(values), ensure_ascii=False, allow_nan=False))
 
     def log(self, text: str) -> None:
         """Say on stderr what goes on."""
@@ -98,7 +107,7 @@ class Screen:
             finally:
                 spent = time.perf_counter() - begin
                 self.stages[name] = self.stages.get(name, 0.0) + spent
-        self.err.print(f"[green]done[/] {escape(doing)} [dim]{seconds(spent)}[/]", soft_wrap=True)
+        self.err.print(f"[green]done[/] {escape(doing)} [dim]{format_seconds(spent)}[/]", soft_wrap=True)
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Move the bar; what kecore's functions take as ``progress``."""
@@ -136,28 +145,28 @@ class _Count(MofNCompleteColumn):
         return Text() if task.total is None else super().render(task)
 
 
-def plain(value: Any) -> Any:
+def to_plain_json(value: Any) -> Any:
     """``value`` as JSON can hold it: paths as text, NaN and infinity as null."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_plain_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
+        return [to_plain_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
 
 
-def clean(text: str) -> str:
+def replace_controls(text: str) -> str:
     """Text without control characters, which a model may write and a terminal would obey."""
     return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) == "Cc" and c != "\n" else c for c in text)
 
 
-def count(number: int, noun: str) -> str:
+def count_noun(number: int, noun: str) -> str:
     """A number of things: ``1 fact``, ``2 facts``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def seconds(value: float) -> str:
+def format_seconds(value: float) -> str:
     """A duration for people."""
     if value < 100:
         return f"{value:.1f} s" if value >= 0.1 else f"{1000 * value:.0f} ms"
@@ -166,7 +175,7 @@ def seconds(value: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def size(count: int | None) -> str:
+def format_bytes(count: int | None) -> str:
     """A number of bytes for people."""
     if count is None:
         return "unknown"
@@ -178,12 +187,12 @@ def size(count: int | None) -> str:
     return f"{value:.2f} GiB"
 
 
-def number(value: float | None) -> str:
+def format_score(value: float | None) -> str:
     """A score for people; a dash where it could not be taken."""
     return "-" if value is None else f"{value:.3f}"
 
 
-def table(
+def make_table(
     *headers: str, rows: Sequence[Sequence[str]], title: str = "", right: Sequence[int] = (), lines: bool = False
 ) -> Table:
     """A table of plain text.
@@ -202,15 +211,15 @@ def table(
     for index, header in enumerate(headers):
         made.add_column(header, justify="right" if index in right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*(escape(clean(cell)) for cell in row))
+        made.add_row(*(escape(replace_controls(cell)) for cell in row))
     return made
 
 
-def fields(values: Mapping[str, str]) -> Table:
+def make_fields(values: Mapping[str, str]) -> Table:
     """Names and values in two columns without lines."""
     made = Table.grid(padding=(0, 2))
     made.add_column(style="bold", no_wrap=True)
     made.add_column(overflow="fold")
     for name, value in values.items():
-        made.add_row(escape(name), escape(clean(value)))
+        made.add_row(escape(name), escape(replace_controls(value)))
     return made

@@ -15,7 +15,7 @@ from rich.markup import escape
 from kecore.api.errors import KecoreError, KecoreWarning, NumericalError, StorageError
 from kecore.cli.console import Screen
 
-__all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "CheckFailed", "reporting"]
+__all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "CheckFailed", "report_errors"]
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 """Exit codes: the input is at fault; the work failed or a check did; Ctrl-C. 0 is success."""
@@ -26,7 +26,7 @@ class CheckFailed(Exception):
 
 
 @contextmanager
-def reporting(screen: Screen) -> Iterator[None]:
+def report_errors(screen: Screen) -> Iterator[None]:
     """Report whatever ends a command early, and every warning and notice of kecore's."""
     with _warnings_on(screen), _notices_on(screen):
         try:

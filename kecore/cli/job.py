@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kecore.cli.console import Screen, count
+from kecore.cli.console import Screen, count_noun
 from kecore.cli.loading import StatisticsSource, provide_statistics, statistics_needs
-from kecore.cli.machine import cost, plan_table, show_cost
-from kecore.cli.samples import Ask, Sample, continuations, samples_table
-from kecore.cli.scores import flat, score_values, scores_table
+from kecore.cli.machine import measure_cost, plan_table, show_cost
+from kecore.cli.samples import Ask, Sample, continue_prompts, samples_table
+from kecore.cli.scores import flatten_scores, score_values, scores_table
 from kecore.environment import environment
 
 if TYPE_CHECKING:
@@ -75,10 +75,10 @@ class EditJob:
         """
         from kecore.api.method import check_count, no_examples
         from kecore.api.types import check_conflicts
-        from kecore.trained import untrained
+        from kecore.trained import untrained_error
 
         if self.trained is None and self.method.capabilities.needs_training:
-            raise untrained(self.method.name)
+            raise untrained_error(self.method.name)
         if not self.examples and self.method.capabilities.needs_examples:
             raise no_examples(self.method.name)
         config = self.config
@@ -103,20 +103,20 @@ class EditJob:
         protocol = _protocol(editor, len(self.records))
         with screen.stage("before", "asking the model before the edit"):
             before = editor.evaluate(self.records, protocol) if self.evaluate else None
-            old = continuations(editor.view, editor.encoder, prompts)
-        with screen.stage("edit", f"editing {count(len(self.records), 'fact')} with {self.method.name}"):
+            old = continue_prompts(editor.view, editor.encoder, prompts)
+        with screen.stage("edit", f"editing {count_noun(len(self.records), 'fact')} with {self.method.name}"):
             edit = editor.edit(self.records, self.method.name, preset=self.preset, **self.values)
         with screen.stage("save", f"writing {out / EDIT}"):
             path = edit.save(out / EDIT)
         with screen.stage("after", "asking the model after the edit"):
             after = editor.evaluate(self.records, protocol) if self.evaluate else None
-            new = continuations(editor.view, editor.encoder, prompts)
+            new = continue_prompts(editor.view, editor.encoder, prompts)
         if before is not None and after is not None:
             from kecore.evaluate import compare
 
             after = compare(before, after)
         samples = [Sample(*item) for item in zip(asked, old, new, strict=True)]
-        spent = cost(screen, editor.view.device, _stages(screen, editor))
+        spent = measure_cost(screen, editor.view.device, _stages(screen, editor))
         return Outcome(self, editor, path, protocol, before, after, samples, spent, plans)
 
     def preflight(self, screen: Screen, editor: Editor) -> list[MemoryPlan]:
@@ -126,11 +126,11 @@ class EditJob:
             MemoryBudgetError: the session's budget cannot hold it; names what is needed.
         """
         from kecore.inference.scoring import BATCH_TOKENS
-        from kecore.memory import scoring
+        from kecore.memory import scoring_need
 
         groups = [
             statistics_needs(editor, self.method, self.config, self.source),
-            [scoring(editor.view, BATCH_TOKENS)],
+            [scoring_need(editor.view, BATCH_TOKENS)],
         ]
         plans = [editor.memory_plan(needs) for needs in groups if needs]
         plans.append(editor.preflight(self.records, self.method, preset=self.preset, **self.values))
@@ -172,8 +172,8 @@ class Outcome:
             "method": self.job.method.name,
             "n": len(self.job.records),
             "model": model,
-            "scores_before": flat(self.before),
-            "scores": flat(self.after),
+            "scores_before": flatten_scores(self.before),
+            "scores": flatten_scores(self.after),
             "edit_seconds": screen.stages["edit"],
             **self.cost,
             "memory_plan": {
@@ -218,7 +218,7 @@ class Outcome:
         if self.samples:
             screen.show(samples_table(self.samples, "What the model writes"))
         if self.before is not None and self.after is not None:
-            title = f"Scores of {count(len(self.job.records), 'edit')}, protocol {self.protocol.hash()}"
+            title = f"Scores of {count_noun(len(self.job.records), 'edit')}, protocol {self.protocol.hash()}"
             screen.show(scores_table(self.before, self.after, title))
         show_cost(screen, self.cost)
 

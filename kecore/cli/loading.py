@@ -115,11 +115,11 @@ def layers_for(config: Any, view: ModelView) -> list[int]:
 
 def statistics_needs(editor: Editor, method: type[EditMethod], config: Any, source: StatisticsSource) -> list[Need]:
     """What :func:`provide_statistics` takes in memory if the statistics are not in the cache."""
-    from kecore.statistics import collecting, token_budget
+    from kecore.statistics import collection_need, token_budget
 
     if source.saved is not None or not method.capabilities.needs_statistics:
         return []
-    return [collecting(editor.view, layers_for(config, editor.view), source.tokens or token_budget(editor.view))]
+    return [collection_need(editor.view, layers_for(config, editor.view), source.tokens or token_budget(editor.view))]
 
 
 def provide_statistics(
@@ -159,7 +159,7 @@ def collected(screen: Screen, editor: Editor, layers: Sequence[int], source: Sta
     """
     from kecore import data
     from kecore.corpus import Corpus
-    from kecore.statistics import collecting, token_budget
+    from kecore.statistics import collection_need, token_budget
 
     corpus = Corpus.of(*(source.texts or (data.path(SAMPLE),)))
     tokens = source.tokens or token_budget(editor.view)
@@ -168,7 +168,7 @@ def collected(screen: Screen, editor: Editor, layers: Sequence[int], source: Sta
         found = _cached(screen, folder)
         if found is None:
             screen.log(f"collecting them in one pass over {tokens:,} tokens; kept in {folder}")
-            plan = editor.memory_plan([collecting(editor.view, layers, tokens)])
+            plan = editor.memory_plan([collection_need(editor.view, layers, tokens)])
             found = collect_statistics(
                 editor.view, editor.encoder, corpus, layers, tokens=tokens,
                 seed=editor.seed, memory=plan.activations, out=folder, progress=screen.progress,

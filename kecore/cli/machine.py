@@ -7,40 +7,40 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from kecore.cli.console import Screen, fields, seconds, size, table
+from kecore.cli.console import Screen, format_bytes, format_seconds, make_fields, make_table
 
 if TYPE_CHECKING:
     from kecore.memory import MemoryPlan, Need
 
-__all__ = ["cost", "plan_table", "show_cost"]
+__all__ = ["measure_cost", "plan_table", "show_cost"]
 
 
-def cost(screen: Screen, device: Any, stages: Mapping[str, float] | None = None) -> dict[str, Any]:
+def measure_cost(screen: Screen, device: Any, stages: Mapping[str, float] | None = None) -> dict[str, Any]:
     """Stage times and memory of the command so far; ``stages`` instead of the screen's own."""
     import torch
 
-    from kecore.memory import peak
+    from kecore.memory import peak_bytes
 
     return {
         "stages": dict(screen.stages if stages is None else stages),
         "total_seconds": screen.elapsed,
-        "peak_memory_bytes": peak(device),
-        "peak_host_memory_bytes": peak(torch.device("cpu")),
+        "peak_memory_bytes": peak_bytes(device),
+        "peak_host_memory_bytes": peak_bytes(torch.device("cpu")),
     }
 
 
 def plan_table(plans: Sequence[MemoryPlan]) -> Table:
     """What stages are expected to take in memory, and how they keep within the budget."""
     first = plans[0]
-    there = ", ".join(f"{name} {size(count)}" for name, count in first.held.items())
-    limit = "no limit known" if first.budget is None else f"budget {size(first.budget)}"
-    return table(
+    there = ", ".join(f"{name} {format_bytes(count)}" for name, count in first.held.items())
+    limit = "no limit known" if first.budget is None else f"budget {format_bytes(first.budget)}"
+    return make_table(
         "stage",
         "holds",
         "micro-batch",
         "at the peak",
         rows=[
-            [need.stage, _holds(need), _batches(plan, need), size(plan.peak(need))]
+            [need.stage, _holds(need), _batches(plan, need), format_bytes(plan.peak(need))]
             for plan in plans
             for need in plan.needs
         ],
@@ -53,19 +53,21 @@ def _holds(need: Need) -> str:
     """The largest parts in words; the rest together."""
     ordered = sorted(need.parts.items(), key=lambda part: -part[1])
     shown = [
-        f"{name} {size(count)}{' from disk' if name in need.mapped else ''}" for name, count in ordered[:3] if count
+        f"{name} {format_bytes(count)}{' from disk' if name in need.mapped else ''}"
+        for name, count in ordered[:3]
+        if count
     ]
     rest = sum(count for _, count in ordered[3:])
-    return ", ".join([*shown, *([f"other {size(rest)}"] if rest else [])]) or "-"
+    return ", ".join([*shown, *([f"other {format_bytes(rest)}"] if rest else [])]) or "-"
 
 
 def _batches(plan: MemoryPlan, need: Need) -> str:
     tokens = need.micro_batch(plan.activations)
-    return f"{tokens:,} of {need.tokens:,} tokens, {size(need.token * tokens)}" if tokens else "-"
+    return f"{tokens:,} of {need.tokens:,} tokens, {format_bytes(need.token * tokens)}" if tokens else "-"
 
 
 def show_cost(screen: Screen, values: Mapping[str, Any]) -> None:
-    """Print what :func:`cost` gave."""
-    parts = ", ".join(f"{name} {seconds(value)}" for name, value in values["stages"].items())
-    time, memory = seconds(values["total_seconds"]), size(values["peak_memory_bytes"])
-    screen.show(fields({"time": f"{time} in all: {parts}", "memory": f"{memory} at the peak"}))
+    """Print what :func:`measure_cost` gave."""
+    parts = ", ".join(f"{name} {format_seconds(value)}" for name, value in values["stages"].items())
+    time, memory = format_seconds(values["total_seconds"]), format_bytes(values["peak_memory_bytes"])
+    screen.show(make_fields({"time": f"{time} in all: {parts}", "memory": f"{memory} at the peak"}))

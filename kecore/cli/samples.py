@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from kecore.cli.console import table
+from kecore.cli.console import make_table
 
 if TYPE_CHECKING:
     from kecore.api.types import EditRecord
     from kecore.model import ModelView
     from kecore.text import Encoder
 
-__all__ = ["Ask", "Sample", "asks", "continuations", "samples_table"]
+__all__ = ["Ask", "Sample", "choose_asks", "continue_prompts", "samples_table"]
 
 _LENGTH = 20  # tokens of a sample
 
@@ -54,14 +54,14 @@ class Sample:
         return {**asdict(self.ask), "before": self.before, "after": self.after, "changed": self.before != self.after}
 
 
-def asks(records: Sequence[EditRecord], most: int = 3) -> list[Ask]:
+def choose_asks(records: Sequence[EditRecord], most: int = 3) -> list[Ask]:
     """Prompts that show the first edits, and a neighbour that should stay."""
     shown = [Ask("edit", record.request.text, record.request.target) for record in records[:most]]
     neighbour = next((record.neighbourhood[0] for record in records[:most] if record.neighbourhood), None)
     return shown + ([Ask("neighbour", neighbour)] if neighbour is not None else [])
 
 
-def continuations(view: ModelView, encoder: Encoder, prompts: Sequence[str], length: int = _LENGTH) -> list[str]:
+def continue_prompts(view: ModelView, encoder: Encoder, prompts: Sequence[str], length: int = _LENGTH) -> list[str]:
     """The model's greedy continuation of each prompt, up to the end of its line."""
     from kecore.inference import generate
 
@@ -75,7 +75,7 @@ def samples_table(samples: Sequence[Sample], title: str = "") -> Table:
         (s.ask.prompt, s.ask.wanted or "no change", s.before, s.after if s.after != s.before else "(the same)")
         for s in samples
     ]
-    made = table("prompt", "wanted", "before", "after", rows=rows, title=title, lines=True)
+    made = make_table("prompt", "wanted", "before", "after", rows=rows, title=title, lines=True)
     made.expand = True
     for column, ratio in zip(made.columns, (3, 2, 4, 4), strict=True):
         column.ratio = ratio

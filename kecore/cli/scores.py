@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from kecore.cli.console import number, table
+from kecore.cli.console import format_score, make_table
 
 if TYPE_CHECKING:
     from kecore.evaluate import Evaluation, Score
 
-__all__ = ["flat", "score_values", "scores_table"]
+__all__ = ["flatten_scores", "score_values", "scores_table"]
 
 ALWAYS = ("edit_success", "paraphrase_success", "neighbourhood_success", "strict_accuracy", "free_generation")
 """Scores that results always name; null where no record has what they need."""
 
 
-def flat(evaluation: Evaluation | None) -> dict[str, float | None] | None:
+def flatten_scores(evaluation: Evaluation | None) -> dict[str, float | None] | None:
     """Score by metric; None where nothing was evaluated."""
     if evaluation is None:
         return None
@@ -42,16 +42,16 @@ def scores_table(before: Evaluation, after: Evaluation, title: str) -> Table:
     headers = ["", "before", "after", "95 % interval", "n", "probes"]
     if not any(row[3] for row in rows):  # as for a single record
         rows, headers = [row[:3] + row[4:] for row in rows], headers[:3] + headers[4:]
-    return table(*headers, rows=rows, title=title, right=range(1, len(headers)))
+    return make_table(*headers, rows=rows, title=title, right=range(1, len(headers)))
 
 
 def _row(before: Score | None, after: Score | None) -> tuple[str, str, str, str, str]:
     known = after or before
     ends = after.ends if after is not None else None
     return (
-        number(before.value if before else None),
-        number(after.value if after else None),
-        f"{number(ends[0])} to {number(ends[1])}" if ends else "",
+        format_score(before.value if before else None),
+        format_score(after.value if after else None),
+        f"{format_score(ends[0])} to {format_score(ends[1])}" if ends else "",
         str(known.records) if known else "",
         str(known.probes) if known else "",
     )

@@ -25,7 +25,7 @@ from kecore.edit.effect import (
 )
 from kecore.edit.updates import Dense, LowRank, Update, factored, updated
 from kecore.edit.weight import WeightEdit, merge
-from kecore.files import kind_of
+from kecore.files import read_kind
 
 __all__ = [
     "Dense",
@@ -64,7 +64,7 @@ def load_edit(path: str | Path, method: type[Any] | None = None) -> Edit:
         MethodNotFoundError: the method that reads it is not installed.
     """
     file = Path(path) / FILE if Path(path).is_dir() else Path(path)
-    match kind_of(file, "edit"):
+    match read_kind(file, "edit"):
         case ModuleEdit.kind:
             return ModuleEdit.load(file, method)
         case PromptEdit.kind:

@@ -171,7 +171,7 @@ class EffectEdit(Edit):
         from kecore.api import registry
 
         common, header, tensors = cls._read(path)
-        maker = method or registry.default().get(common["method"])
+        maker = method or registry.default_registry().get(common["method"])
         kind: type[Effect] | None = getattr(maker, "effect", None)
         if kind is None or not issubclass(kind, cls.effects):
             raise ArtifactError(

@@ -16,7 +16,7 @@ import torch
 
 from kecore.api.method import MethodContext
 from kecore.edit import without_edits
-from kecore.files import kept
+from kecore.files import load_or_make
 from kecore.inference.decoding import Decoding
 from kecore.model import ModelView
 from kecore.text import Encoder
@@ -95,7 +95,7 @@ def _of_model(view: ModelView, context: MethodContext, count: int, tokens: int) 
     depends = (_METHOD, base.digests[base.dtype], type(view.model).__name__, view.device.type, torch.__version__)
     digest = hashlib.sha256(repr((*depends, count, tokens, context.seed)).encode())
     digest.update(context.encoder.tokenizer.backend_tokenizer.to_str().encode())
-    found = kept("contexts", digest.hexdigest()[:32], "contexts", lambda: {"texts": _packed(made())})
+    found = load_or_make("contexts", digest.hexdigest()[:32], "contexts", lambda: {"texts": _packed(made())})
     return tuple(json.loads(found["texts"].numpy().tobytes()))
 
 

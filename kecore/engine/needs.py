@@ -18,7 +18,7 @@ from kecore.memory import (
     forward_bytes,
     logits_bytes,
     pass_tokens,
-    vocabulary,
+    vocabulary_size,
 )
 from kecore.model import ModelView
 from kecore.text import Encoder
@@ -94,10 +94,10 @@ def _values(
     )
     parts = {"values and their moments": 4 * 6 * u * view.width}
     if shape.kl:
-        parts["first answers about subjects"] = 4 * min(u, _TOGETHER) * vocabulary(view)
+        parts["first answers about subjects"] = 4 * min(u, _TOGETHER) * vocabulary_size(view)
     parts |= cast_bytes(view, shape.precision)
     if view.device.type == "cpu":
-        parts["unembedding, laid out anew"] = 4 * vocabulary(view) * view.width
+        parts["unembedding, laid out anew"] = 4 * vocabulary_size(view) * view.width
     return Need("values", parts, per_token, max(every, padded), max(tokens))
 
 

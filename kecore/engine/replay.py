@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kecore.api.errors import KecoreWarning
-from kecore.inference.opening import beginning
+from kecore.inference.opening import common_prefix
 from kecore.model import ModelView
 from kecore.model.verify import difference, rounding
 from kecore.text import Encoder, Rows
@@ -250,7 +250,7 @@ class _Before:
         members: dict[int, list[int]] = {}
         for row, index in enumerate(opening or range(len(ids))):
             members.setdefault(index, []).append(row)
-        self.heads = [beginning([ids[row] for row in rows]) for rows in members.values()]
+        self.heads = [common_prefix([ids[row] for row in rows]) for rows in members.values()]
         self.head = torch.empty(len(ids), dtype=torch.long)
         for place, rows in enumerate(members.values()):
             self.head[rows] = place

@@ -1,7 +1,7 @@
 """What an edit costs once it is made: bytes to keep, and time added to each generated token.
 
 Seconds by stage are measured by the session that makes it (:class:`kecore.editor.HistoryEntry`), memory by
-:func:`kecore.memory.peak`.
+:func:`kecore.memory.peak_bytes`.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 from kecore.api.errors import ConfigError, DataFormatError, PluginError, RequestError
-from kecore.api.registry import Plugins, limits
+from kecore.api.registry import Plugins, plugin_limits
 from kecore.api.types import EditRecord, EditRequest, MultiHop, Probe
 from kecore.evaluate.fields import Fields
 
@@ -171,7 +171,7 @@ def check_layout(found: object, name: str, source: str = "") -> Layout:
 def default() -> Plugins[Layout]:
     """The layouts that are installed, read once per process with the limits of :mod:`kecore.api.registry`."""
     points = entry_points(group=GROUP)
-    return Plugins(points, noun="data set layout", check=check_layout, missing=ConfigError, **limits())
+    return Plugins(points, noun="data set layout", check=check_layout, missing=ConfigError, **plugin_limits())
 
 
 def sniff(values: Sequence[object]) -> Layout | None:

@@ -23,7 +23,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from kecore.api.errors import ConfigError, PluginError
-from kecore.api.registry import Plugins, limits
+from kecore.api.registry import Plugins, plugin_limits
 from kecore.evaluate.matching import matches
 from kecore.evaluate.protocol import ProbeKind, Protocol
 from kecore.inference.scoring import ContinuationScore
@@ -413,7 +413,9 @@ def _check(found: object, name: str, source: str) -> tuple[Metric, ...]:
 
 @cache
 def _plugins() -> Plugins[tuple[Metric, ...]]:
-    return Plugins(entry_points(group=GROUP), noun="metric family", check=_check, missing=ConfigError, **limits())
+    return Plugins(
+        entry_points(group=GROUP), noun="metric family", check=_check, missing=ConfigError, **plugin_limits()
+    )
 
 
 def family(name: str) -> tuple[Metric, ...]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from kecore.api.config import validated
+from kecore.api.config import validate_config
 from kecore.api.errors import ProtocolMismatchError
 
 __all__ = ["AFTER", "AT_EDIT", "AT_END", "METRIC_VERSION", "ProbeKind", "Protocol", "same_protocol"]
@@ -128,7 +128,7 @@ class Protocol(BaseModel):
         Raises:
             ConfigError: names each bad key, what was expected and what came.
         """
-        return validated(cls, values)
+        return validate_config(cls, values)
 
     @property
     def moments(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from kecore.inference.opening import NONE, Opening
+from kecore.inference.opening import NO_OPENING, Opening
 from kecore.model.hooks import hooked
 from kecore.text import Rows
 
@@ -29,7 +29,7 @@ class Decoding:
         opening: what stands before all of them.
     """
 
-    def __init__(self, view: ModelView, rows: Rows, opening: Opening = NONE) -> None:
+    def __init__(self, view: ModelView, rows: Rows, opening: Opening = NO_OPENING) -> None:
         self.view = view
         self._step = rows.to(view.device)
         self._past = opening.before(self._step)

@@ -15,7 +15,7 @@ from kecore.api.errors import ConfigError
 from kecore.api.progress import Progress, silent
 from kecore.edit import Reader, written
 from kecore.inference.decoding import Decoding
-from kecore.inference.openings import opened_batches
+from kecore.inference.openings import open_batches
 from kecore.inference.scoring import BATCH_TOKENS
 from kecore.memory import cached_share
 
@@ -99,7 +99,7 @@ def generate(
         share = cached_share(view) if view.continues else 1.0
         costs = [math.ceil(share * count) for count in limit]
         one = [1] * len(ids)
-        for opening, batch, rows in opened_batches(view, encoder, ids, one, costs, batch_tokens, at_ends=True):
+        for opening, batch, rows in open_batches(view, encoder, ids, one, costs, batch_tokens, at_ends=True):
             decoding = Decoding(view, rows, opening)
             choose = _Choice(top_k, [draws[i] for i in batch]) if draws else _most_probable
             new = _decode(decoding, [limit[i] for i in batch], end, choose)

@@ -15,7 +15,7 @@ from kecore.text import Rows
 if TYPE_CHECKING:
     from kecore.model.view import ModelView
 
-__all__ = ["NONE", "Opening", "beginning"]
+__all__ = ["NO_OPENING", "Opening", "common_prefix"]
 
 
 class Opening:
@@ -57,10 +57,10 @@ class Opening:
         return view.logits_at(rows, row, column, self.before(rows))
 
 
-NONE = Opening()
+NO_OPENING = Opening()
 """The opening of rows that have nothing in common."""
 
 
-def beginning(rows: Sequence[Sequence[int]]) -> list[int]:
+def common_prefix(rows: Sequence[Sequence[int]]) -> list[int]:
     """The longest sequence that all of these begin with."""
     return [tokens[0] for tokens in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False))]

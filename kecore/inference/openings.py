@@ -15,7 +15,7 @@ import torch
 
 from kecore.api.errors import KecoreWarning
 from kecore.inference.batching import micro_batches
-from kecore.inference.opening import NONE, Opening, beginning
+from kecore.inference.opening import NO_OPENING, Opening, common_prefix
 from kecore.memory import cached_share
 from kecore.model.hooks import hooked
 from kecore.model.verify import difference, rounding
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from kecore.model import ModelView
     from kecore.text import Encoder, Rows
 
-__all__ = ["alike", "opened_batches"]
+__all__ = ["group_by_prefix", "open_batches"]
 
 _SHORT = 16  # tokens; fewer of them are not worth a cache
 _PAYS = 0.25  # of a micro-batch that an opening has to spare: it costs a pass, and its rows are batched by themselves
 
 
-def opened_batches(
+def open_batches(
     view: ModelView,
     encoder: Encoder,
     rows: Sequence[Sequence[int]],
@@ -71,7 +71,7 @@ def opened_batches(
             batch = [members[k] for k in chosen]
             yield opening, batch, _padded(encoder, opening, [rows[i] for i in batch], at_ends)
 
-    groups = alike(heads, math.ceil(_PAYS * budget)) if view.left_padding and not hooked(view.model) else []
+    groups = group_by_prefix(heads, math.ceil(_PAYS * budget)) if view.left_padding and not hooked(view.model) else []
     for number, (length, members) in enumerate(groups if groups and view.continues else ()):
         opening = Opening.run(view, heads[members[0]][:length])
         compared = number == 0 or at_ends
@@ -85,10 +85,10 @@ def opened_batches(
         yield from batches(opening, members)
         for index in members:
             del left[index]
-    yield from batches(NONE, list(left))
+    yield from batches(NO_OPENING, list(left))
 
 
-def alike(heads: Sequence[Sequence[int]], least: int) -> list[tuple[int, list[int]]]:
+def group_by_prefix(heads: Sequence[Sequence[int]], least: int) -> list[tuple[int, list[int]]]:
     """Groups of rows that begin alike, each with the number of tokens that its rows share.
 
     Rows that agree in more tokens are grouped first, by powers of two, so that what many rows share does not hide what
@@ -111,7 +111,7 @@ def alike(heads: Sequence[Sequence[int]], least: int) -> list[tuple[int, list[in
             if len(head) >= length:
                 groups.setdefault(tuple(head[:length]), []).append(index)
         for members in groups.values():
-            shared = len(beginning([left[index] for index in members]))
+            shared = len(common_prefix([left[index] for index in members]))
             if len(members) > 1 and shared * (len(members) - 1) >= least:
                 found.append((shared, members))
                 for index in members:
@@ -126,7 +126,7 @@ def _differs(view: ModelView, encoder: Encoder, opening: Opening, rows: Sequence
     The shortest row, and where that is padded the longest, which says how far.
     """
     some = [min(rows, key=len), *([max(rows, key=len)] if at_ends else [])]
-    found, wanted = (_last(view, _padded(encoder, before, some, at_ends), before) for before in (opening, NONE))
+    found, wanted = (_last(view, _padded(encoder, before, some, at_ends), before) for before in (opening, NO_OPENING))
     error = difference(found, wanted)
     return f"logits behind it differ by {error:.1e}" if not error <= rounding(view, wanted.dtype) else ""
 

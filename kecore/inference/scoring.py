@@ -19,7 +19,7 @@ from torch import Tensor
 from kecore.api.errors import RequestError
 from kecore.api.progress import Progress, silent
 from kecore.edit import Reader, written
-from kecore.inference.openings import opened_batches
+from kecore.inference.openings import open_batches
 
 if TYPE_CHECKING:
     from kecore.model import ModelView
@@ -189,7 +189,7 @@ def _logits(
     """
     # Columns that are asked for have to run with their text.
     costs = [_LOGITS_COST * n for n in places]
-    for opening, batch, padded in opened_batches(view, encoder, texts, places, costs, batch_tokens):
+    for opening, batch, padded in open_batches(view, encoder, texts, places, costs, batch_tokens):
         asked = [places[i] for i in batch]
         row = torch.repeat_interleave(torch.arange(len(batch)), torch.tensor(asked))
         column = torch.cat([torch.arange(end - n, end) for end, n in zip(padded.ends.tolist(), asked, strict=True)])

@@ -34,7 +34,7 @@ from kecore import _build
 from kecore.api.errors import ConfigError, NativeError
 from kecore.ops import reference
 
-__all__ = ["MODES", "Backend", "active", "implementation", "mode", "no_cuda"]
+__all__ = ["MODES", "Backend", "active_backend", "implementation", "native_mode", "why_no_cuda"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class _Unavailable(Exception):
     """A kind of library cannot be had here; the message says why."""
 
 
-def mode() -> str:
+def native_mode() -> str:
     """The value of ``KECORE_NATIVE``.
 
     Raises:
@@ -83,7 +83,7 @@ def mode() -> str:
     return value
 
 
-def active() -> Backend:
+def active_backend() -> Backend:
     """What runs the ops in this process; chosen, loaded and perhaps compiled at the first call.
 
     Raises:
@@ -100,18 +100,18 @@ def active() -> Backend:
 
 def implementation(device: torch.device) -> Any:
     """What offers the ops for tensors on a device: ``torch.ops.kecore``, or the torch implementations."""
-    here = active().library is not None and device.type == "cpu"
-    native = not no_cuda() if device.type == "cuda" else here
+    here = active_backend().library is not None and device.type == "cpu"
+    native = not why_no_cuda() if device.type == "cuda" else here
     return torch.ops.kecore if native else reference
 
 
-def no_cuda() -> str:
+def why_no_cuda() -> str:
     """Why CUDA tensors run in torch; empty where CUDA kernels run them."""
-    return active().cuda or _try_cuda()
+    return active_backend().cuda or _try_cuda()
 
 
 def _resolve() -> Backend:
-    asked = mode()
+    asked = native_mode()
     if asked == "off":
         return Backend("torch", "KECORE_NATIVE=off")
     tried: list[str] = []

@@ -19,7 +19,7 @@ from kecore.api.errors import KecoreError
 from kecore.ops import loader, reference
 from kecore.ops.api import kv_solve, second_moment_
 
-__all__ = ["CASES", "MomentCase", "SolveCase", "bench", "row", "self_test", "too_far"]
+__all__ = ["CASES", "MomentCase", "SolveCase", "is_wrong", "measure_case", "measure_cases", "self_test"]
 
 _WORST = {"second_moment_": 3e-6, "kv_solve": 1e-5}  # relative errors that a self-test lets pass
 _BUDGET = 1.5  # seconds that one competitor may be timed, after its first run
@@ -186,7 +186,7 @@ CASES: tuple[Case, ...] = (
 """What ``kecore doctor --bench`` measures: about a minute on two cores."""
 
 
-def bench(progress: Callable[[str], None] = lambda _: None) -> dict[str, list[dict[str, Any]]]:
+def measure_cases(progress: Callable[[str], None] = lambda _: None) -> dict[str, list[dict[str, Any]]]:
     """Measure :data:`CASES`.
 
     Args:
@@ -199,11 +199,11 @@ def bench(progress: Callable[[str], None] = lambda _: None) -> dict[str, list[di
     found: dict[str, list[dict[str, Any]]] = {}
     for case in CASES:
         progress(f"{case.op} d={case.d} n={case.n}")
-        found.setdefault(case.op, []).append(row(case))
+        found.setdefault(case.op, []).append(measure_case(case))
     return found
 
 
-def row(case: Case) -> dict[str, Any]:
+def measure_case(case: Case) -> dict[str, Any]:
     """Measure one case, all competitors in turn; each has been run once and found right before."""
     competitors = case.competitors()
     errors = {name: case.error(run()) for name, run in competitors.items()}
@@ -241,11 +241,11 @@ def self_test() -> list[tuple[str, str, str, float]]:
     Raises:
         NativeError: ``KECORE_NATIVE`` asks for native code that cannot be had.
     """
-    backend = loader.active()
+    backend = loader.active_backend()
     found: list[tuple[str, str, str, float]] = []
     for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
         native = loader.implementation(torch.device(device)) is not reference
-        reason = loader.no_cuda() if device == "cuda" and not native else backend.reason
+        reason = loader.why_no_cuda() if device == "cuda" and not native else backend.reason
         for case in (MomentCase(200, 500, device=device), SolveCase(150, 12, device=device)):
             error = case.error(case.competitors()["native"]())
             name = case.op if device == "cpu" else f"{case.op} on {device}"
@@ -253,7 +253,7 @@ def self_test() -> list[tuple[str, str, str, float]]:
     return found
 
 
-def too_far(op: str, error: float) -> bool:
+def is_wrong(op: str, error: float) -> bool:
     """Whether a self-test's error means that something is broken."""
     return not error <= _WORST[op.split()[0]]
 

@@ -27,10 +27,10 @@ from kecore.memory import Need, cast_bytes, forward_bytes, pass_tokens
 from kecore.model import LinearView, ModelView
 from kecore.ops import second_moment_
 from kecore.statistics.moments import KIND, SEQUENCE, KeyStatistics, weights_below
-from kecore.statistics.triangular import action_change, packed, symmetrise_, unpacked
+from kecore.statistics.triangular import action_change, pack_triangle, symmetrise_, unpack_triangle
 from kecore.text import Encoder, Rows
 
-__all__ = ["TOKENS_PER_WIDTH", "collect_statistics", "collecting", "token_budget"]
+__all__ = ["TOKENS_PER_WIDTH", "collect_statistics", "collection_need", "token_budget"]
 
 TOKENS_PER_WIDTH = 20
 """Tokens per column of the key; arXiv 2506.04226 finds 10 enough for Llama-2 with a ridge."""
@@ -106,7 +106,7 @@ def collect_statistics(
     return KeyStatistics.load(file)
 
 
-def collecting(view: ModelView, layers: Sequence[int], tokens: int, precision: torch.dtype | None = None) -> Need:
+def collection_need(view: ModelView, layers: Sequence[int], tokens: int, precision: torch.dtype | None = None) -> Need:
     """What collecting the statistics of these layers takes in memory."""
     widths = [view.layer(i).value_projection.d_in for i in layers]
     row = min(SEQUENCE, view.max_length or SEQUENCE)
@@ -123,7 +123,7 @@ def collecting(view: ModelView, layers: Sequence[int], tokens: int, precision: t
 
 def _tokens_per_pass(view: ModelView, layers: Sequence[int], memory: int | None) -> int:
     most = pass_tokens(view)
-    return most if memory is None else collecting(view, layers, most).micro_batch(memory)
+    return most if memory is None else collection_need(view, layers, most).micro_batch(memory)
 
 
 def _unconverged(found: KeyStatistics, until: float) -> str:
@@ -182,14 +182,14 @@ class _Run:
             self.convergence = self._change()
             if max(self.convergence.values()) <= self.until:
                 return True
-        self.half = {i: packed(c).cpu() for i, c in self.sums.items()}
+        self.half = {i: pack_triangle(c).cpu() for i, c in self.sums.items()}
         self.half_tokens = self.compared = self.tokens
         return False
 
     def _change(self) -> dict[int, float]:
         self.compared = self.tokens
         return {
-            i: action_change(self.half[i] / self.half_tokens, packed(c).cpu() / self.tokens)
+            i: action_change(self.half[i] / self.half_tokens, pack_triangle(c).cpu() / self.tokens)
             for i, c in self.sums.items()
         }
 
@@ -232,7 +232,7 @@ class _Run:
         if self.partial is None:
             return
         header = {"of": self._identity(), "rows": self.rows, "counts": [self.tokens, self.half_tokens]}
-        sums = {f"sum/{i}": packed(c) for i, c in self.sums.items()}
+        sums = {f"sum/{i}": pack_triangle(c) for i, c in self.sums.items()}
         tensors = sums | {f"half/{i}": c for i, c in self.half.items()}
         write_tensors(self.partial, KIND + "-partial", header, tensors)
 
@@ -245,7 +245,7 @@ class _Run:
         self.rows, (self.tokens, self.half_tokens) = header["rows"], header["counts"]
         self.compared = self.half_tokens
         for i in self.layers:
-            self.sums[i].copy_(unpacked(tensors[f"sum/{i}"]))
+            self.sums[i].copy_(unpack_triangle(tensors[f"sum/{i}"]))
         self.half = {i: tensors[f"half/{i}"] for i in self.layers if f"half/{i}" in tensors}
 
 

@@ -20,14 +20,14 @@ from torch import Tensor
 from kecore._version import __version__
 from kecore.api.errors import NumericalError, StatisticsMismatchError
 from kecore.api.identity import Fingerprint, Identity
-from kecore.files import kept, read_tensors, write_tensors
+from kecore.files import load_or_make, read_tensors, write_tensors
 from kecore.model import ModelView
 from kecore.statistics.triangular import (
     cholesky_,
-    inverse_,
-    packed,
+    invert_,
+    pack_triangle,
     triangle_width,
-    unpacked,
+    unpack_triangle,
 )
 
 __all__ = ["KeyStatistics", "weights_below"]
@@ -126,7 +126,7 @@ class KeyStatistics:
         """
 
         def make() -> dict[str, Tensor]:
-            c = unpacked(self._triangle(layer))
+            c = unpack_triangle(self._triangle(layer))
             c.diagonal().add_(ridge * float(c.diagonal().mean()))
             lower = cholesky_(c)
             if lower is None:
@@ -134,7 +134,7 @@ class KeyStatistics:
                     f"the key statistics of layer {layer} are singular ({self.tokens} tokens for width {len(c)}); "
                     f"collect more tokens, or use a ridge of at least {max(1e-6, 10 * ridge):.0e}"
                 )
-            return {"factor": torch.empty(c.shape, dtype=torch.float32).copy_(inverse_(lower))}
+            return {"factor": torch.empty(c.shape, dtype=torch.float32).copy_(invert_(lower))}
 
         return self._derived("factor", layer, ridge, make)["factor"]
 
@@ -145,7 +145,7 @@ class KeyStatistics:
             threads = torch.get_num_threads()
             torch.set_num_threads(1)  # two LAPACK threads on busy cores were measured 20x slower
             try:
-                values, vectors = torch.linalg.eigh(unpacked(self._triangle(layer)))
+                values, vectors = torch.linalg.eigh(unpack_triangle(self._triangle(layer)))
             finally:
                 torch.set_num_threads(threads)
             return {"values": values.flip(0), "vectors": vectors.flip(1)}
@@ -156,7 +156,7 @@ class KeyStatistics:
     def _triangle(self, layer: int) -> Tensor:
         self.need(layer)
         mapped = self.moments
-        return mapped.triangles[layer] if isinstance(mapped, _Mapped) else packed(mapped[layer])
+        return mapped.triangles[layer] if isinstance(mapped, _Mapped) else pack_triangle(mapped[layer])
 
     def _derived(self, what: str, layer: int, ridge: float, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """What follows from a moment alone: made once, kept on disk by content, and memory-mapped from there."""
@@ -168,7 +168,7 @@ class KeyStatistics:
             else:
                 digest = hashlib.sha256(triangle.numpy().data)
                 digest.update(repr((_METHOD, what, ridge)).encode())
-                self._memo[key] = kept(f"{what}s", digest.hexdigest()[:32], what, make)
+                self._memo[key] = load_or_make(f"{what}s", digest.hexdigest()[:32], what, make)
         return self._memo[key]
 
     def check(self, view: ModelView, identity: Identity | None = None) -> None:
@@ -244,7 +244,7 @@ class _Mapped(Mapping[int, Tensor]):
     def __getitem__(self, layer: int) -> Tensor:
         found = self._held.get(layer)
         if found is None:
-            found = self._held[layer] = unpacked(self.triangles[layer])
+            found = self._held[layer] = unpack_triangle(self.triangles[layer])
         return found
 
     def __contains__(self, layer: object) -> bool:

@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["action_change", "cholesky_", "inverse_", "packed", "symmetrise_", "triangle_width", "unpacked"]
+__all__ = ["action_change", "cholesky_", "invert_", "pack_triangle", "symmetrise_", "triangle_width", "unpack_triangle"]
 
 _PANEL = 512  # rows that are worked on at once
 
 
-def packed(matrix: Tensor) -> Tensor:
+def pack_triangle(matrix: Tensor) -> Tensor:
     """The lower triangle of ``[d, d]``, row after row: ``[d (d + 1) / 2]``."""
     out = matrix.new_empty(len(matrix) * (len(matrix) + 1) // 2)
     begin = 0
@@ -22,8 +22,8 @@ def packed(matrix: Tensor) -> Tensor:
     return out
 
 
-def unpacked(triangle: Tensor) -> Tensor:
-    """The symmetric matrix of a :func:`packed` triangle."""
+def unpack_triangle(triangle: Tensor) -> Tensor:
+    """The symmetric matrix of a :func:`pack_triangle` triangle."""
     d = triangle_width(triangle)
     out = triangle.new_empty(d, d)
     begin = 0
@@ -34,7 +34,7 @@ def unpacked(triangle: Tensor) -> Tensor:
 
 
 def triangle_width(triangle: Tensor) -> int:
-    """Columns of the matrix that was :func:`packed`."""
+    """Columns of the matrix that was :func:`pack_triangle`."""
     return (math.isqrt(8 * triangle.numel() + 1) - 1) // 2
 
 
@@ -58,7 +58,7 @@ def cholesky_(matrix: Tensor) -> Tensor | None:
     return lower if int(info) == 0 else None
 
 
-def inverse_(lower: Tensor) -> Tensor:
+def invert_(lower: Tensor) -> Tensor:
     """``L⁻¹`` in the place of the lower triangular ``L``: panel of rows by panel, from the top."""
     d = len(lower)
     for begin in range(0, d, _PANEL):
@@ -75,17 +75,17 @@ def action_change(half: Tensor, whole: Tensor) -> float:
     """Relative change of ``C⁻¹`` on random keys drawn from C, from one second moment to a later one.
 
     Args:
-        half: the earlier one, :func:`packed`.
-        whole: the later one, :func:`packed`.
+        half: the earlier one, :func:`pack_triangle`.
+        whole: the later one, :func:`pack_triangle`.
     """
-    later = unpacked(whole)
+    later = unpack_triangle(whole)
     ridge = 1e-4 * float(later.diagonal().mean())
     noise = torch.randn(len(later), 16, dtype=later.dtype, generator=torch.Generator().manual_seed(0))
     lower = _factor(later, ridge)
     keys = lower @ noise
     new = torch.cholesky_solve(keys, lower)
     del later, lower  # one matrix at a time
-    old = torch.cholesky_solve(keys, _factor(unpacked(half), ridge))
+    old = torch.cholesky_solve(keys, _factor(unpack_triangle(half), ridge))
     return float((old - new).norm() / new.norm())
 
 

@@ -29,7 +29,7 @@ from kecore.model import ModelView
 from kecore.statistics import KeyStatistics, collect_statistics
 from kecore.testing.models import tiny_model, tiny_tokenizer
 from kecore.testing.snapshot import Snapshot
-from kecore.testing.watch import watched
+from kecore.testing.watch import watch_side_effects
 from kecore.text import Encoder
 from kecore.trained import TrainedEditor
 from kecore.training import Schedule, train
@@ -111,7 +111,7 @@ class Watched:
         requests: what was asked for.
         model: what changed in the model and the process; see :class:`Snapshot`.
         arguments: what changed in the requests, the statistics and the trained tensors.
-        notes: output, files and connections; see :func:`kecore.testing.watch.watched`.
+        notes: output, files and connections; see :func:`kecore.testing.watch.watch_side_effects`.
         stages: what it told its progress, in order.
     """
 
@@ -226,7 +226,7 @@ class Bench:
         tensors = {name: t.clone() for name, t in trained.tensors.items()} if trained else {}
         stages: list[str] = []
         before = Snapshot(model)
-        with watched() as notes:
+        with watch_side_effects() as notes:
             edit = self.plan(view, requests, progress=lambda stage, _done, _total: stages.append(stage))
         arguments = [] if requests == list(self.requests()) else ["the list of requests"]
         if statistics:

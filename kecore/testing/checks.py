@@ -34,9 +34,9 @@ from kecore.api.types import Capabilities, EditRequest
 from kecore.edit import Edit, LowRank, ModuleEdit, PromptEdit, WeightEdit, load_edit
 from kecore.statistics import KeyStatistics
 from kecore.testing.bench import FACTS, NEIGHBOURS, Bench, NonConformance, Session, parameters
-from kecore.testing.fresh import reimported
+from kecore.testing.fresh import reimport
 from kecore.testing.snapshot import Snapshot
-from kecore.testing.watch import watched
+from kecore.testing.watch import watch_side_effects
 
 __all__ = ["CHECKS", "Check"]
 
@@ -144,8 +144,8 @@ def import_is_quiet(bench: Bench) -> None:
     """Importing the method's package prints nothing, opens nothing and leaves torch as it was."""
     before = Snapshot(torch.nn.Module())
     cuda = torch.cuda.is_initialized()
-    with watched() as notes:
-        reimported(bench.method)
+    with watch_side_effects() as notes:
+        reimport(bench.method)
     _require(not notes, f"at import the package {'; '.join(notes)}")
     _require(not before.differences(), f"importing the package changes {', '.join(before.differences())}")
     _require(torch.cuda.is_initialized() == cuda, "importing the package initialises CUDA")
@@ -212,7 +212,7 @@ def two_models_do_not_mix(bench: Bench) -> None:
     other = Bench(bench.trial, next((a for a in bench.trial.models if a != bench.architecture), bench.architecture))
     bench.plan(bench.view(), bench.requests())
     after = other.outcome(other.plan(other.view(), other.requests()))
-    alone = reimported(bench.method)  # with none of the module's variables filled
+    alone = reimport(bench.method)  # with none of the module's variables filled
     edit = other.plan(other.view(), other.requests(), method=alone)
     _same(other.outcome(edit), after, "a plan depends on which models were planned for before")
 

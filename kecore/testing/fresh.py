@@ -8,10 +8,10 @@ from typing import Any, cast
 
 from kecore.api.method import EditMethod
 
-__all__ = ["reimported"]
+__all__ = ["reimport"]
 
 
-def reimported(method: type[EditMethod]) -> type[EditMethod]:
+def reimport(method: type[EditMethod]) -> type[EditMethod]:
     """The class from a second import of its top-level package, whose variables are as after any first import.
 
     A class that cannot be imported by its name (of a test file, or made in a function) is returned as it is.

@@ -13,7 +13,7 @@ from typing import Any
 
 from kecore.models import cache_dir
 
-__all__ = ["watched"]
+__all__ = ["watch_side_effects"]
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CACHES = ("XDG_CACHE_HOME", "HF_HOME", "TORCH_HOME", "TORCH_EXTENSIONS_DIR")
@@ -22,7 +22,7 @@ _seen: list[list[str]] = []
 
 
 @contextmanager
-def watched() -> Iterator[list[str]]:
+def watch_side_effects() -> Iterator[list[str]]:
     """Note what a ``with`` block writes to the terminal and to files, and what it connects to.
 
     Files in cache folders and compiled modules (``__pycache__``) are nobody's loss and are not noted.

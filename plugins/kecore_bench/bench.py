@@ -35,7 +35,7 @@ from kecore.evaluate.cost import added_latency, edit_bytes
 from kecore.evaluate.metrics import metrics_of
 from kecore.evaluate.protocol import AFTER, AT_EDIT, AT_END
 from kecore.evaluate.result import RecordResult, compare
-from kecore.memory import peak, reset_peak
+from kecore.memory import peak_bytes, reset_peak
 from kecore_bench.cells import Cell
 from kecore_bench.sequence import Progress, SavedSequence
 from kecore_bench.store import BEFORE, Store
@@ -165,7 +165,7 @@ class _Worker:
         return f"{self.spec.label}, {self.spec.data['name']}: {text or 'nothing'}{why}"
 
     def _prepared(self, way: Callable[[], None]) -> None:
-        method = registry.default().get(str(self.spec.method))  # a baseline may not be installed
+        method = registry.default_registry().get(str(self.spec.method))  # a baseline may not be installed
         several = self.protocol.edits == "sequential" and len(self.cell.records) > self.protocol.step
         if several and not method.capabilities.sequential:  # not after its first step, whose scores would stand alone
             raise UnsupportedCapabilityError(
@@ -299,7 +299,7 @@ class _Worker:
             "seconds": perf_counter() - begin,
             "records": len(records),
             "stages": dict(self.editor.history[-1].stages),
-            "peak_memory_bytes": peak(device),
+            "peak_memory_bytes": peak_bytes(device),
             "peak_is_the_edits": anew,
             **_kept(edit),
             "warnings": heard,

@@ -16,7 +16,7 @@ from kecore.api.types import EditRecord
 from kecore.editor import configured
 from kecore.evaluate.protocol import AFTER, Protocol
 from kecore.evaluate.records import RecordSet, Skipped, load_records
-from kecore.trained import TRAINED, TrainedEditor, untrained
+from kecore.trained import TRAINED, TrainedEditor, untrained_error
 from kecore_bench.plan import BASELINES, UNEDITED, BenchPlan, DataEntry, MethodEntry
 from kecore_bench.references import with_references
 from kecore_bench.store import BEFORE, RunSpec, Store
@@ -134,7 +134,7 @@ def _digest(file: Path) -> dict[str, str]:
 def _resolved(entry: MethodEntry, plan: BenchPlan) -> dict[str, Any] | None:
     """What decides a method's answers, as fields of a :class:`RunSpec`; None for a baseline that is not installed."""
     try:
-        method = registry.default().get(entry.name)
+        method = registry.default_registry().get(entry.name)
     except MethodNotFoundError:
         if entry.name not in BASELINES:
             raise
@@ -161,7 +161,7 @@ def _trained(method: type[EditMethod], plan: BenchPlan) -> dict[Path, TrainedEdi
     every = {path: TrainedEditor.load(path) for path in plan.trained}
     found = {path: editor for path, editor in every.items() if editor.method == method.name}
     if method.capabilities.needs_training and not found:
-        raise untrained(method.name)
+        raise untrained_error(method.name)
     if any(editor.config != other.config for editor in found.values() for other in found.values()):
         raise ConfigError(
             f"the trained editors of '{method.name}' have different configurations, so their results do not belong "

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from kecore.api.config import validated
+from kecore.api.config import validate_config
 from kecore.api.errors import ConfigError, DataFormatError, MissingDependencyError
 from kecore.evaluate.protocol import Protocol
 from kecore_bench.published import PaperTable, unmeasured
@@ -161,7 +161,7 @@ class BenchPlan(BaseModel):
         Raises:
             ConfigError: names each bad key, what was expected and what came.
         """
-        return validated(cls, values)
+        return validate_config(cls, values)
 
 
 def read_plan(path: Path) -> dict[str, Any]:

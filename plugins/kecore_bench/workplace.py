@@ -14,7 +14,7 @@ import typer
 
 from kecore.api.errors import ConfigError, KecoreError
 from kecore.cli.console import Screen
-from kecore.cli.errors import BAD_INPUT, CheckFailed, reporting
+from kecore.cli.errors import BAD_INPUT, CheckFailed, report_errors
 from kecore.cli.loading import Loading, StatisticsSource, provide_statistics
 from kecore.environment import environment
 from kecore_bench.plan import BenchPlan
@@ -72,7 +72,7 @@ class Desk:
         """
         from kecore.api import registry
 
-        cls = registry.default().get(method)
+        cls = registry.default_registry().get(method)
         if cls.capabilities.needs_training:
             for trained in [found for found in self._trained() if found.method == method]:
                 if method not in {mine.method for mine in editor.trained}:
@@ -229,7 +229,7 @@ def _work(values: Mapping[str, Any], path: Path, rank: int, jobs: int) -> None:
     screen = Screen()
     screen.err.quiet = rank > 0
     try:
-        with reporting(screen), Store(path, plan.protocol) as store:
+        with report_errors(screen), Store(path, plan.protocol) as store:
             run(cells_of(plan), store, Desk(plan, screen, _device(plan, rank, jobs)), shard=(rank, jobs))
     except typer.Exit as ended:
         raise SystemExit(ended.exit_code) from None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kecore.cli import options
-from kecore.cli.console import Screen, count, table
+from kecore.cli.console import Screen, count_noun, make_table
 
 if TYPE_CHECKING:
     from kecore_datasets.triples import Imported
@@ -67,11 +67,11 @@ def import_triples(
     _show(screen, found)
     if not found.records:
         raise DataFormatError(
-            f"none of {count(len(read[:limit]), 'triple')} of {triples} makes an edit; give templates for their "
+            f"none of {count_noun(len(read[:limit]), 'triple')} of {triples} makes an edit; give templates for their "
             f"relations with --templates: {', '.join(list(found.unknown)[:_SHOWN]) or 'see what was left out'}"
         )
     library.write_records(out, found.records)
-    screen.show(f"{count(len(found.records), 'edit')} written to {out}")
+    screen.show(f"{count_noun(len(found.records), 'edit')} written to {out}")
     screen.finish(
         {
             "out": out,
@@ -89,11 +89,11 @@ def _show(screen: Screen, found: Imported) -> None:
     if found.unknown:
         total = sum(found.unknown.values())
         rows = [(relation, str(number)) for relation, number in list(found.unknown.items())[:_SHOWN]]
-        title = f"Relations without a template: {len(found.unknown)}, with {count(total, 'triple')}"
-        screen.show(table("relation", "triples", rows=rows, title=title, right=(1,)))
+        title = f"Relations without a template: {len(found.unknown)}, with {count_noun(total, 'triple')}"
+        screen.show(make_table("relation", "triples", rows=rows, title=title, right=(1,)))
     if found.skipped:
         rows = [(item.reason,) for item in found.skipped[:_SHOWN]]
-        screen.show(table("reason", rows=rows, title=f"Left out: {count(len(found.skipped), 'triple')}"))
+        screen.show(make_table("reason", rows=rows, title=f"Left out: {count_noun(len(found.skipped), 'triple')}"))
     hidden = max(0, len(found.unknown) - _SHOWN) + max(0, len(found.skipped) - _SHOWN)
     if hidden:
         screen.show(f"and {hidden} more; --json lists all")

@@ -16,7 +16,7 @@ from kecore.testing import NonConformance, Trial, check_method, parametrize_with
 from kecore.testing.bench import Bench
 from kecore.testing.checks import CHECKS
 from kecore.testing.conformance import Case, cases
-from kecore.testing.watch import watched
+from kecore.testing.watch import watch_side_effects
 
 ONE = ("llama",)
 BY_NAME = {check.name: check for check in CHECKS}
@@ -134,7 +134,7 @@ def test_pytest_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch
 
 
 def test_watching_ends_with_the_block(tmp_path: Path) -> None:
-    with watched() as notes:
+    with watch_side_effects() as notes:
         (tmp_path / "in.txt").write_text("")
         (tmp_path / "in.txt").read_text()
     (tmp_path / "out.txt").write_text("")
@@ -144,6 +144,6 @@ def test_watching_ends_with_the_block(tmp_path: Path) -> None:
 def test_caches_may_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KECORE_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
-    with watched() as notes:
+    with watch_side_effects() as notes:
         (tmp_path / "cache" / "kept").write_text("")
     assert notes == []

@@ -44,16 +44,18 @@ TRIALS: dict[str, dict[str, Any]] = {
     "retrieval": _PROMPT,
     "t-patcher": {"config": {"passages": 16, "others": 4, "steps": 30}},
 }
-METHODS = [Trial(registry.default().get(name), **TRIALS.get(name, {})) for name in registry.default().names()]
-METHODS.append(Trial(registry.default().get("kn"), models=("llama", "gemma2")))  # where it keeps every promise
+METHODS = [
+    Trial(registry.default_registry().get(name), **TRIALS.get(name, {})) for name in registry.default_registry().names()
+]
+METHODS.append(Trial(registry.default_registry().get("kn"), models=("llama", "gemma2")))  # where it keeps every promise
 # A line of stages is a method too; behind a norm, as in Gemma 2, its "blue" still edits two layers.
-METHODS.append(Trial(registry.default().get("alphaedit + blue + nas + merge"), models=("llama", "gemma2")))
+METHODS.append(Trial(registry.default_registry().get("alphaedit + blue + nas + merge"), models=("llama", "gemma2")))
 # Set-ups beside the defaults that work otherwise: the second edit merges the first one's shard, and a value stands at
 # every token of the row.
 _MERGING = {"mode": "merge", "shards": 1, "shard_edits": 1, "contexts": 1, "context_tokens": 3}
 METHODS += [
-    Trial(registry.default().get("wise"), _MERGING, ("llama",), label="merging"),
-    Trial(registry.default().get("grace"), {"replace": "all"}, ("gpt2",), label="everywhere"),
+    Trial(registry.default_registry().get("wise"), _MERGING, ("llama",), label="merging"),
+    Trial(registry.default_registry().get("grace"), {"replace": "all"}, ("gpt2",), label="everywhere"),
 ]
 
 

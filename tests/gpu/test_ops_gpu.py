@@ -34,7 +34,7 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 
 def needs_cuda_kernels() -> None:
-    backend = loader.active()
+    backend = loader.active_backend()
     if backend.cuda:
         pytest.skip(f"CUDA tensors run in torch here: {backend.cuda}")
 
@@ -126,7 +126,7 @@ def test_small_systems_equal_torch(batch: int, d: int, n: int) -> None:
 
 def solve_op(n: int) -> Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]]:
     """The op; torch beyond the columns that the CUDA kernel takes, as kv_solve chooses."""
-    loader.active()  # loads the kernels
+    loader.active_backend()  # loads the kernels
     return torch.ops.kecore.gram_solve if n <= 64 else reference.gram_solve
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from kecore.api.errors import KecoreWarning, UnsupportedModelError
 from kecore.engine.replay import Replay
 from kecore.inference.decoding import Decoding
-from kecore.inference.openings import opened_batches
+from kecore.inference.openings import open_batches
 from kecore.model import ModelView
 from kecore.testing import Snapshot, architectures, tiny_model, tiny_tokenizer
 from kecore.text import Encoder, Rows
@@ -246,7 +246,7 @@ def test_rows_behind_what_they_share_equal_the_whole_pass(architecture: str, enc
     with view.frozen(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", KecoreWarning)
         for at_ends in (False, True):
-            (whole,) = opened_batches(view, encoder, rows, [1] * 3, [0] * 3, 128, at_ends=at_ends)
+            (whole,) = open_batches(view, encoder, rows, [1] * 3, [0] * 3, 128, at_ends=at_ends)
             opening, batch, tails = whole
             wanted = [view.model(input_ids=torch.tensor([rows[i]]), use_cache=False).logits[0, -1] for i in batch]
             found = [opening.logits_at(view, tails, torch.arange(3), tails.ends - 1)]

@@ -66,7 +66,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mend(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MEND, trained for that model, after a fashion."""
     loaded = models.load_model(str(tiny), device="cpu")
-    view, cls = ModelView.of(loaded.model), registry.default().get("mend")
+    view, cls = ModelView.of(loaded.model), registry.default_registry().get("mend")
     config = cls.Config.make({"layers": [1], "rank": 4})
     out = tmp_path_factory.mktemp("trained")
     schedule = Schedule(steps=1, batch_size=2, held_out=2)

@@ -27,8 +27,8 @@ PREFERS = {"dpo", "kn"}
 ELSEWHERE = {"mello"}
 METHODS = [
     name
-    for name in registry.default().names()
-    if name not in ELSEWHERE and not registry.default().get(name).capabilities.needs_training
+    for name in registry.default_registry().names()
+    if name not in ELSEWHERE and not registry.default_registry().get(name).capabilities.needs_training
 ]
 
 
@@ -62,7 +62,7 @@ def each_value_once() -> Iterator[None]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_real_facts_change_and_come_off_bitwise(editor: Editor, method: str) -> None:
-    can = registry.default().get(method).capabilities
+    can = registry.default_registry().get(method).capabilities
     # The facts without their probes of other prompts, which nothing here asks about and IKE answers at length.
     facts = load_records(path("counterfact_sample.jsonl"), limit=RECORDS)
     records = [EditRecord(record.request) for record in facts]

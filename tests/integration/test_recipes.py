@@ -31,7 +31,7 @@ def test_there_are_recipes() -> None:
 def test_a_recipe_could_run(path: Path) -> None:
     plan = BenchPlan.make(read_plan(path))
     for entry in plan.rows:
-        method = registry.default().get(entry.name)
+        method = registry.default_registry().get(entry.name)
         assert configured(method, entry.preset, entry.set).to_json()
         assert not method.capabilities.needs_training
     for data in plan.facts:

@@ -19,7 +19,7 @@ from kecore.ops import loader, measure
 
 def test_report_is_true_and_plain_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KECORE_CACHE", str(tmp_path / "not" / "yet"))
-    found = doctor.report()
+    found = doctor.make_report()
     assert found.kecore == _version.__version__
     assert found.packages["torch"] == torch.__version__
     assert found.threads == torch.get_num_threads()
@@ -47,7 +47,7 @@ def test_bfloat16_is_advised_against_where_it_is_slow(
 
 
 def test_every_op_is_tested_numerically() -> None:
-    found = doctor.report()
+    found = doctor.make_report()
     assert {backend.op for backend in found.backends} >= {"second_moment_", "kv_solve"}
     assert all(0 < backend.relative_error < 1e-6 for backend in found.backends)
     assert not found.refused
@@ -56,7 +56,7 @@ def test_every_op_is_tested_numerically() -> None:
 def test_a_wrong_result_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [("kv_solve on cuda", "jit", "why", 3e-2), ("second_moment_", "jit", "why", float("nan"))]
     monkeypatch.setattr(measure, "self_test", lambda: rows)
-    found = doctor.report()
+    found = doctor.make_report()
     assert found.backends[0] == doctor.Backend("kv_solve on cuda", "jit", "why", 3e-2)
     text = "\n".join(found.problems)
     assert "kv_solve on cuda of jit is off by 3.0e-02: set KECORE_NATIVE=off" in text
@@ -66,12 +66,12 @@ def test_a_wrong_result_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_forced_and_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "_resolved", None)
     monkeypatch.setenv("KECORE_NATIVE", "aot")
-    found = doctor.report()
+    found = doctor.make_report()
     assert found.refused
     assert found.backends == ()
     assert any(problem.startswith("KECORE_NATIVE=aot, but there is no native library") for problem in found.problems)
     monkeypatch.setenv("KECORE_NATIVE", "fast")
-    found = doctor.report()
+    found = doctor.make_report()
     assert found.refused
     assert any("expected one of auto, aot, jit, require, off" in problem for problem in found.problems)
 
@@ -88,7 +88,7 @@ def test_each_problem_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(measure, "self_test", broken)
     monkeypatch.setattr(models, "demo_file", lambda: None)
     monkeypatch.setattr(Registry, "describe", describe)
-    found = doctor.report()
+    found = doctor.make_report()
     assert found.demo is None
     assert not found.cache.writable
     text = "\n".join(found.problems)
@@ -99,8 +99,8 @@ def test_each_problem_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_no_methods_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "default", lambda: Registry([]))
-    assert any("no editing methods" in problem for problem in doctor.report().problems)
+    monkeypatch.setattr(registry, "default_registry", lambda: Registry([]))
+    assert any("no editing methods" in problem for problem in doctor.make_report().problems)
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_a_wrong_competitor_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> Non
     case = measure.MomentCase(30, 20)
     monkeypatch.setattr(measure, "second_moment_", lambda moment, keys: moment)
     with pytest.raises(KecoreError, match="computed wrongly"):
-        measure.row(case)
+        measure.measure_case(case)
 
 
 @pytest.mark.parametrize("n", [1, 9])

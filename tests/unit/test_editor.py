@@ -199,7 +199,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> type[Any]:
     from kecore.api import registry
     from kecore.api.types import Capabilities
 
-    class Alone(registry.default().get("ft-m")):  # type: ignore[misc]
+    class Alone(registry.default_registry().get("ft-m")):  # type: ignore[misc]
         name = "alone"
         capabilities = Capabilities("weights")
 
@@ -316,7 +316,7 @@ def test_half_precision_rounds_once_from_the_base(statistics_file: Path, dtype: 
 def test_a_class_need_not_be_installed(editor: Editor) -> None:
     from kecore.api import registry
 
-    class Mine(registry.default().get("ft-m")):  # type: ignore[misc]
+    class Mine(registry.default_registry().get("ft-m")):  # type: ignore[misc]
         name = "mine"
 
     assert editor.edit(PARIS, Mine, steps=1).inspect()["method"] == "mine"

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from kecore import files
 from kecore.api.errors import ArtifactError, NumericalError
-from kecore.files import kept, read_tensors, write_atomic, write_json, write_tensors
+from kecore.files import load_or_make, read_tensors, write_atomic, write_json, write_tensors
 
 HEADER = {"format": 1, "version": "9.9", "note": "ein Wörtchen 中", "list": [1, 2.5, None], "by": {"a": "b"}}
 TENSORS = {
@@ -166,38 +166,38 @@ def same(found: dict[str, torch.Tensor]) -> bool:
 
 def test_kept_tensors_are_made_once(cache: Path) -> None:
     make = Maker()
-    assert all(same(kept("things", "digest", "thing", make)) for _ in range(3))
+    assert all(same(load_or_make("things", "digest", "thing", make)) for _ in range(3))
     assert make.calls == 1
     assert (cache / "things" / "digest.safetensors").is_file()
-    assert same(kept("things", "another", "thing", make))
+    assert same(load_or_make("things", "another", "thing", make))
     assert make.calls == 2
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "foreign"])
 def test_a_damaged_file_is_made_anew(cache: Path, damage: str) -> None:
     make = Maker()
-    kept("things", "digest", "thing", make)
+    load_or_make("things", "digest", "thing", make)
     file = cache / "things" / "digest.safetensors"
     whole = file.read_bytes()
     flipped = whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]
     file.write_bytes({"truncated": whole[:-5], "flipped": flipped, "foreign": b"no tensors"}[damage])
-    assert same(kept("things", "digest", "thing", make))
+    assert same(load_or_make("things", "digest", "thing", make))
     assert make.calls == 2
-    assert same(kept("things", "digest", "thing", make))
+    assert same(load_or_make("things", "digest", "thing", make))
     assert make.calls == 2
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(cache: Path) -> None:
     cache.write_text("a file, where a folder is needed")
     make = Maker()
-    assert same(kept("things", "digest", "thing", make))
+    assert same(load_or_make("things", "digest", "thing", make))
     assert make.calls == 1
 
 
 def test_two_that_want_the_same_make_it_once(cache: Path) -> None:
     make = Maker()
     with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(lambda _: same(kept("things", "digest", "thing", make)), range(8)))
+        assert all(pool.map(lambda _: same(load_or_make("things", "digest", "thing", make)), range(8)))
     assert make.calls == 1
 
 
@@ -206,5 +206,5 @@ def test_an_error_of_the_maker_is_passed_on(cache: Path) -> None:
         raise NumericalError("singular")
 
     with pytest.raises(NumericalError):
-        kept("things", "digest", "thing", fail)
-    assert same(kept("things", "digest", "thing", Maker()))
+        load_or_make("things", "digest", "thing", fail)
+    assert same(load_or_make("things", "digest", "thing", Maker()))

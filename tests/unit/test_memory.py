@@ -14,7 +14,7 @@ from kecore import Corpus, Editor, EditRequest, KeyStatistics, memory
 from kecore.api.errors import KecoreWarning, MemoryBudgetError
 from kecore.memory import MemoryPlan, Need, backward_bytes, make_plan
 from kecore.model import ModelView
-from kecore.statistics import collect_statistics, collecting
+from kecore.statistics import collect_statistics, collection_need
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore.text import Rows
 
@@ -56,15 +56,15 @@ class TestPlan:
             plan(view, 149 * MIB, ())
 
     def test_without_a_budget_what_is_free_counts(self, view: ModelView, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(memory, "resident", lambda _: 160 * MIB)
-        monkeypatch.setattr(memory, "available", lambda _: 400 * MIB)
+        monkeypatch.setattr(memory, "resident_bytes", lambda _: 160 * MIB)
+        monkeypatch.setattr(memory, "free_bytes", lambda _: 400 * MIB)
         found = plan(view, None)
         assert found.budget == (160 + 300) * MIB
         assert found.activations == 220 * MIB  # of 460 - 150 - 50
-        monkeypatch.setattr(memory, "available", lambda _: 8 * MIB)
+        monkeypatch.setattr(memory, "free_bytes", lambda _: 8 * MIB)
         with pytest.warns(KecoreWarning, match="'large' needs 216 MiB at the least, 66 MiB of them still to come"):
             assert plan(view, None).activations == 1
-        monkeypatch.setattr(memory, "available", lambda _: None)
+        monkeypatch.setattr(memory, "free_bytes", lambda _: None)
         assert plan(view, None).budget is None
 
     def test_more_than_enough_is_not_taken_on_a_cpu(self, view: ModelView) -> None:
@@ -84,7 +84,7 @@ class TestPlan:
 
 
 def test_what_is_held_is_weights_and_program(view: ModelView) -> None:
-    found = memory.held(view)
+    found = memory.measure_held(view)
     assert found["weights"] == sum(4 * p.numel() for p in view.model.parameters()) + sum(
         b.numel() * b.element_size() for b in view.model.buffers()
     )
@@ -93,9 +93,9 @@ def test_what_is_held_is_weights_and_program(view: ModelView) -> None:
 
 def test_free_memory_is_no_more_than_a_container_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    free = memory.available(cpu)
+    free = memory.free_bytes(cpu)
     monkeypatch.setattr(memory, "_group_limit", lambda: [7 * MIB])
-    assert memory.available(cpu) == 7 * MIB
+    assert memory.free_bytes(cpu) == 7 * MIB
     assert free is None or free > 7 * MIB
 
 
@@ -205,7 +205,7 @@ def test_a_tight_budget_makes_smaller_micro_batches_of_the_same_edit(statistics:
 
 
 def test_statistics_need_their_sums_and_a_row(view: ModelView) -> None:
-    found = collecting(view, [0, 2], 10_000)
+    found = collection_need(view, [0, 2], 10_000)
     assert found.parts["sums"] == 2 * 8 * 80 * 80
     assert (found.tokens, found.least) == (2048, 256)  # a row is no longer than the model's context
 

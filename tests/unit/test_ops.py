@@ -31,7 +31,7 @@ def inverse_factor(c: Tensor) -> Tensor:
 @pytest.fixture(params=["native", "torch"], autouse=True)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every test runs against the compiled library, which must be there, and against torch."""
-    native = loader.active()
+    native = loader.active_backend()
     assert native.library is not None, native.reason
     chosen = native if request.param == "native" else loader.Backend("torch", "a test asks for it")
     monkeypatch.setattr(loader, "_resolved", chosen)

@@ -56,7 +56,7 @@ def test_off_runs_torch() -> None:
 
 
 def test_auto_takes_what_was_compiled_before() -> None:
-    loader.active()  # compiled now, if no test did before
+    loader.active_backend()  # compiled now, if no test did before
     for mode in ("auto", "require", "jit", ""):
         assert solve(KECORE_NATIVE=mode)["kind"] == "jit"
 
@@ -78,7 +78,7 @@ def test_no_ninja_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "_resolved", None)
     monkeypatch.setenv("KECORE_NATIVE", "jit")
     with pytest.raises(NativeError, match="ninja is not installed; pip install ninja"):
-        loader.active()
+        loader.active_backend()
 
 
 def test_a_compiler_that_fails_is_not_tried_again_by_itself(fake_tools: Path, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_processors_that_torch_serves_better_are_left_to_it(monkeypatch: pytest.
     monkeypatch.setattr(loader, "_resolved", None)
     monkeypatch.setenv("KECORE_NATIVE", "auto")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-    found = loader.active()
+    found = loader.active_backend()
     assert found.kind == "torch"
     assert "torch is faster on this processor" in found.reason
     assert loader.implementation(torch.device("cpu")) is reference
@@ -147,7 +147,7 @@ def test_an_unknown_mode_lists_the_known(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(loader, "_resolved", None)
     monkeypatch.setenv("KECORE_NATIVE", "fast")
     with pytest.raises(ConfigError, match="'fast'; expected one of auto, aot, jit, require, off"):
-        loader.active()
+        loader.active_backend()
 
 
 def test_importing_compiles_nothing(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ SAMPLES = {
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")
 def test_opcheck(name: str, sample: int) -> None:
     """Schema, autograd registration, fake kernels and tracing, with the compiled kernels under them."""
-    assert loader.active().library is not None
+    assert loader.active_backend().library is not None
     results = torch.library.opcheck(getattr(torch.ops.kecore, name).default, SAMPLES[name][sample])
     assert set(results.values()) == {"SUCCESS"}
 
@@ -313,7 +313,7 @@ def test_fake_kernels_refuse_what_kernels_do() -> None:
 )
 def test_the_binding_refuses_what_would_read_past_the_end(call: object, message: str) -> None:
     """Below the checks of the public functions, for who calls ``torch.ops.kecore``."""
-    assert loader.active().library is not None
+    assert loader.active_backend().library is not None
     with pytest.raises(RuntimeError, match=message):
         call(torch.ops.kecore)  # type: ignore[operator]
 
@@ -326,7 +326,7 @@ def test_results_do_not_depend_on_threads() -> None:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             moment = torch.zeros(300, 300)
-            loader.active()
+            loader.active_backend()
             torch.ops.kecore.second_moment_([moment], [keys])
             found.append((moment, torch.ops.kecore.factor_product(moment, keys.t()[None].contiguous(), True)))
     finally:

@@ -213,7 +213,7 @@ def test_what_cannot_be_trained_is_refused(view: ModelView, encoder: Encoder) ->
     from kecore.api import registry
 
     with pytest.raises(UnsupportedCapabilityError, match="'memit' needs no training"):
-        train(registry.default().get("memit"), view, encoder, RECORDS)
+        train(registry.default_registry().get("memit"), view, encoder, RECORDS)
     with pytest.raises(DataFormatError, match="3 records are too few to hold out 3"):
         train(Toy, view, encoder, RECORDS[:3])
     with pytest.raises(DataFormatError, match="shares its subject"):

@@ -12,9 +12,9 @@ import typer
 from kecore.api.errors import ArtifactError, KecoreWarning, RequestConflictError
 from kecore.checkpoint import NamedEdit, check_out, digest, read_record, write_checkpoint
 from kecore.cli import options
-from kecore.cli.console import Screen, count, fields
+from kecore.cli.console import Screen, count_noun, make_fields
 from kecore.cli.loading import Loading
-from kecore.cli.machine import cost, show_cost
+from kecore.cli.machine import measure_cost, show_cost
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -112,7 +112,7 @@ def _write(screen: Screen, loaded: LoadedModel, edits: Sequence[NamedEdit], out:
     from kecore.api.identity import Identity
 
     model = loaded.model
-    with screen.stage("attach", f"attaching {count(len(edits), 'edit')}" if edits else "no edits left to attach"):
+    with screen.stage("attach", f"attaching {count_noun(len(edits), 'edit')}" if edits else "no edits left to attach"):
         identity = Identity(model)
         before = identity.of()
         names = list(dict.fromkeys(name for item in edits for name in item.edit.updates))
@@ -127,11 +127,11 @@ def _write(screen: Screen, loaded: LoadedModel, edits: Sequence[NamedEdit], out:
     facts = sum(len(item.edit.requests) for item in edits)
     summary = {
         "checkpoint": str(out),
-        "edits": f"{count(len(edits), 'edit')} with {count(facts, 'fact')}",
+        "edits": f"{count_noun(len(edits), 'edit')} with {count_noun(facts, 'fact')}",
         "changed": ", ".join(names) or "-",
     }
-    screen.show(fields(summary))
-    spent = cost(screen, device)
+    screen.show(make_fields(summary))
+    spent = measure_cost(screen, device)
     show_cost(screen, spent)
     screen.finish(
         {

@@ -14,9 +14,9 @@ from rich.markup import escape
 from kecore.api.errors import RequestError
 from kecore.checkpoint import read_record
 from kecore.cli import options
-from kecore.cli.console import Screen, clean, table
+from kecore.cli.console import Screen, make_table, replace_controls
 from kecore.cli.loading import Loading
-from kecore.cli.machine import cost
+from kecore.cli.machine import measure_cost
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -74,7 +74,7 @@ def chat(
         else:
             _show(screen, prompt, turn["before"], turn["after"])
     values = {"model": model, "edits": [str(path) for path in edits or []], "turns": turns}
-    screen.finish({**values, **cost(screen, view.device), "warnings": screen.warnings})
+    screen.finish({**values, **measure_cost(screen, view.device), "warnings": screen.warnings})
 
 
 def _put_on(model: Any, ref: str, edits: list[Edit]) -> dict[nn.Parameter, Tensor]:
@@ -120,12 +120,12 @@ def _line() -> str:
 
 
 def _show(screen: Screen, prompt: str, before: str | None, after: str | None) -> None:
-    echo = "" if sys.stdin.isatty() else f"[bold]{escape(clean(prompt))}[/]"  # a person has just typed it
+    echo = "" if sys.stdin.isatty() else f"[bold]{escape(replace_controls(prompt))}[/]"  # a person has just typed it
     if before is None:
-        screen.show(f"{echo} {escape(clean(after or ''))}\n")
+        screen.show(f"{echo} {escape(replace_controls(after or ''))}\n")
         return
     screen.show(echo)
-    made = table("before", "after", rows=[(before, after if after and after != before else "(the same)")])
+    made = make_table("before", "after", rows=[(before, after if after and after != before else "(the same)")])
     made.expand = True
     for column in made.columns:
         column.ratio = 1

@@ -10,11 +10,11 @@ import typer
 from rich.markup import escape
 
 from kecore.cli import options
-from kecore.cli.console import Screen, fields, size
+from kecore.cli.console import Screen, format_bytes, make_fields
 from kecore.cli.errors import CheckFailed
 from kecore.cli.job import EditJob, Outcome
 from kecore.cli.loading import Loading
-from kecore.cli.samples import Ask, asks, continuations
+from kecore.cli.samples import Ask, choose_asks, continue_prompts
 
 if TYPE_CHECKING:
     from kecore.api.types import EditRecord
@@ -57,7 +57,7 @@ def demo(
 
     headline = EditRecord(EditRequest(**HEADLINE, id="headline"), source="kecore demo")
     facts = load_records(data.path("counterfact_sample.jsonl"), limit=records)
-    job = EditJob(registry.default().get("memit"), [headline, *facts])
+    job = EditJob(registry.default_registry().get("memit"), [headline, *facts])
     loading = Loading(DEMO, device, dtype, seed=seed)
     editor = loading.edit(screen)
     outcome = job.run(screen, editor, out or cache_dir() / "demo", _asks(job.records))
@@ -67,7 +67,9 @@ def demo(
     values = {**outcome.to_json(screen, DEMO), "proofs": proofs, "passed": all(proofs.values())}
     outcome.show(screen)
     screen.show(
-        fields({"edit": f"{outcome.path} ({size(outcome.path.stat().st_size)}; the model has {_weights(outcome)})"})
+        make_fields(
+            {"edit": f"{outcome.path} ({format_bytes(outcome.path.stat().st_size)}; the model has {_weights(outcome)})"}
+        )
     )
     screen.show("\n[bold]Proofs[/]")
     for name, holds in proofs.items():
@@ -80,7 +82,7 @@ def demo(
 
 def _asks(records: Sequence[EditRecord]) -> list[Ask]:
     """What is asked before and after: the headline twice, some records, a neighbour, something unrelated."""
-    first, *others = asks(records, most=3)
+    first, *others = choose_asks(records, most=3)
     return [first, Ask("paraphrase", PARAPHRASE, first.wanted), *others, Ask("unrelated", UNRELATED[0])]
 
 
@@ -98,7 +100,9 @@ def _proofs(screen: Screen, outcome: Outcome, loading: Loading) -> dict[str, boo
         untouched = digest(fresh) == base
         edit = load_edit(outcome.path)
         edit.attach(fresh)
-        written = continuations(ModelView.of(fresh), editor.encoder, [sample.ask.prompt for sample in outcome.samples])
+        written = continue_prompts(
+            ModelView.of(fresh), editor.encoder, [sample.ask.prompt for sample in outcome.samples]
+        )
         same_text = written == [sample.after for sample in outcome.samples]
         same_weights = digest(fresh) == edited
     with screen.stage("revert", "taking the edit off both models"):
@@ -117,7 +121,7 @@ def _proofs(screen: Screen, outcome: Outcome, loading: Loading) -> dict[str, boo
 
 
 def _weights(outcome: Outcome) -> str:
-    return size(sum(p.numel() * p.element_size() for p in outcome.editor.model.parameters()))
+    return format_bytes(sum(p.numel() * p.element_size() for p in outcome.editor.model.parameters()))
 
 
 def _next_steps(screen: Screen, outcome: Outcome) -> None:

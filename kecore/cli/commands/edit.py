@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from kecore.cli import options
-from kecore.cli.console import Screen, fields, plain, size
+from kecore.cli.console import Screen, format_bytes, make_fields, to_plain_json
 from kecore.cli.job import EDIT, EditJob, Outcome
 from kecore.cli.loading import Loading, StatisticsSource
-from kecore.cli.samples import asks
+from kecore.cli.samples import choose_asks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -82,7 +82,7 @@ def edit(
     options.check_free(out, EDIT, force)
     loading = Loading(model, device, dtype, trust_remote_code, seed)
     editor = loading.edit(screen, chat=chat, memory=budget, trained=job.trained or (), examples=job.examples)
-    outcome = job.run(screen, editor, out, asks(job.records))
+    outcome = job.run(screen, editor, out, choose_asks(job.records))
     _finish(screen, outcome, loading, out, facts)
 
 
@@ -114,7 +114,7 @@ def _check_usage(
 def _method(name: str) -> type[EditMethod]:
     from kecore.api import registry
 
-    return registry.default().get(name)
+    return registry.default_registry().get(name)
 
 
 def _trained(path: Path | None) -> TrainedEditor | None:
@@ -148,9 +148,11 @@ def _finish(screen: Screen, outcome: Outcome, loading: Loading, out: Path, facts
 
     result = out / RESULT
     values = {**outcome.to_json(screen, loading.ref), "facts": facts, "result_path": result}
-    write_json(result, plain({**values, "records": outcome.rows()}))
+    write_json(result, to_plain_json({**values, "records": outcome.rows()}))
     outcome.show(screen)
-    screen.show(fields({"edit": f"{outcome.path} ({size(outcome.path.stat().st_size)})", "result": str(result)}))
+    screen.show(
+        make_fields({"edit": f"{outcome.path} ({format_bytes(outcome.path.stat().st_size)})", "result": str(result)})
+    )
     folder = quote(str(out))
     screen.commands(
         "Next",

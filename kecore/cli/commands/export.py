@@ -9,7 +9,7 @@ import typer
 
 from kecore.api.errors import UnsupportedCapabilityError
 from kecore.cli import options
-from kecore.cli.console import Screen, fields
+from kecore.cli.console import Screen, make_fields
 
 __all__ = ["export"]
 
@@ -40,5 +40,5 @@ def export(
             raise UnsupportedCapabilityError(f"{edit} changes no weights, so it cannot become an adapter")
         export_adapter(loaded, out, base=base)
     rank = max(update.rank for update in loaded.updates.values())
-    screen.show(fields({"adapter": str(out), "matrices": str(len(loaded.updates)), "rank": str(rank)}))
+    screen.show(make_fields({"adapter": str(out), "matrices": str(len(loaded.updates)), "rank": str(rank)}))
     screen.finish({"adapter": out, "matrices": list(loaded.updates), "rank": rank, "warnings": screen.warnings})

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from kecore.api.errors import KecoreWarning
 from kecore.cli import options
-from kecore.cli.console import Screen, fields, size, table
+from kecore.cli.console import Screen, format_bytes, make_fields, make_table
 
 if TYPE_CHECKING:
     from kecore.api.registry import MethodInfo
@@ -29,7 +29,7 @@ def methods(context: typer.Context, as_json: options.AsJson = False) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", KecoreWarning)  # what they say stands in the listing
-        found = registry.default().describe()
+        found = registry.default_registry().describe()
     _show_methods(screen, found)
     screen.finish({"methods": [method.to_json() for method in found]})
 
@@ -40,9 +40,9 @@ def _show_methods(screen: Screen, found: list[MethodInfo]) -> None:
         (method.name, method.kind or "", _abilities(method), f"{method.distribution} {method.version}")
         for method in usable
     ]
-    screen.show(table("method", "changes", "can, and needs", "from", rows=rows, title="Editing methods"))
+    screen.show(make_table("method", "changes", "can, and needs", "from", rows=rows, title="Editing methods"))
     papers = {method.name: f"{method.reference}\n{method.origin}" for method in usable}
-    screen.show(fields(papers))
+    screen.show(make_fields(papers))
     for method in found:
         if method.error:
             screen.show(f"[bold red]cannot be used:[/] {escape(method.name)}: {escape(method.error)}")
@@ -82,14 +82,14 @@ def doctor(
         from kecore.ops import measure
 
         with screen.stage("bench", "measuring the native operations, for about a minute"):
-            measured = measure.bench(screen.log)
+            measured = measure.measure_cases(screen.log)
         _show_bench(screen, measured)
         screen.finish(measured)
         return
     with screen.stage("report", "looking at the installation"):
-        from kecore.doctor import report
+        from kecore.doctor import make_report
 
-        found = report()
+        found = make_report()
     _show_report(screen, found)
     screen.finish(found.to_json())
     if found.refused:
@@ -110,7 +110,7 @@ def _show_bench(screen: Screen, measured: dict[str, list[dict[str, Any]]]) -> No
             for row in rows
         ]
         heads = ("d", "n", "keys", "kecore", "torch", "peers", "than torch", "than peers", "error")
-        screen.show(table(*heads, rows=cells, title=op))
+        screen.show(make_table(*heads, rows=cells, title=op))
 
 
 def _processor(found: Report) -> str:
@@ -123,9 +123,9 @@ def _processor(found: Report) -> str:
 
 
 def _show_report(screen: Screen, found: Report) -> None:
-    devices = [f"{device.name} ({size(device.memory)}, {device.capability})" for device in found.devices]
+    devices = [f"{device.name} ({format_bytes(device.memory)}, {device.capability})" for device in found.devices]
     screen.show(
-        fields(
+        make_fields(
             {
                 "kecore": found.kecore,
                 "python": f"{found.python}, {found.platform}",
@@ -135,7 +135,7 @@ def _show_report(screen: Screen, found: Report) -> None:
                 "devices": ", ".join([*devices, f"CPU, {_processor(found)}"]),
                 "CUDA": f"torch is built for {found.cuda_build}" if found.cuda_build else "torch is built without it",
                 "cache": f"{found.cache.path} ({'writable' if found.cache.writable else 'NOT writable'}, "
-                f"{size(found.cache.free)} free)",
+                f"{format_bytes(found.cache.free)} free)",
                 "demo model": found.demo or "not installed",
                 "methods": ", ".join(m.name + (" (cannot be used)" if m.error else "") for m in found.methods),
             }
@@ -143,7 +143,7 @@ def _show_report(screen: Screen, found: Report) -> None:
     )
     rows = [(b.op, b.backend, b.reason, f"{b.relative_error:.1e}") for b in found.backends]
     if rows:
-        screen.show(table("operation", "runs as", "because", "error", rows=rows, title="Native operations"))
+        screen.show(make_table("operation", "runs as", "because", "error", rows=rows, title="Native operations"))
     for problem in found.problems:
         screen.show(f"[bold yellow]problem:[/] {escape(problem)}")
     if not found.problems:

@@ -15,7 +15,7 @@ from kecore.api.errors import ArtifactError
 from kecore.checkpoint import Attached, read_record
 from kecore.cli import options
 from kecore.cli.commands.train import curve_table
-from kecore.cli.console import Screen, fields, number, size, table
+from kecore.cli.console import Screen, format_bytes, format_score, make_fields, make_table
 from kecore.cli.loading import span
 
 __all__ = ["inspect"]
@@ -55,7 +55,7 @@ def inspect(
 
 def _kind(path: Path) -> tuple[Path, str]:
     """The file that ``path`` leads to, and what it says it holds."""
-    from kecore.files import kind_of
+    from kecore.files import read_kind
 
     file = path
     if path.is_dir():
@@ -65,7 +65,7 @@ def _kind(path: Path) -> tuple[Path, str]:
                 f"{path} holds no edit, no key statistics and no record of edits; `kecore probe` looks at plain models"
             )
         file = found[0]
-    return file, kind_of(file, "edit, key statistics or checkpoint")
+    return file, read_kind(file, "edit, key statistics or checkpoint")
 
 
 def _edit(screen: Screen, file: Path) -> None:
@@ -75,9 +75,9 @@ def _edit(screen: Screen, file: Path) -> None:
     values: dict[str, Any] = {"kind": "edit", "path": str(file), **edit.inspect()}
     result = _result_beside(file)
     screen.show(
-        fields(
+        make_fields(
             {
-                "edit": f"{file} ({size(file.stat().st_size)})",
+                "edit": f"{file} ({format_bytes(file.stat().st_size)})",
                 "method": f"{edit.method} (kecore {edit.version})",
                 "made": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(edit.created)),
                 "base": f"{edit.base.digests.get(edit.base.dtype, '?')[:12]}, {edit.base.dtype}",
@@ -92,22 +92,25 @@ def _edit(screen: Screen, file: Path) -> None:
             (name, _shape(update["shape"]), str(update["rank"]), f"{update['norm']:.4g}")
             for name, update in values["updates"].items()
         ]
-        screen.show(table("parameter", "shape", "rank", "norm", rows=rows, title="Updates", right=(1, 2, 3)))
+        screen.show(make_table("parameter", "shape", "rank", "norm", rows=rows, title="Updates", right=(1, 2, 3)))
     else:
         screen.show(
-            fields({"effect": values["effect"], **{key: f"{value!s:.80}" for key, value in values["settings"].items()}})
+            make_fields(
+                {"effect": values["effect"], **{key: f"{value!s:.80}" for key, value in values["settings"].items()}}
+            )
         )
         rows = [(name, _shape(shape)) for name, shape in values["tensors"].items()]
-        screen.show(table("tensor", "shape", rows=rows, title="Tensors", right=(1,)))
+        screen.show(make_table("tensor", "shape", rows=rows, title="Tensors", right=(1,)))
     facts = [(r.id, r.text, r.target, r.ground_truth or "") for r in edit.requests[:_SHOWN]]
-    screen.show(table("id", "prompt", "target", "instead of", rows=facts, title="Facts"))
+    screen.show(make_table("id", "prompt", "target", "instead of", rows=facts, title="Facts"))
     if len(edit.requests) > _SHOWN:
         screen.show(f"and {len(edit.requests) - _SHOWN} more; --json lists all")
     if result is not None and result.get("scores"):
         scores = [
-            (key, number(result["scores_before"].get(key)), number(value)) for key, value in result["scores"].items()
+            (key, format_score(result["scores_before"].get(key)), format_score(value))
+            for key, value in result["scores"].items()
         ]
-        screen.show(table("score", "before", "after", rows=scores, title="Scores, from result.json", right=(1, 2)))
+        screen.show(make_table("score", "before", "after", rows=scores, title="Scores, from result.json", right=(1, 2)))
     scored = {key: (result or {}).get(key) for key in ("scores_before", "scores")}
     screen.finish({**values, **scored})
 
@@ -140,9 +143,9 @@ def _statistics(screen: Screen, file: Path) -> None:
         for layer in found.layers
     }
     screen.show(
-        fields(
+        make_fields(
             {
-                "statistics": f"{file} ({size(file.stat().st_size)})",
+                "statistics": f"{file} ({format_bytes(file.stat().st_size)})",
                 "layers": span(found.layers),
                 "tokens": f"{found.tokens:,}, in rows of {found.sequence}",
                 "text": ", ".join(found.sources),
@@ -152,10 +155,13 @@ def _statistics(screen: Screen, file: Path) -> None:
         )
     )
     rows = [
-        (layer, str(x["width"]), f"{x['mean_diagonal']:.4g}", number(x["convergence"])) for layer, x in layers.items()
+        (layer, str(x["width"]), f"{x['mean_diagonal']:.4g}", format_score(x["convergence"]))
+        for layer, x in layers.items()
     ]
     title = "Convergence: change of the inverse from half the tokens to all"
-    screen.show(table("layer", "width", "mean of diagonal", "convergence", rows=rows, title=title, right=(1, 2, 3)))
+    screen.show(
+        make_table("layer", "width", "mean of diagonal", "convergence", rows=rows, title=title, right=(1, 2, 3))
+    )
     screen.finish({"kind": "statistics", "path": str(file), **found.header(), "layers": layers})
 
 
@@ -166,9 +172,9 @@ def _trained(screen: Screen, file: Path) -> None:
     values = found.inspect()
     record, schedule = found.record, found.record["schedule"]
     screen.show(
-        fields(
+        make_fields(
             {
-                "trained editor": f"{file} ({size(file.stat().st_size)}), {values['numbers']:,} numbers",
+                "trained editor": f"{file} ({format_bytes(file.stat().st_size)}), {values['numbers']:,} numbers",
                 "method": found.method,
                 "model": ", ".join(f"{name} {value}" for name, value in found.model.items()),
                 "data": f"{record['records']} records, digest {record['data']}",
@@ -183,7 +189,7 @@ def _trained(screen: Screen, file: Path) -> None:
 
 def _checkpoint(screen: Screen, record: Attached) -> None:
     screen.show(
-        fields(
+        make_fields(
             {
                 "checkpoint": str(record.folder),
                 "base": f"{record.model} ({record.base[:12]})",
@@ -195,7 +201,7 @@ def _checkpoint(screen: Screen, record: Attached) -> None:
         (str(place), item["method"], str(len(item["requests"])), item["requests"][0] if item["requests"] else "")
         for place, item in enumerate(record.edits, 1)
     ]
-    screen.show(table("edit", "method", "facts", "the first", rows=rows, title="Edits", right=(0, 2)))
+    screen.show(make_table("edit", "method", "facts", "the first", rows=rows, title="Edits", right=(0, 2)))
     screen.commands("To take them off", f"kecore revert {quote(str(record.folder))} --out DIR")
     screen.finish(
         {
@@ -214,7 +220,7 @@ def _differences(screen: Screen, path: Path, other: Path) -> None:
 
     values = load_edit(path).diff(load_edit(other))
     screen.show(
-        fields(
+        make_fields(
             {
                 "methods": " and ".join(values["methods"]),
                 "same base": "yes" if values["same_base"] else "no",
@@ -224,7 +230,7 @@ def _differences(screen: Screen, path: Path, other: Path) -> None:
         )
     )
     rows = [(name, *_distance(update)) for name, update in values.get("updates", {}).items()]
-    screen.show(table("parameter", "distance", "cosine", rows=rows, title="Updates", right=(1, 2)))
+    screen.show(make_table("parameter", "distance", "cosine", rows=rows, title="Updates", right=(1, 2)))
     screen.finish({"kind": "diff", "first": str(path), "second": str(other), **values})
 
 

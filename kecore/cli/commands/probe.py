@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kecore.cli import options
-from kecore.cli.console import Screen, fields, table
+from kecore.cli.console import Screen, make_fields, make_table
 from kecore.cli.loading import Loading
-from kecore.cli.machine import cost, show_cost
+from kecore.cli.machine import measure_cost, show_cost
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,7 +59,7 @@ def probe(
         "chat_template": bool(getattr(tokenizer, "chat_template", None)),
         "layers": _layers(view),
     }
-    spent = cost(screen, view.device)
+    spent = measure_cost(screen, view.device)
     _show(screen, values, every_layer)
     show_cost(screen, spent)
     screen.finish({**values, **spent, "warnings": screen.warnings})
@@ -102,7 +102,7 @@ def _stored(layer: dict[str, Any]) -> str:
 def _show(screen: Screen, values: dict[str, Any], every_layer: bool) -> None:
     layers: list[dict[str, Any]] = values["layers"]
     screen.show(
-        fields(
+        make_fields(
             {
                 "model": f"{values['model']} ({values['class']})",
                 "parameters": f"{values['parameters']:,} in {values['dtype']} on {values['device']}",
@@ -129,6 +129,6 @@ def _show(screen: Screen, values: dict[str, Any], every_layer: bool) -> None:
         for layer in shown
     ]
     title = "Value projections: what edits change"
-    screen.show(table("layer", "parameter", "stored as", "scale", rows=rows, title=title))
+    screen.show(make_table("layer", "parameter", "stored as", "scale", rows=rows, title=title))
     if len(shown) < len(layers):
         screen.show(f"The {len(layers) - 2} layers between are alike; --all lists them.")

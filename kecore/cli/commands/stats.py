@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kecore.cli import options
-from kecore.cli.console import Screen, fields, number, size
+from kecore.cli.console import Screen, format_bytes, format_score, make_fields
 from kecore.cli.loading import Loading, StatisticsSource, layers_for, span
-from kecore.cli.machine import cost, plan_table, show_cost
+from kecore.cli.machine import measure_cost, plan_table, show_cost
 from kecore.environment import environment
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def stats(
         from kecore.api.identity import DTYPES
         from kecore.memory import make_plan
         from kecore.model import ModelView
-        from kecore.statistics import collecting, token_budget
+        from kecore.statistics import collection_need, token_budget
         from kecore.text import Encoder
 
         view = ModelView.of(loaded.model)
@@ -90,7 +90,7 @@ def stats(
         chosen = _default_layers(view) if asked is None else [view.layer(index).index for index in asked]
     wanted = tokens or token_budget(view)
     dtype_of_pass = DTYPES.get(precision)
-    plan = make_plan(view, budget, [collecting(view, chosen, wanted, dtype_of_pass)])
+    plan = make_plan(view, budget, [collection_need(view, chosen, wanted, dtype_of_pass)])
     screen.err.print(plan_table([plan]))
     seen: list[int] = []  # tokens done, the first of them before this run
 
@@ -112,16 +112,16 @@ def stats(
 def _finish(screen: Screen, found: KeyStatistics, view: ModelView, path: Path, model: str, rate: float) -> None:
     worst = max(found.convergence.values(), default=None)
     screen.show(
-        fields(
+        make_fields(
             {
-                "statistics": f"{path} ({size(path.stat().st_size)})",
+                "statistics": f"{path} ({format_bytes(path.stat().st_size)})",
                 "layers": span(found.layers),
                 "tokens": f"{found.tokens:,}, {rate:,.0f} a second through all layers at once",
-                "convergence": f"{number(worst)} (largest change of the inverse from half the tokens to all)",
+                "convergence": f"{format_score(worst)} (largest change of the inverse from half the tokens to all)",
             }
         )
     )
-    spent = cost(screen, view.device)
+    spent = measure_cost(screen, view.device)
     show_cost(screen, spent)
     values = {
         **found.header(),
@@ -139,7 +139,7 @@ def _default_layers(view: ModelView) -> list[int]:
     from kecore.api.errors import PluginError
 
     chosen: set[int] = set()
-    offered = registry.default()
+    offered = registry.default_registry()
     for name in offered.names():
         try:
             method = offered.get(name)

@@ -12,9 +12,9 @@ import typer
 
 from kecore.api.errors import UnsupportedCapabilityError
 from kecore.cli import options
-from kecore.cli.console import Screen, count, fields, number, size, table
+from kecore.cli.console import Screen, count_noun, format_bytes, format_score, make_fields, make_table
 from kecore.cli.loading import Loading
-from kecore.cli.machine import cost, show_cost
+from kecore.cli.machine import measure_cost, show_cost
 from kecore.environment import environment
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def train(
     from kecore.training import Trainable
     from kecore.training import train as run
 
-    cls = registry.default().get(method)
+    cls = registry.default_registry().get(method)
     instance = cls()
     if not isinstance(instance, Trainable):
         raise UnsupportedCapabilityError(f"method '{cls.name}' needs no training; use it with `kecore edit` as it is")
@@ -105,15 +105,17 @@ def train(
 
         view = ModelView.of(loaded.model)
         encoder = Encoder(loaded.tokenizer, chat=chat, max_length=view.max_length)
-    doing = f"training {cls.name} for {count(schedule.steps, 'step')} of {count(schedule.batch_size, 'record')}"
+    doing = (
+        f"training {cls.name} for {count_noun(schedule.steps, 'step')} of {count_noun(schedule.batch_size, 'record')}"
+    )
     with screen.stage("train", doing):
         trained = run(
             cls, view, encoder, records, config, schedule=schedule, seed=seed, out=out,
             progress=screen.progress, report=lambda point: screen.log(_words(point)),
         )  # fmt: skip
     path = out / TRAINED
-    screen.show(fields({"trained editor": f"{path} ({size(path.stat().st_size)})"}), curve_table(trained))
-    spent = cost(screen, view.device)
+    screen.show(make_fields({"trained editor": f"{path} ({format_bytes(path.stat().st_size)})"}), curve_table(trained))
+    spent = measure_cost(screen, view.device)
     show_cost(screen, spent)
     screen.commands(
         "Next", f"kecore edit {quote(model)} --method {cls.name} --trained {quote(str(out))} --facts FILE --out my-edit"
@@ -129,10 +131,11 @@ def curve_table(trained: TrainedEditor) -> Any:
     apart = max(1, -(-len(curve) // _SHOWN))
     shown = [p for i, p in enumerate(curve) if i % apart == 0 or p["step"] == best or i == len(curve) - 1]
     names = list(curve[0])
-    return table(
+    return make_table(
         *names,
         rows=[
-            [f"{p['step']:.0f}{' *' if p['step'] == best else ''}", *(number(p[n]) for n in names[1:])] for p in shown
+            [f"{p['step']:.0f}{' *' if p['step'] == best else ''}", *(format_score(p[n]) for n in names[1:])]
+            for p in shown
         ],
         title=f"On {trained.record['schedule']['held_out']} held-out records (* the step that was kept)",
         right=range(len(names)),
@@ -140,5 +143,5 @@ def curve_table(trained: TrainedEditor) -> Any:
 
 
 def _words(point: Mapping[str, float]) -> str:
-    rest = ", ".join(f"{name} {number(value)}" for name, value in point.items() if name != "step")
+    rest = ", ".join(f"{name} {format_score(value)}" for name, value in point.items() if name != "step")
     return f"step {point['step']:.0f}: {rest}"

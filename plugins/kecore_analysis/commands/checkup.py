@@ -11,9 +11,9 @@ import typer
 
 from kecore.checkpoint import read_record
 from kecore.cli import options
-from kecore.cli.console import Screen, count, fields, number, size, table
+from kecore.cli.console import Screen, count_noun, format_bytes, format_score, make_fields, make_table
 from kecore.cli.loading import Loading
-from kecore.cli.machine import cost, show_cost
+from kecore.cli.machine import measure_cost, show_cost
 from kecore.environment import environment
 
 if TYPE_CHECKING:
@@ -197,19 +197,22 @@ def _finish(
             screen.show(_tasks_table(effects, chances))
         if effects.matrices:
             screen.show(_matrices_table(effects.matrices))
-        each = [f"{count(edit['facts'], 'fact')} by {edit['method']}, {size(edit['bytes'])}" for edit in effects.edits]
+        each = [
+            f"{count_noun(edit['facts'], 'fact')} by {edit['method']}, {format_bytes(edit['bytes'])}"
+            for edit in effects.edits
+        ]
         shown = {"edits": "; ".join(each)}
         if effects.latency is not None:
             base, edited = (f"{1000 * value:.1f} ms" for value in (effects.latency.base, effects.latency.edited))
             shown["latency"] = f"{edited} a token, {base} without"
-        screen.show(fields(shown), "")
+        screen.show(make_fields(shown), "")
     screen.show(
         f"[dim]Conditions {conditions['hash']}: {conditions['form']} prompts, {editor.base.dtype} weights, "
         f"seed {editor.seed}.\n"
         "± is half of the paired 95 % confidence interval of the difference; * marks differences larger than that.\n"
         f"{_CHANCE if chances else ''}[/]"
     )
-    spent = cost(screen, editor.view.device)
+    spent = measure_cost(screen, editor.view.device)
     show_cost(screen, spent)
     screen.finish(
         {
@@ -236,18 +239,23 @@ def _figures_table(label: str, effects: SideEffects) -> Any:
         if name in effects.changes
     ]
     headers = ("", "before", "after", "difference", "± (95 %)", "n")
-    return table(*headers, rows=rows, title=f"Side effects of {label}", right=range(1, len(headers)))
+    return make_table(*headers, rows=rows, title=f"Side effects of {label}", right=range(1, len(headers)))
 
 
 def _tasks_table(effects: SideEffects, chances: Mapping[str, float | None]) -> Any:
     """Accuracy on each task before and after; kecore's own with what guessing gives, and F1 where it is defined."""
     rows = [
-        [name, *_row(change, 3), number(chances[name]) if name in chances else "", _arrow(effects.f1.get(name, ()))]
+        [
+            name,
+            *_row(change, 3),
+            format_score(chances[name]) if name in chances else "",
+            _arrow(effects.f1.get(name, ())),
+        ]
         for name, change in effects.changes.items()
         if name not in _FIGURES
     ]
     headers = ("task", "before", "after", "difference", "± (95 %)", "n", "chance", "F1")
-    return table(*headers, rows=rows, title="Tasks", right=range(1, len(headers)))
+    return make_table(*headers, rows=rows, title="Tasks", right=range(1, len(headers)))
 
 
 def _row(change: Change, digits: int) -> list[str]:
@@ -265,7 +273,7 @@ def _matrices_table(matrices: Sequence[MatrixHealth]) -> Any:
         for m in matrices
     ]
     headers = ("matrix", "change", "norm", "spectral norm", "stable rank", "condition")
-    return table(*headers, rows=rows, title="Edited matrices", right=range(1, len(headers)))
+    return make_table(*headers, rows=rows, title="Edited matrices", right=range(1, len(headers)))
 
 
 def _arrow(pair: Sequence[float]) -> str:

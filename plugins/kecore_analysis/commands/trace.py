@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kecore.cli import options
-from kecore.cli.console import Screen, fields, number, table
+from kecore.cli.console import Screen, format_score, make_fields, make_table
 from kecore.cli.loading import Loading, span
-from kecore.cli.machine import cost, show_cost
+from kecore.cli.machine import measure_cost, show_cost
 from kecore.environment import environment
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def trace(
         "prompts": [_prompt(item, None if found is None else found[place]) for place, item in enumerate(traces)],
         "heat_map": out,
     }
-    spent = cost(screen, view.device)
+    spent = measure_cost(screen, view.device)
     _show(screen, values, averages)
     if found is not None:
         screen.show(_neuron_table(found))
@@ -228,12 +228,12 @@ def _neuron_table(found: Sequence[Sequence[Neuron]]) -> Any:
         members.setdefault((neuron.layer, neuron.index), []).append(neuron.attribution)
     order = sorted(members, key=lambda place: (-len(members[place]), -sum(members[place])))
     rows = [
-        [str(layer), str(index), str(len(own)), number(sum(own) / len(own))]
+        [str(layer), str(index), str(len(own)), format_score(sum(own) / len(own))]
         for layer, index in order[:_SHOWN]
         for own in [members[layer, index]]
     ]
     title = f"Knowledge neurons: {len(members)} in all, those of most prompts first"
-    return table("layer", "neuron", "prompts", "adds to the answer's probability", rows=rows, title=title)
+    return make_table("layer", "neuron", "prompts", "adds to the answer's probability", rows=rows, title=title)
 
 
 def _show(screen: Screen, values: dict[str, Any], averages: Averages) -> None:
@@ -250,15 +250,15 @@ def _show(screen: Screen, values: dict[str, Any], averages: Averages) -> None:
         shown["layers"] = f"{span(values['suggested_layers'])}, where they count nearly as much"
     if values["heat_map"] is not None:
         shown["heat map"] = str(values["heat_map"])
-    screen.show(fields(shown))
+    screen.show(make_fields(shown))
     rows = [
         [role, *(_peak(averages.effects[kind][place]) for kind in averages.effects)] for place, role in enumerate(ROLES)
     ]
     title = "Highest average indirect effect, and its layer"
-    screen.show(table("token", *averages.effects, rows=rows, title=title))
+    screen.show(make_table("token", *averages.effects, rows=rows, title=title))
 
 
 def _peak(effects: Tensor) -> str:
     """The highest effect of a row."""
     best = float(effects.max())
-    return number(None) if best != best else f"{best:+.3f} at {int(effects.argmax())}"
+    return format_score(None) if best != best else f"{best:+.3f} at {int(effects.argmax())}"

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from kecore.cli import options
-from kecore.cli.console import Screen, fields
+from kecore.cli.console import Screen, make_fields
 from kecore_bench.commands.bench import plan_of, show_tables
 
 __all__ = ["compare"]
@@ -81,7 +81,7 @@ def compare(
     with Store(out / STORE, plan.protocol) as store:
         carry_out(screen, plan, store, jobs)
         written = write_report([store], out, [name for name in FORMATS if name not in ("png", "latex")])
-        screen.show(fields({"page": str(written["html"][0]), "files": ", ".join(p.name for p in out.iterdir())}))
+        screen.show(make_fields({"page": str(written["html"][0]), "files": ", ".join(p.name for p in out.iterdir())}))
         show_tables(screen, store, {spec.key for spec in store.specs()})
 
 

@@ -9,7 +9,7 @@ import typer
 
 from kecore.api.errors import ConfigError
 from kecore.cli import options
-from kecore.cli.console import Screen, fields
+from kecore.cli.console import Screen, make_fields
 
 __all__ = ["report"]
 
@@ -49,6 +49,6 @@ def report(
         written = write_report(opened, out, asked or FORMATS, optional=not asked)
     if not asked and "png" not in written:
         screen.warn("no PNG was written: matplotlib is not installed (pip install 'kecore[plot]')")
-    screen.show(fields({name: ", ".join(map(str, paths)) for name, paths in written.items()}))
+    screen.show(make_fields({name: ", ".join(map(str, paths)) for name, paths in written.items()}))
     files = {name: [str(path) for path in paths] for name, paths in written.items()}
     screen.finish({"out": out, "files": files, "warnings": screen.warnings})

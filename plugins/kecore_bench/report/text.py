@@ -142,12 +142,12 @@ def rich_table(table: Table, width: int) -> RichTable:
 
 def _made(table: Table, show: Callable[[Score], str], priced: int = len(COSTS), stacked: bool = False) -> RichTable:
     """All columns of scores, and the first so many of costs; headings with a line for each word where stacked."""
-    from kecore.cli.console import table as made
+    from kecore.cli.console import make_table
 
     count = 1 + len(table.columns) + priced
     rows = [cells(table, row, show)[:count] for row in lines(table)]
     headings = [head.replace(" ", "\n") if stacked else head for head in heads(table)[:count]]
-    return made(*headings, rows=rows, title=table.title, right=range(1, count))
+    return make_table(*headings, rows=rows, title=table.title, right=range(1, count))
 
 
 def _fits(made: RichTable, width: int) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities, EditRecord, EditRequest
 from kecore.edit import PromptEdit, PromptWriter, Reader, without_edits
-from kecore.encoders import sentence_encoder
+from kecore.encoders import load_sentence_encoder
 from kecore.model import ModelView
 from kecore_methods.prompt.store import ScopeConfig, ScopeWriter, embedded
 from kecore_methods.prompt.wording import WordingConfig, check_lengths, fact, preface, prompt_edit, remembered
@@ -117,7 +117,9 @@ class Ike:
         facts = remembered(requests, context)
         with context.stages("encode"):
             index = _index(pool, config.encoder, reader, context)
-            asked = sentence_encoder(config.encoder, reader)([fact(request.text, request.target) for request in facts])
+            asked = load_sentence_encoder(config.encoder, reader)(
+                [fact(request.text, request.target) for request in facts]
+            )
             chosen = nearest(asked @ index.T, facts, pool, config.demonstrations)
             texts = ["".join(demonstration(config, pool[i], kind) for i, kind in places) for places in chosen]
             if config.repeat:
@@ -174,7 +176,7 @@ def _index(pool: Sequence[EditRecord], encoder: str, reader: Reader, context: Me
     texts = [fact(record.request.text, record.request.target) for record in pool]
     key = ("examples", encoder, tuple(texts))
     if key not in context.memo:
-        embed = sentence_encoder(encoder, reader)
+        embed = load_sentence_encoder(encoder, reader)
         rows: list[Tensor] = []
         with without_edits(reader.view.model):
             for start in range(0, len(texts), _CHUNK):

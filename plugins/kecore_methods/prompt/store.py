@@ -17,7 +17,7 @@ from kecore.api.errors import ConfigError
 from kecore.api.method import MethodContext
 from kecore.api.types import EditRequest
 from kecore.edit import PromptEdit, PromptWriter, Reader
-from kecore.encoders import CHARACTERS, MINILM, MODEL, sentence_encoder
+from kecore.encoders import CHARACTERS, MINILM, MODEL, load_sentence_encoder
 from kecore_methods.prompt.wording import WordingConfig
 
 __all__ = ["EncoderConfig", "ScopeConfig", "ScopeWriter", "StoreWriter", "embedded"]
@@ -44,7 +44,7 @@ class EncoderConfig(MethodConfig):
     def check_installed(self) -> None:
         """The encoder, which is loaded once a process; the edited model needs nothing."""
         if self.encoder != MODEL:
-            sentence_encoder(self.encoder)
+            load_sentence_encoder(self.encoder)
 
 
 class ScopeConfig(WordingConfig, EncoderConfig):
@@ -123,7 +123,7 @@ class StoreWriter(PromptWriter, Generic[EC]):
     def likeness(self, texts: Sequence[str]) -> Tensor:
         """``[texts, facts]``: cosine of each text, or of its last sentence if that is more alike, with each fact."""
         last = [next((s for s in reversed(_SENTENCE.split(text)) if s.strip()), text) for text in texts]
-        embed = sentence_encoder(self.config.encoder, self.reader)
+        embed = load_sentence_encoder(self.config.encoder, self.reader)
         return torch.maximum(embed(texts) @ self.embeddings.T, embed(last) @ self.embeddings.T)
 
 
@@ -159,5 +159,5 @@ def embedded(facts: Sequence[EditRequest], config: EncoderConfig, reader: Reader
             known |= dict(zip((request.text for request in writer.facts), writer.embeddings, strict=True))
     new = [request.text for request in facts if request.text not in known]
     if new:
-        known |= dict(zip(new, sentence_encoder(config.encoder, reader)(new), strict=True))
+        known |= dict(zip(new, load_sentence_encoder(config.encoder, reader)(new), strict=True))
     return torch.stack([known[request.text] for request in facts])

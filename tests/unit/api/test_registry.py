@@ -208,21 +208,21 @@ def test_excluded_method_says_that_it_is_excluded(install: Install) -> None:
 
 def test_default_reads_the_environment(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     install("other", "mine")
-    registry.default.cache_clear()
+    registry.default_registry.cache_clear()
     try:
         monkeypatch.setenv("KECORE_PLUGINS", "")
-        assert "mine" not in registry.default().names()
-        assert "rome" in registry.default().names()
-        registry.default.cache_clear()
+        assert "mine" not in registry.default_registry().names()
+        assert "rome" in registry.default_registry().names()
+        registry.default_registry.cache_clear()
         monkeypatch.setenv("KECORE_PLUGINS", "nobody, other")
-        assert "mine" in registry.default().names()
-        registry.default.cache_clear()
+        assert "mine" in registry.default_registry().names()
+        registry.default_registry.cache_clear()
         monkeypatch.setenv("KECORE_STRICT_PLUGINS", "1")
         install("other", "bad", "1 / 0")
         with pytest.raises(PluginError, match="ZeroDivisionError"):
-            registry.default()
+            registry.default_registry()
     finally:
-        registry.default.cache_clear()
+        registry.default_registry.cache_clear()
 
 
 @pytest.mark.parametrize(

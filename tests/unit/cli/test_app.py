@@ -16,7 +16,7 @@ import pytest
 from kecore.api import errors
 from kecore.cli.commands import info
 from kecore.cli.console import Screen
-from kecore.cli.errors import CheckFailed, reporting
+from kecore.cli.errors import CheckFailed, report_errors
 
 COMMANDS = ("demo", "edit", "attach", "revert", "inspect", "chat", "stats", "probe", "methods", "doctor")
 Run = Callable[..., Any]
@@ -136,7 +136,7 @@ def test_usage_errors_are_objects_too(kecore: Run) -> None:
 
 def test_warnings_are_lines_and_are_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
     screen = Screen()
-    with reporting(screen):
+    with report_errors(screen):
         for _ in range(2):
             warnings.warn("mind [this]", errors.KecoreWarning, stacklevel=1)
     assert capsys.readouterr().err == "warning: mind [this]\n"
@@ -145,7 +145,7 @@ def test_warnings_are_lines_and_are_shown_once(capsys: pytest.CaptureFixture[str
 
 def test_notices_of_kecore_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     logger = logging.getLogger("kecore.models")
-    with reporting(Screen()):
+    with report_errors(Screen()):
         logger.info("unpacking %s", "[x]")
     logger.info("not shown")
     assert capsys.readouterr().err == "unpacking [x]\n"

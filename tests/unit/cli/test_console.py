@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from kecore.cli.console import Screen, clean, count, number, plain, seconds, size, table
+from kecore.cli.console import (
+    Screen,
+    count_noun,
+    format_bytes,
+    format_score,
+    format_seconds,
+    make_table,
+    replace_controls,
+    to_plain_json,
+)
 from kecore.cli.loading import span
 
 
@@ -16,7 +25,7 @@ from kecore.cli.loading import span
     [(0.0123, "12 ms"), (1.234, "1.2 s"), (99.94, "99.9 s"), (100, "1 min 40 s"), (3700, "1 h 1 min")],
 )
 def test_seconds(value: float, text: str) -> None:
-    assert seconds(value) == text
+    assert format_seconds(value) == text
 
 
 @pytest.mark.parametrize(
@@ -31,26 +40,31 @@ def test_seconds(value: float, text: str) -> None:
     ],
 )
 def test_size(value: int | None, text: str) -> None:
-    assert size(value) == text
+    assert format_bytes(value) == text
 
 
 def test_words() -> None:
-    assert (count(1, "fact"), count(0, "fact"), number(None), number(0.5)) == ("1 fact", "0 facts", "-", "0.500")
+    assert (count_noun(1, "fact"), count_noun(0, "fact"), format_score(None), format_score(0.5)) == (
+        "1 fact",
+        "0 facts",
+        "-",
+        "0.500",
+    )
     assert [span(x) for x in ([3], [1, 2], [2, 1, 0], [0, 2, 4])] == ["3", "1, 2", "0 to 2", "0, 2, 4"]
 
 
 def test_json_holds_what_json_can_hold() -> None:
     value = {"path": Path("a") / "b", 3: (1, 2), "bad": [float("nan"), float("inf"), 1.5], "none": None}
-    assert plain(value) == {"path": str(Path("a") / "b"), "3": [1, 2], "bad": [None, None, 1.5], "none": None}
+    assert to_plain_json(value) == {"path": str(Path("a") / "b"), "3": [1, 2], "bad": [None, None, 1.5], "none": None}
 
 
 def test_a_model_cannot_command_the_terminal() -> None:
-    assert clean("a\x1b[2Jb\x07\nc\u4eac") == "a\ufffd[2Jb\ufffd\nc\u4eac"
+    assert replace_controls("a\x1b[2Jb\x07\nc\u4eac") == "a\ufffd[2Jb\ufffd\nc\u4eac"
 
 
 def test_json_is_all_of_stdout_and_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
     screen = Screen(as_json=True)
-    screen.show(table("a", rows=[("[bold]not markup",)]))
+    screen.show(make_table("a", rows=[("[bold]not markup",)]))
     with screen.stage("load", "loading [x]"):
         screen.progress("inner", 1, 2)
     screen.warn("careful")
@@ -66,7 +80,7 @@ def test_json_is_all_of_stdout_and_printed_once(capsys: pytest.CaptureFixture[st
 
 def test_people_get_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     screen = Screen()
-    screen.show(table("a", rows=[("[bold]not markup",)], title="Title"))
+    screen.show(make_table("a", rows=[("[bold]not markup",)], title="Title"))
     screen.finish({"n": 1})
     out, err = capsys.readouterr()
     assert "Title" in out

@@ -14,7 +14,7 @@ from kecore.api.types import EditRequest
 from kecore.editor import Editor
 from kecore.evaluate.cost import added_latency, edit_bytes
 from kecore.evaluate.protocol import Protocol
-from kecore.memory import peak, reset_peak
+from kecore.memory import peak_bytes, reset_peak
 from kecore.testing.models import tiny_model, tiny_tokenizer
 from kecore_bench.report.results import Result, results, tables
 from kecore_bench.report.text import conditions, costs, csv_scores, markdown
@@ -32,10 +32,10 @@ def test_the_peak_begins_anew() -> None:
     del block
     if not reset_peak(CPU):
         pytest.skip("the peak of memory cannot be reset on this system")
-    before = peak(CPU)
+    before = peak_bytes(CPU)
     block = torch.ones(48 << 20, dtype=torch.uint8)
     del block
-    after = peak(CPU)
+    after = peak_bytes(CPU)
     assert before is not None
     assert after is not None
     assert 40 << 20 < after - before < 60 << 20

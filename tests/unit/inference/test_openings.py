@@ -14,8 +14,8 @@ from tiny_worlds import World, make_world
 
 from kecore.api.errors import KecoreWarning
 from kecore.inference import generate, score_continuations
-from kecore.inference.opening import NONE, Opening
-from kecore.inference.openings import alike, opened_batches
+from kecore.inference.opening import NO_OPENING, Opening
+from kecore.inference.openings import group_by_prefix, open_batches
 from kecore.inference.scoring import next_tokens
 from kecore.model import ModelView
 from kecore.testing import tiny_model, tiny_tokenizer
@@ -95,7 +95,7 @@ def test_groups_begin_alike_and_spare_what_is_asked(trial: int) -> None:
         for _ in range(stream.randrange(30))
     ]
     least = stream.choice([1, 40, 200])
-    groups = alike(heads, least)
+    groups = group_by_prefix(heads, least)
     members = [index for _, group in groups for index in group]
     assert len(members) == len(set(members))
     for shared, group in groups:
@@ -115,7 +115,7 @@ def test_groups_begin_alike_and_spare_what_is_asked(trial: int) -> None:
 def test_what_few_share_is_not_hidden_by_what_many_share() -> None:
     template, one, other = list(range(20)), [7] * 100, [8] * 100
     heads = [[*template, *facts, i] for facts in (one, other) for i in range(5)] + [[*template, i] for i in range(9)]
-    assert alike(heads, 64) == [(120, [0, 1, 2, 3, 4]), (120, [5, 6, 7, 8, 9]), (20, [*range(10, 19)])]
+    assert group_by_prefix(heads, 64) == [(120, [0, 1, 2, 3, 4]), (120, [5, 6, 7, 8, 9]), (20, [*range(10, 19)])]
 
 
 def test_short_or_rare_openings_are_left_alone(small: World, ran: list[Opening]) -> None:
@@ -127,7 +127,7 @@ def test_short_or_rare_openings_are_left_alone(small: World, ran: list[Opening])
 def test_what_an_opening_takes_counts_in_a_micro_batch(small: World) -> None:
     head = list(range(40))
     rows = [(*head, i, i) for i in range(30)]
-    batches = list(opened_batches(small.view, small.encoder, rows, [2] * 30, [3] * 30, 80))
+    batches = list(open_batches(small.view, small.encoder, rows, [2] * 30, [3] * 30, 80))
     assert sorted(i for _, batch, _ in batches for i in batch) == list(range(30))
     for opening, batch, tails in batches:
         assert list(opening.ids) == head
@@ -173,7 +173,7 @@ def test_a_model_that_does_not_go_on_from_a_cache_reads_whole_prompts(
 
 
 def test_without_tokens_there_is_nothing_before(small: World) -> None:
-    assert NONE.before(small.encoder.rows([[1, 2]])) is None
+    assert NO_OPENING.before(small.encoder.rows([[1, 2]])) is None
 
 
 @pytest.mark.filterwarnings("ignore::kecore.api.errors.KecoreWarning")
@@ -187,7 +187,7 @@ def test_windows_of_attention_that_padding_would_fill_are_noticed_in_every_group
     ragged = [[*range(200, 220), *range(i, i + length)] for i, length in ((5, 1), (9, 2), (20, 12))]
     rows = [*even, *ragged]
     with view.frozen():
-        batches = opened_batches(view, encoder, rows, [1] * len(rows), [0] * len(rows), 100, at_ends=at_ends)
+        batches = open_batches(view, encoder, rows, [1] * len(rows), [0] * len(rows), 100, at_ends=at_ends)
         for opening, batch, tails in batches:
             found = opening.logits_at(view, tails, torch.arange(len(batch)), tails.ends - 1)
             for index, logits in zip(batch, found, strict=True):

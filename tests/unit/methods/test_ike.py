@@ -15,7 +15,7 @@ from kecore import Editor, EditRecord, EditRequest, PromptEdit, load_edit
 from kecore.api.errors import KecoreWarning, UnsupportedCapabilityError
 from kecore.api.types import Probe
 from kecore.edit import written
-from kecore.encoders import CHARACTERS, sentence_encoder
+from kecore.encoders import CHARACTERS, load_sentence_encoder
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore_methods.prompt.ike import IkeConfig, demonstration, nearest
 
@@ -71,7 +71,7 @@ def test_a_locality_probe_is_retained_and_what_is_missing_is_copied() -> None:
 
 
 def test_the_nearest_examples_are_those_of_brute_force_and_the_nearest_stands_last(editor: Editor) -> None:
-    examples, embed = pool(), sentence_encoder(CHARACTERS)
+    examples, embed = pool(), load_sentence_encoder(CHARACTERS)
     asked = embed(["The capital of France is Rome"])[0].double()
     like = [
         float(asked @ embed([f"{r.request.text} {r.request.target}"])[0].double())

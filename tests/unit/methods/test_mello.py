@@ -174,9 +174,9 @@ def test_a_scripted_model_answers_over_two_hops_with_what_was_edited(
 
 
 def sentences() -> Any:
-    from kecore.encoders import sentence_encoder
+    from kecore.encoders import load_sentence_encoder
 
-    return sentence_encoder(CHARACTERS)([fact.text for fact in FACTS])
+    return load_sentence_encoder(CHARACTERS)([fact.text for fact in FACTS])
 
 
 def test_the_edited_model_is_asked_without_the_edit_itself(editor: Editor, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from kecore import Editor, EditRequest, PromptEdit, load_edit
 from kecore.api.errors import ConfigError, KecoreWarning, MissingDependencyError, ModelLoadError
 from kecore.edit import Reader, written
-from kecore.encoders import CHARACTERS, MINILM, MODEL, sentence_encoder
+from kecore.encoders import CHARACTERS, MINILM, MODEL, load_sentence_encoder
 from kecore.inference import generate, score_continuations
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore_methods.prompt.retrieval import RetrievalConfig, RetrievalWriter
@@ -63,7 +63,7 @@ def last_sentence(text: str) -> str:
 @pytest.mark.parametrize("encoder", [CHARACTERS, pytest.param(MINILM, marks=minilm)])
 @pytest.mark.parametrize("most", [1, 3])
 def test_facts_in_scope_are_those_of_brute_force(encoder: str, named: bool, most: int) -> None:
-    embed = sentence_encoder(encoder)
+    embed = load_sentence_encoder(encoder)
     config = RetrievalConfig(encoder=encoder, named=named, threshold=0.35, most=most)
     writer = RetrievalWriter(FACTS, embed([fact.text for fact in FACTS]), config)
     expected: list[str] = []
@@ -100,7 +100,7 @@ def test_real_neighbours_come_back_as_they_are(shared_data: Path, editor: Editor
 
     records = load_records(shared_data / "counterfact" / "counterfact.json.gz", limit=8)
     writer = RetrievalWriter(
-        records.requests, sentence_encoder(MINILM)([r.text for r in records.requests]), RetrievalConfig()
+        records.requests, load_sentence_encoder(MINILM)([r.text for r in records.requests]), RetrievalConfig()
     )
     neighbours = [prompt for record in records for prompt in record.neighbourhood]
     assert writer.write(neighbours) == neighbours
@@ -112,7 +112,7 @@ def test_the_store_grows_with_each_edit_and_encodes_only_what_is_new(
     editor: Editor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     encoded: list[Sequence[str]] = []
-    plain = sentence_encoder(CHARACTERS)
+    plain = load_sentence_encoder(CHARACTERS)
 
     def counting(texts: Sequence[str]) -> torch.Tensor:
         encoded.append(list(texts))
@@ -133,7 +133,7 @@ def test_the_store_grows_with_each_edit_and_encodes_only_what_is_new(
 def test_the_models_own_states_are_means_over_tokens(editor: Editor) -> None:
     reader = Reader(editor.view, editor.encoder)
     texts = ["The capital of France is", "Anna"]
-    found = sentence_encoder(MODEL, reader)(texts)
+    found = load_sentence_encoder(MODEL, reader)(texts)
     layer = len(editor.view.layers) // 2
     for row, text in zip(found, texts, strict=True):
         ids = torch.tensor([editor.encoder.encode(text).ids])
@@ -156,14 +156,14 @@ def test_character_ngrams_are_counts_of_three_and_four_letters() -> None:
     weights = [{gram: 1 + math.log(count) for gram, count in c.items()} for c in counts]
     norms = [math.sqrt(math.fsum(v * v for v in w.values())) for w in weights]
     shared = math.fsum(weights[0][gram] * weights[1].get(gram, 0) for gram in weights[0])
-    one, other = sentence_encoder(CHARACTERS)(texts)
+    one, other = load_sentence_encoder(CHARACTERS)(texts)
     assert cosine(one, other) == pytest.approx(shared / (norms[0] * norms[1]), abs=1e-6)
 
 
 @minilm
 def test_minilm_is_the_published_encoder() -> None:
     # The example of its model card on the Hub.
-    rows = sentence_encoder(MINILM)(
+    rows = load_sentence_encoder(MINILM)(
         ["That is a happy person", "That is a happy dog", "That is a very happy person", "Today is a sunny day"]
     )
     assert (rows[1:] @ rows[0]).tolist() == pytest.approx([0.695, 0.943, 0.257], abs=1e-3)

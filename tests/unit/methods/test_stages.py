@@ -174,7 +174,7 @@ def test_a_method_may_be_a_line(editor: Editor) -> None:
 
 def test_blue_optimises_for_the_first_layer_too(editor: Editor) -> None:
     """Which takes the most memory of the two, and is planned for; both layers have values of every fact."""
-    blue, memit = (registry.default().get(name).Config.make(FAST) for name in ("memit + blue", "memit"))
+    blue, memit = (registry.default_registry().get(name).Config.make(FAST) for name in ("memit + blue", "memit"))
     assert (blue.memory_shape(editor.view).anchor, memit.memory_shape(editor.view).anchor) == (0, None)
     assert blue.memory_shape(editor.view).layers == (0, 2)
 
@@ -195,14 +195,14 @@ def test_a_lines_sequence_remembers(editor: Editor) -> None:
 
 
 def test_a_line_keeps_the_presets_of_its_method() -> None:
-    config = registry.default().get("memit + rect").Config
-    assert config.presets() == registry.default().get("memit").Config.presets() != {}
+    config = registry.default_registry().get("memit + rect").Config
+    assert config.presets() == registry.default_registry().get("memit").Config.presets() != {}
 
 
 @pytest.mark.parametrize("method", ["rect", "prune", "ote-se", "eamet", "memit-fe", "sphere", "simie", "evoedit"])
 def test_what_another_method_published_is_no_preset(method: str) -> None:
     with pytest.raises(ConfigError, match=r"unknown preset 'llama-2-7b'; known: none"):
-        registry.default().get(method).Config.preset("llama-2-7b")
+        registry.default_registry().get(method).Config.preset("llama-2-7b")
 
 
 @pytest.mark.parametrize(
@@ -227,12 +227,12 @@ def test_stages_that_do_not_fit_are_refused(editor: Editor, method: str, stages:
 
 @pytest.mark.parametrize("empty", ["", "  ", (), []])
 def test_no_stage_is_none(empty: Any) -> None:
-    rect = registry.default().get("rect").Config
+    rect = registry.default_registry().get("rect").Config
     assert rect.make({"stages": empty}) == rect()
 
 
 def test_a_configuration_survives_its_json() -> None:
-    config = registry.default().get("rect + blue").Config.make({"stages": "nas"})
+    config = registry.default_registry().get("rect + blue").Config.make({"stages": "nas"})
     assert type(config).make(config.to_json()) == config
 
 

@@ -27,7 +27,7 @@ from kecore.corpus import Corpus
 from kecore.model import ModelView
 from kecore.statistics import TOKENS_PER_WIDTH, KeyStatistics, collect_statistics, moments, token_budget
 from kecore.statistics import collect as collect_module
-from kecore.statistics.triangular import action_change, packed
+from kecore.statistics.triangular import action_change, pack_triangle
 from kecore.testing import Snapshot, tiny_model, tiny_tokenizer
 from kecore.text import Encoder
 
@@ -438,8 +438,8 @@ def test_spectrum(found: KeyStatistics) -> None:
 
 def test_convergence_is_the_change_of_the_inverse(found: KeyStatistics) -> None:
     c = found.moment(0)
-    assert action_change(packed(c), packed(c)) == 0.0
-    assert action_change(packed(2 * c), packed(c)) == pytest.approx(0.5, rel=1e-2)
+    assert action_change(pack_triangle(c), pack_triangle(c)) == 0.0
+    assert action_change(pack_triangle(2 * c), pack_triangle(c)) == pytest.approx(0.5, rel=1e-2)
     assert found.convergence.keys() == set(LAYERS)
     assert all(0 < change < 2 for change in found.convergence.values())
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kecore.statistics import triangular
-from kecore.statistics.triangular import action_change, cholesky_, inverse_, packed, symmetrise_, unpacked
+from kecore.statistics.triangular import action_change, cholesky_, invert_, pack_triangle, symmetrise_, unpack_triangle
 
 
 @pytest.fixture(autouse=True, params=[1, 7, 512])
@@ -29,11 +29,11 @@ def matrix() -> Tensor:
 
 
 def test_a_triangle_is_half_and_comes_back(matrix: Tensor) -> None:
-    triangle = packed(matrix)
+    triangle = pack_triangle(matrix)
     assert triangle.numel() == 30 * 31 // 2
     assert torch.equal(triangle, matrix[torch.tril_indices(30, 30).unbind()])
     assert triangular.triangle_width(triangle) == 30
-    back = unpacked(triangle)
+    back = unpack_triangle(triangle)
     assert torch.equal(back, back.t())
     assert torch.equal(back.tril(), matrix.tril())
 
@@ -63,7 +63,7 @@ def test_inverse_is_in_place(matrix: Tensor) -> None:
     expected = torch.linalg.solve_triangular(lower, torch.eye(30, dtype=torch.float64), upper=False)
     for given in (lower.clone(), lower.t().contiguous().t()):  # by rows, and by columns as the factor comes
         place = given.data_ptr()
-        found = inverse_(given)
+        found = invert_(given)
         assert found.data_ptr() == place
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
@@ -74,10 +74,10 @@ def test_action_change_is_that_of_the_inverse(matrix: Tensor) -> None:
     noise = torch.randn(30, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     keys = torch.linalg.cholesky(matrix + ridge) @ noise
     old, new = (torch.linalg.inv(c + ridge) @ keys for c in (half, matrix))
-    found = action_change(packed(half), packed(matrix))
+    found = action_change(pack_triangle(half), pack_triangle(matrix))
     assert found == pytest.approx(float((old - new).norm() / new.norm()), rel=1e-6)
-    assert action_change(packed(matrix), packed(matrix)) == 0.0
+    assert action_change(pack_triangle(matrix), pack_triangle(matrix)) == 0.0
 
 
 def test_overflown_moments_have_no_action(matrix: Tensor) -> None:
-    assert action_change(packed(matrix), packed(torch.full_like(matrix, float("nan")))) != 0.0
+    assert action_change(pack_triangle(matrix), pack_triangle(torch.full_like(matrix, float("nan")))) != 0.0
