@@ -99,6 +99,16 @@ DATASETS = [
     "knowns = kecore_datasets.knowns:KNOWNS",
 ]
 
+COMMANDS = [
+    "trace = kecore_analysis.commands.trace:trace",
+    "checkup = kecore_analysis.commands.checkup:checkup",
+    "eval = kecore_bench.commands.eval:evaluate",
+    "compare = kecore_bench.commands.compare:compare",
+    "bench = kecore_bench.commands.bench:bench",
+    "report = kecore_bench.commands.report:report",
+    "import-triples = kecore_datasets.import_triples:import_triples",
+]
+
 PLUGINS = ("kecore_methods", "kecore_datasets", "kecore_bench", "kecore_analysis")
 
 packages = find_packages(include=["kecore", "kecore.*"])
@@ -146,5 +156,6 @@ setup(
         "kecore.methods": METHODS,
         "kecore.metrics": METRICS,
         "kecore.datasets": DATASETS,
+        "kecore.commands": COMMANDS,
     },
 )

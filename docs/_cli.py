@@ -92,16 +92,48 @@ do not look at, holds the edits, the original data of the matrices that they cha
 fingerprints. `kecore revert` puts the original data back and proves by the fingerprint of all weights that the base is
 there bit for bit; it refuses a checkpoint whose weights were changed since. `kecore chat` compares such a checkpoint
 with its base, and `kecore attach` adds further edits to it.
+
 """
+
+_OWN = '''\
+## A command of your own
+
+Commands that are not of the core stand behind the entry-point group `kecore.commands`; those of kecore's own plugins do
+(`setup.py`), and so can yours. In your package:
+
+```python
+import typer
+
+from kecore.cli import options
+from kecore.cli.console import Screen
+
+
+def greet(context: typer.Context, name: str, as_json: options.AsJson = False) -> None:
+    """Greet somebody."""
+    screen = Screen.of(context)
+    screen.show(f"Hello {name}")
+    screen.finish({"greeted": name})  # what --json prints
+```
+
+```toml
+[project.entry-points."kecore.commands"]
+greet = "your_package.commands:greet"
+```
+
+The object is a function that typer can make a command of, or a `typer.Typer` with several commands, which then follow
+the name. `kecore --help` imports every command: import torch and what needs it inside the function. One that cannot be
+imported, or takes the name of a command of kecore, is left out and named on stderr; `kecore doctor` says why, and all
+others work. `KECORE_PLUGINS` and `KECORE_STRICT_PLUGINS` (`docs/install.md`) hold for commands as for methods.
+'''
 
 
 def page() -> str:
     """The whole page."""
     group: Any = typer.main.get_command(app)
-    commands: dict[str, Any] = group.commands
+    commands = {name: group.get_command(None, name) for name in group.list_commands(None)}
     summary = [f"| `kecore {name}` | {_first(command)} |" for name, command in commands.items()]
     parts = [_section(name, command) for name, command in commands.items()]
-    return _TEXT.format(summary="\n".join(summary), commands="\n".join(parts))
+    return _TEXT.format(summary="\n".join(summary), commands="\n".join(parts)) + _OWN
 
 
 def _help(command: Any) -> str:

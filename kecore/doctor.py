@@ -9,6 +9,7 @@ import platform
 import shutil
 import tempfile
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from time import perf_counter
@@ -87,6 +88,7 @@ class Report:
         bfloat16_speed: how many times as fast as float32's its bfloat16 products are; below 1, ``precision=bfloat16``
             only costs time.
         methods: every offered method, usable or not.
+        commands: every command of a plugin, usable or not.
         cache: the cache directory.
         demo: path of the demo model's file; None where its wheel is not installed.
         backends: what runs each native operation; empty where what was asked for cannot be had.
@@ -104,6 +106,7 @@ class Report:
     instructions: str
     bfloat16_speed: float
     methods: tuple[registry.MethodInfo, ...]
+    commands: tuple[registry.PluginInfo, ...]
     cache: Cache
     demo: str | None
     backends: tuple[Backend, ...]
@@ -119,15 +122,19 @@ PACKAGES = ("torch", "transformers", "numpy", "safetensors", "pydantic", "gguf",
 """Dependencies whose version matters when something goes wrong, optional ones included."""
 
 
-def make_report() -> Report:
-    """Look at this installation; imports every method, and builds native code where that is due."""
+def make_report(commands: Sequence[registry.PluginInfo] = ()) -> Report:
+    """Look at this installation; imports every method, and builds native code where that is due.
+
+    Args:
+        commands: the commands of plugins, which only the command line knows.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", KecoreWarning)  # what they say stands in the report
         methods = tuple(registry.default_registry().describe())
     cache = _cache()
     demo = models.demo_file()
     backends, refused, backend_problems = _backends()
-    problems = [method.error for method in methods if method.error]
+    problems = [plugin.error for plugin in (*methods, *commands) if plugin.error]
     if not methods:
         problems.append("no editing methods are installed; install kecore with pip, so that they register")
     if not cache.writable:
@@ -146,6 +153,7 @@ def make_report() -> Report:
         instructions=torch.backends.cpu.get_cpu_capability(),
         bfloat16_speed=_bfloat16_speed(),
         methods=methods,
+        commands=tuple(commands),
         cache=cache,
         demo=str(demo) if demo else None,
         backends=backends,

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from kecore.api.errors import UnsupportedCapabilityError
-from kecore.api.identity import Fingerprint
 from kecore.api.progress import Progress, Stages, silent
 from kecore.api.types import Capabilities, EditRecord, EditRequest, unique
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kecore.api.config import MethodConfig
+    from kecore.api.identity import Fingerprint
     from kecore.edit import Edit
     from kecore.model import ModelView
     from kecore.statistics import KeyStatistics
@@ -116,7 +116,9 @@ class MethodContext:
         return self.examples
 
     def fingerprint(self, view: ModelView) -> Fingerprint:
-        """What the edit will be an edit of."""
+        """Return the fingerprint of the unedited model, which the edit will belong to."""
+        from kecore.api.identity import Fingerprint  # with torch, which finding plugins takes no part of
+
         return self.base or Fingerprint.of(view.identity(), view.dtype)
 
 

@@ -16,8 +16,8 @@ import inspect
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -34,7 +34,16 @@ from kecore.api.errors import (
 from kecore.api.method import METHOD_API, EditMethod
 from kecore.api.types import Capabilities, EditKind
 
-__all__ = ["GROUP", "MethodInfo", "Plugins", "Registry", "check_contract", "default_registry", "plugin_limits"]
+__all__ = [
+    "GROUP",
+    "MethodInfo",
+    "PluginInfo",
+    "Plugins",
+    "Registry",
+    "check_contract",
+    "default_registry",
+    "plugin_limits",
+]
 
 GROUP = "kecore.methods"
 """The entry-point group: ``name = "package.module:Class"``."""
@@ -46,28 +55,37 @@ Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
-class MethodInfo:
-    """What is known of one offered method.
+class PluginInfo:
+    """What is known of one offered plugin.
 
     Args:
         name: what users type.
         distribution: the installed package that offers it; empty if unknown.
         version: that package's version.
-        target: the entry point's value, ``"module:Class"``.
-        capabilities: None where the method cannot be used.
-        reference: the paper; empty where the method cannot be used.
-        origin: ``"file:line"`` of the class; empty where it is not known.
-        error: why the method cannot be used; empty where it can.
+        target: the entry point's value, ``"module:object"``.
+        error: why the plugin cannot be used; empty where it can.
     """
 
     name: str
     distribution: str
     version: str
     target: str
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MethodInfo(PluginInfo):
+    """What is known of one offered method, beside the fields of :class:`PluginInfo`.
+
+    Args:
+        capabilities: None where the method cannot be used.
+        reference: the paper; empty where the method cannot be used.
+        origin: ``"file:line"`` of the class; empty where it is not known.
+    """
+
     capabilities: Capabilities | None = None
     reference: str = ""
     origin: str = ""
-    error: str = ""
 
     @property
     def kind(self) -> EditKind | None:
@@ -114,6 +132,7 @@ class Plugins(Generic[Found]):
         missing: the error for a name that nothing offers.
         only: distributions that may offer plugins beside kecore; None for all.
         strict: import every plugin now and raise the first failure.
+        reserved: names that are kecore's own without a plugin behind them, so that no plugin can take them.
 
     Raises:
         PluginError: ``strict``, and some plugin cannot be used.
@@ -128,7 +147,9 @@ class Plugins(Generic[Found]):
         missing: type[KecoreError],
         only: Iterable[str] | None = None,
         strict: bool = False,
+        reserved: Iterable[str] = (),
     ) -> None:
+        self._reserved = {_key(name) for name in reserved}
         self._noun, self._check, self._missing = noun, check, missing
         allowed = None if only is None else {_canonical(name) for name in only}
         self._offers: dict[str, list[_Offer]] = {}
@@ -146,6 +167,10 @@ class Plugins(Generic[Found]):
     def names(self) -> list[str]:
         """Names that can be asked for, sorted; nothing is imported, so some may turn out broken."""
         return [offers[0].name for _, offers in sorted(self._offers.items())]
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a plugin of that name is installed, be it broken or excluded; nothing is imported."""
+        return _key(name) in self._offers or _key(name) in self._excluded
 
     def get(self, name: str) -> Found:
         """The plugin of that name; letter case and the choice of ``-`` or ``_`` do not matter.
@@ -175,6 +200,22 @@ class Plugins(Generic[Found]):
             except PluginError as error:
                 self._warn_once(offer, str(error))
         return found
+
+    def describe(self) -> Sequence[PluginInfo]:
+        """Every offer, usable or not, sorted by name; this imports all of them.
+
+        A failure is warned of once and stands in :attr:`PluginInfo.error`.
+        """
+        return [self._describe(offer)[0] for offer in self._all()]
+
+    def _describe(self, offer: _Offer) -> tuple[PluginInfo, Found | None]:
+        """What is known of an offer, and the plugin itself where it can be used."""
+        facts = (offer.name, offer.distribution, offer.version, offer.point.value)
+        try:
+            return PluginInfo(*facts), self._load(offer)
+        except PluginError as error:
+            self._warn_once(offer, str(error))
+            return PluginInfo(*facts, error=str(error)), None
 
     def _all(self) -> list[_Offer]:
         return [offer for _, offers in sorted(self._offers.items()) for offer in offers]
@@ -206,21 +247,26 @@ class Plugins(Generic[Found]):
         return self._check(found, offer.name, source)
 
     def _refusal(self, offer: _Offer) -> str:
-        """Why another offer keeps this one from its name; empty where none does."""
+        """Why this offer cannot have its name; empty where it can."""
+        if _key(offer.name) in self._reserved:
+            return self._taken(offer)
         for rival in self._offers[_key(offer.name)]:
             if rival is offer or (offer.built_in and not rival.built_in):
                 continue
             if rival.built_in and not offer.built_in:
-                return (
-                    f"{offer.distribution} offers a {self._noun} '{offer.name}', but that name belongs to kecore; "
-                    f"kecore's is used, and {offer.distribution} must choose another name"
-                )
+                return self._taken(offer)
             return (
                 f"{self._noun} '{offer.name}' is offered by both {offer.distribution} ({offer.point.value}) and "
                 f"{rival.distribution} ({rival.point.value}); uninstall one, or name the one you want in "
                 "KECORE_PLUGINS"
             )
         return ""
+
+    def _taken(self, offer: _Offer) -> str:
+        return (
+            f"{offer.distribution} offers a {self._noun} '{offer.name}', but that name belongs to kecore; "
+            f"kecore's is used, and {offer.distribution} must choose another name"
+        )
 
     def _warn_once(self, offer: _Offer, message: str) -> None:
         if offer not in self._warned:
@@ -278,16 +324,14 @@ class Registry(Plugins[type[EditMethod]]):
 
         A failure is warned of once and stands in :attr:`MethodInfo.error`.
         """
-        return [self._info(offer) for offer in self._all()]
-
-    def _info(self, offer: _Offer) -> MethodInfo:
-        facts = (offer.name, offer.distribution, offer.version, offer.point.value)
-        try:
-            method = self._load(offer)
-        except PluginError as error:
-            self._warn_once(offer, str(error))
-            return MethodInfo(*facts, error=str(error))
-        return MethodInfo(*facts, method.capabilities, method.reference, _origin(method))
+        described: list[MethodInfo] = []
+        for info, method in (self._describe(offer) for offer in self._all()):
+            values = asdict(info)
+            if method is not None:
+                values |= {"capabilities": method.capabilities, "reference": method.reference}
+                values["origin"] = _origin(method)
+            described.append(MethodInfo(**values))
+        return described
 
 
 @cache

@@ -60,6 +60,7 @@ __all__ = [
     "method_entries",
     "names",
     "settings",
+    "spread_texts",
 ]
 
 
@@ -299,3 +300,28 @@ def check_free(out: Path, file: str, force: bool) -> None:
         raise ArtifactError(f"--out {out} is a file; name a directory")
     if (out / file).exists() and not force:
         raise ArtifactError(f"{out / file} exists; choose another --out, or overwrite it with --force")
+
+
+def spread_texts(args: list[str]) -> list[str]:
+    """Write ``--text a b`` as ``--text a --text b``, so that ``--text *.txt`` works.
+
+    Only texts that are there are taken for further ones: a model that is named after them stays a model.
+    """
+    option = "--text"
+    spread: list[str] = []
+    values: int | None = None  # how many values of the current --text have been read; None outside of one
+    for arg in args:
+        if arg == option:
+            values = 0
+        elif values == 0:
+            values = 1
+        elif values is not None and _is_text(arg):
+            spread.append(option)
+        else:
+            values = None
+        spread.append(arg)
+    return spread
+
+
+def _is_text(arg: str) -> bool:
+    return arg.startswith("hf:") or (Path(arg).is_file() and not arg.endswith(".gguf"))

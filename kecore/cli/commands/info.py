@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,9 +12,10 @@ from rich.markup import escape
 from kecore.api.errors import KecoreWarning
 from kecore.cli import options
 from kecore.cli.console import Screen, format_bytes, make_fields, make_table
+from kecore.cli.plugins import CommandGroup
 
 if TYPE_CHECKING:
-    from kecore.api.registry import MethodInfo
+    from kecore.api.registry import MethodInfo, PluginInfo
     from kecore.doctor import Report
 
 __all__ = ["doctor", "methods"]
@@ -89,7 +91,10 @@ def doctor(
     with screen.stage("report", "looking at the installation"):
         from kecore.doctor import make_report
 
-        found = make_report()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", KecoreWarning)  # what they say stands in the report
+            commands = CommandGroup.of(context).plugins.describe()
+        found = make_report(commands)
     _show_report(screen, found)
     screen.finish(found.to_json())
     if found.refused:
@@ -122,6 +127,10 @@ def _processor(found: Report) -> str:
     )
 
 
+def _listed(plugins: Sequence[PluginInfo]) -> str:
+    return ", ".join(f"{plugin.name} (cannot be used)" if plugin.error else plugin.name for plugin in plugins)
+
+
 def _show_report(screen: Screen, found: Report) -> None:
     devices = [f"{device.name} ({format_bytes(device.memory)}, {device.capability})" for device in found.devices]
     screen.show(
@@ -137,7 +146,8 @@ def _show_report(screen: Screen, found: Report) -> None:
                 "cache": f"{found.cache.path} ({'writable' if found.cache.writable else 'NOT writable'}, "
                 f"{format_bytes(found.cache.free)} free)",
                 "demo model": found.demo or "not installed",
-                "methods": ", ".join(m.name + (" (cannot be used)" if m.error else "") for m in found.methods),
+                "methods": _listed(found.methods),
+                "commands": f"kecore's own, and of plugins: {_listed(found.commands) or 'none'}",
             }
         )
     )

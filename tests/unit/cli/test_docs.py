@@ -13,7 +13,7 @@ import pytest
 import typer.main
 
 from kecore.cli import app
-from kecore.cli.app import one_each
+from kecore.cli.options import spread_texts
 
 
 def test_command_page_is_current(docs_script: Callable[[str], ModuleType]) -> None:
@@ -41,7 +41,7 @@ def test_shown_commands_parse(root: Path) -> None:
     assert len(commands) > 8
     for command in commands:
         _, name, *words = shlex.split(command.partition(" 2>")[0])
-        group.commands[name].make_context(name, one_each(words))
+        group.get_command(None, name).make_context(name, spread_texts(words))
 
 
 def test_quickstart_shows_outputs(docs_script: Callable[[str], ModuleType]) -> None:
