@@ -1,4 +1,4 @@
-"""What the plots show, as numbers: the page draws them as SVG, :mod:`kecore_bench.report.plots` as PNG."""
+"""What the plots show, as numbers: :mod:`kecore_bench.report.plots` draws them."""
 
 from __future__ import annotations
 

@@ -8,10 +8,10 @@ from html import escape
 from importlib.resources import files
 
 from kecore._version import __version__
-from kecore_bench.report import svg
+from kecore.api.errors import MissingDependencyError
 from kecore_bench.report.drill import drill
-from kecore_bench.report.figures import colour, curves, scatters, stages
 from kecore_bench.report.html_tables import further_table, main_table, missing
+from kecore_bench.report.plots import INSTALL, Plot, drawn_plots
 from kecore_bench.report.results import MOMENTS, Result, Table, last_moments
 from kecore_bench.report.text import INTERVALS, conditions, notes
 
@@ -101,8 +101,6 @@ def _upper(text: str) -> str:
 
 
 def _section(table: Table, results: Sequence[Result], last: bool) -> str:
-    spec = table.first.spec
-    same = [result for result in results if result.spec.group == spec.group]
     found = "".join(f"<li>{escape(line)}</li>" for line in notes(table))
     parts = [
         f"<h2>{escape(table.title)}</h2>",
@@ -115,22 +113,21 @@ def _section(table: Table, results: Sequence[Result], last: bool) -> str:
         further_table(table),
         missing(table),
     ]
-    drawn = [svg.scatter(plot, lambda label: colour(table, label)) for plot in scatters(table)]
-    rings = " Rings: figures of papers." if any(plot.published for plot in scatters(table)) else ""
-    parts += _figure("Success against locality", drawn, f"Bars: 95 % confidence intervals.{rings} Top right is best.")
-    if last:
-        kept = [svg.curve(plot, lambda label: colour(table, label)) for plot in curves(same)]
-        parts += _figure("Retention: all facts edited so far, scored again on the way", kept, "")
-        if (spent := stages(table)).rows:
-            parts += _figure("Seconds of editing for each fact, by stage", [svg.stage_bars(spent)], "")
-    return f"<section>{''.join(parts)}</section>"
+    return f"<section>{''.join(parts)}{_figures(table, results, last)}</section>"
 
 
-def _figure(title: str, drawn: Sequence[str], caption: str) -> list[str]:
-    if not drawn:
-        return []
-    note = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return [f"<h3>{escape(title)}</h3><figure>{''.join(drawn)}{note}</figure>"]
+def _figures(table: Table, results: Sequence[Result], last: bool) -> str:
+    """Return the plots of a table; or how to get them, where matplotlib is not installed."""
+    try:
+        plots = drawn_plots(table, results, last)
+    except MissingDependencyError:
+        return f"<p class='hint'>There are no figures: {escape(INSTALL)}</p>"
+    return "".join(map(_figure, plots))
+
+
+def _figure(plot: Plot) -> str:
+    caption = f"<figcaption>{escape(plot.caption)}</figcaption>" if plot.caption else ""
+    return f"<h3>{escape(plot.title)}</h3><figure>{plot.to_svg()}{caption}</figure>"
 
 
 def _config(result: Result) -> str:

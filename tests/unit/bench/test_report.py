@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ from kecore.evaluate.metrics import AnsweredProbe, Metric, metrics_of
 from kecore.evaluate.protocol import Protocol
 from kecore.evaluate.result import RecordResult
 from kecore.inference.scoring import ContinuationScore
-from kecore_bench.report import Table, results, svg, tables, write_report
+from kecore_bench.report import Table, results, tables, write_report
 from kecore_bench.report.drill import drill
-from kecore_bench.report.figures import curves, scatters, stages
+from kecore_bench.report.figures import colour, curves, scatters, stages
 from kecore_bench.report.gaps import gaps
 from kecore_bench.report.html import page
 from kecore_bench.report.results import Row
-from kecore_bench.report.text import COSTS, conditions, further_rows, latex, markdown, notes, rich_table
+from kecore_bench.report.text import COSTS, conditions, figure, further_rows, latex, markdown, notes, rich_table
 from kecore_bench.store import BEFORE, RunSpec, Store
 
 MADE_ON = {"versions": {"kecore": "0", "torch": "1"}, "hardware": {"device": "cpu"}, "base": {}, "left_out": []}
@@ -286,15 +287,30 @@ def test_intervals_in_tables_and_plots(store: Store) -> None:
     (table,) = tables(found)
     assert "| 1.000 [0.342, 1.000] |" in markdown([table], found)
     assert ">1.000<small>.342–1</small>" in page([table], found)
+
+
+def test_plots_are_part_of_the_page(store: Store) -> None:
+    found = results(store)
+    (table,) = tables(found)
+    shown = page([table], found)
     (panel,) = scatters(table)
-    drawn = svg.scatter(panel, lambda label: "#abc")
-    bars = [
-        float(y)
-        for pair in re.findall(r'y1="([\d.]+)" y2="([\d.]+)" stroke="#abc" stroke-width="1.2"', drawn)
-        for y in pair
-    ]
-    assert bars, "there are whiskers"
-    assert min(bars) >= svg._TOP, "and they stay inside the plot"
+    for label, x, _ in panel.points:
+        tip = escape(f"{label}: {panel.x} {figure(x.value)}")
+        (point,) = re.findall(rf"<g><title>{re.escape(tip)}.*?<use[^>]*>", shown, re.DOTALL)
+        assert f"fill: {colour(table, label)}" in point
+    assert all(f">{escape(name)}</text>" in shown for name in (panel.x, panel.y, "a_b & 50% | c"))
+    assert "<title>a_b &amp; 50% | c, values: 1.500 s for each fact</title>" in shown
+    assert not re.search(r'<g id="tip-', shown), "ids of one plot would be those of another"
+    assert page([table], found) == shown, "the same store makes the same page"
+
+
+def test_without_matplotlib_the_page_says_how_to_get_figures(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    found = results(store)
+    shown = page(tables(found), found)
+    assert "<svg" not in shown
+    assert "pip install &#x27;kecore[plot]&#x27;" in shown
+    assert ">1.000<small>.342–1</small>" in shown
 
 
 def test_an_empty_store_and_a_missing_package(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
