@@ -47,7 +47,7 @@ def test_import_is_lean(module: str) -> None:
 
 def test_listing_names_imports_no_method() -> None:
     code = (
-        "import sys; from kecore.api import registry; names = registry.default().names(); "
+        "import sys; from kecore.api import registry; names = registry.default_registry().names(); "
         "assert 'memit' in names, names; "
         "assert not {'kecore_methods', 'transformers'} & set(sys.modules)"
     )

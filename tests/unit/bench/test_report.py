@@ -192,7 +192,7 @@ def test_retention() -> None:
     assert curves(found)[0].lines[0].label == "m"
     assert curves(found)[0].ticks == [1, 2]
     text = page(tables(found), found)
-    assert text.count("Retention") == 1
+    assert text.count("<h3>Retention") == 1
     assert "m: 0.500" in text
 
 
