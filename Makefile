@@ -10,7 +10,7 @@ READY := .venv/.ready
 # Most of what is installed is never imported: what is, Python compiles then.
 INSTALL := $(BIN)/pip install --no-compile
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test check quick lint bench clean
 
 demo: $(READY)
 	$(BIN)/kecore demo
@@ -19,6 +19,13 @@ demo: $(READY)
 # Files go to workers in their order, which has the long ones (conformance, integration) first.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+# For the inner loop: the linters beside one case of each test.
+check: $(READY)
+	$(MAKE) --jobs 2 --output-sync=target lint quick
+
+quick: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --quick --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -q $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from kecore import models
+from kecore.testing.conformance import Case
 
 # LAPACK with two threads on two busy cores can be 20 times slower than with one.
 torch.set_num_threads(1)
@@ -65,3 +66,34 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no benchmark data at {folder}")
     return folder
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="run what can fail for a reason of its own: one case of each test, one method for each promise and kind "
+        "of edit, nothing slow and no real model",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--quick"):
+        return
+    chosen: dict[object, pytest.Item] = {}
+    for item in items:
+        if item.get_closest_marker("slow") is None and item.get_closest_marker("real_model") is None:
+            chosen.setdefault(_reason(item), item)
+    kept = set(chosen.values())
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = chosen.values()
+
+
+def _reason(item: pytest.Item) -> object:
+    """Return what a test is alone with: its function, and of a conformance check the promise and the kind of edit."""
+    function = item.nodeid.partition("[")[0]
+    parameters: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
+    case = parameters.get("check")
+    if isinstance(case, Case):
+        return function, case.check.name, case.bench.capabilities.kind
+    return function
