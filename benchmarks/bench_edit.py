@@ -159,7 +159,7 @@ def difference(editor: Editor, corpus: Corpus, layer: int) -> float:
     """How far both ways are apart on the same rows: passages without padding, packed as kecore packs them."""
     ours = collect_statistics(editor.view, editor.encoder, corpus, [layer], tokens=2048)
     tokenizer, ids = editor.encoder.tokenizer, list[int]()
-    for passage in corpus.sample(8 * 2048 // 100, 0)[0]:
+    for passage in corpus.sample(8 * 2048 // 100, 0).passages:
         ids += [*tokenizer(passage, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     rows = [ids[i : i + ours.sequence] for i in range(0, 2048, ours.sequence)]
     theirs, _ = per_layer(editor, [rows], layer)
@@ -173,7 +173,7 @@ def by_length(editor: Editor, corpus: Corpus, tokens: int) -> list[list[list[int
     """Passages of so many tokens, those of similar length together, as the peers batch them."""
     longest = editor.encoder.max_length
     kept: list[list[int]] = []
-    for passage in corpus.sample(tokens // 20, 0)[0]:
+    for passage in corpus.sample(tokens // 20, 0).passages:
         kept.append(editor.encoder.tokenizer(passage)["input_ids"][:longest])
         tokens -= len(kept[-1])
         if tokens <= 0:

@@ -1,8 +1,9 @@
 """kecore edits facts inside large language models without retraining.
 
-    >>> from kecore import Editor, EditRequest                                  # doctest: +SKIP
-    >>> editor = Editor.from_pretrained("demo")                                 # doctest: +SKIP
-    >>> editor.edit(EditRequest("{} is the capital of", "Paris", "Italy"))      # doctest: +SKIP
+    >>> from kecore import Editor, EditRequest                                              # doctest: +SKIP
+    >>> editor = Editor.from_pretrained("demo")                                             # doctest: +SKIP
+    >>> edit = editor.edit(EditRequest("{} is the capital of", "Paris", "Italy"))           # doctest: +SKIP
+    >>> path = edit.save("paris")                                                           # doctest: +SKIP
 
 Importing this package imports neither transformers nor any method; each name below loads when first used.
 """

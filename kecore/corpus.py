@@ -14,10 +14,27 @@ from typing import IO, Any
 
 from kecore.api.errors import DataFormatError, MissingDependencyError
 
-__all__ = ["Corpus"]
+__all__ = ["Corpus", "TextSample"]
 
 _LONGEST = 4000  # characters of a passage; longer texts are cut at white space
 _SHORTEST = 40
+
+
+@dataclass(frozen=True, slots=True)
+class TextSample:
+    """Passages that were drawn from a corpus in one reading, with what identifies them.
+
+    Args:
+        passages: the passages, in random order.
+        digest: digest of all text of the corpus, not of the passages alone.
+        sources: the files or data sets of the corpus.
+        seed: seeded the choice.
+    """
+
+    passages: Sequence[str]
+    digest: str
+    sources: tuple[str, ...]
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +64,8 @@ class Corpus:
                 )
         return cls(tuple(map(str, sources)))
 
-    def sample(self, count: int, seed: int) -> tuple[list[str], str]:
-        """``count`` passages spread evenly over the corpus, and the digest of all its text.
+    def sample(self, count: int, seed: int) -> TextSample:
+        """Draw ``count`` passages evenly from the corpus, and digest all its text on the way.
 
         Reservoir sampling: one pass, and memory for ``count`` passages however large the corpus is.
 
@@ -56,20 +73,22 @@ class Corpus:
             DataFormatError: the corpus holds no text, or a record has no ``text``.
         """
         rng = random.Random(seed)  # noqa: S311 - sampling, not cryptography
-        h = hashlib.sha256()
-        kept: list[str] = []
-        for seen, passage in enumerate(self.passages()):
-            h.update(passage.encode())
-            if len(kept) < count:
-                kept.append(passage)
-            elif (place := rng.randrange(seen + 1)) < count:
-                kept[place] = passage
-        if not kept:
+        text_hash = hashlib.sha256()
+        reservoir: list[str] = []
+        for index, passage in enumerate(self.passages()):
+            text_hash.update(passage.encode())
+            if len(reservoir) < count:
+                reservoir.append(passage)
+                continue
+            slot = rng.randrange(index + 1)
+            if slot < count:
+                reservoir[slot] = passage
+        if not reservoir:
             raise DataFormatError(
                 f"{', '.join(self.sources)}: no passages of at least {_SHORTEST} characters; is this text?"
             )
-        rng.shuffle(kept)
-        return kept, h.hexdigest()[:32]
+        rng.shuffle(reservoir)
+        return TextSample(reservoir, text_hash.hexdigest()[:32], self.sources, seed)
 
     def passages(self) -> Iterator[str]:
         """Paragraphs of a useful length, in order."""
@@ -82,10 +101,11 @@ class Corpus:
 
 def _cut(text: str) -> Iterator[str]:
     while len(text) > _LONGEST:
-        place = text.rfind(" ", 1, _LONGEST)
-        place = place if place > 0 else _LONGEST
-        yield text[:place]
-        text = text[place:].strip()
+        end = text.rfind(" ", 1, _LONGEST)
+        if end <= 0:
+            end = _LONGEST  # a word without end
+        yield text[:end]
+        text = text[end:].strip()
     if len(text) >= _SHORTEST:
         yield text
 

@@ -4,36 +4,40 @@ from __future__ import annotations
 
 import reprlib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
 from kecore.api import registry
-from kecore.api.errors import EditStateError, KecoreWarning, RequestError, UnsupportedCapabilityError
-from kecore.api.identity import Fingerprint, type_name
-from kecore.api.method import EditMethod, MethodContext, check_count, no_examples
+from kecore.api.errors import EditStateError, KecoreWarning, RequestError
+from kecore.api.identity import Fingerprint
+from kecore.api.method import EditMethod, MethodContext
 from kecore.api.progress import Progress, Stages, silent
-from kecore.api.types import EditRecord, EditRequest, check_conflicts
-from kecore.edit import Edit, acting, attached
+from kecore.api.requirements import check_model, check_request, missing_statistics, statistics_layers
+from kecore.api.types import EditRecord, EditRequest
+from kecore.edit import Edit, acting, attached, without_edits
 from kecore.memory import MemoryPlan, Need, make_plan, measure_held, scoring_need
 from kecore.model import ModelView
+from kecore.statistics import KeyStatistics
+from kecore.statistics_source import Provision, StatisticsSource, announce_nothing
 from kecore.text import Encoder
-from kecore.trained import untrained_error
 
 if TYPE_CHECKING:
     from kecore.api.config import MethodConfig
     from kecore.evaluate import Evaluation, Protocol
-    from kecore.statistics import KeyStatistics
     from kecore.trained import TrainedEditor
 
 __all__ = ["Editor", "HistoryEntry"]
 
 Facts: TypeAlias = EditRequest | EditRecord | Iterable[EditRequest | EditRecord]
 """One or more facts, with or without probes of other prompts."""
+
+Statistics: TypeAlias = Literal["auto"] | StatisticsSource | KeyStatistics | str | Path | None
+"""Key statistics, or where a session gets them; see :class:`Editor`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,9 @@ class Editor:
     Args:
         model: any transformers causal language model; it stays usable as it is.
         tokenizer: its fast tokenizer.
-        statistics: key statistics of the unedited model, for methods that need them.
+        statistics: key statistics of the unedited model, for methods that need them, or a path they are loaded from.
+            ``"auto"`` takes what a method reads from kecore's cache and else collects it from a text that kecore
+            ships; a :class:`~kecore.statistics_source.StatisticsSource` names another text. None refuses such methods.
         trained: trained editors of the unedited model, for methods that need them; at most one a method.
         examples: records that methods may take demonstrations from, for methods that need them.
         chat: put prompts into the tokenizer's chat template.
@@ -77,6 +83,7 @@ class Editor:
         ArtifactMismatchError: a trained editor belongs to other weights.
         EditStateError: the model carries edits already; the session would not know its base.
         MemoryBudgetError: the budget cannot hold the model.
+        StatisticsMismatchError: the statistics are those of other weights.
     """
 
     def __init__(
@@ -84,7 +91,7 @@ class Editor:
         model: nn.Module,
         tokenizer: Any,
         *,
-        statistics: KeyStatistics | None = None,
+        statistics: Statistics = "auto",
         trained: TrainedEditor | Sequence[TrainedEditor] = (),
         examples: Sequence[EditRecord] = (),
         chat: bool = False,
@@ -102,6 +109,7 @@ class Editor:
         self.seed, self.memory, self.progress = seed, memory, progress
         self._identity = self.view.identity()
         self.base = Fingerprint.of(self._identity, self.view.dtype)
+        self._source: StatisticsSource | None = None
         self._statistics: KeyStatistics | None = None
         self.statistics = statistics
         self._trained: dict[str, TrainedEditor] = {}
@@ -132,14 +140,69 @@ class Editor:
 
     @property
     def statistics(self) -> KeyStatistics | None:
-        """Key statistics of the unedited model."""
+        """Key statistics of the unedited model that are at hand; a source gives them when a method reads them."""
         return self._statistics
 
     @statistics.setter
-    def statistics(self, value: KeyStatistics | None) -> None:
-        if value is not None:
-            value.check(self.view, self._identity)
-        self._statistics = value
+    def statistics(self, value: Statistics) -> None:
+        self._source = self._statistics = None
+        if value == "auto":
+            self._source = StatisticsSource()
+        elif isinstance(value, StatisticsSource):
+            self._source = value
+        elif value is not None:
+            statistics = value if isinstance(value, KeyStatistics) else KeyStatistics.load(value)
+            statistics.check(self.view, self._identity)
+            self._statistics = statistics
+
+    def statistics_layers(
+        self, method: str | type[Any] = "memit", *, preset: str | None = None, **config: Any
+    ) -> tuple[int, ...]:
+        """Return the layers whose key statistics :meth:`edit` with the same arguments reads; empty where it reads none.
+
+        Raises:
+            ConfigError: a bad field.
+        """
+        cls = _method(method)
+        return statistics_layers(cls, self._config(cls, preset, config), self.view)
+
+    def statistics_needs(self, layers: Sequence[int]) -> list[Need]:
+        """Say what :meth:`provide_statistics` takes in memory where they are not in the cache; nothing if at hand."""
+        if self._source is None or self._covers(layers):
+            return []
+        return self._source.needs(self.view, layers)
+
+    def provide_statistics(
+        self, layers: Sequence[int], announce: Callable[[Provision], None] = announce_nothing
+    ) -> KeyStatistics:
+        """Get statistics that cover these layers from the session's source, unless they are at hand.
+
+        :meth:`edit` does so itself; a program that times it or says what goes on does it before.
+
+        Args:
+            layers: what they have to cover.
+            announce: called once it is known whether a text has to be run through the model.
+
+        Raises:
+            UnsupportedCapabilityError: the session has neither statistics nor a source.
+            StatisticsMismatchError: those that were given do not cover a layer, or are of other weights.
+            ArtifactError: those that were saved cannot be read.
+            DataFormatError: the text cannot be read.
+            MemoryBudgetError: the session's budget cannot hold the collection.
+        """
+        if self._source is not None and not self._covers(layers):
+            with without_edits(self.model):
+                statistics = self._source.provide(self, layers, announce)
+            statistics.check(self.view, self._identity)
+            self._statistics = statistics
+        if self._statistics is None:
+            raise missing_statistics()
+        for layer in layers:
+            self._statistics.need(layer)
+        return self._statistics
+
+    def _covers(self, layers: Sequence[int]) -> bool:
+        return self._statistics is not None and set(layers) <= set(self._statistics.layers)
 
     @property
     def trained(self) -> tuple[TrainedEditor, ...]:
@@ -187,12 +250,13 @@ class Editor:
             RequestError: no request, something else than requests, or two that contradict each other.
             MemoryBudgetError: the session's budget cannot hold what the edit needs.
         """
-        asked = _requests(requests)
-        cls = registry.default_registry().get(method) if isinstance(method, str) else _checked(method)
-        check_conflicts(asked)
+        cls = _method(method)
         made = self._config(cls, preset, config)
-        self._check_capabilities(cls, asked)
-        made.check_installed()
+        asked = _requests(requests)
+        self._check(cls, made, asked)
+        layers = statistics_layers(cls, made, self.view)
+        if layers:
+            self.provide_statistics(layers)
         plan = self._plan(made, asked)
         context = MethodContext(
             config=made,
@@ -231,7 +295,7 @@ class Editor:
         Raises:
             MemoryBudgetError: the session's budget cannot hold it; names what is needed.
         """
-        cls = registry.default_registry().get(method) if isinstance(method, str) else _checked(method)
+        cls = _method(method)
         return self._plan(self._config(cls, preset, config), _requests(requests))
 
     def memory_plan(self, needs: Sequence[Need]) -> MemoryPlan:
@@ -343,24 +407,11 @@ class Editor:
     def _config(self, cls: type[EditMethod], preset: str | None, fields: Mapping[str, Any]) -> MethodConfig:
         return configured(cls, preset, fields, self._trained.get(cls.name))
 
-    def _check_capabilities(self, cls: type[EditMethod], requests: Sequence[EditRequest]) -> None:
-        needs = cls.capabilities
-        check_count(cls, requests)
-        dtype = type_name(self.view.dtype)
-        if dtype not in needs.dtypes:
-            raise UnsupportedCapabilityError(
-                f"method '{cls.name}' edits {', '.join(needs.dtypes)} weights, the model's are {dtype}; "
-                "load it in another dtype"
-            )
-        if needs.needs_training and cls.name not in self._trained:
-            raise untrained_error(cls.name)
-        if needs.needs_examples and not self.examples:
-            raise no_examples(cls.name)
-        if self._history and not needs.sequential:
-            raise UnsupportedCapabilityError(
-                f"method '{cls.name}' does not edit an edited model; revert first"
-                + (", or give all requests at once" if needs.batch else "")
-            )
+    def _check(self, cls: type[EditMethod], config: MethodConfig, requests: Sequence[EditRequest]) -> None:
+        """Refuse an edit for which something is missing, before anything is run."""
+        check_request(cls, config, requests, trained=cls.name in self._trained, examples=bool(self.examples))
+        statistics = self._source is not None or self._statistics is not None
+        check_model(cls, config, self.view, statistics=statistics, edited=bool(self._history))
 
     def _plan(self, config: MethodConfig, requests: Sequence[EditRequest]) -> MemoryPlan:
         from kecore.inference.scoring import BATCH_TOKENS
@@ -385,7 +436,9 @@ class Editor:
             )
 
 
-def _checked(method: type[Any]) -> type[EditMethod]:
+def _method(method: str | type[Any]) -> type[EditMethod]:
+    if isinstance(method, str):
+        return registry.default_registry().get(method)
     return registry.check_contract(method, getattr(method, "name", method.__name__))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from kecore._version import __version__
-from kecore.api.errors import ArtifactMismatchError, UnsupportedCapabilityError
+from kecore.api.errors import ArtifactMismatchError
 from kecore.api.identity import Fingerprint
 from kecore.files import read_tensors, write_tensors
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kecore.api.method import EditMethod
     from kecore.model import ModelView
 
-__all__ = ["TRAINED", "TrainedEditor", "model_facts", "untrained_error"]
+__all__ = ["TRAINED", "TrainedEditor", "model_facts"]
 
 TRAINED = "trained.safetensors"
 """The file's name in a folder."""
@@ -186,12 +186,3 @@ def model_facts(view: ModelView) -> dict[str, Any]:
         "width": view.width,
         "key width": view.layers[0].value_projection.d_in,
     }
-
-
-def untrained_error(method: str) -> UnsupportedCapabilityError:
-    """The refusal of a method that was asked for without training."""
-    return UnsupportedCapabilityError(
-        f"method '{method}' must be trained first and no trained editor was given; make one with "
-        f"`kecore train {method} MODEL --data FILE --out DIR` and pass --trained DIR "
-        "(in Python: Editor(model, tokenizer, trained=TrainedEditor.load(DIR)))"
-    )

@@ -116,6 +116,13 @@ class MethodConfig(BaseModel):
             ModelLoadError: a sentence encoder cannot be loaded.
         """
 
+    def statistics_layers(self, view: ModelView) -> tuple[int, ...]:
+        """Return the layers whose key statistics an edit with this configuration reads, ascending.
+
+        Every layer unless a method says; asked only of a method whose capabilities need statistics.
+        """
+        return tuple(layer.index for layer in view.layers)
+
     def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> Sequence[Need]:
         """What the method's stages will take in memory, so that micro-batches can be sized and a budget kept.
 

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from kecore.api.errors import UnsupportedCapabilityError
 from kecore.api.progress import Progress, Stages, silent
-from kecore.api.types import Capabilities, EditRecord, EditRequest, unique
+from kecore.api.requirements import missing_examples, missing_statistics, missing_training
+from kecore.api.types import Capabilities, EditRecord, EditRequest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kecore.text import Encoder
     from kecore.trained import TrainedEditor
 
-__all__ = ["METHOD_API", "EditMethod", "MethodContext", "check_count", "no_examples"]
+__all__ = ["METHOD_API", "EditMethod", "MethodContext"]
 
 METHOD_API = 1
 """Version of this contract. It rises when a method written for the old one may break."""
@@ -81,12 +81,7 @@ class MethodContext:
             StatisticsMismatchError: they do not cover a layer.
         """
         if self.statistics is None:
-            who = f"method '{method}'" if method else "this method"
-            raise UnsupportedCapabilityError(
-                f"{who} needs key statistics and none were given; make them with "
-                "`kecore stats MODEL --text FILE --out DIR` and pass --stats DIR "
-                "(in Python: Editor(model, tokenizer, statistics=KeyStatistics.load(DIR)))"
-            )
+            raise missing_statistics(method)
         for layer in layers:
             self.statistics.need(layer)
         return self.statistics
@@ -98,10 +93,8 @@ class MethodContext:
             UnsupportedCapabilityError: none are at hand.
             ArtifactMismatchError: they belong to another method or model; names what differs.
         """
-        from kecore.trained import untrained_error
-
         if self.trained is None:
-            raise untrained_error(method)
+            raise missing_training(method)
         self.trained.check(view, method, self.fingerprint(view))
         return self.trained.tensors
 
@@ -112,7 +105,7 @@ class MethodContext:
             UnsupportedCapabilityError: none were given.
         """
         if not self.examples:
-            raise no_examples(method)
+            raise missing_examples(method)
         return self.examples
 
     def fingerprint(self, view: ModelView) -> Fingerprint:
@@ -120,32 +113,6 @@ class MethodContext:
         from kecore.api.identity import Fingerprint  # with torch, which finding plugins takes no part of
 
         return self.base or Fingerprint.of(view.identity(), view.dtype)
-
-
-def check_count(method: type[Any], requests: Sequence[EditRequest]) -> None:
-    """Refuse several requests in one call of a method that neither solves them together nor follows its own edits.
-
-    The editor asks this before anything is computed, and such a method's ``plan`` does when it is called directly.
-
-    Raises:
-        UnsupportedCapabilityError: names the capability and the ways out.
-    """
-    can, count = method.capabilities, len(unique(requests))
-    if count > 1 and not can.batch and not can.sequential:
-        raise UnsupportedCapabilityError(
-            f"method '{method.name}' takes one request at a time and {count} came: it has neither the capability "
-            "'batch', to solve several together, nor 'sequential', to write one after another; edit one, and revert "
-            "before the next (`edits=single` in bench), or choose a method with 'batch' (`kecore methods`)"
-        )
-
-
-def no_examples(method: str) -> UnsupportedCapabilityError:
-    """The refusal of a method that was asked for without examples."""
-    return UnsupportedCapabilityError(
-        f"method '{method}' takes its demonstrations from a pool of examples and none were given; pass "
-        "--examples FILE, facts with paraphrases and neighbours that are not among those to be edited "
-        "(in Python: Editor(model, tokenizer, examples=load_records(FILE)))"
-    )
 
 
 @runtime_checkable

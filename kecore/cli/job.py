@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kecore.cli.console import Screen, count_noun
-from kecore.cli.loading import StatisticsSource, provide_statistics, statistics_needs
+from kecore.cli.loading import provide_statistics
 from kecore.cli.machine import measure_cost, plan_table, show_cost
 from kecore.cli.samples import Ask, Sample, continue_prompts, samples_table
 from kecore.cli.scores import flatten_scores, score_values, scores_table
 from kecore.environment import environment
+from kecore.statistics_source import StatisticsSource
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,20 +74,12 @@ class EditJob:
             UnsupportedCapabilityError: the method needs training or examples and there are none, or takes one request
                 at a time.
         """
-        from kecore.api.method import check_count, no_examples
-        from kecore.api.types import check_conflicts
-        from kecore.trained import untrained_error
+        from kecore.api.requirements import check_request
 
-        if self.trained is None and self.method.capabilities.needs_training:
-            raise untrained_error(self.method.name)
-        if not self.examples and self.method.capabilities.needs_examples:
-            raise no_examples(self.method.name)
         config = self.config
         self.source.check()
         requests = [request for record in self.records for request in record.requests]
-        check_conflicts(requests)
-        check_count(self.method, requests)
-        config.check_installed()
+        check_request(self.method, config, requests, trained=self.trained is not None, examples=bool(self.examples))
 
     def run(self, screen: Screen, editor: Editor, out: Path, asked: Sequence[Ask]) -> Outcome:
         """Edit the model and write the edit.
@@ -97,8 +90,9 @@ class EditJob:
             out: folder for the edit.
             asked: prompts to be continued before and after.
         """
-        plans = self.preflight(screen, editor)
-        provide_statistics(screen, editor, self.method, self.config, self.source)
+        layers = editor.statistics_layers(self.method, preset=self.preset, **self.values)
+        plans = self.preflight(screen, editor, layers)
+        provide_statistics(screen, editor, self.method, layers, self.source)
         prompts = [ask.prompt for ask in asked]
         protocol = _protocol(editor, len(self.records))
         with screen.stage("before", "asking the model before the edit"):
@@ -119,7 +113,7 @@ class EditJob:
         spent = measure_cost(screen, editor.view.device, _stages(screen, editor))
         return Outcome(self, editor, path, protocol, before, after, samples, spent, plans)
 
-    def preflight(self, screen: Screen, editor: Editor) -> list[MemoryPlan]:
+    def preflight(self, screen: Screen, editor: Editor, layers: Sequence[int]) -> list[MemoryPlan]:
         """Say what each stage will take in memory, before any begins.
 
         Raises:
@@ -129,7 +123,7 @@ class EditJob:
         from kecore.memory import scoring_need
 
         groups = [
-            statistics_needs(editor, self.method, self.config, self.source),
+            editor.statistics_needs(layers),
             [scoring_need(editor.view, BATCH_TOKENS)],
         ]
         plans = [editor.memory_plan(needs) for needs in groups if needs]

@@ -121,6 +121,10 @@ class LocateConfig(StagedConfig):
             return self.boundary(tuple(view.layer(i).index for i in self.layers))
         return self.boundary(at_depth(view, self.depth_first, self.depth_last))
 
+    def statistics_layers(self, view: ModelView) -> tuple[int, ...]:
+        """Return the edited layers: the engine weighs the keys of each against its statistics."""
+        return tuple(sorted(self.edited_layers(view)))
+
     def value_settings(self) -> ValueSettings:
         """Numbers of the target stage."""
         return ValueSettings(

@@ -18,8 +18,8 @@ _SUBJECT_WORDS = 2  # words of a passage that stand in for a subject
 @cache
 def load_passages() -> tuple[list[str], ...]:
     """Return the words of 64 packaged Wikipedia passages, the same ones for every edit."""
-    passages, _ = Corpus.of(path("wikipedia_sample.jsonl.gz")).sample(_PASSAGES, 0)
-    return tuple(passage.split() for passage in passages)
+    sample = Corpus.of(path("wikipedia_sample.jsonl.gz")).sample(_PASSAGES, 0)
+    return tuple(passage.split() for passage in sample.passages)
 
 
 def prompts_about_others(request: EditRequest, passages: Sequence[Sequence[str]]) -> list[str]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from kecore.api.errors import KecoreWarning, NonFiniteError
 from kecore.api.identity import Fingerprint
 from kecore.api.progress import Progress, silent
-from kecore.corpus import Corpus
+from kecore.corpus import Corpus, TextSample
 from kecore.files import read_tensors, write_tensors
 from kecore.memory import Need, cast_bytes, forward_bytes, pass_tokens
 from kecore.model import LinearView, ModelView
@@ -30,7 +30,7 @@ from kecore.statistics.moments import KIND, SEQUENCE, KeyStatistics, weights_bel
 from kecore.statistics.triangular import action_change, pack_triangle, symmetrise_, unpack_triangle
 from kecore.text import Encoder, Rows
 
-__all__ = ["TOKENS_PER_WIDTH", "collect_statistics", "collection_need", "token_budget"]
+__all__ = ["TOKENS_PER_WIDTH", "collect_statistics", "collection_need", "sample_text", "token_budget"]
 
 TOKENS_PER_WIDTH = 20
 """Tokens per column of the key; arXiv 2506.04226 finds 10 enough for Llama-2 with a ridge."""
@@ -45,10 +45,19 @@ def token_budget(view: ModelView) -> int:
     return TOKENS_PER_WIDTH * max(layer.value_projection.d_in for layer in view.layers)
 
 
+def sample_text(corpus: Corpus, tokens: int, seed: int = 0) -> TextSample:
+    """Draw passages that hold at least ``tokens`` tokens, where the corpus has so many.
+
+    Raises:
+        DataFormatError: the corpus holds no text, or a record has no ``text``.
+    """
+    return corpus.sample(max(64, 8 * tokens // _CHARACTERS_PER_PASSAGE), seed)
+
+
 def collect_statistics(
     view: ModelView,
     encoder: Encoder,
-    corpus: Corpus,
+    text: Corpus | TextSample,
     layers: Sequence[int],
     *,
     tokens: int | None = None,
@@ -64,12 +73,12 @@ def collect_statistics(
     Args:
         view: the unedited model.
         encoder: its tokenizer.
-        corpus: natural text.
+        text: natural text, or passages of it that :func:`sample_text` has drawn for as many tokens.
         layers: which layers.
         tokens: how many tokens; by default :func:`token_budget`. Less if the corpus is smaller.
         until: stop early, at a half, a quarter, an eighth ... of ``tokens``, once ``convergence`` is at most this
             in every layer. Warns where it never is.
-        seed: seeds the choice of passages.
+        seed: seeds the choice of passages; without effect on passages that were drawn already.
         precision: run the model in this type, None for its own; sums are float64 in any case. What bfloat16 rounds
             off a key is noise that a mean over many keys hardly holds.
         memory: bytes of activations per pass; fewer tokens then run at once, down to one row.
@@ -85,14 +94,23 @@ def collect_statistics(
     """
     layers = sorted({view.layer(i).index for i in layers})
     wanted = tokens or token_budget(view)
-    passages, digest = corpus.sample(max(64, 8 * wanted // _CHARACTERS_PER_PASSAGE), seed)
+    sample = text if isinstance(text, TextSample) else sample_text(text, wanted, seed)
     identity = view.identity()
     base = {i: Fingerprint.of(identity, view.dtype, weights_below(view, i)) for i in layers}
     sequence = min(SEQUENCE, view.max_length or SEQUENCE)
     name = None if precision is None else str(precision).removeprefix("torch.")
-    blank = KeyStatistics({}, 0, base, digest, corpus.sources, seed, sequence, name)
+    blank = KeyStatistics(
+        moments={},
+        tokens=0,
+        base=base,
+        corpus=sample.digest,
+        sources=sample.sources,
+        seed=sample.seed,
+        sequence=sequence,
+        precision=name,
+    )
     run = _Run(view, blank, layers, wanted, until, Path(out) if out is not None else None)
-    rows = _packed_rows(encoder, passages, blank.sequence, wanted)
+    rows = _packed_rows(encoder, sample.passages, blank.sequence, wanted)
     with view.frozen(), view.cast(precision):
         run.over(rows, _tokens_per_pass(view, layers, memory), progress)
     result = run.result()
@@ -249,7 +267,7 @@ class _Run:
         self.half = {i: tensors[f"half/{i}"] for i in self.layers if f"half/{i}" in tensors}
 
 
-def _packed_rows(encoder: Encoder, passages: list[str], length: int, tokens: int) -> Iterator[list[int]]:
+def _packed_rows(encoder: Encoder, passages: Sequence[str], length: int, tokens: int) -> Iterator[list[int]]:
     """Passages one after the other with an end token between them, cut into rows of equal length."""
     tokenizer = encoder.tokenizer
     end = tokenizer.eos_token_id

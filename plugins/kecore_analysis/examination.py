@@ -119,7 +119,8 @@ class Examination:
                     raise ConfigError(f"the task '{name}' is given twice, by {files[name]} and {file}")
                 files[name] = file
         check_tasks(harness, harness_folder)
-        passages, digest = Corpus.of(*(text or (data.path(SAMPLE),))).sample(limit, seed)
+        held_out = Corpus.of(*(text or (data.path(SAMPLE),))).sample(limit, seed)
+        passages = list(held_out.passages)
         asked = _lines(Path(prompts), limit) if prompts is not None else [_beginning(each) for each in passages]
         folder = None if harness_folder is None else str(harness_folder)
         made = cls(
@@ -133,7 +134,7 @@ class Examination:
             "matrices" not in without,
             window,
             {
-                "text": {"files": [str(source) for source in text] or [SAMPLE], "sha256": digest},
+                "text": {"files": [str(source) for source in text] or [SAMPLE], "sha256": held_out.digest},
                 "prompts": None if prompts is None else str(prompts),
                 "tasks": {name: str(file) for name, file in files.items()},
                 "harness_folder": folder,

@@ -11,12 +11,13 @@ from typing import Any
 
 from kecore.api import registry
 from kecore.api.errors import ConfigError, MethodNotFoundError, StorageError
-from kecore.api.method import EditMethod, no_examples
+from kecore.api.method import EditMethod
+from kecore.api.requirements import missing_examples, missing_training
 from kecore.api.types import EditRecord
 from kecore.editor import configured
 from kecore.evaluate.protocol import AFTER, Protocol
 from kecore.evaluate.records import RecordSet, Skipped, load_records
-from kecore.trained import TRAINED, TrainedEditor, untrained_error
+from kecore.trained import TRAINED, TrainedEditor
 from kecore_bench.plan import BASELINES, UNEDITED, BenchPlan, DataEntry, MethodEntry
 from kecore_bench.references import with_references
 from kecore_bench.store import BEFORE, RunSpec, Store
@@ -145,7 +146,7 @@ def _resolved(entry: MethodEntry, plan: BenchPlan) -> dict[str, Any] | None:
         given["trained"] = [_digest(path / TRAINED if path.is_dir() else path)["sha256"] for path in trained]
     if needs.needs_examples:
         if plan.examples is None:
-            raise no_examples(method.name)
+            raise missing_examples(method.name)
         given["examples"] = load(plan.examples).sha256
     statistics = None
     if needs.needs_statistics:
@@ -161,7 +162,7 @@ def _trained(method: type[EditMethod], plan: BenchPlan) -> dict[Path, TrainedEdi
     every = {path: TrainedEditor.load(path) for path in plan.trained}
     found = {path: editor for path, editor in every.items() if editor.method == method.name}
     if method.capabilities.needs_training and not found:
-        raise untrained_error(method.name)
+        raise missing_training(method.name)
     if any(editor.config != other.config for editor in found.values() for other in found.values()):
         raise ConfigError(
             f"the trained editors of '{method.name}' have different configurations, so their results do not belong "

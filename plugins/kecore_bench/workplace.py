@@ -15,8 +15,9 @@ import typer
 from kecore.api.errors import ConfigError, KecoreError
 from kecore.cli.console import Screen
 from kecore.cli.errors import BAD_INPUT, CheckFailed, report_errors
-from kecore.cli.loading import Loading, StatisticsSource, provide_statistics
+from kecore.cli.loading import Loading, provide_statistics
 from kecore.environment import environment
+from kecore.statistics_source import StatisticsSource
 from kecore_bench.plan import BenchPlan
 from kecore_bench.ranks import Ranks, together
 
@@ -54,7 +55,7 @@ class Desk:
         loading = Loading(model, self.device or plan.device, plan.dtype, plan.trust_remote_code, plan.protocol.seed)
         examples = () if plan.examples is None else load(plan.examples)
         chat = plan.protocol.form == "chat"
-        editor = loading.edit(self.screen, chat=chat, memory=plan.memory, examples=examples)
+        editor = loading.edit(self.screen, statistics=_source(plan), chat=chat, memory=plan.memory, examples=examples)
         # A plan may name several models, and for each the editors that were trained for it.
         editor.trained = _one_each([trained for trained in self._trained() if trained.fits(editor.base)])
         return editor
@@ -78,8 +79,8 @@ class Desk:
                 if method not in {mine.method for mine in editor.trained}:
                     trained.check(editor.view, method, editor.base)
         if cls.capabilities.needs_statistics:
-            source = StatisticsSource(self.plan.stats, self.plan.text, self.plan.tokens)
-            provide_statistics(self.screen, editor, cls, cls.Config.make(config), source)
+            layers = editor.statistics_layers(cls, **config)
+            provide_statistics(self.screen, editor, cls, layers, _source(self.plan))
 
     def made_on(self, editor: Editor) -> Mapping[str, Any]:
         """Versions, hardware, and digests of the weights."""
@@ -100,6 +101,10 @@ class Desk:
     def say(self, text: str) -> None:
         """Show what became of it."""
         self.screen.log(text)
+
+
+def _source(plan: BenchPlan) -> StatisticsSource:
+    return StatisticsSource(plan.stats, plan.text, plan.tokens)
 
 
 def _one_each(trained: Sequence[TrainedEditor]) -> Sequence[TrainedEditor]:
@@ -129,7 +134,7 @@ def carry_out(screen: Screen, plan: BenchPlan, store: Store, jobs: int = 1) -> l
     """
     from kecore_bench.cells import cells_of
 
-    StatisticsSource(plan.stats, plan.text, plan.tokens).check()
+    _source(plan).check()
     cells = cells_of(plan)
     with together() as ranks, ExitStack() as held:
         screen.err.quiet = screen.err.quiet or ranks.rank > 0

@@ -60,7 +60,7 @@ def test_a_word_without_end_is_cut(tmp_path: Path) -> None:
 
 def test_sample_is_everything_where_there_is_less_than_asked(tmp_path: Path) -> None:
     texts = numbered(20)
-    found, _ = Corpus.of(write(tmp_path / "a.txt", texts)).sample(100, seed=3)
+    found = Corpus.of(write(tmp_path / "a.txt", texts)).sample(100, seed=3).passages
     assert sorted(found) == sorted(texts)
     assert found != texts
 
@@ -68,17 +68,17 @@ def test_sample_is_everything_where_there_is_less_than_asked(tmp_path: Path) -> 
 def test_sample_follows_the_seed_and_the_digest_the_text(tmp_path: Path) -> None:
     corpus = Corpus.of(write(tmp_path / "a.txt", numbered(50)))
     assert corpus.sample(5, 1) == corpus.sample(5, 1)
-    assert corpus.sample(5, 1)[0] != corpus.sample(5, 2)[0]
-    assert corpus.sample(5, 1)[1] == corpus.sample(50, 2)[1]
-    moved = Corpus.of(write(tmp_path / "b.jsonl", numbered(50)))
-    assert moved.sample(5, 1) == corpus.sample(5, 1)
+    assert corpus.sample(5, 1).passages != corpus.sample(5, 2).passages
+    assert corpus.sample(5, 1).digest == corpus.sample(50, 2).digest
+    moved = Corpus.of(write(tmp_path / "b.jsonl", numbered(50))).sample(5, 1)
+    assert (moved.passages, moved.digest) == (corpus.sample(5, 1).passages, corpus.sample(5, 1).digest)
     changed = Corpus.of(write(tmp_path / "c.txt", [*numbered(49), numbered(1)[0]]))
-    assert changed.sample(5, 1)[1] != corpus.sample(5, 1)[1]
+    assert changed.sample(5, 1).digest != corpus.sample(5, 1).digest
 
 
 def test_every_passage_is_as_likely(tmp_path: Path) -> None:
     corpus = Corpus.of(write(tmp_path / "a.txt", numbered(10)))
-    seen = Counter(passage for seed in range(600) for passage in corpus.sample(2, seed)[0])
+    seen = Counter(passage for seed in range(600) for passage in corpus.sample(2, seed).passages)
     assert set(seen) == set(numbered(10))
     assert all(80 < count < 165 for count in seen.values())  # 120 expected, four standard deviations
 
@@ -91,7 +91,7 @@ def test_several_sources_follow_one_another(tmp_path: Path) -> None:
 
 
 def test_bundled_text_is_a_corpus() -> None:
-    passages, _ = Corpus.of(data.path("wikipedia_sample.jsonl.gz")).sample(8, 0)
+    passages = Corpus.of(data.path("wikipedia_sample.jsonl.gz")).sample(8, 0).passages
     assert len(passages) == 8
     assert all(len(p) >= 40 for p in passages)
 

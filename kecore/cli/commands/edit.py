@@ -11,8 +11,9 @@ import typer
 from kecore.cli import options
 from kecore.cli.console import Screen, format_bytes, make_fields, to_plain_json
 from kecore.cli.job import EDIT, EditJob, Outcome
-from kecore.cli.loading import Loading, StatisticsSource
+from kecore.cli.loading import Loading
 from kecore.cli.samples import choose_asks
+from kecore.statistics_source import StatisticsSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -81,7 +82,9 @@ def edit(
     budget = options.byte_count(memory)
     options.check_free(out, EDIT, force)
     loading = Loading(model, device, dtype, trust_remote_code, seed)
-    editor = loading.edit(screen, chat=chat, memory=budget, trained=job.trained or (), examples=job.examples)
+    editor = loading.edit(
+        screen, statistics=job.source, trained=job.trained or (), examples=job.examples, chat=chat, memory=budget
+    )
     outcome = job.run(screen, editor, out, choose_asks(job.records))
     _finish(screen, outcome, loading, out, facts)
 

@@ -9,9 +9,10 @@ import typer
 
 from kecore.cli import options
 from kecore.cli.console import Screen, format_bytes, format_score, make_fields
-from kecore.cli.loading import Loading, StatisticsSource, layers_for, span
+from kecore.cli.loading import Loading, span
 from kecore.cli.machine import measure_cost, plan_table, show_cost
 from kecore.environment import environment
+from kecore.statistics_source import StatisticsSource
 
 if TYPE_CHECKING:
     from kecore.model import ModelView
@@ -99,7 +100,7 @@ def stats(
         screen.progress(stage, done, total)
 
     with screen.stage(
-        "statistics", f"key statistics of layers {span(chosen)} from {StatisticsSource(texts=tuple(text)).name}"
+        "statistics", f"key statistics of layers {span(chosen)} from {StatisticsSource(texts=tuple(text)).text_name}"
     ):
         found = collect_statistics(
             view, encoder, corpus, chosen, tokens=wanted,
@@ -137,6 +138,7 @@ def _default_layers(view: ModelView) -> list[int]:
     """Every layer that some installed method edits by default and wants statistics of."""
     from kecore.api import registry
     from kecore.api.errors import PluginError
+    from kecore.api.requirements import statistics_layers
 
     chosen: set[int] = set()
     offered = registry.default_registry()
@@ -145,6 +147,5 @@ def _default_layers(view: ModelView) -> list[int]:
             method = offered.get(name)
         except PluginError:
             continue  # `kecore methods` says what is wrong with it
-        if method.capabilities.needs_statistics:
-            chosen |= set(layers_for(method.Config(), view))
+        chosen |= set(statistics_layers(method, method.Config(), view))
     return sorted(chosen) or list(range(len(view.layers)))

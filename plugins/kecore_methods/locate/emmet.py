@@ -37,6 +37,10 @@ class Emmet:
             default=None, ge=0, description="The same as an absolute number, instead of the relative one."
         )
 
+        def statistics_layers(self, view: ModelView) -> tuple[int, ...]:
+            """Return the one edited layer."""
+            return self.edited_layers(view)[-1:]
+
     name = "emmet"
     capabilities = Capabilities(kind="weights", batch=True, sequential=True, needs_statistics=True)
     reference = "Gupta et al., A Unified Framework for Model Editing, EMNLP Findings 2024, arXiv:2403.14236"

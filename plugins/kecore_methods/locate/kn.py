@@ -13,7 +13,8 @@ from torch.nn.functional import normalize
 
 from kecore.api.config import MethodConfig
 from kecore.api.errors import NumericalError, UnsupportedModelError
-from kecore.api.method import MethodContext, check_count
+from kecore.api.method import MethodContext
+from kecore.api.requirements import check_count
 from kecore.api.types import Capabilities, EditRequest, check_conflicts
 from kecore.edit import LowRank, WeightEdit
 from kecore.engine import contexts

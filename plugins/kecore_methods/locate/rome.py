@@ -44,6 +44,10 @@ class Rome:
             description="Write against the second moment of natural keys; False takes the identity for it.",
         )
 
+        def statistics_layers(self, view: ModelView) -> tuple[int, ...]:
+            """Return the one edited layer, or none where the identity stands in for the second moment."""
+            return self.edited_layers(view)[-1:] if self.second_moment else ()
+
     name = "rome"
     capabilities = Capabilities(kind="weights", batch=False, sequential=True, needs_statistics=True)
     reference = (

@@ -62,7 +62,7 @@ def lines(path: Path, *rows: object) -> Path:
         ((*FACT, "--preset", "gpt-9"), "unknown preset 'gpt-9'; known: "),
         ((*FACT, "--memory", "much"), "--memory must be a size"),
         ((*FACT, "--stats", "x", "--text", "y"), "leave out --text and --tokens, or --stats"),
-        ((*FACT, "--stats", "nowhere"), "--stats nowhere: no such file or directory"),
+        ((*FACT, "--stats", "nowhere"), "key statistics nowhere: no such file or directory"),
         ((*FACT, "--text", "nowhere.txt"), "nowhere.txt: no such text file"),
         ((*FACT, "--seed", "-1"), "--seed"),
         (("--facts", "nowhere.jsonl"), "nowhere.jsonl: cannot be read"),

@@ -66,9 +66,8 @@ def small_passes() -> Iterator[None]:
 
 def brute_force(view: ModelView, encoder: Encoder, corpus: Corpus, layer: int, tokens: int = TOKENS) -> Tensor:
     """Mean ``k kᵀ`` in float64 over the same tokens, one row at a time through the whole model."""
-    passages, _ = corpus.sample(10_000, 0)
     stream: list[int] = []
-    for passage in passages:
+    for passage in corpus.sample(10_000, 0).passages:
         stream += encoder.tokenizer(passage, add_special_tokens=False)["input_ids"] + [encoder.tokenizer.eos_token_id]
     stream = stream[:tokens]
     keys: list[Tensor] = []
