@@ -16,7 +16,7 @@ from kecore.statistics_source import StatisticsSource
 
 if TYPE_CHECKING:
     from kecore.model import ModelView
-    from kecore.statistics import KeyStatistics, collect_statistics
+    from kecore.statistics import KeyStatistics
 
 __all__ = ["stats"]
 
@@ -83,7 +83,7 @@ def stats(
         from kecore.api.identity import DTYPES
         from kecore.memory import make_plan
         from kecore.model import ModelView
-        from kecore.statistics import collection_need, token_budget
+        from kecore.statistics import collect_statistics, collection_need, token_budget
         from kecore.text import Encoder
 
         view = ModelView.of(loaded.model)
