@@ -6,7 +6,7 @@ stage      question                                                     where
 key        what does the projection read for this subject?              :mod:`kecore.engine.keys`
 target     what should it write?                                        :mod:`kecore.engine.values`,
                                                                         :mod:`kecore.engine.target`
-spread     which share of the residual does each layer take?            :class:`ClosedForm` ``spread``
+spread     which share of the residual does each layer take?            :mod:`kecore.engine.spread`
 preserve   which update writes it and keeps everything else?            :class:`ClosedForm` ``solve``
 post       is the update changed before it is used?                     :mod:`kecore.engine.post`
 accumulate what must the next edit know?                                ``context.state``
@@ -17,11 +17,9 @@ ROME, MEMIT, EMMET and AlphaEdit are each a configuration and a choice of these.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,29 +30,19 @@ from kecore.api.types import EditRequest, check_conflicts, unique
 from kecore.edit import Update, WeightEdit, factored, updated
 from kecore.engine import contexts as contexts_module
 from kecore.engine import values as values_module
-from kecore.engine.keys import KeyPass, Keys
+from kecore.engine.keys import Keys, Prompts
 from kecore.engine.locate import group_by_subject
 from kecore.engine.post import Post, Site, untouched
-from kecore.engine.target import ForwardReplay, Target, as_found
-from kecore.engine.values import Values
+from kecore.engine.spread import Evenly, Spread
+from kecore.engine.target import Target, as_found
+from kecore.engine.values import Coupling, Values
 from kecore.model import ModelView
 from kecore.ops import Solution
-from kecore_methods.locate.align import Alignment
 
-__all__ = ["ClosedForm", "Solve", "by_square_root", "evenly"]
+__all__ = ["ClosedForm", "Solve"]
 
 Solve = Callable[[int, Keys, Tensor], Solution]
 """``solve(layer, keys, residuals [d_out, u])`` to the update of that layer."""
-
-
-def by_square_root(residual: Tensor, remaining: int) -> Tensor:
-    """PMET's spread (arXiv 2308.08742): earlier layers take more than an equal share of what is left."""
-    return residual / math.sqrt(remaining)
-
-
-def evenly(residual: Tensor, remaining: int) -> Tensor:
-    """MEMIT's spread (arXiv 2210.07229, eq. 20): an equal share for each layer still to come."""
-    return residual / remaining
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +50,14 @@ class ClosedForm:
     """A choice of stages.
 
     Args:
-        layers: edited layers, ascending; values are optimised for the last.
+        layers: layers that may be edited, ascending; the spread decides which of them are.
         contexts: number of sampled context prefixes.
         context_tokens: length of each.
         values: numbers of the target stage.
         solve: the preservation stage.
-        projection: residuals are of the last layer's value projection, not of its output; see :class:`KeyPass`.
-        align: from one key a group, ``[u, d_in]``, to what makes values lie to each other as the keys do (EAMET).
+        spread: which layers share one optimised value, and what each of them writes of it.
+        coupling: from one key a group, ``[u, d_in]``, to a further term of the values' loss; None for none.
         target: changes the values before they are written; see :mod:`kecore.engine.target`.
-        forward: values are optimised for the first layer, and what they make of each later layer's output is its
-            target (MEMIT-FE); nothing is spread.
-        apart: every layer has values of its own, which are optimised for it under the updates of the layers before,
-            and writes all of them (BLUE); nothing is spread.
-        spread: residual ``[u, d_model]`` and number of layers still to come, to this layer's share.
         post: changes an update before it is used; see :mod:`kecore.engine.post`.
         merge_subjects: requests about one subject share key and value.
         bare: weight of the bare prompt's key among its contexts'; see :class:`KeyPass`.
@@ -86,16 +69,18 @@ class ClosedForm:
     context_tokens: int
     values: values_module.ValueSettings
     solve: Solve
-    align: Callable[[Tensor], Alignment] | None = None
+    spread: Spread = field(default_factory=Evenly)
+    coupling: Callable[[Tensor], Coupling] | None = None
     target: Target = as_found
-    forward: bool = False
-    apart: bool = False
-    spread: Callable[[Tensor, int], Tensor] = evenly
     post: Post = untouched
     merge_subjects: bool = True
     bare: float | None = 0.5
-    projection: bool = False
     gain: float = 1.0
+
+    @property
+    def edited_layers(self) -> tuple[int, ...]:
+        """Layers that the spread writes to, ascending."""
+        return tuple(sorted({layer for part in self.spread.parts(self.layers) for layer in part}))
 
     def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext, method: str) -> WeightEdit:
         """Run the stages; the model is bitwise as before when this returns.
@@ -107,7 +92,7 @@ class ClosedForm:
         """
         check_conflicts(requests)
         asked = unique(requests)
-        layers = self._usable(view)
+        parts = self._parts(view)
         groups = group_by_subject(asked) if self.merge_subjects else list(range(len(asked)))
         with view.frozen(), torch.no_grad():
             with context.stages("contexts"):
@@ -115,14 +100,14 @@ class ClosedForm:
             updates: dict[int, Update] = {}
             solved: dict[str, dict[str, float]] = {}
             found: list[Values] = []
-            for part in [(layer,) for layer in layers] if self.apart else [layers]:
+            for part in parts:
                 with view.overlay(self._overlay(view, updates)):
                     values, written, how = self._write(view, asked, groups, prefixes, part, context)
                 updates, solved = updates | written, solved | how
                 found.append(values)
         notes = {
             "solve": solved,
-            "layers": list(layers),
+            "layers": sorted({layer for part in parts for layer in part}),
             "contexts": list(prefixes),
             "value_steps": [steps for values in found for steps in values.steps.tolist()],
             "value_loss": [round(loss, 5) for values in found for loss in values.loss.tolist()],
@@ -148,13 +133,17 @@ class ClosedForm:
         asked: list[EditRequest],
         groups: list[int],
         prefixes: tuple[str, ...],
-        layers: tuple[int, ...],
+        part: tuple[int, ...],
         context: MethodContext,
     ) -> tuple[Values, dict[int, Update], dict[str, dict[str, float]]]:
         """Optimise values and write them: the values, the layers' updates, and how each system was solved."""
-        passes = partial(self._pass, view, context, asked, groups, prefixes)
-        anchor = layers[0] if self.forward else layers[-1]
+        prompts = Prompts(view, context.encoder, asked, groups, prefixes, context.memory, self.bare)
+        anchor = self.spread.anchor(part)
         with context.stages("values"), torch.enable_grad():
+            coupling = None
+            if self.coupling is not None:
+                keys, _ = prompts.begin_pass((anchor,)).advance(anchor)
+                coupling = self.coupling(keys.mean().t())  # [u, d_in]
             found = values_module.optimise(
                 view,
                 context.encoder,
@@ -166,85 +155,59 @@ class ClosedForm:
                 seed=context.seed,
                 memory=context.memory,
                 progress=context.progress,
-                align=self.align and self.align(passes((anchor,)).advance(anchor)[0].mean().t()),
+                coupling=coupling,
             )
-        delta = self.target(anchor, lambda: passes((anchor,), projection=True).original, found.delta, context.state)
-        return found, *self._insert(view, passes, layers, self.gain * delta, context)
 
-    def _usable(self, view: ModelView) -> tuple[int, ...]:
+        def outputs() -> Tensor:
+            return prompts.begin_pass((anchor,), projection=True).original
+
+        delta = self.gain * self.target(anchor, outputs, found.delta, context.state)
+        return found, *self._insert(prompts, part, delta, context)
+
+    def _parts(self, view: ModelView) -> list[tuple[int, ...]]:
+        """Return the spread's parts; of one with several layers, only the last where a norm stands behind one."""
         layers = tuple(sorted({view.layer(i).index for i in self.layers}))
-        if len(layers) > 1 and not self.apart and any(view.layers[i].residual_scale is None for i in layers):
+        parts: list[tuple[int, ...]] = []
+        for part in self.spread.parts(layers):
             # Behind a norm, a share of the residual stream's change has no fixed counterpart in an earlier
             # layer's projection, so the last layer writes all of it.
-            warnings.warn(
-                f"{type(view.model).__name__} puts a norm behind its feed-forward blocks; only layer {layers[-1]} of "
-                f"{list(layers)} is edited",
-                KecoreWarning,
-                stacklevel=5,
-            )
-            return layers[-1:]
-        return layers
-
-    def _pass(
-        self,
-        view: ModelView,
-        context: MethodContext,
-        requests: list[EditRequest],
-        groups: list[int],
-        prefixes: tuple[str, ...],
-        layers: tuple[int, ...],
-        *,
-        projection: bool = False,
-    ) -> KeyPass:
-        return KeyPass(
-            view, context.encoder, requests, groups, prefixes, layers, context.memory, self.bare, projection=projection
-        )
+            behind_norm = any(view.layers[i].residual_scale is None for i in part)
+            if len(part) > 1 and behind_norm:
+                warnings.warn(
+                    f"{type(view.model).__name__} puts a norm behind its feed-forward blocks; only layer {part[-1]} of "
+                    f"{list(part)} is edited",
+                    KecoreWarning,
+                    stacklevel=5,
+                )
+                part = part[-1:]
+            parts.append(part)
+        return parts
 
     def _insert(
-        self,
-        view: ModelView,
-        passes: Callable[..., KeyPass],
-        layers: tuple[int, ...],
-        delta: Tensor,
-        context: MethodContext,
+        self, prompts: Prompts, part: tuple[int, ...], delta: Tensor, context: MethodContext
     ) -> tuple[dict[int, Update], dict[str, dict[str, float]]]:
+        view = prompts.view
         updates: dict[int, Update] = {}
         solved: dict[str, dict[str, float]] = {}
         with context.stages("keys"):
-            if self.forward:
-                advance = ForwardReplay(view, passes, layers, delta).advance
-            else:
-                advance = self._backward(view, passes(layers, projection=self.projection), layers, delta)
-        for place, layer in enumerate(layers):
-            context.progress("layers", place, len(layers))
+            residuals = self.spread.residuals(prompts, part, delta)
+        for written, layer in enumerate(part):
+            context.progress("layers", written, len(part))
             with context.stages("keys"), view.overlay(self._overlay(view, updates)):
-                key, share = advance(layer)
+                keys, missing = residuals.read(layer)
+                share = self.spread.share(layer, keys, missing, len(part) - written)
             weight = view.layers[layer].value_projection.weight
             with context.stages("solve"):
-                solution = self.solve(layer, key, share.t())
-                site = Site(layer, weight, key, context.state)
+                solution = self.solve(layer, keys, share.t())
+                site = Site(layer, weight, keys, context.state)
                 updates[layer] = self.post(site, factored(solution.U, solution.V))
             solved[str(layer)] = {
                 "edit_residual": solution.edit_residual,
                 "condition": solution.condition,
                 "relative_norm": updates[layer].norm() / float(weight.norm()),
             }
-        context.progress("layers", len(layers), len(layers))
+        context.progress("layers", len(part), len(part))
         return updates, solved
-
-    def _backward(
-        self, view: ModelView, keys: KeyPass, layers: tuple[int, ...], delta: Tensor
-    ) -> Callable[[int], tuple[Keys, Tensor]]:
-        """A function of a layer: its keys under the updates in place, and its share of what the last one misses."""
-        last = view.layers[layers[-1]].residual_scale
-
-        def advance(layer: int) -> tuple[Keys, Tensor]:
-            key, moved = keys.advance(layer)
-            share = self.spread(delta - moved, len(layers) - layers.index(layer))
-            own = view.layers[layer].residual_scale
-            return key, share * (last / own) if last is not None and own is not None else share
-
-        return advance
 
     @staticmethod
     def _overlay(view: ModelView, updates: dict[int, Update]) -> dict[torch.nn.Parameter, Tensor]:

@@ -17,6 +17,7 @@ from kecore.engine.layers import at_depth
 from kecore.engine.needs import Shape, closed_form
 from kecore.engine.values import ValueSettings
 from kecore.model import ModelView
+from kecore_methods.locate.blue import Boundary
 from kecore_methods.locate.stages import StagedConfig
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class LocateConfig(StagedConfig):
 
     def engine(self, layers: tuple[int, ...], **stages: Any) -> ClosedForm:
         """The engine with this configuration and a method's own stages."""
-        return ClosedForm(
+        form = ClosedForm(
             layers=layers,
             contexts=self.contexts,
             context_tokens=self.context_tokens,
@@ -170,6 +171,7 @@ class LocateConfig(StagedConfig):
             values=self.value_settings(),
             **{**stages, **self.engine_stages()},
         )
+        return replace(form, spread=Boundary(form.spread)) if self.blue else form
 
 
 class BatchConfig(LocateConfig):

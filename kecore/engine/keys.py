@@ -22,7 +22,7 @@ from kecore.model.view import Pass
 from kecore.statistics.triangular import cholesky_
 from kecore.text import Encoder, Rows
 
-__all__ = ["KeyPass", "Keys"]
+__all__ = ["KeyPass", "Keys", "Prompts"]
 
 _PART = 8192  # keys that are widened to float64 at a time
 
@@ -166,6 +166,48 @@ class KeyPass:
         index = torch.cat([index for index, _, _ in self.chunks])
         rows = torch.cat(parts).cpu()
         return torch.empty_like(rows).index_copy_(0, index, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """The prompts of a batch in all contexts: what a pass over any layers is begun from.
+
+    Args:
+        view: the model, frozen by the caller.
+        encoder: text to tokens.
+        requests: the edits.
+        groups: group index of each request.
+        contexts: prefixes of every prompt; the first is empty.
+        memory: bytes of activations per chunk of rows.
+        bare: weight of the bare prompt's key; see :class:`KeyPass`.
+    """
+
+    view: ModelView
+    encoder: Encoder
+    requests: Sequence[EditRequest]
+    groups: Sequence[int]
+    contexts: Sequence[str]
+    memory: int
+    bare: float | None
+
+    def begin_pass(self, layers: Sequence[int], *, projection: bool = False) -> KeyPass:
+        """Begin a pass over some layers, ascending; what the last one gives now is measured at once.
+
+        Args:
+            layers: the layers.
+            projection: measure at the last layer's value projection, not at its output.
+        """
+        return KeyPass(
+            self.view,
+            self.encoder,
+            self.requests,
+            self.groups,
+            self.contexts,
+            layers,
+            memory=self.memory,
+            bare=self.bare,
+            projection=projection,
+        )
 
 
 def _last(found: Tensor) -> Tensor:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
 from kecore.engine.accumulate import Past
 from kecore.engine.keys import Keys
 from kecore.ops import Solution, kv_solve
-from kecore.statistics import KeyStatistics
 
-__all__ = ["NullSpace", "least_squares", "one_by_one", "outside"]
+__all__ = ["least_squares", "one_by_one"]
 
 
 def least_squares(
@@ -69,56 +66,3 @@ def one_by_one(keys: Tensor, residuals: Tensor, factor: Tensor | None, fitted: T
     written = u @ (v.t() @ fitted.double())
     error = float((written - residuals.double()).norm() / residuals.double().norm().clamp(min=1e-300))
     return Solution(u.float(), v.float(), error, 1.0)
-
-
-def outside(taken: Iterable[Tensor], keys: Tensor, threshold: float) -> Tensor:
-    """Keys without the directions that earlier ones took, edit by edit (EvoEdit, arXiv 2510.13851).
-
-    With ``P_0`` the identity and ``Q_s`` the left singular vectors of ``P_{s-1} K_s`` whose squared singular values
-    exceed the threshold, ``P_s = P_{s-1} - Q_s Q_sᵀ``; the keys that come back are ``P_t keys``. ``P_s`` is kept as
-    ``I - Q Qᵀ``, which costs as much as there are directions.
-
-    Args:
-        taken: ``[d_in, n_s]``, the keys of each edit before, in their order.
-        keys: ``[d_in, c]``.
-        threshold: what an edit's squared components along a direction add up to at least, if it takes it.
-
-    Returns:
-        ``[d_in, c]`` float32.
-    """
-    basis = torch.zeros(len(keys), 0, dtype=torch.float64)
-
-    def left(columns: Tensor) -> Tensor:
-        return columns.double() - basis @ (basis.t() @ columns.double())
-
-    for part in taken:
-        rest = left(part)
-        values, vectors = torch.linalg.eigh(rest.t() @ rest)
-        strong = values > threshold
-        basis = torch.cat([basis, rest @ (vectors[:, strong] * values[strong].rsqrt())], 1)
-    return left(keys).float()
-
-
-class NullSpace:
-    """Directions that preserved keys hardly use (AlphaEdit, arXiv 2410.02355, eq. 8).
-
-    Kept as the basis ``U_s`` of the directions they *do* use: ``P k = k - U_s (U_sᵀ k)`` costs less than a
-    ``d x d`` projector and leaks less.
-
-    Args:
-        statistics: second moments.
-        layer: which layer.
-        threshold: a direction is used if its eigenvalue exceeds this; relative: times the mean eigenvalue.
-        absolute: ``threshold`` is an eigenvalue.
-    """
-
-    def __init__(self, statistics: KeyStatistics, layer: int, threshold: float, *, absolute: bool = False) -> None:
-        values, vectors = statistics.spectrum(layer)
-        limit = threshold if absolute else threshold * float(values.mean())
-        self.rank = int((values > limit).sum())
-        self.used = vectors[:, : self.rank]
-
-    def project(self, keys: Tensor) -> Tensor:
-        """``P keys``, ``[d_in, u]`` float32."""
-        k = keys.double()
-        return (k - self.used @ (self.used.t() @ k)).float()

@@ -22,10 +22,10 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from kecore.api.errors import KecoreWarning, NonFiniteError
@@ -36,11 +36,9 @@ from kecore.engine.locate import Located, locate
 from kecore.engine.replay import Replay
 from kecore.memory import backward_bytes, cached_bytes, logits_bytes
 from kecore.model import ModelView
-from kecore.model.mixer import mixer
 from kecore.text import Encoder
-from kecore_methods.locate.align import Alignment
 
-__all__ = ["ValueSettings", "Values", "optimise", "said"]
+__all__ = ["Coupling", "ValueSettings", "Values", "optimise", "said"]
 
 _BETAS = (0.9, 0.999)  # of Adam
 _EPS = 1e-8
@@ -72,8 +70,9 @@ class ValueSettings:
         noise: Gaussian noise on the hidden states of the tokens behind the subject, in units of each coordinate's
             standard deviation; anew at each step, on every context but the bare prompt. A value that must work
             through it does not hang on the prompt's wording. None of the published methods has it.
-        mixer: optimise a second vector, added to the output of the layer's attention, and forget it afterwards (PMET,
-            arXiv 2308.08742). Both are then relative to the norms of the outputs that they are added to.
+        beside: from model and layer to a module of that layer: a second vector, added to the module's output, is
+            optimised together with the value and forgotten afterwards. Both are then relative to the norms of the
+            outputs that they are added to. None for the value alone.
         precision: type of the frozen weights and activations; ``delta``, its gradient sums and the loss
             are float32 in any case.
         graphs: record a step as a CUDA graph and replay it, again after rows were dropped. Spares the host the launch
@@ -90,9 +89,33 @@ class ValueSettings:
     stop_loss: float = 1e-2
     stop_most_probable: bool = False
     noise: float = 0.5
-    mixer: bool = False
+    beside: Callable[[ModelView, int], nn.Module] | None = None
     precision: torch.dtype | None = None
     graphs: bool = False
+
+
+class Coupling(Protocol):
+    """A further term of the values' loss, in which the values of several groups meet.
+
+    Micro-batches are optimised one after another: :meth:`loss` is asked about the groups of the present one, and
+    :meth:`keep` hands over their values once they are finished.
+    """
+
+    def loss(self, delta: Tensor, members: Tensor) -> Tensor:
+        """Return the term of some groups.
+
+        Args:
+            delta: ``[b, d_model]``, their values as they are now; the term is differentiated by them.
+            members: ``[b]``, which groups they are.
+
+        Returns:
+            ``[b]``.
+        """
+        ...
+
+    def keep(self, delta: Tensor, members: Tensor) -> None:
+        """Take the finished values ``[b, d_model]`` of some groups, for the groups that come after."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +149,7 @@ def optimise(
     seed: int = 0,
     memory: int = 2 << 30,
     progress: Progress = silent,
-    align: Alignment | None = None,
+    coupling: Coupling | None = None,
 ) -> Values:
     """Optimise the values of all requests.
 
@@ -141,8 +164,8 @@ def optimise(
         seed: seeds the noise.
         memory: bytes of activations per micro-batch.
         progress: called after each step of each micro-batch.
-        align: makes values lie to each other as their keys do; those of a micro-batch then depend on each other and on
-            the micro-batches before.
+        coupling: a further term of the loss; values of a micro-batch then depend on each other and on the micro-batches
+            before.
 
     Raises:
         NonFiniteError: a loss became NaN or infinite.
@@ -162,7 +185,7 @@ def optimise(
         for batch in _micro_batches(view, jobs, layer, memory):
             members = [(jobs[g], kl.get(g)) for g in batch]
             index = torch.tensor(batch)
-            others = None if align is None else (align, index.to(view.device))
+            others = None if coupling is None else (coupling, index.to(view.device))
             known = mode if mode in ("upper", "full") else None  # what a cache gives depends on the rows
             part = _Batch(view, encoder, members, layer, settings, known, bank, others)
             for step in range(settings.steps):
@@ -318,7 +341,7 @@ class _Batch:
         settings: ValueSettings,
         mode: str | None,
         bank: Tensor,
-        others: tuple[Alignment, Tensor] | None = None,
+        others: tuple[Coupling, Tensor] | None = None,
     ) -> None:
         self.settings, self.bank, self.others = settings, bank, others
         rows = [(g, item, False) for g, (items, _) in enumerate(members) for item in items]
@@ -328,7 +351,7 @@ class _Batch:
         ids = [item.encoded.ids if kl else item.encoded.ids[:-1] for _, item, kl in rows]
         lookups = [item.lookup for _, item, _ in rows]
         opening = [item.context for _, item, _ in rows]
-        beside = mixer(view, layer) if settings.mixer else None
+        beside = None if settings.beside is None else settings.beside(view, layer)
         replay = Replay(view, encoder, ids, lookups, layer, mode, beside, opening)
         self.mode, self.parts = replay.mode, replay.parts
         places = [
@@ -437,8 +460,8 @@ class _Batch:
                 self.original = first.new_empty(u, first.shape[1]).index_copy(0, essences, first)
             loss = loss.index_add(0, essences, s.kl_weight * kl)
         if self.others is not None:
-            align, members = self.others
-            loss = loss + align.loss(delta.unflatten(1, (self.parts, -1))[:, 0], members)
+            coupling, members = self.others
+            loss = loss + coupling.loss(delta.unflatten(1, (self.parts, -1))[:, 0], members)
         penalty = s.length_penalty / self.reference + s.weight_decay / self.reference**2
         loss = loss + (penalty * self._lengths(delta)).sum(1)
         moving = active & (loss.detach() >= s.stop_loss)

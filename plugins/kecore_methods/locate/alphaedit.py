@@ -17,11 +17,36 @@ from kecore.engine.accumulate import append, gathered
 from kecore.engine.config import BatchConfig
 from kecore.engine.keys import Keys
 from kecore.engine.needs import Shape
-from kecore.engine.solve import NullSpace
 from kecore.model import ModelView
 from kecore.ops import Solution, kv_solve
+from kecore.statistics import KeyStatistics
 
-__all__ = ["AlphaEdit", "InNullSpace", "Projected"]
+__all__ = ["AlphaEdit", "InNullSpace", "NullSpace", "Projected"]
+
+
+class NullSpace:
+    """Directions that preserved keys hardly use (AlphaEdit, arXiv 2410.02355, eq. 8).
+
+    Kept as the basis ``U_s`` of the directions they *do* use: ``P k = k - U_s (U_sᵀ k)`` costs less than a
+    ``d x d`` projector and leaks less.
+
+    Args:
+        statistics: second moments.
+        layer: which layer.
+        threshold: a direction is used if its eigenvalue exceeds this; relative: times the mean eigenvalue.
+        absolute: ``threshold`` is an eigenvalue.
+    """
+
+    def __init__(self, statistics: KeyStatistics, layer: int, threshold: float, *, absolute: bool = False) -> None:
+        values, vectors = statistics.spectrum(layer)
+        limit = threshold if absolute else threshold * float(values.mean())
+        self.rank = int((values > limit).sum())
+        self.used = vectors[:, : self.rank]
+
+    def project(self, keys: Tensor) -> Tensor:
+        """``P keys``, ``[d_in, u]`` float32."""
+        k = keys.double()
+        return (k - self.used @ (self.used.t() @ k)).float()
 
 
 class InNullSpace(ABC):

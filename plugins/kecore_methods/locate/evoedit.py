@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from kecore.api.method import MethodContext
 from kecore.engine.accumulate import Past
-from kecore.engine.solve import outside
 from kecore.ops import Solution, kv_solve
 from kecore_methods.locate.alphaedit import InNullSpace, Projected
 
-__all__ = ["EvoEdit"]
+__all__ = ["EvoEdit", "outside"]
 
 
 class EvoEdit(InNullSpace):
@@ -45,3 +47,31 @@ class EvoEdit(InNullSpace):
         before = Past(context.state, new.layer, new.subjects).take(new.keys, groups)
         free = outside(before, new.keys, config.occupied * new.size)
         return kv_solve(free, new.residuals, ridge, shares=new.shares)
+
+
+def outside(taken: Iterable[Tensor], keys: Tensor, threshold: float) -> Tensor:
+    """Keys without the directions that earlier ones took, edit by edit (EvoEdit, arXiv 2510.13851).
+
+    With ``P_0`` the identity and ``Q_s`` the left singular vectors of ``P_{s-1} K_s`` whose squared singular values
+    exceed the threshold, ``P_s = P_{s-1} - Q_s Q_sᵀ``; the keys that come back are ``P_t keys``. ``P_s`` is kept as
+    ``I - Q Qᵀ``, which costs as much as there are directions.
+
+    Args:
+        taken: ``[d_in, n_s]``, the keys of each edit before, in their order.
+        keys: ``[d_in, c]``.
+        threshold: what an edit's squared components along a direction add up to at least, if it takes it.
+
+    Returns:
+        ``[d_in, c]`` float32.
+    """
+    basis = torch.zeros(len(keys), 0, dtype=torch.float64)
+
+    def left(columns: Tensor) -> Tensor:
+        return columns.double() - basis @ (basis.t() @ columns.double())
+
+    for part in taken:
+        rest = left(part)
+        values, vectors = torch.linalg.eigh(rest.t() @ rest)
+        strong = values > threshold
+        basis = torch.cat([basis, rest @ (vectors[:, strong] * values[strong].rsqrt())], 1)
+    return left(keys).float()

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, ClassVar
 
 from pydantic import Field
+from torch import Tensor
 
-from kecore.engine.closed_form import ClosedForm, by_square_root
+from kecore.engine.closed_form import ClosedForm
+from kecore.engine.keys import Keys, Prompts
+from kecore.engine.spread import AnchorResiduals, Residuals, Spread
 from kecore.engine.values import ValueSettings
+from kecore.model.mixer import mixer
 from kecore_methods.locate.memit import LeastSquares
 
-__all__ = ["Pmet"]
+__all__ = ["BySquareRoot", "Pmet"]
+
+
+class BySquareRoot(Spread):
+    """PMET's spread (arXiv 2308.08742): earlier layers take more than an equal share of what is left.
+
+    PMET's values are of the feed-forward block alone, so what is missing is measured at the last layer's value
+    projection, and not at its output, where the layers below also have a part.
+    """
+
+    def residuals(self, prompts: Prompts, part: tuple[int, ...], delta: Tensor) -> Residuals:
+        """Begin to read the layers of a part; see the base."""
+        return AnchorResiduals(prompts.view, prompts.begin_pass(part, projection=True), delta)
+
+    def share(self, layer: int, keys: Keys, missing: Tensor, remaining: int) -> Tensor:
+        """Return ``missing / sqrt(remaining)``."""
+        return missing / math.sqrt(remaining)
 
 
 class Pmet(LeastSquares):
@@ -31,11 +52,11 @@ class Pmet(LeastSquares):
 
         def value_settings(self) -> ValueSettings:
             """Numbers of the target stage."""
-            return replace(super().value_settings(), mixer=True)
+            return replace(super().value_settings(), beside=mixer)
 
         def engine(self, layers: tuple[int, ...], **stages: Any) -> ClosedForm:
             """The engine with PMET's spread and targets."""
-            return super().engine(layers, **{"spread": by_square_root, "projection": True, **stages})
+            return super().engine(layers, **{"spread": BySquareRoot(), **stages})
 
     name = "pmet"
     reference = "Li et al., PMET: Precise Model Editing in a Transformer, AAAI 2024, arXiv:2308.08742"

@@ -127,7 +127,6 @@ class StagedConfig(MethodConfig):
         """What the stages give to :class:`~kecore.engine.closed_form.ClosedForm`."""
         given: dict[str, Any] = {"post": chained([_POSTS[name](self) for name in self.every_stage if name in _POSTS])}
         given |= {"merge_subjects": True} if "merge" in self.every_stage else {}
-        given |= {"apart": True} if self.blue else {}
         return given | ({"target": norm_anchored(self.nas_anchor)} if "nas" in self.every_stage else {})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,17 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from kecore.api.config import MethodConfig
-from kecore.api.errors import KecoreWarning, RequestConflictError, RequestError
+from kecore.api.errors import KecoreWarning, LayerError, RequestConflictError, RequestError
 from kecore.api.method import MethodContext
 from kecore.api.types import EditRequest
 from kecore.edit import LowRank, WeightEdit
 from kecore.engine import values as values_module
-from kecore.engine.closed_form import ClosedForm, by_square_root, evenly
+from kecore.engine.closed_form import ClosedForm
 from kecore.engine.keys import Keys
 from kecore.engine.solve import least_squares
+from kecore.engine.spread import Evenly
 from kecore.engine.values import Values, ValueSettings
 from kecore.ops import Solution
 from kecore.testing import Snapshot
+from kecore_methods.locate.blue import Boundary
+from kecore_methods.locate.pmet import BySquareRoot
 
 SETTINGS = ValueSettings(steps=3, optimizer="gradient", learning_rate=0.2)
 
@@ -58,11 +62,13 @@ def at_subject(world: Any, fact: EditRequest, layer: int) -> tuple[Tensor, Tenso
     return hidden, value
 
 
-def test_apart_is_one_edit_a_layer(any_world: Any, facts: list[EditRequest], recwarn: pytest.WarningsRecorder) -> None:
+def test_the_boundary_is_one_edit_a_layer(
+    any_world: Any, facts: list[EditRequest], recwarn: pytest.WarningsRecorder
+) -> None:
     """BLUE: the last layer's values are those of the model that the first layer's update has edited, written whole."""
     view = any_world.view
     before = Snapshot(view.model)
-    together = engine((0, 2), apart=True).plan(view, facts[1:3], context(any_world), "test")
+    together = engine((0, 1, 2), spread=Boundary(Evenly())).plan(view, facts[1:3], context(any_world), "test")
     assert not before.differences()
     first = engine((0,)).plan(view, facts[1:3], context(any_world), "test")
     first.attach(view.model)
@@ -127,7 +133,6 @@ def test_layers_take_even_shares(world: Any, facts: list[EditRequest], monkeypat
 
     engine((0, 1, 2, 3), solve=nothing).plan(world.view, facts[:1], context(world), "test")
     assert [float(s.mean()) for s in shares] == pytest.approx([1 / 4, 1 / 3, 1 / 2, 1.0], abs=1e-5)
-    torch.testing.assert_close(evenly(torch.full((2, 3), 6.0), 3), torch.full((2, 3), 2.0))
 
 
 def test_post_processing_changes_what_later_layers_see(world: Any, facts: list[EditRequest]) -> None:
@@ -210,12 +215,45 @@ def test_targets_of_the_projection_are_met_by_the_projection(
     monkeypatch.setattr(values_module, "optimise", lambda *_a, **_k: Values(delta, ones, ones, ones, "full"))
     facts = facts[1:]
     before = [at_subject(world, fact, layers[-1])[1] for fact in facts]
-    form = engine(layers, projection=True, spread=by_square_root)
+    form = engine(layers, spread=BySquareRoot())
     form.plan(world.view, facts, context(world), "test").attach(world.view.model)
     for fact, value, wanted in zip(facts, before, delta, strict=True):
         torch.testing.assert_close(at_subject(world, fact, layers[-1])[1] - value, wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_square_root_spread() -> None:
-    shares = [float(by_square_root(torch.ones(1, 1), remaining)) for remaining in (4, 3, 2, 1)]
+    keys = Keys(torch.zeros(1, 2), torch.ones(1, 1).to_sparse())
+    shares = [float(BySquareRoot().share(0, keys, torch.ones(1, 1), remaining)) for remaining in (4, 3, 2, 1)]
     assert shares == pytest.approx([1 / 2, 3**-0.5, 2**-0.5, 1.0])
+
+
+class LastWritesAll(Evenly):
+    """A spread of the test's own: the first layer is left alone, and of the others the last one writes everything."""
+
+    def parts(self, layers: Sequence[int]) -> Sequence[tuple[int, ...]]:
+        return [tuple(layers[-2:])]
+
+    def share(self, layer: int, keys: Keys, missing: Tensor, remaining: int) -> Tensor:
+        return missing if remaining == 1 else torch.zeros_like(missing)
+
+
+def test_a_spread_says_which_layers_are_edited_and_what_each_writes(world: Any, facts: list[EditRequest]) -> None:
+    form = engine((0, 1, 2), spread=LastWritesAll())
+    assert form.edited_layers == (1, 2)
+    edit = form.plan(world.view, facts[1:3], context(world), "test")
+    assert edit.notes["layers"] == [1, 2]
+    silent, writing = edit.updates.values()
+    assert silent.norm() == 0
+    assert writing.norm() > 0
+
+
+class OptimisesForTheFirst(Evenly):
+    """A spread that moves the anchor and forgets to say how its layers are read."""
+
+    def anchor(self, part: tuple[int, ...]) -> int:
+        return part[0]
+
+
+def test_an_anchor_that_is_not_the_last_layer_needs_residuals_of_its_own(world: Any, facts: list[EditRequest]) -> None:
+    with pytest.raises(LayerError, match="has to override 'residuals'"):
+        engine((0, 1), spread=OptimisesForTheFirst()).plan(world.view, facts, context(world), "test")

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from kecore.engine.keys import Keys
-from kecore.engine.solve import NullSpace, least_squares, one_by_one, outside
+from kecore.engine.solve import least_squares, one_by_one
 from kecore.ops import Solution
 from kecore.statistics import KeyStatistics
+from kecore_methods.locate.alphaedit import NullSpace
+from kecore_methods.locate.evoedit import outside
 
 D_IN, D_OUT = 24, 10
 

@@ -26,7 +26,7 @@ SETTINGS = ValueSettings(
     stop_loss=0.0,
     length_penalty=0.3,
     noise=0.0,
-    mixer=True,
+    beside=mixer,
 )
 
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from kecore_methods.locate.align import Alignment
+from kecore_methods.locate.eamet import Alignment
 
 TAU = 0.3
 
