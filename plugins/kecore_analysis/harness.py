@@ -1,21 +1,33 @@
-"""Tasks of the Language Model Evaluation Harness on a model as it is in memory, edited or not."""
+"""Tasks of the Language Model Evaluation Harness on a model as it is in memory, edited or not.
+
+Two ways lead through it. :func:`harness_scores` runs tasks that the harness brings as the harness runs them, by its own
+model class. :func:`ask_tasks` runs tasks over local documents and asks the model by kecore's scoring and generation,
+which apply edits of prompts too and keep within a memory budget.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from kecore.api.errors import ConfigError, HubError, MissingDependencyError
+from kecore.api.progress import Progress, silent
+from kecore.inference.generation import generate
+from kecore.inference.scoring import BATCH_TOKENS, score_continuations
+from kecore.text import Encoder
 
 if TYPE_CHECKING:
     from kecore.model import ModelView
-    from kecore.text import Encoder
 
-__all__ = ["check_tasks", "harness_scores"]
+__all__ = ["ask_tasks", "check_tasks", "fit_prompt", "harness_scores", "make_task"]
+
+_NEEDED = "tasks are worded and judged by lm-eval, which is not installed: pip install 'kecore[eval]'"
 
 
 def check_tasks(tasks: Sequence[str], folder: str | Path | None = None) -> None:
@@ -41,7 +53,7 @@ def _checked(tasks: tuple[str, ...], folder: str | None) -> Any:
         from datasets.exceptions import DatasetsError  # pyright: ignore[reportMissingImports] - of lm-eval
         from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports] - an extra
     except ImportError as error:
-        raise MissingDependencyError("harness tasks need lm-eval: pip install 'kecore[eval]'") from error
+        raise MissingDependencyError(_NEEDED) from error
     manager: Any = TaskManager(include_path=folder)
     unknown = [name for name in tasks if not manager.match_tasks([name])]
     if unknown:
@@ -116,3 +128,145 @@ def harness_scores(
                     name = f"{task}.{metric}" + (f",{sample['filter']}" if len(filters) > 1 else "")
                     scores.setdefault(name, {})[str(sample["doc_id"])] = float(value)
     return scores
+
+
+class _Documents(list[Any]):
+    """Documents of a task, with the names of their fields, which lm-eval asks a data set for."""
+
+    @property
+    def features(self) -> dict[str, None]:
+        """The names of the fields."""
+        return dict.fromkeys(name for document in self for name in document)
+
+
+def make_task(name: str, config: Mapping[str, Any], documents: Sequence[Mapping[str, Any]]) -> Any:
+    """Make a task of lm-eval over documents that are at hand.
+
+    Args:
+        name: the task's name.
+        config: fields of lm-eval's ``TaskConfig`` that word and judge a document.
+        documents: at least one.
+
+    Raises:
+        MissingDependencyError: lm-eval is not installed.
+    """
+    try:
+        task: Any = import_module("lm_eval.api.task").ConfigurableTask
+    except ImportError as error:
+        raise MissingDependencyError(_NEEDED) from error
+
+    def load(**_: Any) -> dict[str, Any]:
+        return {"test": _Documents(documents)}
+
+    with _quiet():
+        return task(config={"task": name, "custom_dataset": load, "test_split": "test", **copy.deepcopy(dict(config))})
+
+
+def ask_tasks(
+    view: ModelView,
+    encoder: Encoder,
+    tasks: Mapping[str, Any],
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Ask a model all documents of tasks, and let lm-eval judge the answers.
+
+    Args:
+        view: the model.
+        encoder: decides spaces, special tokens and template.
+        tasks: name to what :func:`make_task` gave.
+        batch_tokens: padded tokens of one micro-batch: speed and memory, not the result.
+        progress: called after each micro-batch.
+
+    Returns:
+        Name to lm-eval's samples: a mapping for each document, with its ``doc_id``, the metrics, and
+        ``filtered_resps``, which are the answers.
+    """
+    if not tasks:
+        return {}
+    evaluate: Any = import_module("lm_eval.evaluator").evaluate
+    model = _language_model()(view, encoder, batch_tokens, progress)
+    with _quiet():
+        return evaluate(model, dict(tasks), bootstrap_iters=0, log_samples=True)["samples"]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep lm-eval from telling what it does; its bars would run through those of kecore."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@cache
+def _language_model() -> Any:
+    """Return the class of a model that lm-eval asks and kecore runs; its base class comes with lm-eval."""
+    base: Any = import_module("lm_eval.api.model").LM
+
+    class KecoreModel(base):
+        def __init__(self, view: ModelView, encoder: Encoder, batch_tokens: int, progress: Progress) -> None:
+            super().__init__()
+            self.view, self.encoder = view, encoder
+            self.options: dict[str, Any] = {"batch_tokens": batch_tokens, "progress": progress}
+
+        def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+            """Return the log-probability of each continuation, and whether greedy text is it."""
+            # The encoder puts the space between prompt and answer itself.
+            pairs = [(prompt, answer.removeprefix(" ")) for prompt, answer in (item.args for item in requests)]
+            answers: dict[str, list[str]] = {}
+            for prompt, answer in pairs:
+                answers.setdefault(prompt, []).append(answer)
+            # All answers of a prompt have to follow the same text.
+            texts = {prompt: fit_prompt(self.encoder, prompt, several) for prompt, several in answers.items()}
+            fitted = [(texts[prompt], answer) for prompt, answer in pairs]
+            scores = score_continuations(self.view, self.encoder, fitted, **self.options)
+            return [(score.total, all(score.correct)) for score in scores]
+
+        def generate_until(self, requests: Sequence[Any]) -> list[str]:
+            """Return the greedy continuation of each prompt, up to the texts that end it."""
+            settings = [item.args[1] for item in requests]
+            lengths = [int(each["max_gen_toks"]) for each in settings]
+            prompts = [
+                fit_prompt(self.encoder, item.args[0], tokens=length)
+                for item, length in zip(requests, lengths, strict=True)
+            ]
+            texts: list[str] = []
+            written = generate(self.view, self.encoder, prompts, max_new_tokens=lengths, **self.options)
+            for generation, each in zip(written, settings, strict=True):
+                text = generation.text
+                for end in each["until"]:
+                    text = text.partition(end)[0]
+                texts.append(text)
+            return texts
+
+        def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+            raise NotImplementedError("perplexity of text is a figure of kecore's own")
+
+    return KecoreModel
+
+
+def fit_prompt(encoder: Encoder, prompt: str, answers: Sequence[str] = ("",), tokens: int = 0) -> str:
+    """Return a prompt without so much of its beginning that it and what follows it fit the model's context.
+
+    Args:
+        encoder: its ``max_length`` is the context.
+        prompt: the prompt.
+        answers: what is put behind it.
+        tokens: room for further tokens.
+    """
+    room = encoder.max_length
+    if room is None:
+        return prompt
+    free = Encoder(encoder.tokenizer, chat=encoder.chat)
+    while True:
+        encoded = max((free.encode(prompt, answer) for answer in answers), key=lambda each: len(each.ids))
+        excess = len(encoded.ids) + tokens - room
+        if excess <= 0:
+            return prompt
+        starts = [low - encoded.shift for low, high in encoded.spans if high > low >= encoded.shift]
+        prompt = prompt[starts[excess] :]  # a text that begins elsewhere may take other tokens, so look again

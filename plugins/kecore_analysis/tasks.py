@@ -1,45 +1,141 @@
-"""Small task sets that tell whether an edited model still does what it did: read from files, asked in batches.
+"""Small task sets that tell whether an edited model still does what it did: tasks of lm-eval over local files.
 
 Prompts and answers are zero-shot, in the wording of the Language Model Evaluation Harness where it has the task (GLUE,
-BoolQ, PIQA, MMLU, GSM8K, natural questions). A choice is made by log-probability: per character where the choices are
-sentences of different lengths (the harness's ``acc_norm``), summed otherwise.
+BoolQ, PIQA, MMLU, GSM8K, natural questions). The harness words the prompts and judges the answers; the model is asked
+by kecore (:mod:`kecore_analysis.harness`), so that edits of prompts take part, micro-batches keep within the session's
+budget, and nothing is fetched.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kecore.api.errors import ConfigError, DataFormatError
+from kecore.api.errors import ConfigError, DataFormatError, MissingDependencyError
 from kecore.api.progress import Progress, silent
-from kecore.evaluate.fields import Fields
 from kecore.evaluate.matching import normalise
 from kecore.evaluate.sources import open_source
-from kecore.inference.generation import generate
-from kecore.inference.scoring import BATCH_TOKENS, score_continuations
-from kecore.text import Encoder
+from kecore.inference.scoring import BATCH_TOKENS
+from kecore_analysis.harness import ask_tasks, make_task
 
 if TYPE_CHECKING:
     from kecore.model import ModelView
+    from kecore.text import Encoder
 
-__all__ = ["TASKS", "Item", "TaskResult", "TaskSet", "load_task", "run_tasks", "spread", "task_files"]
-
-LETTERS = "ABCDEFGHIJ"
+__all__ = ["TASKS", "Item", "TaskResult", "TaskSet", "load_task", "make_task_set", "run_tasks", "spread", "task_files"]
 
 _PUBLISHED = {"natural_questions": "nq", "piqa_valid": "piqa"}
 """Names of published files that are not their task's."""
 
 T = TypeVar("T")
 
+Fields = Mapping[str, Any]
+
+
+def _choose(text: str, choices: str | list[str], target: str, metric: str = "acc") -> Fields:
+    """Return lm-eval's configuration of a task whose answers are chosen by log-probability.
+
+    Args:
+        text: template of the prompt.
+        choices: the answers, or a template of them.
+        target: template of the right one's index.
+        metric: ``acc`` compares sums; ``acc_norm`` sums per character, for sentences of different lengths.
+    """
+    return {
+        "output_type": "multiple_choice",
+        "doc_to_text": text,
+        "doc_to_choice": choices,
+        "doc_to_target": target,
+        "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True}],
+    }
+
+
+def _write(text: str, target: str, tokens: int, until: str, **judging: Any) -> Fields:
+    """Return lm-eval's configuration of a task whose answers are free text of at most so many tokens."""
+    return {
+        "output_type": "generate_until",
+        "doc_to_text": text,
+        "doc_to_target": target,
+        "generation_kwargs": {"until": [until], "max_gen_toks": tokens, "do_sample": False},
+        **judging,
+    }
+
+
+def _match_question(doc: Fields, results: Sequence[str]) -> dict[str, float]:
+    """Judge a free answer: equal to a right one, after kecore's normalisation of both."""
+    answer, right = normalise(results[0]), doc["answer"]
+    spellings = [right] if isinstance(right, str) else right
+    return {"exact_match": float(any(answer == normalise(spelling) for spelling in spellings))}
+
+
+_EXACT = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
+_LAST_NUMBER = {
+    "metric_list": [{**_EXACT, "regexes_to_ignore": [",", r"\.0+$"]}],
+    "filter_list": [
+        {
+            "name": "last-number",
+            "filter": [
+                {"function": "regex", "regex_pattern": r"(-?\d[\d,]*(?:\.\d+)?)", "group_select": -1},
+                {"function": "take_first"},
+            ],
+        }
+    ],
+}
+_NO_YES = ["no", "yes"]
+_ENTAILMENT = "{{sentence1}}\nQuestion: {{sentence2}} True or False?\nAnswer:"
+_SENTIMENT = _choose(
+    "{{sentence.strip()}}\nQuestion: Is this sentence positive or negative?\nAnswer:",
+    ["negative", "positive"],
+    "{{label}}",
+)
+_LETTERS = "'ABCDEFGHIJ'"
+
+TASKS: Mapping[str, Fields] = {
+    "cola": _choose("{{sentence}}\nQuestion: Does this sentence make sense?\nAnswer:", _NO_YES, "{{label}}"),
+    "mrpc": _choose(
+        "Sentence 1: {{sentence1}}\nSentence 2: {{sentence2}}\n"
+        "Question: Do both sentences mean the same thing?\nAnswer:",
+        _NO_YES,
+        "{{label}}",
+    ),
+    "rte": _choose(_ENTAILMENT, ["True", "False"], "{{label}}"),
+    "nli": _choose(_ENTAILMENT, ["True", "False"], "{{['entailment', 'not_entailment'].index(label)}}"),
+    "sst2": _SENTIMENT,
+    "sentiment_analysis": _SENTIMENT,
+    "dialogue": _choose("{{article}}", "{{options}}", f"{{{{{_LETTERS}.index(answers)}}}}", "acc_norm"),
+    "mmlu": _choose(
+        "{{question.strip()}}\n"
+        f"{{% for choice in choices %}}{{{{{_LETTERS}[loop.index0]}}}}. {{{{choice.strip()}}}}\n{{% endfor %}}Answer:",
+        f"{{{{{_LETTERS}[:choices|length]|list}}}}",
+        "{{answer}}",
+    ),
+    "boolq": _choose("{{passage}}\nQuestion: {{question}}?\nAnswer:", _NO_YES, "{{[False, True].index(answer)}}"),
+    "piqa": _choose("Question: {{goal.strip()}}\nAnswer:", "{{[sol1.strip(), sol2.strip()]}}", "{{label}}", "acc_norm"),
+    "gsm8k": _write(
+        "Question: {{question}}\nAnswer:", "{{answer.rpartition('####')[2].strip()}}", 256, "\n\n", **_LAST_NUMBER
+    ),
+    "nq": _write(
+        "Q: {{question.strip().rstrip('?')}}?\nA:",
+        "{{answer}}",
+        32,
+        "\n",
+        process_results=_match_question,
+        metric_list=[_EXACT],
+    ),
+}
+"""Name to lm-eval's configuration. ``cola``, ``mrpc``, ``rte``, ``nli``, ``sst2``, ``sentiment_analysis`` (all of
+SST-2's validation set, most of which ``sst2`` has too), ``dialogue`` and ``mmlu`` have the layout of the
+unified-model-editing repository's GLUE sets, ``boolq``, ``gsm8k`` and ``nq`` that of the editing-attack repository,
+``piqa`` the published one with its labels in a file ``NAME-labels.lst`` beside it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One question of a task set.
+    """One question of a task set, as the model is asked.
 
     Args:
         prompt: what the model reads.
@@ -54,110 +150,6 @@ class Item:
     answers: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """How one task set is read and asked.
-
-    Args:
-        item: from a record of the file to a question.
-        per_character: choices are compared by log-probability per character.
-        tokens: length of a free answer.
-        number: of a free answer only the last number counts.
-    """
-
-    item: Callable[[Fields], Item]
-    per_character: bool = False
-    tokens: int = 32
-    number: bool = False
-
-
-def _label(fields: Fields, names: Mapping[Any, int], name: str = "label") -> int:
-    value: Any = fields.values.get(name)
-    key = value if isinstance(value, bool | int) else str(value)
-    if key not in names:
-        raise fields.fail(name, f"one of {', '.join(map(repr, names))}")
-    return names[key]
-
-
-_BINARY: Mapping[Any, int] = {0: 0, 1: 1, "0": 0, "1": 1}
-
-
-def _cola(f: Fields) -> Item:
-    text = f"{f.text('sentence')}\nQuestion: Does this sentence make sense?\nAnswer:"
-    return Item(text, ("no", "yes"), _label(f, _BINARY))
-
-
-def _mrpc(f: Fields) -> Item:
-    pair = f"Sentence 1: {f.text('sentence1')}\nSentence 2: {f.text('sentence2')}"
-    return Item(f"{pair}\nQuestion: Do both sentences mean the same thing?\nAnswer:", ("no", "yes"), _label(f, _BINARY))
-
-
-def _entailment(names: Mapping[Any, int]) -> Callable[[Fields], Item]:
-    def item(f: Fields) -> Item:
-        text = f"{f.text('sentence1')}\nQuestion: {f.text('sentence2')} True or False?\nAnswer:"
-        return Item(text, ("True", "False"), _label(f, names))
-
-    return item
-
-
-def _sst(f: Fields) -> Item:
-    text = f"{f.text('sentence').strip()}\nQuestion: Is this sentence positive or negative?\nAnswer:"
-    return Item(text, ("negative", "positive"), _label(f, _BINARY))
-
-
-def _dialogue(f: Fields) -> Item:
-    options = tuple(f.texts("options"))
-    names = {letter: i for i, letter in enumerate(LETTERS[: len(options)])}
-    return Item(f.text("article"), options, _label(f, names, "answers"))
-
-
-def _mmlu(f: Fields) -> Item:
-    choices = f.texts("choices")
-    lines = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
-    letters = tuple(LETTERS[: len(choices)])
-    gold = _label(f, {i: i for i in range(len(choices))}, "answer")
-    return Item(f"{f.text('question').strip()}\n{lines}\nAnswer:", letters, gold)
-
-
-def _boolq(f: Fields) -> Item:
-    text = f"{f.text('passage')}\nQuestion: {f.text('question')}?\nAnswer:"
-    return Item(text, ("no", "yes"), _label(f, {False: 0, True: 1}, "answer"))
-
-
-def _piqa(f: Fields) -> Item:
-    choices = (f.text("sol1").strip(), f.text("sol2").strip())
-    return Item(f"Question: {f.text('goal').strip()}\nAnswer:", choices, _label(f, _BINARY))
-
-
-def _gsm8k(f: Fields) -> Item:
-    answer = f.text("answer").rpartition("####")[2].strip()
-    return Item(f"Question: {f.text('question')}\nAnswer:", answers=(answer,))
-
-
-def _questions(f: Fields) -> Item:
-    return Item(f"Q: {f.text('question').strip().rstrip('?')}?\nA:", answers=f.answers("answer"))
-
-
-TASKS: Mapping[str, Task] = {
-    "cola": Task(_cola),
-    "mrpc": Task(_mrpc),
-    "rte": Task(_entailment(_BINARY)),
-    "nli": Task(_entailment({"entailment": 0, "not_entailment": 1})),
-    "sst2": Task(_sst),
-    "sentiment_analysis": Task(_sst),
-    "dialogue": Task(_dialogue, per_character=True),
-    "mmlu": Task(_mmlu),
-    "boolq": Task(_boolq),
-    "piqa": Task(_piqa, per_character=True),
-    "gsm8k": Task(_gsm8k, tokens=256, number=True),
-    "nq": Task(_questions),
-}
-"""Name to task. ``cola``, ``mrpc``, ``rte``, ``nli``, ``sst2``, ``sentiment_analysis`` (all of SST-2's validation set,
-most of which ``sst2`` has too), ``dialogue`` and ``mmlu`` have the layout of the unified-model-editing repository's
-GLUE sets, ``boolq``, ``gsm8k`` and ``nq`` that of the editing-attack repository,
-``piqa`` the published one with its labels in a file ``NAME-labels.lst`` beside it."""
-
-
 @dataclass(frozen=True)
 class TaskSet:
     """The questions of one task.
@@ -165,10 +157,12 @@ class TaskSet:
     Args:
         name: of the task, a key of :data:`TASKS`.
         items: the questions.
+        task: lm-eval's task over them.
     """
 
     name: str
     items: tuple[Item, ...]
+    task: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,24 +209,78 @@ def load_task(name: str, path: str | Path, *, limit: int | None = None) -> TaskS
     Raises:
         ConfigError: no such task, or ``limit`` is below 1.
         DataFormatError: the file cannot be read, or a record lacks a field; names both.
+        MissingDependencyError: lm-eval is not installed.
     """
     if name not in TASKS:
         raise ConfigError(f"no task '{name}'; known: {', '.join(TASKS)}")
     if limit is not None and limit < 1:
         raise ConfigError(f"limit must be at least 1, got {limit}")
     path = Path(path)
-    records: list[tuple[str, Any]] = [entry for document in open_source(path, None) for entry in document.objects()]
+    records = [entry for document in open_source(path, None) for entry in document.objects()]
     if name == "piqa":
-        labels = path.with_name(path.name.partition(".")[0] + "-labels.lst")
-        if not labels.is_file():
-            raise DataFormatError(f"{path}: the labels are expected beside it, in {labels.name}")
-        values = labels.read_text(encoding="ascii").split()
-        if len(values) != len(records):
-            raise DataFormatError(f"{labels}: {len(values)} labels for {len(records)} records")
-        records = [(where, {**record, "label": v}) for (where, record), v in zip(records, values, strict=True)]
+        records = _with_labels(records, path)
     if not records:
         raise DataFormatError(f"{path} holds no records")
-    return TaskSet(name, tuple(TASKS[name].item(Fields(record, where)) for where, record in spread(records, limit)))
+    chosen = spread(records, limit)
+    return make_task_set(name, [record for _, record in chosen], [where for where, _ in chosen])
+
+
+def make_task_set(name: str, records: Sequence[Fields], places: Sequence[str] = ()) -> TaskSet:
+    """Make a task set of records that are at hand.
+
+    Args:
+        name: a key of :data:`TASKS`.
+        records: at least one, with the fields of the task's layout.
+        places: how messages name each record; by its number where none are given.
+
+    Raises:
+        DataFormatError: a record lacks a field, or its right answer is none of its choices; names the record.
+        MissingDependencyError: lm-eval is not installed.
+    """
+    places = places or [f"record {number}" for number in range(1, len(records) + 1)]
+    # Without a value a field is missing, which lm-eval's templates then refuse.
+    documents = [{field: value for field, value in record.items() if value is not None} for record in records]
+    try:
+        task = make_task(name, TASKS[name], documents)
+    except MissingDependencyError:
+        raise
+    except Exception as error:  # it words the first document when it is made: see _word
+        raise _cannot_word(places[0], error) from error
+    items = [_word(task, document, place) for document, place in zip(documents, places, strict=True)]
+    return TaskSet(name, tuple(items), task)
+
+
+def _with_labels(records: Sequence[tuple[str, Any]], path: Path) -> list[tuple[str, Any]]:
+    """Join PIQA's records with the file of labels beside them."""
+    labels = path.with_name(path.name.partition(".")[0] + "-labels.lst")
+    if not labels.is_file():
+        raise DataFormatError(f"{path}: the labels are expected beside it, in {labels.name}")
+    values = labels.read_text(encoding="ascii").split()
+    if len(values) != len(records):
+        raise DataFormatError(f"{labels}: {len(values)} labels for {len(records)} records")
+    return [(where, {**record, "label": label}) for (where, record), label in zip(records, values, strict=True)]
+
+
+def _cannot_word(where: str, error: Exception) -> DataFormatError:
+    return DataFormatError(f"{where}: a field is missing or holds something unexpected: {error}")
+
+
+def _word(task: Any, doc: Fields, where: str) -> Item:
+    """Return a question as lm-eval words it.
+
+    Raises:
+        DataFormatError: a field is missing, or the right answer is none of the choices; names the record.
+    """
+    try:
+        prompt, target = task.doc_to_text(doc), task.doc_to_target(doc)
+        choices = tuple(task.doc_to_choice(doc)) if task.config.doc_to_choice is not None else ()
+    except Exception as error:  # jinja's about a field, Python's about a value
+        raise _cannot_word(where, error) from error
+    if not choices:
+        return Item(prompt, answers=tuple(target) if isinstance(target, list) else (str(target),))
+    if not isinstance(target, int) or not 0 <= target < len(choices):
+        raise DataFormatError(f"{where}: the right answer must be one of {', '.join(choices)}, got {target!r}")
+    return Item(prompt, choices, target)
 
 
 def spread(items: Sequence[T], limit: int | None) -> list[T]:
@@ -296,58 +344,23 @@ def run_tasks(
         batch_tokens: padded tokens of one micro-batch: speed and memory, not the result.
         progress: called after each micro-batch.
     """
-    options: dict[str, Any] = {"batch_tokens": batch_tokens, "progress": progress}
-    items = [(task, item, _fitted(encoder, item, TASKS[task.name].tokens)) for task in tasks for item in task.items]
-    pairs = [(prompt, choice) for _, item, prompt in items for choice in item.choices]
-    totals = {
-        pair: score.total
-        for pair, score in zip(pairs, score_continuations(view, encoder, pairs, **options), strict=True)
-    }
-    texts: dict[tuple[str, int], str] = {}
-    for tokens in {TASKS[task.name].tokens for task, item, _ in items if not item.choices}:
-        free = [p for task, item, p in items if not item.choices and TASKS[task.name].tokens == tokens]
-        written = generate(view, encoder, free, max_new_tokens=tokens, **options)
-        texts |= {(prompt, tokens): answer.text for prompt, answer in zip(free, written, strict=True)}
-    found: dict[str, TaskResult] = {}
-    for task in tasks:
-        kind = TASKS[task.name]
-        chosen: list[int] = []
-        correct: list[float] = []
-        for _, item, prompt in (entry for entry in items if entry[0] is task):
-            if item.choices:
-                scale = [len(choice) if kind.per_character else 1 for choice in item.choices]
-                values = [totals[prompt, choice] / s for choice, s in zip(item.choices, scale, strict=True)]
-                chosen.append(values.index(max(values)))
-                correct.append(float(chosen[-1] == item.gold))
-            else:
-                chosen.append(-1)
-                correct.append(float(_right(texts[prompt, kind.tokens], item.answers, kind.number)))
-        gold = tuple(item.gold for item in task.items)
-        found[task.name] = TaskResult(task.name, tuple(correct), tuple(chosen), gold)
-    return found
+    asked = {task.name: task.task for task in tasks}
+    samples = ask_tasks(view, encoder, asked, batch_tokens=batch_tokens, progress=progress)
+    return {task.name: _result(task, samples[task.name]) for task in tasks}
 
 
-def _fitted(encoder: Encoder, item: Item, tokens: int) -> str:
-    """The prompt, without so much of its beginning that it and its answer fit the model's context."""
-    prompt, room = item.prompt, encoder.max_length
-    free = Encoder(encoder.tokenizer, chat=encoder.chat)
-    while room is not None:
-        encoded = max((free.encode(prompt, choice) for choice in item.choices or ("",)), key=lambda e: len(e.ids))
-        excess = len(encoded.ids) + (0 if item.choices else tokens) - room
-        if excess <= 0:
-            break
-        inside = [low - encoded.shift for low, high in encoded.spans if high > low >= encoded.shift]
-        prompt = prompt[inside[excess] :]
-    return prompt
-
-
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-
-
-def _right(text: str, answers: Sequence[str], number: bool) -> bool:
-    if number:
-        numbers = [_NUMBER.findall(each) for each in (text.partition("\n\n")[0], answers[0])]
-        value, wanted = (float(found[-1].replace(",", "")) if found else None for found in numbers)
-        return value is not None and value == wanted
-    first = normalise(text.partition("\n")[0])
-    return any(first == normalise(answer) for answer in answers)
+def _result(task: TaskSet, samples: Sequence[Mapping[str, Any]]) -> TaskResult:
+    """Return what lm-eval found, item by item."""
+    metric = TASKS[task.name]["metric_list"][0]["metric"]
+    ordered = sorted(samples, key=lambda sample: sample["doc_id"])
+    correct = [float(sample[metric]) for sample in ordered]
+    chosen: list[int] = []
+    for item, sample in zip(task.items, ordered, strict=True):
+        if not item.choices:
+            chosen.append(-1)
+            continue
+        scores = [log_probability for log_probability, _ in sample["filtered_resps"]]
+        if metric == "acc_norm":
+            scores = [score / len(choice) for score, choice in zip(scores, item.choices, strict=True)]
+        chosen.append(scores.index(max(scores)))
+    return TaskResult(task.name, tuple(correct), tuple(chosen), tuple(item.gold for item in task.items))

@@ -57,7 +57,8 @@ def checkup(
         list[str] | None,
         typer.Option(
             metavar="FILE",
-            help="A task set of docs/metrics.md: a file named after its task, NAME=FILE, or a folder (repeatable).",
+            help="A task set of docs/metrics.md: a file named after its task, NAME=FILE, or a folder (repeatable); "
+            "needs `pip install 'kecore[eval]'`.",
             show_default=False,
         ),
     ] = None,

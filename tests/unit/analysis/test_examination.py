@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,24 @@ from kecore.testing.models import tiny_model, tiny_tokenizer
 from kecore.text import Encoder
 from kecore_analysis.examination import TIMED, WORDS, Examination, examine
 from kecore_analysis.health import changes, weight_health
-from kecore_analysis.tasks import Item, TaskSet
+from kecore_analysis.tasks import make_task_set
 
 TEXT = [
     "The capital of France is Paris, and a long time ago it was a small town on an island.",
     "Where does the Danube flow? It flows to the Black Sea, and on its way through Vienna.",
     "Vinson Massif is located in the continent of Antarctica, and the Danube in Europe.",
 ]
-ASKED = Examination(
-    passages=TEXT,
-    prompts=[text[:30] for text in TEXT],
-    tasks=[TaskSet("cola", tuple(Item(text[:20], ("Rome", "Paris"), 1) for text in TEXT))],
-    timed=TEXT[:1],
-)
+
+
+@cache
+def asked() -> Examination:
+    """One of everything."""
+    return Examination(
+        passages=TEXT,
+        prompts=[text[:30] for text in TEXT],
+        tasks=[make_task_set("cola", [{"sentence": text[:20], "label": 1} for text in TEXT])],
+        timed=TEXT[:1],
+    )
 
 
 @pytest.fixture
@@ -59,13 +65,13 @@ def test_figures_are_those_of_both_models(made: tuple[Editor, list[Edit]]) -> No
     editor, edits = made
     view, encoder = editor.view, editor.encoder
     first = {name: p.detach().clone() for name, p in editor.model.named_parameters()}
-    before = ASKED.take(view, encoder)
-    found = examine(view, encoder, edits, before, ASKED)
+    before = asked().take(view, encoder)
+    found = examine(view, encoder, edits, before, asked())
     assert not attached(editor.model)
     assert all(torch.equal(p, first[name]) for name, p in editor.model.named_parameters())
     for edit in edits:
         edit.attach(editor.model)
-    after = ASKED.take(view, encoder)
+    after = asked().take(view, encoder)
     assert found.changes == changes(before, after)
     assert [*found.changes] == ["perplexity", "drift", "agreement", "cola"]
     assert found.matrices == tuple(weight_health(editor.model))
@@ -83,17 +89,17 @@ def test_a_model_is_left_as_it_was_when_an_edit_does_not_fit(made: tuple[Editor,
     editor, edits = made
     other = Editor(tiny_model("llama", layers=2, seed=1), tiny_tokenizer())
     foreign = other.edit(EditRequest("The capital of {} is", "France", "Rome"), "ft-m", steps=1)
-    before = ASKED.take(editor.view, editor.encoder)
+    before = asked().take(editor.view, editor.encoder)
     with pytest.raises(ArtifactMismatchError, match="other weights"):
-        examine(editor.view, editor.encoder, [edits[0], foreign], before, ASKED)
+        examine(editor.view, editor.encoder, [edits[0], foreign], before, asked())
     assert not attached(editor.model)
     with pytest.raises(ConfigError, match="no edits"):
-        examine(editor.view, editor.encoder, [], before, ASKED)
+        examine(editor.view, editor.encoder, [], before, asked())
 
 
 def test_parts_that_are_left_out(made: tuple[Editor, list[Edit]]) -> None:
     editor, edits = made
-    few = replace(ASKED, passages=(), prompts=(), timed=(), matrices=False)
+    few = replace(asked(), passages=(), prompts=(), timed=(), matrices=False)
     found = examine(editor.view, editor.encoder, edits[:1], few.take(editor.view, editor.encoder), few)
     assert [*found.changes] == ["cola"]
     assert found.matrices == ()
@@ -157,7 +163,7 @@ def test_conditions_have_a_hash_of_their_content(
         ({"without": ["perplexity", "drift", "matrices", "latency"]}, ConfigError, "everything was left out"),
         ({"limit": 0}, ConfigError, "limit"),
         ({"tasks": ["cola.jsonl", "cola=cola.jsonl"]}, ConfigError, "'cola' is given twice"),
-        ({"tasks": ["mrpc=cola.jsonl"]}, DataFormatError, "'sentence1' is missing"),
+        ({"tasks": ["mrpc=cola.jsonl"]}, DataFormatError, "'sentence1' is undefined"),
         ({"text": ["nowhere.txt"]}, DataFormatError, "no such text file"),
         ({"text": ["empty.txt"]}, DataFormatError, "no passages"),
         ({"prompts": "nowhere.txt"}, DataFormatError, "nowhere.txt: cannot be read"),

@@ -17,7 +17,7 @@ from kecore.api.errors import ConfigError, DataFormatError, EditStateError, Miss
 from kecore.api.types import EditRequest
 from kecore.evaluate.cost import added_latency, edit_bytes
 from kecore_analysis.health import Checkup, Perplexity, changes, checkup, paired, perplexity, weight_health
-from kecore_analysis.tasks import Item, TaskResult, TaskSet
+from kecore_analysis.tasks import TaskResult, make_task_set
 
 TEXT = [
     "The capital of France is Paris.",
@@ -88,7 +88,7 @@ def test_perplexity_interval_has_its_coverage() -> None:
 
 def test_checkup_and_changes(small: World) -> None:
     after = edited(small)
-    tasks = [TaskSet("cola", tuple(Item(text[:20], ("Rome", "Paris"), 1) for text in TEXT))]
+    tasks = [make_task_set("cola", [{"sentence": text[:20], "label": 1} for text in TEXT])]
     looks = [checkup(w.view, w.encoder, passages=TEXT, tasks=tasks, prompts=TEXT[:2]) for w in (small, after)]
     found = changes(*looks)
     assert [*found] == ["perplexity", "drift", "agreement", "cola"]
