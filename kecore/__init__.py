@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kecore.api.errors import KecoreError, KecoreWarning
     from kecore.api.method import METHOD_API, EditMethod, MethodContext
     from kecore.api.types import Capabilities, EditRecord, EditRequest, MultiHop, Probe
+    from kecore.batch import RequestBatch
     from kecore.corpus import Corpus
     from kecore.edit import Edit, LowRank, ModuleEdit, PromptEdit, WeightEdit, attached, load_edit, merge
     from kecore.editor import Editor
@@ -53,6 +54,7 @@ _HOME = {
     "Probe": "kecore.api.types",
     "PromptEdit": "kecore.edit",
     "Protocol": "kecore.evaluate",
+    "RequestBatch": "kecore.batch",
     "Schedule": "kecore.training",
     "TrainedEditor": "kecore.trained",
     "WeightEdit": "kecore.edit",
@@ -87,6 +89,7 @@ __all__ = [
     "Probe",
     "PromptEdit",
     "Protocol",
+    "RequestBatch",
     "Schedule",
     "TrainedEditor",
     "WeightEdit",

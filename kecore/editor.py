@@ -19,6 +19,7 @@ from kecore.api.method import EditMethod, MethodContext
 from kecore.api.progress import Progress, Stages, silent
 from kecore.api.requirements import check_model, check_request, missing_statistics, statistics_layers
 from kecore.api.types import EditRecord, EditRequest
+from kecore.batch import RequestBatch
 from kecore.edit import Edit, acting, attached, without_edits
 from kecore.memory import MemoryPlan, Need, make_plan, measure_held, scoring_need
 from kecore.model import ModelView
@@ -257,7 +258,8 @@ class Editor:
         layers = statistics_layers(cls, made, self.view)
         if layers:
             self.provide_statistics(layers)
-        plan = self._plan(made, asked)
+        batch = RequestBatch.of(asked, self.encoder)
+        plan = self._plan(made, batch)
         context = MethodContext(
             config=made,
             encoder=self.encoder,
@@ -273,8 +275,8 @@ class Editor:
             stages=Stages(),
             memory=plan.activations,
         )
-        self._warn_of_known(asked, plan)
-        edit = cls().plan(self.view, asked, context)
+        self._warn_of_known(batch.requests, plan)
+        edit = cls().plan(self.view, batch, context)
         with context.stages("attach"):
             edit.attach(self.model, base=self._identity)
         before = self._states.get(cls.name, {})
@@ -296,7 +298,8 @@ class Editor:
             MemoryBudgetError: the session's budget cannot hold it; names what is needed.
         """
         cls = _method(method)
-        return self._plan(self._config(cls, preset, config), _requests(requests))
+        batch = RequestBatch.of(_requests(requests), self.encoder)
+        return self._plan(self._config(cls, preset, config), batch)
 
     def memory_plan(self, needs: Sequence[Need]) -> MemoryPlan:
         """How stages with these needs keep within the session's budget.
@@ -413,11 +416,11 @@ class Editor:
         statistics = self._source is not None or self._statistics is not None
         check_model(cls, config, self.view, statistics=statistics, edited=bool(self._history))
 
-    def _plan(self, config: MethodConfig, requests: Sequence[EditRequest]) -> MemoryPlan:
+    def _plan(self, config: MethodConfig, batch: RequestBatch) -> MemoryPlan:
         from kecore.inference.scoring import BATCH_TOKENS
 
         check = scoring_need(self.view, BATCH_TOKENS, "check")
-        return self.memory_plan([check, *config.needs(self.view, self.encoder, requests)])
+        return self.memory_plan([check, *config.needs(self.view, batch)])
 
     def _warn_of_known(self, requests: Sequence[EditRequest], plan: MemoryPlan) -> None:
         """Say which requests ask for what the model answers anyway."""

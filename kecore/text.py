@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kecore.api.errors import PromptTooLongError, RequestError, TokenizerError
 
-__all__ = ["Encoded", "Encoder", "Rows", "separator"]
+__all__ = ["Encoded", "Encoder", "Rows", "join_context", "separator"]
 
 _MARK = "KECORECONTENT"
 _LINE = "\n"
@@ -99,6 +99,11 @@ def separator(prompt: str, target: str) -> str:
     if {unicodedata.east_asian_width(prompt[-1]), unicodedata.east_asian_width(target[0])} & wide:
         return ""
     return " "
+
+
+def join_context(context: str, prompt: str) -> str:
+    """Put a prompt behind a context; the empty context leaves it as it is."""
+    return f"{context}. {prompt}" if context else prompt
 
 
 class Encoder:

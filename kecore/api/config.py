@@ -10,10 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kecore.api.errors import ConfigError
 
 if TYPE_CHECKING:
-    from kecore.api.types import EditRequest
+    from kecore.batch import RequestBatch
     from kecore.memory import Need
     from kecore.model import ModelView
-    from kecore.text import Encoder
 
 __all__ = ["MethodConfig", "validate_config"]
 
@@ -123,7 +122,7 @@ class MethodConfig(BaseModel):
         """
         return tuple(layer.index for layer in view.layers)
 
-    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> Sequence[Need]:
+    def needs(self, view: ModelView, batch: RequestBatch) -> Sequence[Need]:
         """What the method's stages will take in memory, so that micro-batches can be sized and a budget kept.
 
         None unless a method says: an edit then gets all that a budget leaves.

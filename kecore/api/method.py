@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from kecore.api.progress import Progress, Stages, silent
 from kecore.api.requirements import missing_examples, missing_statistics, missing_training
-from kecore.api.types import Capabilities, EditRecord, EditRequest
+from kecore.api.types import Capabilities, EditRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from kecore.api.config import MethodConfig
     from kecore.api.identity import Fingerprint
+    from kecore.batch import RequestBatch
     from kecore.edit import Edit
     from kecore.model import ModelView
     from kecore.statistics import KeyStatistics
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
 
 __all__ = ["METHOD_API", "EditMethod", "MethodContext"]
 
-METHOD_API = 1
-"""Version of this contract. It rises when a method written for the old one may break."""
+METHOD_API = 2
+"""Version of this contract. It rises when a method written for the old one may break.
+
+Since 2, ``plan`` and ``needs`` receive a :class:`~kecore.batch.RequestBatch` instead of a list of requests.
+"""
 
 
 @dataclass(slots=True)
@@ -137,6 +141,6 @@ class EditMethod(Protocol):
     reference: ClassVar[str]
     api: ClassVar[tuple[int, int]]
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> Edit:
-        """Work out the edit for ``requests``; the model is bitwise as before when this returns."""
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> Edit:
+        """Work out the edit for the batch's requests; the model is bitwise as before when this returns."""
         ...

@@ -393,7 +393,7 @@ def check_contract(found: object, name: str, source: str = "") -> type[EditMetho
         "Config": (isinstance(config, type) and issubclass(config, MethodConfig), "a MethodConfig subclass"),
         "capabilities": (isinstance(attributes["capabilities"], Capabilities), "a Capabilities object"),
         "reference": (isinstance(reference, str) and reference.strip() != "", "the paper as text, not empty"),
-        "plan": (callable(attributes["plan"]), "a function plan(self, view, requests, context)"),
+        "plan": (callable(attributes["plan"]), "a function plan(self, view, batch, context)"),
     }
     for key, (fulfilled, expected) in rules.items():
         if not fulfilled:

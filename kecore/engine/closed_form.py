@@ -18,7 +18,7 @@ ROME, MEMIT, EMMET and AlphaEdit are each a configuration and a choice of these.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -26,12 +26,11 @@ from torch import Tensor
 
 from kecore.api.errors import KecoreWarning
 from kecore.api.method import MethodContext
-from kecore.api.types import EditRequest, check_conflicts, unique
+from kecore.batch import RequestBatch
 from kecore.edit import Update, WeightEdit, factored, updated
 from kecore.engine import contexts as contexts_module
 from kecore.engine import values as values_module
 from kecore.engine.keys import Keys, Prompts
-from kecore.engine.locate import group_by_subject
 from kecore.engine.post import Post, Site, untouched
 from kecore.engine.spread import Evenly, Spread
 from kecore.engine.target import Target, as_found
@@ -82,18 +81,16 @@ class ClosedForm:
         """Layers that the spread writes to, ascending."""
         return tuple(sorted({layer for part in self.spread.parts(self.layers) for layer in part}))
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext, method: str) -> WeightEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext, method: str) -> WeightEdit:
         """Run the stages; the model is bitwise as before when this returns.
 
         Raises:
-            RequestConflictError: two requests contradict each other.
             NonFiniteError: something overflowed.
             NumericalError: a system has no usable solution.
         """
-        check_conflicts(requests)
-        asked = unique(requests)
         parts = self._parts(view)
-        groups = group_by_subject(asked) if self.merge_subjects else list(range(len(asked)))
+        if not self.merge_subjects:
+            batch = batch.ungrouped()
         with view.frozen(), torch.no_grad():
             with context.stages("contexts"):
                 prefixes = contexts_module.of_session(view, context, self.contexts, self.context_tokens)
@@ -102,7 +99,7 @@ class ClosedForm:
             found: list[Values] = []
             for part in parts:
                 with view.overlay(self._overlay(view, updates)):
-                    values, written, how = self._write(view, asked, groups, prefixes, part, context)
+                    values, written, how = self._write(view, batch, prefixes, part, context)
                 updates, solved = updates | written, solved | how
                 found.append(values)
         notes = {
@@ -121,7 +118,7 @@ class ClosedForm:
                 view.layers[i].value_projection.name for i in updates if view.layers[i].value_projection.transposed
             ),
             config=context.config.to_json(),
-            requests=tuple(asked),
+            requests=batch.requests,
             seed=context.seed,
             notes=notes,
             state=dict(context.state),
@@ -130,25 +127,22 @@ class ClosedForm:
     def _write(
         self,
         view: ModelView,
-        asked: list[EditRequest],
-        groups: list[int],
+        batch: RequestBatch,
         prefixes: tuple[str, ...],
         part: tuple[int, ...],
         context: MethodContext,
     ) -> tuple[Values, dict[int, Update], dict[str, dict[str, float]]]:
         """Optimise values and write them: the values, the layers' updates, and how each system was solved."""
-        prompts = Prompts(view, context.encoder, asked, groups, prefixes, context.memory, self.bare)
+        prompts = Prompts(view, batch, prefixes, context.memory, self.bare)
         anchor = self.spread.anchor(part)
         with context.stages("values"), torch.enable_grad():
             coupling = None
             if self.coupling is not None:
                 keys, _ = prompts.begin_pass((anchor,)).advance(anchor)
                 coupling = self.coupling(keys.mean().t())  # [u, d_in]
-            found = values_module.optimise(
+            found = values_module.optimise_values(
                 view,
-                context.encoder,
-                asked,
-                groups,
+                batch,
                 anchor,
                 prefixes,
                 self.values,

@@ -21,9 +21,8 @@ from kecore_methods.locate.blue import Boundary
 from kecore_methods.locate.stages import StagedConfig
 
 if TYPE_CHECKING:
-    from kecore.api.types import EditRequest
+    from kecore.batch import RequestBatch
     from kecore.memory import Need
-    from kecore.text import Encoder
 
 __all__ = ["BatchConfig", "LocateConfig"]
 
@@ -143,9 +142,9 @@ class LocateConfig(StagedConfig):
             graphs=self.graphs,
         )
 
-    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> Sequence[Need]:
+    def needs(self, view: ModelView, batch: RequestBatch) -> Sequence[Need]:
         """Needs of the engine's stages."""
-        return closed_form(view, encoder, requests, self.memory_shape(view))
+        return closed_form(view, batch, self.memory_shape(view))
 
     def memory_shape(self, view: ModelView) -> Shape:
         """What of this configuration decides memory."""

@@ -21,17 +21,12 @@ from kecore.inference.decoding import Decoding
 from kecore.model import ModelView
 from kecore.text import Encoder
 
-__all__ = ["joined", "of_session", "sample"]
+__all__ = ["of_session", "sample"]
 
 _OPENINGS = ("The", "Therefore", "Because", "I", "You")
 _TOP_K = 5
 _METHOD = 1  # rises when the same arguments give other contexts
 _WORTH_KEEPING = 1 << 24  # parameters; smaller models write contexts as quickly as they are read
-
-
-def joined(context: str, prompt: str) -> str:
-    """A prompt behind a context; the empty context leaves it as it is."""
-    return f"{context}. {prompt}" if context else prompt
 
 
 @torch.no_grad()

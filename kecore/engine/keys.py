@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from kecore.api.errors import NonFiniteError
-from kecore.api.types import EditRequest
-from kecore.engine.locate import locate
+from kecore.batch import RequestBatch
 from kecore.memory import forward_bytes, pass_tokens
 from kecore.model import ModelView
 from kecore.model.view import Pass
 from kecore.statistics.triangular import cholesky_
-from kecore.text import Encoder, Rows
+from kecore.text import Rows
 
 __all__ = ["KeyPass", "Keys", "Prompts"]
 
@@ -72,9 +71,7 @@ class KeyPass:
 
     Args:
         view: the model, frozen by the caller.
-        encoder: text to tokens.
-        requests: the edits.
-        groups: group index of each request.
+        batch: the edits; each group gets a key.
         contexts: prefixes of every prompt; the first is empty.
         layers: edited layers, ascending.
         memory: bytes of activations per chunk of rows.
@@ -86,9 +83,7 @@ class KeyPass:
     def __init__(
         self,
         view: ModelView,
-        encoder: Encoder,
-        requests: Sequence[EditRequest],
-        groups: Sequence[int],
+        batch: RequestBatch,
         contexts: Sequence[str],
         layers: Sequence[int],
         memory: int = 2 << 30,
@@ -97,18 +92,18 @@ class KeyPass:
     ) -> None:
         self.view, self.layers = view, list(layers)
         self.scale = None if projection else view.layers[self.layers[-1]].residual_scale
-        located = locate(encoder, requests, contexts, target=False)
+        in_context = [batch.located(context) for context in contexts]
         # Requests that share subject and text before it have the same keys: each distinct row runs once.
         place: dict[tuple[int, ...], int] = {}
-        index = [place.setdefault(item.encoded.ids[: item.lookup + 1], len(place)) for item in located]
+        index: list[tuple[int, int, int]] = []
+        for request, group in enumerate(batch.groups):
+            for context, located in enumerate(in_context):
+                item = located[request]
+                index.append((group, place.setdefault(item.ids[: item.lookup + 1], len(place)), context))
         rows = list(place)
-        u, others = max(groups) + 1, len(contexts) - 1
+        u, others = len(batch.subjects), len(contexts) - 1
         of_context = [1.0] if not others else [others * bare / (1 - bare) if bare is not None else 1.0] + [1.0] * others
-        parts = [
-            (groups[item.request], row, of_context[item.context])
-            for item, row in zip(located, index, strict=True)
-            if of_context[item.context]
-        ]
+        parts = [(group, row, of_context[context]) for group, row, context in index if of_context[context]]
         group, row = torch.tensor([part[:2] for part in parts]).t()
         weight = torch.tensor([part[2] for part in parts])
         weight /= torch.zeros(u).index_add(0, group, weight)[group]
@@ -119,7 +114,7 @@ class KeyPass:
         most = max(1, min(pass_tokens(view), memory // forward_bytes(view)))
         for chunk in _chunks(order, [len(row) for row in rows], most):
             ids = [rows[i] for i in chunk]
-            padded = encoder.rows(ids, [len(row) - 1 for row in ids]).to(view.device)
+            padded = batch.encoder.rows(ids, [len(row) - 1 for row in ids]).to(view.device)
             self.chunks.append((torch.tensor(chunk), padded, None))
         self.below: int | None = None
         self.original = self._outputs(self.layers[-1])
@@ -174,18 +169,14 @@ class Prompts:
 
     Args:
         view: the model, frozen by the caller.
-        encoder: text to tokens.
-        requests: the edits.
-        groups: group index of each request.
+        batch: the edits.
         contexts: prefixes of every prompt; the first is empty.
         memory: bytes of activations per chunk of rows.
         bare: weight of the bare prompt's key; see :class:`KeyPass`.
     """
 
     view: ModelView
-    encoder: Encoder
-    requests: Sequence[EditRequest]
-    groups: Sequence[int]
+    batch: RequestBatch
     contexts: Sequence[str]
     memory: int
     bare: float | None
@@ -199,9 +190,7 @@ class Prompts:
         """
         return KeyPass(
             self.view,
-            self.encoder,
-            self.requests,
-            self.groups,
+            self.batch,
             self.contexts,
             layers,
             memory=self.memory,

@@ -8,8 +8,7 @@ from typing import Literal
 
 import torch
 
-from kecore.api.types import EditRequest, unique
-from kecore.engine.locate import group_by_subject, locate
+from kecore.batch import RequestBatch
 from kecore.memory import (
     Need,
     backward_bytes,
@@ -21,7 +20,6 @@ from kecore.memory import (
     vocabulary_size,
 )
 from kecore.model import ModelView
-from kecore.text import Encoder
 
 __all__ = ["Shape", "closed_form"]
 
@@ -56,22 +54,20 @@ class Shape:
     anchor: int | None = None
 
 
-def closed_form(view: ModelView, encoder: Encoder, requests: Sequence[EditRequest], shape: Shape) -> list[Need]:
+def closed_form(view: ModelView, batch: RequestBatch, shape: Shape) -> list[Need]:
     """Needs of the stages of :class:`~kecore.engine.closed_form.ClosedForm`."""
-    asked = unique(requests)
-    groups = group_by_subject(asked)
-    bare = locate(encoder, asked, [""], target=True)
+    groups, bare = batch.groups, batch.located()
     last = max(shape.layers) if shape.anchor is None else shape.anchor
     prefix = _OPENING + shape.context_tokens if shape.contexts else 0
     return [
-        _values(view, shape, last, groups, [(i.lookup, len(i.encoded.ids), i.encoded.start) for i in bare], prefix),
+        _values(view, shape, last, groups, [(i.lookup, len(i.ids), i.start) for i in bare], prefix),
         _keys(view, shape, groups, [i.lookup + 1 for i in bare], prefix),
         _solve(view, shape, max(groups) + 1),
     ]
 
 
 def _values(
-    view: ModelView, shape: Shape, layer: int, groups: list[int], spans: list[tuple[int, int, int]], prefix: int
+    view: ModelView, shape: Shape, layer: int, groups: Sequence[int], spans: list[tuple[int, int, int]], prefix: int
 ) -> Need:
     u = max(groups) + 1
     tokens = [0] * u
@@ -101,7 +97,7 @@ def _values(
     return Need("values", parts, per_token, max(every, padded), max(tokens))
 
 
-def _keys(view: ModelView, shape: Shape, groups: list[int], lengths: list[int], prefix: int) -> Need:
+def _keys(view: ModelView, shape: Shape, groups: Sequence[int], lengths: list[int], prefix: int) -> Need:
     u, rows = max(groups) + 1, len(lengths) * (shape.contexts + 1)
     tokens = sum(lengths) * (shape.contexts + 1) + len(lengths) * shape.contexts * prefix
     d = max(view.layers[i].value_projection.d_in for i in shape.layers)

@@ -1,4 +1,4 @@
-"""How every method that puts a module beside the model begins and ends."""
+"""How methods that put a module beside the model end."""
 
 from __future__ import annotations
 
@@ -6,24 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kecore.api.method import MethodContext
-from kecore.api.types import EditRequest, check_conflicts, unique
+from kecore.api.types import EditRequest
 from kecore.edit import ModuleEdit, SideModule
-from kecore.engine.tuning import encoded
 from kecore.model import ModelView
 
-__all__ = ["accepted", "side_edit"]
-
-
-def accepted(requests: Sequence[EditRequest], context: MethodContext) -> list[EditRequest]:
-    """Return each request once.
-
-    Raises:
-        RequestError: two of them contradict each other, or one does not fit; before anything takes long.
-    """
-    check_conflicts(requests)
-    asked = unique(requests)
-    encoded(context.encoder, asked)
-    return asked
+__all__ = ["side_edit"]
 
 
 def side_edit(

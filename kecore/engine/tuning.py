@@ -15,21 +15,22 @@ from kecore.api.config import MethodConfig
 from kecore.api.errors import NonFiniteError
 from kecore.api.method import MethodContext
 from kecore.api.types import EditRequest
-from kecore.engine.contexts import joined, of_session
+from kecore.batch import Located, RequestBatch
+from kecore.engine.contexts import of_session
 from kecore.engine.layers import at_depth
 from kecore.engine.texts import load_passages, prompts_about_others
 from kecore.memory import Need, backward_bytes, logits_bytes
 from kecore.model import ModelView
-from kecore.text import Encoded, Encoder, Rows
+from kecore.text import Encoded, Encoder, Rows, join_context
 
 __all__ = [
     "Kept",
     "KeptConfig",
     "Objective",
     "Targets",
+    "Wording",
     "batch_need",
     "chosen_layer",
-    "encoded",
     "in_contexts",
     "lengthened",
     "train",
@@ -52,17 +53,40 @@ class Counted(Protocol):
 B = TypeVar("B", bound=Counted)
 
 
-def encoded(encoder: Encoder, requests: Sequence[EditRequest]) -> list[Encoded]:
-    """Every prompt with its target."""
-    return [encoder.encode(request.text, request.target) for request in requests]
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """One way to ask for a request's target.
+
+    Args:
+        request: the request, with what stands before its prompt.
+        encoded: its prompt with its target.
+    """
+
+    request: EditRequest
+    encoded: Encoded
 
 
 def in_contexts(
-    view: ModelView, context: MethodContext, requests: Sequence[EditRequest], count: int, tokens: int
-) -> list[list[EditRequest]]:
-    """Each request as it stands, and behind ``count`` prefixes that the model writes; the caller freezes the model."""
-    texts = of_session(view, context, count, tokens)
-    return [[replace(request, prompt=joined(text, request.prompt)) for text in texts] for request in requests]
+    view: ModelView, context: MethodContext, batch: RequestBatch, count: int, tokens: int
+) -> list[list[Wording]]:
+    """Return each request as it stands, then behind ``count`` prefixes that the model writes.
+
+    Args:
+        view: the model, frozen by the caller.
+        context: holds the seed and what earlier edits sampled.
+        batch: the requests.
+        count: number of prefixes.
+        tokens: length of each in tokens.
+    """
+    encodings = batch.encodings  # refuses what does not fit before anything takes long
+    prefixes = [text for text in of_session(view, context, count, tokens) if text]
+    wordings: list[list[Wording]] = []
+    for request, encoded in zip(batch.requests, encodings, strict=True):
+        wordings.append([Wording(request, encoded)])
+        for prefix in prefixes:
+            behind = replace(request, prompt=join_context(prefix, request.prompt))
+            wordings[-1].append(Wording(behind, batch.encoder.encode(behind.text, behind.target)))
+    return wordings
 
 
 def lengthened(items: Sequence[Encoded], count: int, tokens: int, others: int = 0) -> list[Encoded]:
@@ -153,7 +177,7 @@ class Targets:
         self,
         view: ModelView,
         encoder: Encoder,
-        items: Sequence[Encoded],
+        items: Sequence[Encoded | Located],
         layer: int,
         objective: Objective,
         kept: Kept | None = None,

@@ -30,15 +30,14 @@ from torch.autograd.function import once_differentiable
 
 from kecore.api.errors import KecoreWarning, NonFiniteError
 from kecore.api.progress import Progress, silent
-from kecore.api.types import EditRequest
+from kecore.batch import Located, RequestBatch
 from kecore.engine.graphs import Function, record
-from kecore.engine.locate import Located, locate
 from kecore.engine.replay import Replay
 from kecore.memory import backward_bytes, cached_bytes, logits_bytes
 from kecore.model import ModelView
 from kecore.text import Encoder
 
-__all__ = ["Coupling", "ValueSettings", "Values", "optimise", "said"]
+__all__ = ["Coupling", "ValueSettings", "Values", "optimise_values", "said"]
 
 _BETAS = (0.9, 0.999)  # of Adam
 _EPS = 1e-8
@@ -137,11 +136,9 @@ class Values:
     mode: str
 
 
-def optimise(
+def optimise_values(
     view: ModelView,
-    encoder: Encoder,
-    requests: Sequence[EditRequest],
-    groups: Sequence[int],
+    batch: RequestBatch,
     layer: int,
     contexts: Sequence[str],
     settings: ValueSettings,
@@ -155,9 +152,7 @@ def optimise(
 
     Args:
         view: the model; unchanged on return.
-        encoder: text to tokens.
-        requests: the edits.
-        groups: group index of each request, 0 to u-1; a group shares one value.
+        batch: the edits; a group shares one value.
         layer: layer whose value projection is edited (the last one, if several are).
         contexts: prefixes of every prompt.
         settings: numbers of the optimisation.
@@ -170,34 +165,32 @@ def optimise(
     Raises:
         NonFiniteError: a loss became NaN or infinite.
     """
-    located = locate(encoder, requests, contexts, target=True)
-    essence = [EditRequest(_ESSENCE, r.subject, r.target, id=r.id) for r in requests] if settings.kl_weight else []
-    # One essence prompt per group: its requests share the subject.
-    first = {group: index for index, group in reversed(list(enumerate(groups)))}
-    asked = [essence[i] for i in first.values()] if essence else []
-    kl = dict(zip(first, locate(encoder, asked, [""], target=False), strict=False))
-    u = max(groups) + 1
-    jobs = [[item for item in located if groups[item.request] == g] for g in range(u)]
+    encoder, u = batch.encoder, len(batch.subjects)
+    essences = batch.about_subjects(_ESSENCE) if settings.kl_weight else [None] * u
+    in_context = [batch.located(context) for context in contexts]
+    jobs: list[list[tuple[Located, int]]] = [[] for _ in range(u)]
+    for request, group in enumerate(batch.groups):
+        jobs[group] += [(located[request], context) for context, located in enumerate(in_context)]
     out = Values(*(torch.zeros(u, view.width), torch.zeros(u), torch.zeros(u), torch.zeros(u, dtype=torch.long)), "")
     mode, done = "", 0
     with view.frozen(), view.cast(settings.precision):
         bank = _noise_bank(view, encoder, contexts, layer, seed) if settings.noise else torch.empty(0)
-        for batch in _micro_batches(view, jobs, layer, memory):
-            members = [(jobs[g], kl.get(g)) for g in batch]
-            index = torch.tensor(batch)
+        for groups in _micro_batches(view, [[item for item, _ in job] for job in jobs], layer, memory):
+            members = [(jobs[g], essences[g]) for g in groups]
+            index = torch.tensor(groups)
             others = None if coupling is None else (coupling, index.to(view.device))
             known = mode if mode in ("upper", "full") else None  # what a cache gives depends on the rows
             part = _Batch(view, encoder, members, layer, settings, known, bank, others)
             for step in range(settings.steps):
                 active = part.step(last=step == settings.steps - 1)
-                progress("values", done * settings.steps + (step + 1) * len(batch), u * settings.steps)
+                progress("values", done * settings.steps + (step + 1) * len(groups), u * settings.steps)
                 if not active:
                     break
             if others is not None:
                 others[0].keep(part.delta[:, : view.width], others[1])
             out.delta[index], out.reference[index] = part.delta[:, : view.width].cpu(), part.reference[:, 0].cpu()
             out.loss[index], out.steps[index] = part.loss.cpu(), part.steps.cpu()
-            mode, done = part.mode, done + len(batch)
+            mode, done = part.mode, done + len(groups)
             settings = replace(settings, graphs=part.recording)  # what failed once is not tried again
             del part  # its caches go before those of the next come
     progress("values", u * settings.steps, u * settings.steps)
@@ -226,9 +219,9 @@ def _micro_batches(view: ModelView, jobs: list[list[Located]], layer: int, memor
     """Groups of similar length together, as many as a backward pass and its cache leave room for."""
     token, cached, logits = backward_bytes(view, layer), cached_bytes(view, layer), logits_bytes(view)
     enough = _ENOUGH.get(view.device.type, 1024)
-    length = [max(len(item.encoded.ids) - 1 - item.lookup for item in job) for job in jobs]
+    length = [max(len(item.ids) - 1 - item.lookup for item in job) for job in jobs]
     past = [max(item.lookup for item in job) for job in jobs]
-    places = [sum(len(item.encoded.ids) - item.encoded.start for item in job) + 1 for job in jobs]
+    places = [sum(len(item.ids) - item.start for item in job) + 1 for job in jobs]
     batch: list[int] = []
     rows = columns = spoken = 0
     for g in sorted(range(len(jobs)), key=lambda g: length[g]):
@@ -336,7 +329,7 @@ class _Batch:
         self,
         view: ModelView,
         encoder: Encoder,
-        members: list[tuple[list[Located], Located | None]],
+        members: list[tuple[list[tuple[Located, int]], Located | None]],
         layer: int,
         settings: ValueSettings,
         mode: str | None,
@@ -344,24 +337,22 @@ class _Batch:
         others: tuple[Coupling, Tensor] | None = None,
     ) -> None:
         self.settings, self.bank, self.others = settings, bank, others
-        rows = [(g, item, False) for g, (items, _) in enumerate(members) for item in items]
-        rows += [(g, kl, True) for g, (_, kl) in enumerate(members) if kl is not None]
+        rows = [(g, item, context, False) for g, (items, _) in enumerate(members) for item, context in items]
+        rows += [(g, kl, 0, True) for g, (_, kl) in enumerate(members) if kl is not None]
         device = view.device
         # A target's last token is predicted, never read.
-        ids = [item.encoded.ids if kl else item.encoded.ids[:-1] for _, item, kl in rows]
-        lookups = [item.lookup for _, item, _ in rows]
-        opening = [item.context for _, item, _ in rows]
+        ids = [item.ids if kl else item.ids[:-1] for _, item, _, kl in rows]
+        lookups = [item.lookup for _, item, _, _ in rows]
+        opening = [context for _, _, context, _ in rows]
         beside = None if settings.beside is None else settings.beside(view, layer)
         replay = Replay(view, encoder, ids, lookups, layer, mode, beside, opening)
         self.mode, self.parts = replay.mode, replay.parts
         places = [
-            (row, place, item.encoded.ids[place + 1] if not kl else -1)
-            for row, (_, item, kl) in enumerate(rows)
-            for place in (
-                range(item.encoded.start - 1, len(item.encoded.ids) - 1) if not kl else [len(item.encoded.ids) - 1]
-            )
+            (row, place, item.ids[place + 1] if not kl else -1)
+            for row, (_, item, _, kl) in enumerate(rows)
+            for place in (range(item.start - 1, len(item.ids) - 1) if not kl else [len(item.ids) - 1])
         ]
-        about = torch.tensor([(g, 0 if kl else item.context, kl) for g, item, kl in rows], device=device).t()
+        about = torch.tensor([(g, context, kl) for g, _, context, kl in rows], device=device).t()
         row, place, token = torch.tensor(places, device=device).t()
         spoken = int((token >= 0).sum())
         self.work = _Work(replay, about[0], about[1], about[2].bool(), row, place, token, spoken)

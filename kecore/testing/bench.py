@@ -21,6 +21,7 @@ from kecore.api.errors import KecoreWarning
 from kecore.api.method import EditMethod, MethodContext
 from kecore.api.progress import Progress, silent
 from kecore.api.types import EditRecord, EditRequest, Probe
+from kecore.batch import RequestBatch
 from kecore.corpus import Corpus
 from kecore.edit import Edit, Reader, written
 from kecore.editor import Editor
@@ -110,7 +111,7 @@ class Watched:
         edit: what came back, which should be an :class:`Edit`.
         requests: what was asked for.
         model: what changed in the model and the process; see :class:`Snapshot`.
-        arguments: what changed in the requests, the statistics and the trained tensors.
+        arguments: what changed in the statistics and the trained tensors.
         notes: output, files and connections; see :func:`kecore.testing.watch.watch_side_effects`.
         stages: what it told its progress, in order.
     """
@@ -194,9 +195,11 @@ class Bench:
         cls = method or self.method
         needed = {"statistics": self.statistics(), "trained": self.trained(), "examples": self.examples()}
         fields: dict[str, Any] = {**needed, "seed": seed, "progress": progress, **context}
-        given = MethodContext(cls.Config.make(self.trial.config), self.encoder(view), **fields)
+        encoder = self.encoder(view)
+        batch = RequestBatch.of(requests, encoder)
+        given = MethodContext(cls.Config.make(self.trial.config), encoder, **fields)
         with _quietly():
-            return (instance or cls()).plan(view, requests, given)
+            return (instance or cls()).plan(view, batch, given)
 
     @contextmanager
     def session(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Iterator[Session]:
@@ -220,15 +223,15 @@ class Bench:
         view = self.view()
         model = view.model
         _dress(model)
-        requests, statistics = list(self.requests()), self.statistics()
+        statistics = self.statistics()
         moments = {i: c.clone() for i, c in statistics.moments.items()} if statistics else {}
         trained = self.trained()
         tensors = {name: t.clone() for name, t in trained.tensors.items()} if trained else {}
         stages: list[str] = []
         before = Snapshot(model)
         with watch_side_effects() as notes:
-            edit = self.plan(view, requests, progress=lambda stage, _done, _total: stages.append(stage))
-        arguments = [] if requests == list(self.requests()) else ["the list of requests"]
+            edit = self.plan(view, self.requests(), progress=lambda stage, _done, _total: stages.append(stage))
+        arguments: list[str] = []
         if statistics:
             now = statistics.moments
             arguments += [f"the statistics of layer {i}" for i, c in moments.items() if not torch.equal(c, now[i])]

@@ -119,9 +119,9 @@ def class_fulfils_the_contract(bench: Bench) -> None:
     registry.check_contract(cls, cls.name)
     _require(cls.name == cls.name.strip().lower() != "", f"the name {cls.name!r} is not in plain lower case")
     try:
-        inspect.signature(cls().plan).bind("view", "requests", "context")
+        inspect.signature(cls().plan).bind("view", "batch", "context")
     except TypeError as error:
-        raise NonConformance(f"plan(view, requests, context) cannot be called: {error}") from error
+        raise NonConformance(f"plan(view, batch, context) cannot be called: {error}") from error
     trains = callable(getattr(cls, "prepare", None))
     _require(trains or not cls.capabilities.needs_training, "a method that needs training has no 'prepare'")
 
@@ -162,7 +162,7 @@ def plan_leaves_the_model_as_it_was(bench: Bench) -> None:
 
 @_check()
 def plan_leaves_its_arguments_as_they_were(bench: Bench) -> None:
-    """A plan changes neither the requests nor the statistics or trained tensors that it is given."""
+    """A plan changes neither the statistics nor the trained tensors that it is given."""
     _require(not bench.watched.arguments, f"the plan changes {', '.join(bench.watched.arguments)}")
 
 

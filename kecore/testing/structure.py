@@ -39,7 +39,7 @@ class Floor:
 FLOORS = (
     Floor("ground", ("kecore", "kecore._version", "kecore._build")),
     Floor("api", ("kecore.api",)),
-    Floor("material", ("kecore.data", "kecore.files", "kecore.text", "kecore.corpus", "kecore.models")),
+    Floor("material", ("kecore.data", "kecore.files", "kecore.text", "kecore.batch", "kecore.corpus", "kecore.models")),
     Floor("ops", ("kecore.ops",)),
     Floor("model", ("kecore.model",)),
     Floor("memory", ("kecore.memory",)),

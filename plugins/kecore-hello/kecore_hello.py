@@ -8,14 +8,13 @@ ruder to its neighbours than ROME, since nothing tells it which keys other facts
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from pydantic import Field
 from torch import Tensor
 
 from kecore.api.config import MethodConfig
 from kecore.api.method import MethodContext
-from kecore.api.types import Capabilities, EditRequest
+from kecore.api.types import Capabilities
+from kecore.batch import RequestBatch
 from kecore.edit import Edit
 from kecore.engine.closed_form import ClosedForm
 from kecore.engine.keys import Keys
@@ -41,9 +40,9 @@ class Hello:
     Config = HelloConfig
     capabilities = Capabilities("weights", batch=True, sequential=True)
     reference = "kecore, write your own method (docs/write-a-method.md); after Meng et al., arXiv:2202.05262"
-    api = (1, 1)
+    api = (2, 2)
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> Edit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> Edit:
         """Work out the edit; the model is as before when this returns."""
         config: HelloConfig = context.config
 
@@ -57,4 +56,4 @@ class Hello:
             values=ValueSettings(steps=config.steps, learning_rate=config.learning_rate),
             solve=smallest_change,
         )
-        return form.plan(view, requests, context, self.name)
+        return form.plan(view, batch, context, self.name)

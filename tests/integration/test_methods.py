@@ -10,12 +10,12 @@ import torch
 
 from kecore import Corpus, Editor, EditRecord, Protocol, load_records
 from kecore.api import registry
+from kecore.batch import RequestBatch
 from kecore.data import path
 from kecore.edit import attached
 from kecore.engine import values
 from kecore.model import ModelView
 from kecore.statistics import collect_statistics
-from kecore.text import Encoder
 
 pytestmark = [pytest.mark.real_model, pytest.mark.filterwarnings("ignore::kecore.api.errors.KecoreWarning")]
 
@@ -45,18 +45,18 @@ def editor(smollm2: tuple[Any, Any]) -> Editor:
 def each_value_once() -> Iterator[None]:
     """What is optimised for the same model, facts, contexts and settings is the same for every method that asks."""
     made: dict[str, values.Values] = {}
-    optimise = values.optimise
+    optimise = values.optimise_values
 
-    def kept(view: ModelView, encoder: Encoder, *asked: Any, seed: int, align: Any = None, **how: Any) -> Any:
+    def kept(view: ModelView, batch: RequestBatch, *asked: Any, seed: int, align: Any = None, **how: Any) -> Any:
         if align is not None:  # those of one batch depend on those before
-            return optimise(view, encoder, *asked, seed=seed, align=align, **how)
-        key = repr((view.identity().of(), asked, seed))
+            return optimise(view, batch, *asked, seed=seed, align=align, **how)
+        key = repr((view.identity().of(), batch, asked, seed))
         if key not in made:
-            made[key] = optimise(view, encoder, *asked, seed=seed, **how)
+            made[key] = optimise(view, batch, *asked, seed=seed, **how)
         return made[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(values, "optimise", kept)
+        patch.setattr(values, "optimise_values", kept)
         yield
 
 

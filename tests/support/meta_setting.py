@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from kecore import EditRecord, EditRequest, Encoder, MethodContext, ModelView, Probe, Schedule, WeightEdit
+from kecore.batch import RequestBatch
 from kecore.testing import tiny_model, tiny_tokenizer
 
 REQUESTS = [
@@ -35,7 +36,7 @@ def planned(method: Any, setting: tuple[ModelView, Encoder], requests: list[Edit
     """The edit of a trained method."""
     view, encoder = setting
     config = method.Config.make(trained.config)
-    edit = method().plan(view, requests, MethodContext(config, encoder, trained=trained))
+    edit = method().plan(view, RequestBatch.of(requests, encoder), MethodContext(config, encoder, trained=trained))
     assert isinstance(edit, WeightEdit)
     return edit
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from kecore.api.config import MethodConfig
 from kecore.api.errors import ConfigError, NonFiniteError, PluginError, PromptTooLongError, UnsupportedCapabilityError
 from kecore.api.identity import Fingerprint
 from kecore.api.method import MethodContext
-from kecore.api.types import Capabilities, EditRequest
+from kecore.api.types import Capabilities
+from kecore.batch import RequestBatch
 from kecore.edit import Edit, LowRank, WeightEdit
 from kecore.engine.closed_form import ClosedForm
 from kecore.engine.keys import Keys
@@ -40,12 +41,12 @@ class Good:
     name = "good"
     capabilities = Capabilities("weights", batch=True, sequential=True)
     reference = "nobody, nowhere"
-    api = (1, 1)
+    api = (2, 2)
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> Edit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> Edit:
         values = ValueSettings(steps=context.config.steps)
         form = ClosedForm(layers=(1,), contexts=0, context_tokens=0, values=values, solve=self.solve)
-        return form.plan(view, requests, context, self.name)
+        return form.plan(view, batch, context, self.name)
 
     def solve(self, layer: int, keys: Keys, residuals: Tensor) -> Solution:
         return kv_solve(keys.mean(), residuals, 1e-3)
@@ -85,8 +86,8 @@ class NamesNoPaper(Good):
 
 @caught_by("class_fulfils_the_contract")
 class AsksForMore(Good):
-    def plan(self, view: Any, requests: Any, context: Any, more: Any) -> Any:  # type: ignore[override]
-        return super().plan(view, requests, context)
+    def plan(self, view: Any, batch: Any, context: Any, more: Any) -> Any:  # type: ignore[override]
+        return super().plan(view, batch, context)
 
 
 @caught_by("class_fulfils_the_contract")
@@ -127,128 +128,121 @@ class IsLostInJson(Good):
 
 @caught_by("plan_leaves_the_model_as_it_was")
 class RestoresRoughly(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
         weight = view.layers[1].value_projection.parameter.data
         noise = torch.full_like(weight, 0.1)
         weight += noise
-        edit = super().plan(view, requests, context)
+        edit = super().plan(view, batch, context)
         weight -= noise
         return edit
 
 
 @caught_by("plan_leaves_the_model_as_it_was")
 class LeavesAHook(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
         view.layers[0].module.register_forward_hook(lambda *_: None)
-        return super().plan(view, requests, context)
+        return super().plan(view, batch, context)
 
 
 @caught_by("plan_leaves_the_model_as_it_was")
 class LeavesFlags(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
         view.model.requires_grad_(False)
-        return super().plan(view, requests, context)
+        return super().plan(view, batch, context)
 
 
 @caught_by("plan_leaves_the_model_as_it_was")
 class LeavesTheMode(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
         view.model.eval()
-        return super().plan(view, requests, context)
+        return super().plan(view, batch, context)
 
 
 @caught_by("plan_leaves_the_model_as_it_was")
 class LeavesGradients(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
         view.model.zero_grad()
-        return super().plan(view, requests, context)
+        return super().plan(view, batch, context)
 
 
 @caught_by("plan_leaves_the_model_as_it_was")
 class Seeds(Good):
-    def plan(self, view: ModelView, requests: Any, context: MethodContext) -> Edit:
+    def plan(self, view: ModelView, batch: Any, context: MethodContext) -> Edit:
         torch.manual_seed(context.seed)
-        return super().plan(view, requests, context)
+        return super().plan(view, batch, context)
 
 
 @caught_by("plan_leaves_the_model_as_it_was")
 class DrawsFromNumpy(Good):
-    def plan(self, view: ModelView, requests: Any, context: MethodContext) -> Edit:
+    def plan(self, view: ModelView, batch: Any, context: MethodContext) -> Edit:
         np.random.rand()
-        return super().plan(view, requests, context)
-
-
-@caught_by("plan_leaves_its_arguments_as_they_were")
-class UsesUpRequests(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
-        asked = [requests.pop() for _ in range(len(requests))]
-        return super().plan(view, asked, context)
+        return super().plan(view, batch, context)
 
 
 @caught_by("plan_leaves_its_arguments_as_they_were")
 class ScalesStatistics(Good):
     capabilities = INFORMED
 
-    def plan(self, view: ModelView, requests: Any, context: MethodContext) -> Edit:
+    def plan(self, view: ModelView, batch: Any, context: MethodContext) -> Edit:
         for moment in context.need_statistics([1], self.name).moments.values():
             moment *= 2
-        return super().plan(view, requests, context)
+        return super().plan(view, batch, context)
 
 
 @caught_by("plan_is_quiet")
 class Prints(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
         sys.stdout.write("planning\n")
-        return super().plan(view, requests, context)
+        return super().plan(view, batch, context)
 
 
 @caught_by("plan_is_quiet")
 class Writes(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
         Path("planned.txt").write_text("planned")
-        return super().plan(view, requests, context)
+        return super().plan(view, batch, context)
 
 
 @caught_by("plan_is_quiet")
 class Connects(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
         socket.getaddrinfo("localhost", 80)
-        return super().plan(view, requests, context)
+        return super().plan(view, batch, context)
 
 
 @caught_by("interrupted_plan_leaves_the_model_as_it_was")
 class RestoresInTheEnd(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
         was = view.model.training
         view.model.eval()
-        edit = super().plan(view, requests, context)
+        edit = super().plan(view, batch, context)
         view.model.train(was)
         return edit
 
 
 @caught_by("interrupted_plan_leaves_the_model_as_it_was")
 class GoesOn(Good):
-    def plan(self, view: ModelView, requests: Any, context: MethodContext) -> Edit:
+    def plan(self, view: ModelView, batch: Any, context: MethodContext) -> Edit:
         try:
-            return super().plan(view, requests, context)
+            return super().plan(view, batch, context)
         except BaseException:  # noqa: BLE001 - the fault
             return WeightEdit(updates={}, base=context.fingerprint(view), method=self.name)
 
 
 @caught_by("same_seed_same_edit")
 class IgnoresTheSeed(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
         with torch.random.fork_rng(devices=[]):
-            return changed(super().plan(view, requests, context), lambda u: LowRank(u.U * torch.rand(1), u.V))
+            return changed(super().plan(view, batch, context), lambda u: LowRank(u.U * torch.rand(1), u.V))
 
 
 @caught_by("same_seed_same_edit")
 class CountsItsPlans(Good):
     plans = 0
 
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
         self.plans += 1
-        return changed(super().plan(view, requests, context), lambda u: LowRank(u.U / self.plans, u.V))
+        return changed(super().plan(view, batch, context), lambda u: LowRank(u.U / self.plans, u.V))
 
 
 # An edit.
@@ -261,51 +255,51 @@ class SaysItWrapsModules(Good):
 
 @caught_by("edit_says_what_it_is")
 class NamesAnotherMethod(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
-        return replace(super().plan(view, requests, context), method="better")  # type: ignore[type-var]
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
+        return replace(super().plan(view, batch, context), method="better")  # type: ignore[type-var]
 
 
 @caught_by("edit_says_what_it_is")
 class NamesAnotherSeed(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
-        return replace(super().plan(view, requests, context), seed=1)  # type: ignore[type-var]
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
+        return replace(super().plan(view, batch, context), seed=1)  # type: ignore[type-var]
 
 
 @caught_by("edit_says_what_it_is")
 class NamesAnotherConfig(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
-        return replace(super().plan(view, requests, context), config={"steps": 3})  # type: ignore[type-var]
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
+        return replace(super().plan(view, batch, context), config={"steps": 3})  # type: ignore[type-var]
 
 
 @caught_by("edit_says_what_it_is")
 class NamesNoRequests(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
-        return replace(super().plan(view, requests, context), requests=())  # type: ignore[type-var]
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
+        return replace(super().plan(view, batch, context), requests=())  # type: ignore[type-var]
 
 
 @caught_by("edit_says_what_it_is")
 class NamesAnotherBase(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
         other = Fingerprint("float32", {"float32": "0" * 32})
-        return replace(super().plan(view, requests, context), base=other)  # type: ignore[type-var]
+        return replace(super().plan(view, batch, context), base=other)  # type: ignore[type-var]
 
 
 @caught_by("edit_says_what_it_is")
 class ReturnsDoubles(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
-        return changed(super().plan(view, requests, context), lambda u: LowRank(u.U.double(), u.V.double()))
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
+        return changed(super().plan(view, batch, context), lambda u: LowRank(u.U.double(), u.V.double()))
 
 
 @caught_by("edit_says_what_it_is")
 class ReturnsAGraph(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
-        return changed(super().plan(view, requests, context), lambda u: LowRank(u.U.requires_grad_(), u.V))
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
+        return changed(super().plan(view, batch, context), lambda u: LowRank(u.U.requires_grad_(), u.V))
 
 
 @caught_by("edit_says_what_it_is")
 class ReturnsTensorsOfAnotherDevice(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
-        edit = super().plan(view, requests, context)
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
+        edit = super().plan(view, batch, context)
         assert isinstance(edit, WeightEdit)
         meta = {n: LowRank(u.U.to("meta"), u.V.to("meta")) for n, u in edit.updates.items() if isinstance(u, LowRank)}
         object.__setattr__(edit, "updates", meta)
@@ -327,14 +321,14 @@ class WritesTheEmbedding(WeightEdit):
 
 @caught_by("edit_changes_only_what_it_names")
 class WritesAForeignParameter(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
-        return of_kind(super().plan(view, requests, context), WritesTheEmbedding)
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
+        return of_kind(super().plan(view, batch, context), WritesTheEmbedding)
 
 
 @caught_by("edit_changes_only_what_it_names")
 class DoesNothing(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
-        return changed(super().plan(view, requests, context), lambda u: LowRank(0 * u.U, u.V))
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
+        return changed(super().plan(view, batch, context), lambda u: LowRank(0 * u.U, u.V))
 
 
 class Subtracts(WeightEdit):
@@ -347,8 +341,8 @@ class Subtracts(WeightEdit):
 
 @caught_by("reverting_is_exact")
 class ComesOffRoughly(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
-        return of_kind(super().plan(view, requests, context), Subtracts)
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
+        return of_kind(super().plan(view, batch, context), Subtracts)
 
 
 class SavesHalves(WeightEdit):
@@ -359,8 +353,8 @@ class SavesHalves(WeightEdit):
 
 @caught_by("saved_edit_is_the_same_edit")
 class LosesDigitsWhenSaved(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
-        return of_kind(super().plan(view, requests, context), SavesHalves)
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
+        return of_kind(super().plan(view, batch, context), SavesHalves)
 
 
 # What it is for.
@@ -385,9 +379,9 @@ class WrecksNeighbours(Good):
 
 @caught_by("every_request_of_a_batch_counts")
 class WritesTheFirstOnly(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
-        edit = super().plan(view, requests[:1], context)
-        return replace(edit, requests=tuple(requests))  # type: ignore[type-var]
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
+        edit = super().plan(view, batch.select([0]), context)
+        return replace(edit, requests=batch.requests)  # type: ignore[type-var]
 
 
 @caught_by("several_requests_are_written_or_refused")
@@ -400,10 +394,10 @@ class RefusesASecond(Good):
 
     capabilities = ALONE
 
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
-        if len(requests) > 1:
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
+        if len(batch) > 1:
             raise UnsupportedCapabilityError("this method takes one request at a time; edit once for each")
-        return super().plan(view, requests, context)
+        return super().plan(view, batch, context)
 
 
 @caught_by("several_requests_are_refused")
@@ -419,8 +413,8 @@ class FavoursTheFirst(Good):
 
 @caught_by("second_edit_keeps_the_first")
 class UndoesTheFirst(Good):
-    def plan(self, view: ModelView, requests: Any, context: MethodContext) -> Edit:
-        edit = super().plan(view, requests, context)
+    def plan(self, view: ModelView, batch: Any, context: MethodContext) -> Edit:
+        edit = super().plan(view, batch, context)
         before = dict(context.state)
         assert isinstance(edit, WeightEdit)
         (update,) = edit.updates.values()
@@ -434,9 +428,9 @@ class UndoesTheFirst(Good):
 
 @caught_by("declared_types_work", RuntimeError)
 class KnowsOneType(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
         view.layers[1].value_projection.weight @ torch.eye(view.layers[1].value_projection.d_in)
-        return super().plan(view, requests, context)
+        return super().plan(view, batch, context)
 
 
 @caught_by("declared_types_work")
@@ -446,8 +440,8 @@ class OverwritesTheType(Good):
             super().attach(model, base=base)
             model.float()
 
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
-        return of_kind(super().plan(view, requests, context), self.Edit)
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
+        return of_kind(super().plan(view, batch, context), self.Edit)
 
 
 # What it refuses.
@@ -455,19 +449,19 @@ class OverwritesTheType(Good):
 
 @caught_by("bad_requests_are_refused")
 class CutsLongPrompts(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
         try:
-            return super().plan(view, requests, context)
+            return super().plan(view, batch, context)
         except PromptTooLongError:
-            short = [replace(r, prompt=r.prompt[-50:]) for r in requests]
-            return super().plan(view, short, context)
+            short = [replace(r, prompt=r.prompt[-50:]) for r in batch.requests]
+            return super().plan(view, RequestBatch.of(short, context.encoder), context)
 
 
 @caught_by("bad_requests_are_refused")
 class AssertsShortPrompts(Good):
-    def plan(self, view: ModelView, requests: Any, context: Any) -> Edit:
-        assert all(len(r.text) < 1000 for r in requests)
-        return super().plan(view, requests, context)
+    def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
+        assert all(len(r.text) < 1000 for r in batch.requests)
+        return super().plan(view, batch, context)
 
 
 @caught_by("what_is_missing_is_asked_for")
@@ -479,6 +473,6 @@ class DoesWithout(Good):
 class FailsWithout(Good):
     capabilities = INFORMED
 
-    def plan(self, view: ModelView, requests: Any, context: MethodContext) -> Edit:
+    def plan(self, view: ModelView, batch: Any, context: MethodContext) -> Edit:
         assert context.statistics is not None
-        return super().plan(view, requests, context)
+        return super().plan(view, batch, context)

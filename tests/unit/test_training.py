@@ -35,6 +35,7 @@ from kecore.api.errors import (
     UnsupportedCapabilityError,
 )
 from kecore.api.types import Capabilities
+from kecore.batch import RequestBatch
 from kecore.edit import LowRank
 from kecore.files import write_tensors
 from kecore.testing import Snapshot, tiny_model, tiny_tokenizer
@@ -56,14 +57,14 @@ class Toy:
     name = "toy"
     capabilities = Capabilities("weights", batch=True, needs_training=True)
     reference = "a test"
-    api = (1, 1)
+    api = (2, 2)
     schedule = SHORT
     seen: ClassVar[list[list[str]]] = []
 
     def prepare(self, view: ModelView, records: Sequence[EditRecord], context: MethodContext) -> ToyLearner:
         return ToyLearner(context.config)
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> WeightEdit:
         mean = context.need_trained(view, self.name)["mean"]
         projection = view.layers[1].value_projection
         update = LowRank(
@@ -287,4 +288,4 @@ def test_an_edit_has_the_configuration_of_the_training(view: ModelView, encoder:
 def test_an_editor_of_another_method_is_refused(view: ModelView, encoder: Encoder, trained: TrainedEditor) -> None:
     context = MethodContext(Toy.Config(), encoder, trained=replace(trained, method="other"))
     with pytest.raises(ArtifactMismatchError, match="one of method 'other', not of 'toy'"):
-        Toy().plan(view, [RECORDS[0].request], context)
+        Toy().plan(view, RequestBatch.of([RECORDS[0].request], encoder), context)

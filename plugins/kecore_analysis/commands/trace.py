@@ -208,14 +208,15 @@ def _neurons(
     view: ModelView, encoder: Encoder, prompts: Sequence[str], seed: int, screen: Screen
 ) -> list[list[Neuron]]:
     """Knowledge neurons of the model's own answer to each prompt, bare and behind sampled contexts."""
-    from kecore.engine.contexts import joined, sample
+    from kecore.engine.contexts import sample
+    from kecore.text import join_context
     from kecore_methods.locate.neurons import attribute, knowledge_neurons, next_tokens
 
     with view.frozen():
         prefixes = sample(view, encoder, *_CONTEXTS, seed)
     found: list[list[Neuron]] = []
     for prompt, answer in zip(prompts, next_tokens(view, encoder, prompts), strict=True):
-        texts = [joined(prefix, prompt) for prefix in prefixes]
+        texts = [join_context(prefix, prompt) for prefix in prefixes]
         scores = attribute(view, encoder, texts, [answer] * len(texts), progress=screen.progress)
         found.append(knowledge_neurons(scores))
     return found

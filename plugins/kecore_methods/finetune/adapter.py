@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from kecore.api.errors import ConfigError, MissingDependencyError, UnsupportedModelError
 from kecore.api.method import MethodContext
-from kecore.api.types import EditRequest, check_conflicts, unique
+from kecore.api.types import EditRequest
+from kecore.batch import RequestBatch
 from kecore.edit import LowRank, WeightEdit
 from kecore.engine.layers import at_depth
-from kecore.engine.tuning import Kept, KeptConfig, Targets, batch_need, encoded, in_contexts, lengthened, train
+from kecore.engine.tuning import Kept, KeptConfig, Targets, batch_need, in_contexts, lengthened, train
 from kecore.memory import Need
 from kecore.model import LinearView, ModelView, hooks
 from kecore.text import Encoded, Encoder
@@ -108,12 +109,12 @@ class AdapterConfig(KeptConfig):
         ]
         return self.relative_learning_rate * fmean(units) / (self.alpha / self.rank)
 
-    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
+    def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """The factors with gradients and moments, and a batch of requests, which is not cut further."""
         maps = self.adapted_maps(view).values()
         numbers = sum(self.rank * (part.d_in + part.d_out) for part in maps)
         parts = {"factors, gradients and moments": 4 * 4 * numbers}
-        items = lengthened(encoded(encoder, requests), self.contexts, self.context_tokens, self.others)
+        items = lengthened(batch.encodings, self.contexts, self.context_tokens, self.others)
         size = self.batch_size * (self.contexts + 1 + self.others)
         return [batch_need(view, items, size, self.adapted_layers(view)[0], parts)]
 
@@ -246,13 +247,13 @@ def _take_off(model: nn.Module, maps: dict[str, LinearView], attributes: set[str
 
 def plan_adapter(
     view: ModelView,
-    requests: Sequence[EditRequest],
+    batch: RequestBatch,
     context: MethodContext,
     method: str,
     kind: Callable[[Any, int], PeftConfig],
     *,
     base: Callable[[ModelView], AbstractContextManager[Any]] = nullcontext,
-    batch: Callable[[ModelView, Encoder, list[EditRequest], list[Encoded], int, Kept | None], Any] | None = None,
+    make: Callable[[ModelView, Encoder, list[EditRequest], list[Encoded], int, Kept | None], Any] | None = None,
     loss: Callable[[Any, Adapter], Tensor] = lambda batch, _: batch.loss(),
     after: Callable[[Adapter, int], None] = lambda _adapter, _update: None,
 ) -> WeightEdit:
@@ -260,33 +261,31 @@ def plan_adapter(
 
     Args:
         view: the model.
-        requests: the facts.
+        batch: the facts.
         context: its configuration is an :class:`AdapterConfig`.
         method: what the edit will name itself.
         kind: the peft configuration for a number of updates in all, given the package.
         base: what the adapter stands on while it is trained, a context; by default the model as it is.
-        batch: what the loss is asked of, made before the adapter is on the model, given the lowest adapted layer and
+        make: makes what the loss is asked of, before the adapter is on the model, given the lowest adapted layer and
             what is kept; by default :class:`Targets`.
         loss: loss of a batch, as :func:`train` takes it; by default the targets' negative log-likelihood.
         after: called after every update, with the number of updates so far.
     """
     config: AdapterConfig = context.config
-    check_conflicts(requests)
-    asked = unique(requests)
     peft, encoder = peft_package(), context.encoder
-    encoded(encoder, asked)  # refuses what does not fit before anything takes long
     maps, lowest = config.adapted_maps(view), config.adapted_layers(view)[0]
     with view.frozen(), context.stages("contexts"):
-        facts = in_contexts(view, context, asked, config.contexts, config.context_tokens)
+        facts = in_contexts(view, context, batch, config.contexts, config.context_tokens)
     with view.frozen(), context.stages("tune"), base(view):
         torch.manual_seed(context.seed)
-        make = batch or (lambda v, e, _, items, layer, kept: Targets(v, e, items, layer, "target_new", kept))
+        make = make or (lambda v, e, _, items, layer, kept: Targets(v, e, items, layer, "target_new", kept))
         batches: list[Any] = []
         for start in range(0, len(facts), config.batch_size):
             whole = facts[start : start + config.batch_size]
-            part = [request for fact in whole for request in fact]
-            kept = config.kept(encoder, [fact[0] for fact in whole])
-            batches.append(make(view, encoder, part, encoded(encoder, part), lowest, kept))
+            kept = config.kept(encoder, [fact[0].request for fact in whole])
+            wordings = [wording for fact in whole for wording in fact]
+            requests, items = [w.request for w in wordings], [w.encoded for w in wordings]
+            batches.append(make(view, encoder, requests, items, lowest, kept))
         with adapted(view, kind(peft, config.steps * len(batches)), maps) as adapter:
             losses = train(
                 context, adapter.parameters(), config.rate(maps), config.steps, lambda _: batches,
@@ -299,7 +298,7 @@ def plan_adapter(
         method=method,
         transposed=frozenset(part.name for part in maps.values() if part.transposed and part.name in updates),
         config=config.to_json(),
-        requests=tuple(asked),
+        requests=batch.requests,
         seed=context.seed,
         notes={"loss": losses},
     )

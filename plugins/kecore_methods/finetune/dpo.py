@@ -12,6 +12,7 @@ from torch.nn.functional import logsigmoid
 
 from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities, EditRequest
+from kecore.batch import RequestBatch
 from kecore.edit import WeightEdit
 from kecore.engine.tuning import Kept, Targets
 from kecore.model import ModelView
@@ -41,15 +42,15 @@ class Dpo:
     Config = DpoConfig
     capabilities = Capabilities(kind="weights", batch=True, sequential=True)
     reference = "Rafailov et al., Direct Preference Optimization, NeurIPS 2023, arXiv:2305.18290"
-    api = (1, 1)
+    api = (2, 2)
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> WeightEdit:
         """Train an adapter on all requests; the model is bitwise as before when this returns."""
         config: DpoConfig = context.config
 
         return plan_adapter(
-            view, requests, context, self.name, lambda peft, _: lora_kind(config, peft),
-            batch=_Pairs, loss=lambda pairs, _: pairs.loss(config),
+            view, batch, context, self.name, lambda peft, _: lora_kind(config, peft),
+            make=_Pairs, loss=lambda pairs, _: pairs.loss(config),
         )  # fmt: skip
 
 

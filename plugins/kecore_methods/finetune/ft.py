@@ -10,12 +10,12 @@ from pydantic import Field
 from torch import Tensor
 
 from kecore.api.method import MethodContext
-from kecore.api.types import Capabilities, EditRequest, check_conflicts, unique
+from kecore.api.types import Capabilities, EditRequest
+from kecore.batch import RequestBatch
 from kecore.edit import Dense, WeightEdit
-from kecore.engine.tuning import KeptConfig, Objective, Targets, batch_need, chosen_layer, encoded, lengthened, train
+from kecore.engine.tuning import KeptConfig, Objective, Targets, batch_need, chosen_layer, lengthened, train
 from kecore.memory import Need
 from kecore.model import ModelView
-from kecore.text import Encoder
 
 __all__ = ["FtL", "FtM", "MatrixConfig", "tune_matrix"]
 
@@ -45,10 +45,10 @@ class MatrixConfig(KeptConfig):
         """Adam's learning rate for a weight."""
         return self.learning_rate or self.relative_learning_rate * float(weight.float().square().mean().sqrt())
 
-    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
+    def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """The change with its gradient and Adam's moments, and a batch of requests, which is not cut further."""
         layer = self.tuned_layer(view)
-        items = lengthened(encoded(encoder, requests), 0, 0, self.others)
+        items = lengthened(batch.encodings, 0, 0, self.others)
         projection = view.layers[layer].value_projection
         parts = {
             "change, gradient and moments": 4 * 4 * projection.d_out * projection.d_in,
@@ -74,28 +74,25 @@ class _FineTune:
     objective: ClassVar[Objective]
     name: ClassVar[str]
     capabilities = Capabilities(kind="weights", batch=True, sequential=True)
-    api = (1, 1)
+    api = (2, 2)
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> WeightEdit:
         """Tune the matrix on all requests; the model is bitwise as before when this returns."""
         config: FineTuneConfig = context.config
-        check_conflicts(requests)
-        asked = unique(requests)
         layer = config.tuned_layer(view)
         encoder, size = context.encoder, config.batch_size
-        encoded(encoder, asked)  # refuses what does not fit before anything takes long
+        requests, items = batch.requests, batch.encodings
 
         def bound(delta: Tensor) -> None:
             if config.norm_constraint is not None:
                 delta.clamp_(-config.norm_constraint, config.norm_constraint)
 
         with view.frozen(), context.stages("tune"):
-            parts = [asked[i : i + size] for i in range(0, len(asked), size)]
-            batches = [
-                Targets(view, encoder, encoded(encoder, part), layer, self.objective, config.kept(encoder, part))
-                for part in parts
-            ]
-            return tune_matrix(view, context, asked, self.name, lambda _: batches, bound)
+            batches: list[Targets] = []
+            for start in range(0, len(requests), size):
+                kept = config.kept(encoder, requests[start : start + size])
+                batches.append(Targets(view, encoder, items[start : start + size], layer, self.objective, kept))
+            return tune_matrix(view, context, requests, self.name, lambda _: batches, bound)
 
 
 class FtL(_FineTune):

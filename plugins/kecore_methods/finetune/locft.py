@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import Field
 
 from kecore.api.method import MethodContext
-from kecore.api.types import Capabilities, EditRequest, check_conflicts, unique
+from kecore.api.types import Capabilities
+from kecore.batch import RequestBatch
 from kecore.edit import WeightEdit
-from kecore.engine.tuning import Targets, batch_need, encoded, in_contexts, lengthened
+from kecore.engine.tuning import Targets, Wording, batch_need, in_contexts, lengthened
 from kecore.memory import Need
 from kecore.model import ModelView
 from kecore.text import Encoded, Encoder
@@ -44,10 +45,10 @@ class LocFtConfig(MatrixConfig):
         published = {"learning_rate": 5e-4, "batch_size": 100, "stop_loss": 0.0, "contexts": 0, "end_token": True}
         return {"llama-3-8b": {**published, "layer": 22}, "qwen2.5-7b": {**published, "layer": 6}}
 
-    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
+    def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """As of every method that tunes one matrix, over prompts in their contexts."""
-        (need,) = super().needs(view, encoder, requests)
-        items = lengthened(encoded(encoder, requests), self.contexts, self.context_tokens, self.others)
+        (need,) = super().needs(view, batch)
+        items = lengthened(batch.encodings, self.contexts, self.context_tokens, self.others)
         size = self.batch_size * (self.contexts + 1 + self.others)
         return [batch_need(view, items, size, self.tuned_layer(view), need.parts)]
 
@@ -59,41 +60,39 @@ class LocFtBf:
     Config = LocFtConfig
     capabilities = Capabilities(kind="weights", batch=True, sequential=True)
     reference = "Yang et al., Fine-tuning Done Right in Model Editing, ICLR 2026, arXiv:2509.22072"
-    api = (1, 1)
+    api = (2, 2)
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> WeightEdit:
         """Tune the matrix on all requests; the model is bitwise as before when this returns."""
         config: LocFtConfig = context.config
-        check_conflicts(requests)
-        asked = unique(requests)
         layer = config.tuned_layer(view)
         # By content, so that the batches do not depend on the order in which requests come.
-        ordered = sorted(asked, key=lambda request: (request.text, request.target))
+        requests = batch.requests
+        order = sorted(range(len(batch)), key=lambda i: (requests[i].text, requests[i].target))
         shuffle = random.Random(context.seed).shuffle  # noqa: S311 - an order of batches is no secret
         size = config.batch_size
         whole: list[Targets] = []
 
-        def batch(facts: Sequence[Sequence[EditRequest]]) -> Targets:
-            items = encoded(context.encoder, [request for fact in facts for request in fact])
+        def targets(facts: Sequence[Sequence[Wording]]) -> Targets:
+            items = [wording.encoded for fact in facts for wording in fact]
             if config.end_token:
                 items = [_ended(item, context.encoder) for item in items]
-            kept = config.kept(context.encoder, [fact[0] for fact in facts])
+            kept = config.kept(context.encoder, [fact[0].request for fact in facts])
             return Targets(view, context.encoder, items, layer, "target_new", kept)
 
         def epoch(_: int) -> list[Targets]:
             if len(facts) > size:
                 shuffle(facts)
-                return [batch(facts[i : i + size]) for i in range(0, len(facts), size)]
+                return [targets(facts[i : i + size]) for i in range(0, len(facts), size)]
             if not whole:
-                whole.append(batch(facts))  # the same in every pass, so the layers below run once
+                whole.append(targets(facts))  # the same in every pass, so the layers below run once
             return whole
 
         with view.frozen():
-            encoded(context.encoder, asked)  # refuses what does not fit before anything takes long
             with context.stages("contexts"):
-                facts = in_contexts(view, context, ordered, config.contexts, config.context_tokens)
+                facts = in_contexts(view, context, batch.select(order), config.contexts, config.context_tokens)
             with context.stages("tune"):
-                return tune_matrix(view, context, asked, self.name, epoch)
+                return tune_matrix(view, context, requests, self.name, epoch)
 
 
 def _ended(item: Encoded, encoder: Encoder) -> Encoded:

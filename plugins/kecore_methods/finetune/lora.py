@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from kecore.api.method import MethodContext
-from kecore.api.types import Capabilities, EditRequest
+from kecore.api.types import Capabilities
+from kecore.batch import RequestBatch
 from kecore.edit import WeightEdit
 from kecore.model import ModelView
 from kecore_methods.finetune.adapter import Adapter, AdapterConfig, plan_adapter
@@ -68,11 +69,11 @@ class Lora:
     Config = LoraConfig
     capabilities = Capabilities(kind="weights", batch=True, sequential=True)
     reference = "Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, arXiv:2106.09685"
-    api = (1, 1)
+    api = (2, 2)
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> WeightEdit:
         """Train an adapter on all requests; the model is bitwise as before when this returns."""
-        return plan_adapter(view, requests, context, self.name, lambda peft, _: lora_kind(context.config, peft))
+        return plan_adapter(view, batch, context, self.name, lambda peft, _: lora_kind(context.config, peft))
 
 
 class AdaLora:
@@ -82,9 +83,9 @@ class AdaLora:
     Config = AdaLoraConfig
     capabilities = Capabilities(kind="weights", batch=True, sequential=True)
     reference = "Zhang et al., Adaptive Budget Allocation for Fine-Tuning, ICLR 2023, arXiv:2303.10512"
-    api = (1, 1)
+    api = (2, 2)
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> WeightEdit:
         """Train an adapter on all requests; the model is bitwise as before when this returns."""
         config: AdaLoraConfig = context.config
 
@@ -95,7 +96,7 @@ class AdaLora:
             )  # fmt: skip
 
         return plan_adapter(
-            view, requests, context, self.name, kind,
+            view, batch, context, self.name, kind,
             loss=lambda batch, adapter: batch.loss() + config.orthogonality * non_orthogonality(adapter),
             after=lambda adapter, update: adapter.tuner.update_and_allocate(update),  # type: ignore[operator]
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from kecore.api.errors import MissingDependencyError
 from kecore.api.method import MethodContext
-from kecore.api.types import Capabilities, EditRequest
+from kecore.api.types import Capabilities
+from kecore.batch import RequestBatch
 from kecore.edit import WeightEdit
 from kecore.memory import Need
 from kecore.model import LinearView, ModelView
-from kecore.text import Encoder
 from kecore_methods.finetune.adapter import AdapterConfig, linear_maps, plan_adapter, quiet_bitsandbytes
 from kecore_methods.finetune.lora import lora_kind
 
@@ -40,9 +40,9 @@ class QLoraConfig(AdapterConfig):
         super().check_installed()
         bitsandbytes_package()
 
-    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
+    def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """LoRA's, and the base in four bits beside the weights themselves."""
-        (need,) = super().needs(view, encoder, requests)
+        (need,) = super().needs(view, batch)
         weights = sum(part.d_in * part.d_out for part in _whole(view, self.block).values())
         scales = weights // self.block * (1 if self.double_quantisation else 4)
         parts = {**need.parts, "base in 4 bits": weights // 2 + scales}
@@ -56,13 +56,13 @@ class QLora:
     Config = QLoraConfig
     capabilities = Capabilities(kind="weights", batch=True, sequential=True)
     reference = "Dettmers et al., QLoRA: Efficient Finetuning of Quantized LLMs, NeurIPS 2023, arXiv:2305.14314"
-    api = (1, 1)
+    api = (2, 2)
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> WeightEdit:
         """Train an adapter on all requests; the model is bitwise as before when this returns."""
         config: QLoraConfig = context.config
         return plan_adapter(
-            view, requests, context, self.name, lambda peft, _: lora_kind(config, peft),
+            view, batch, context, self.name, lambda peft, _: lora_kind(config, peft),
             base=lambda view: quantised(view, config.code, config.block, double=config.double_quantisation),
         )  # fmt: skip
 

@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from kecore.api.method import MethodContext
-from kecore.api.types import Capabilities, EditRequest, unique
+from kecore.api.types import Capabilities
+from kecore.batch import RequestBatch
 from kecore.edit import WeightEdit
 from kecore.engine.accumulate import append, gathered
 from kecore.engine.config import BatchConfig
@@ -80,25 +81,24 @@ class InNullSpace(ABC):
 
     name: ClassVar[str]
     capabilities = Capabilities(kind="weights", batch=True, sequential=True, needs_statistics=True)
-    api = (1, 1)
+    api = (2, 2)
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> WeightEdit:
         """Plan the edit; keys of all edits so far travel in ``context.state``."""
         config: InNullSpace.Config = context.config
         layers = config.edited_layers(view)
         statistics = context.need_statistics(layers, self.name)
         absolute = config.eigenvalue_threshold is not None
         threshold = config.relative_threshold if config.eigenvalue_threshold is None else config.eigenvalue_threshold
-        subjects = list(dict.fromkeys(request.subject for request in unique(requests)))
 
         def solve(layer: int, keys: Keys, residuals: Tensor) -> Solution:
             columns, shares = keys.each() if config.each_context else (keys.mean(), None)
             projected = NullSpace(statistics, layer, threshold, absolute=absolute).project(columns)
             size = float(projected.double().square().sum()) / residuals.shape[1]
-            new = Projected(layer, subjects, projected, shares, residuals, size)
+            new = Projected(layer, batch.subjects, projected, shares, residuals, size)
             return self.write(new, config.l2 * size if config.l2_lambda is None else config.l2_lambda, context)
 
-        return config.engine(layers, solve=solve).plan(view, requests, context, self.name)
+        return config.engine(layers, solve=solve).plan(view, batch, context, self.name)
 
     @abstractmethod
     def write(self, new: Projected, ridge: float, context: MethodContext) -> Solution:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
 from kecore.api.method import MethodContext
-from kecore.api.types import Capabilities, EditRequest
+from kecore.api.types import Capabilities
+from kecore.batch import RequestBatch
 from kecore.edit import WeightEdit
 from kecore.engine.config import BatchConfig
 from kecore.engine.keys import Keys
@@ -44,9 +44,9 @@ class Emmet:
     name = "emmet"
     capabilities = Capabilities(kind="weights", batch=True, sequential=True, needs_statistics=True)
     reference = "Gupta et al., A Unified Framework for Model Editing, EMNLP Findings 2024, arXiv:2403.14236"
-    api = (1, 1)
+    api = (2, 2)
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> WeightEdit:
         """Plan the edit; see :class:`kecore.engine.closed_form.ClosedForm`."""
         config: Emmet.Config = context.config
         layers = config.edited_layers(view)[-1:]
@@ -58,4 +58,4 @@ class Emmet:
             factor = statistics.factor(layer, config.statistics_ridge)
             return least_squares(keys, residuals, factor, weight, absolute=absolute, each=config.each_context)
 
-        return config.engine(layers, solve=solve).plan(view, requests, context, self.name)
+        return config.engine(layers, solve=solve).plan(view, batch, context, self.name)

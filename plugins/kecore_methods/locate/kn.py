@@ -15,12 +15,13 @@ from kecore.api.config import MethodConfig
 from kecore.api.errors import NumericalError, UnsupportedModelError
 from kecore.api.method import MethodContext
 from kecore.api.requirements import check_count
-from kecore.api.types import Capabilities, EditRequest, check_conflicts
+from kecore.api.types import Capabilities, EditRequest
+from kecore.batch import RequestBatch
 from kecore.edit import LowRank, WeightEdit
 from kecore.engine import contexts
 from kecore.memory import Need
 from kecore.model import ModelView
-from kecore.text import Encoder
+from kecore.text import Encoder, join_context
 from kecore_methods.locate.neurons import Neuron, attribute, attribution_need, knowledge_neurons, next_tokens
 
 __all__ = ["Kn"]
@@ -54,30 +55,28 @@ class Kn:
             default=4.0, gt=0, description="How much of the target is put in (lambda 2), in the same units."
         )
 
-        def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
+        def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
             """Rows of the integral."""
-            width = max(len(encoder.encode(request.text).ids) for request in requests)
+            width = max(item.start for item in batch.encodings)
             prefix = self.context_tokens + 3 if self.contexts else 0  # its opening and a full stop
             return [attribution_need(view, self.contexts + 1, self.steps, width + prefix)]
 
     name = "kn"
     capabilities = Capabilities(kind="weights")
     reference = "Dai et al., Knowledge Neurons in Pretrained Transformers, ACL 2022, arXiv:2104.08696"
-    api = (1, 1)
+    api = (2, 2)
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> WeightEdit:
         """Locate the neurons of a request and plan their new values; the model is bitwise as before on return.
 
         Raises:
-            RequestConflictError: two requests contradict each other.
             UnsupportedCapabilityError: there are several requests.
             UnsupportedModelError: the unembedding is no matrix of the residual stream's width.
             NumericalError: no neuron speaks for the old answer.
         """
         config: Kn.Config = context.config
-        check_conflicts(requests)
-        check_count(Kn, requests)
-        request = requests[0]
+        check_count(Kn, batch.requests)
+        (request,), (encoded,) = batch.requests, batch.encodings
         words = _words(view)
         changes: dict[int, dict[int, Tensor]] = {}
         with view.frozen():
@@ -85,7 +84,7 @@ class Kn:
                 prefixes = contexts.of_session(view, context, config.contexts, config.context_tokens)
             with context.stages("attribution"):
                 old, neurons = self._locate(view, request, prefixes, context)
-            new = _first(context.encoder, request, request.target)
+            new = encoded.ids[encoded.start]
             before, after = normalize(words[[old, new]].float(), dim=1).cpu()
             step = config.new_weight * after - config.old_weight * before
             for neuron in neurons:
@@ -110,7 +109,7 @@ class Kn:
     ) -> tuple[int, list[Neuron]]:
         """The old answer's first token, and the neurons that speak for it."""
         config: Kn.Config = context.config
-        prompts = [contexts.joined(prefix, request.text) for prefix in prefixes]
+        prompts = [join_context(prefix, request.text) for prefix in prefixes]
         if request.ground_truth is None:
             (old,) = next_tokens(view, context.encoder, [request.text])
         else:

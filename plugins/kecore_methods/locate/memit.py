@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic import Field, model_validator
@@ -10,7 +9,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from kecore.api.method import MethodContext
-from kecore.api.types import Capabilities, EditRequest, unique
+from kecore.api.types import Capabilities
+from kecore.batch import RequestBatch
 from kecore.edit import WeightEdit
 from kecore.engine.accumulate import Past
 from kecore.engine.config import BatchConfig
@@ -73,17 +73,16 @@ class LeastSquares:
 
     name: ClassVar[str]
     capabilities = Capabilities(kind="weights", batch=True, sequential=True, needs_statistics=True)
-    api = (1, 1)
+    api = (2, 2)
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> WeightEdit:
         """Plan the edit; see :class:`kecore.engine.closed_form.ClosedForm`."""
         config: LeastSquares.Config = context.config
         layers = config.edited_layers(view)
         statistics = context.need_statistics(layers, self.name)
         absolute = config.preservation_lambda is not None
         merge = config.merge_subjects or "merge" in config.every_stage
-        asked = [request.subject for request in unique(requests)]
-        subjects = list(dict.fromkeys(asked)) if merge else asked
+        subjects = batch.subjects if merge else batch.ungrouped().subjects
 
         def solve(layer: int, keys: Keys, residuals: Tensor) -> Solution:
             factor = statistics.factor(layer, config.statistics_ridge + config.norm(statistics, layer))
@@ -94,7 +93,7 @@ class LeastSquares:
             )
 
         engine = config.engine(layers, solve=solve, merge_subjects=config.merge_subjects)
-        return engine.plan(view, requests, context, self.name)
+        return engine.plan(view, batch, context, self.name)
 
 
 class Memit(LeastSquares):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -10,11 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 from kecore.api.method import MethodContext
-from kecore.api.types import Capabilities, EditRequest, unique
+from kecore.api.types import Capabilities
+from kecore.batch import RequestBatch
 from kecore.edit import WeightEdit
 from kecore.engine.config import LocateConfig
 from kecore.engine.keys import KeyPass, Keys
-from kecore.engine.locate import group_by_subject
 from kecore.engine.solve import one_by_one
 from kecore.model import ModelView
 from kecore.ops import Solution
@@ -54,24 +53,23 @@ class Rome:
         "Meng et al., Locating and Editing Factual Associations in GPT, NeurIPS 2022, arXiv:2202.05262; "
         "Gupta et al., Rebuilding ROME, EMNLP 2024, arXiv:2403.07175"
     )
-    api = (1, 1)
+    api = (2, 2)
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> WeightEdit:
         """Plan the edit; see :class:`kecore.engine.closed_form.ClosedForm`."""
         config: Rome.Config = context.config
         layers = config.edited_layers(view)[-1:]
         statistics = context.need_statistics(layers, self.name) if config.second_moment else None
-        bare = None if config.consistent_key else self._bare_keys(view, requests, context, layers[0])
+        bare = None if config.consistent_key else self._bare_keys(view, batch, context, layers[0])
 
         def solve(layer: int, keys: Keys, residuals: Tensor) -> Solution:
             factor = statistics.factor(layer, config.statistics_ridge) if statistics is not None else None
             return one_by_one(keys.mean(), residuals, factor, bare)
 
-        return config.engine(layers, solve=solve).plan(view, requests, context, self.name)
+        return config.engine(layers, solve=solve).plan(view, batch, context, self.name)
 
     @staticmethod
-    def _bare_keys(view: ModelView, requests: Sequence[EditRequest], context: MethodContext, layer: int) -> Tensor:
-        asked = unique(requests)
+    def _bare_keys(view: ModelView, batch: RequestBatch, context: MethodContext, layer: int) -> Tensor:
         with view.frozen(), torch.no_grad():
-            keys = KeyPass(view, context.encoder, asked, group_by_subject(asked), ("",), (layer,), context.memory)
+            keys = KeyPass(view, batch, ("",), (layer,), context.memory)
             return keys.advance(layer)[0].mean()

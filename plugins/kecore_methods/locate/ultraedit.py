@@ -11,13 +11,13 @@ from torch import Tensor
 from kecore.api.config import MethodConfig
 from kecore.api.errors import ConfigError
 from kecore.api.method import MethodContext
-from kecore.api.types import Capabilities, EditRequest, check_conflicts, unique
+from kecore.api.types import Capabilities
+from kecore.batch import RequestBatch
 from kecore.edit import LowRank, WeightEdit
 from kecore.engine.layers import at_depth
 from kecore.memory import Need, backward_bytes, logits_bytes
 from kecore.model import ModelView
 from kecore.ops import kv_solve
-from kecore.text import Encoder
 from kecore_methods.locate.lifelong import Features, Running, features
 
 __all__ = ["Lifelong", "UltraEdit"]
@@ -57,32 +57,29 @@ class Lifelong:
                 raise ConfigError("'layers' is empty; name at least one layer, or leave it out")
             return tuple(sorted({view.layer(i).index for i in self.layers}))
 
-        def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
+        def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
             """One backward pass, and the features of every predicted token."""
             layers = self.edited_layers(view)
-            encoded = [encoder.encode(request.text, request.target) for request in unique(requests)]
-            every, longest = sum(len(item.ids) for item in encoded), max(len(item.ids) for item in encoded)
-            places = sum(len(item.ids) - item.start for item in encoded)
+            items = batch.encodings
+            every, longest = sum(len(item.ids) for item in items), max(len(item.ids) for item in items)
+            places = sum(len(item.ids) - item.start for item in items)
             widths = [view.layers[i].value_projection.d_in + view.layers[i].value_projection.d_out for i in layers]
             token = backward_bytes(view, layers[0]) + places * logits_bytes(view) // every
             return [Need("gradients", {"features": 2 * 4 * places * sum(widths)}, token, every, longest)]
 
     name: ClassVar[str]
     capabilities = Capabilities(kind="weights", batch=True, sequential=True)
-    api = (1, 1)
+    api = (2, 2)
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> WeightEdit:
         """Plan the edit; running statistics of all edits so far travel in ``context.state``."""
         config: Lifelong.Config = context.config
-        check_conflicts(requests)
-        asked = unique(requests)
         layers = config.edited_layers(view)
-        texts = [context.encoder.encode(request.text, request.target) for request in asked]
         updates: dict[str, LowRank] = {}
         with view.frozen():
             self.prepare_statistics(view, layers, context)
             with context.stages("gradients"):
-                found = features(view, context.encoder, texts, layers, context.memory, context.progress)
+                found = features(view, context.encoder, batch.encodings, layers, context.memory, context.progress)
         with context.stages("solve"):
             for layer, seen in found.items():
                 ridge = config.ridge_lambda
@@ -98,7 +95,7 @@ class Lifelong:
             method=self.name,
             transposed=frozenset(p.name for p in projections if p.transposed),
             config=config.to_json(),
-            requests=tuple(asked),
+            requests=batch.requests,
             seed=context.seed,
             notes={"layers": list(layers), "tokens": len(found[layers[0]].keys)},
             state=dict(context.state),

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from kecore.api.errors import ConfigError
 from kecore.api.method import MethodContext
-from kecore.api.types import Capabilities, EditRequest
+from kecore.api.types import Capabilities
+from kecore.batch import RequestBatch
 from kecore.edit import ModuleEdit, suspended
 from kecore.engine.layers import at_depth
 from kecore.engine.passes import residual_stream
-from kecore.engine.side import accepted, side_edit
-from kecore.engine.tuning import KeptConfig, Targets, batch_need, encoded, in_contexts, lengthened, train
+from kecore.engine.side import side_edit
+from kecore.engine.tuning import KeptConfig, Targets, Wording, batch_need, in_contexts, lengthened, train
 from kecore.memory import Need
 from kecore.model import ModelView
-from kecore.text import Encoder
 from kecore_methods.memory.neurons import Block, Neurons, queries
 from kecore_methods.memory.unrelated import unrelated
 
@@ -95,11 +95,11 @@ class CaliNetConfig(KeptConfig):
         """Slots of an edit in each layer."""
         return self.slots or math.ceil(self.slots_per_fact * facts)
 
-    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
+    def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """The slots with gradients and moments, and a batch of texts, which is not cut further."""
         layers = self.calibrated_layers(view)
-        parts = {"slots, gradients and moments": 4 * 4 * 2 * len(layers) * self.count(len(requests)) * view.width}
-        items = lengthened(encoded(encoder, requests), self.contexts, self.context_tokens, self.others)
+        parts = {"slots, gradients and moments": 4 * 4 * 2 * len(layers) * self.count(len(batch)) * view.width}
+        items = lengthened(batch.encodings, self.contexts, self.context_tokens, self.others)
         size = self.batch_size * (self.contexts + 1 + self.others)
         return [batch_need(view, items, size, layers[0], parts)]
 
@@ -114,27 +114,28 @@ class CaliNet:
         "Dong et al., Calibrating Factual Knowledge in Pretrained Language Models, Findings of EMNLP 2022, "
         "arXiv:2210.03329"
     )
-    api = (1, 1)
+    api = (2, 2)
     effect = Neurons
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> ModuleEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> ModuleEdit:
         """Train slots on all requests; the model is as before when this returns."""
         config: CaliNetConfig = context.config
-        asked = accepted(requests, context)
         layers = config.calibrated_layers(view)
         with view.frozen(), suspended(view.model):
             blocks = [Block.of(view, layer) for layer in layers]
             with context.stages("contexts"):
                 # Where slots begin must not depend on the order that requests come in.
-                ordered = sorted(asked, key=lambda request: (request.text, request.target))
-                facts = in_contexts(view, context, ordered, config.contexts, config.context_tokens)
+                requests = batch.requests
+                order = sorted(range(len(batch)), key=lambda i: (requests[i].text, requests[i].target))
+                facts = in_contexts(view, context, batch.select(order), config.contexts, config.context_tokens)
             with context.stages("tune"):
                 slots = _Slots(view, context, blocks, facts)
                 losses = slots.train()
         keys, biases, values = (part.detach().cpu() for part in slots.joined())
         context.state.update({"layers": torch.tensor(layers), "keys": keys, "biases": biases, "values": values})
         notes = {"layers": list(layers), "slots": keys.shape[1], "loss": losses}
-        return side_edit(Neurons.at(blocks, keys, biases, values, "gelu"), view, context, self.name, asked, notes)
+        neurons = Neurons.at(blocks, keys, biases, values, "gelu")
+        return side_edit(neurons, view, context, self.name, batch.requests, notes)
 
 
 class _Slots:
@@ -145,7 +146,7 @@ class _Slots:
         view: ModelView,
         context: MethodContext,
         blocks: Sequence[Block],
-        facts: Sequence[Sequence[EditRequest]],
+        facts: Sequence[Sequence[Wording]],
     ) -> None:
         self.view, self.context, self.blocks = view, context, blocks
         self.config: CaliNetConfig = context.config
@@ -155,8 +156,8 @@ class _Slots:
         with Neurons.at(blocks, *self.old, "gelu").on(view.model):  # what is kept is what earlier edits say
             for start in range(0, len(facts), config.batch_size):
                 part = facts[start : start + config.batch_size]
-                items = encoded(encoder, [request for fact in part for request in fact])
-                kept = config.kept(encoder, [fact[0] for fact in part])
+                items = [wording.encoded for fact in part for wording in fact]
+                kept = config.kept(encoder, [fact[0].request for fact in part])
                 self.batches.append(Targets(view, encoder, items, layers[0], "target_new", kept))
         first = self.batches[0]
         real = first.rows.attention_mask.bool()

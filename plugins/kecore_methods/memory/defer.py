@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,14 +14,15 @@ from torch.utils.hooks import RemovableHandle
 from kecore.api.config import MethodConfig
 from kecore.api.errors import ConfigError
 from kecore.api.method import MethodContext
-from kecore.api.types import Capabilities, EditRequest
+from kecore.api.types import Capabilities
+from kecore.batch import RequestBatch
 from kecore.edit import ModuleEdit, SideModule, suspended
 from kecore.engine.passes import Passes, hook_projection
-from kecore.engine.side import accepted, side_edit
-from kecore.engine.tuning import Targets, batch_need, chosen_layer, encoded, train
+from kecore.engine.side import side_edit
+from kecore.engine.tuning import Targets, batch_need, chosen_layer, train
 from kecore.memory import Need
 from kecore.model import ModelView
-from kecore.text import Encoded, Encoder
+from kecore.text import Encoded
 
 __all__ = ["Defer", "DeferConfig", "SideNetwork"]
 
@@ -74,12 +75,12 @@ class DeferConfig(MethodConfig):
         """The layer, chosen by depth unless given."""
         return chosen_layer(view, self.layer, self.depth)
 
-    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
+    def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """One request at a time, and the side network with gradient and moments."""
         layer = self.edited_layer(view)
         projection = view.layers[layer].value_projection
         size = 4 * 5 * projection.d_out * projection.d_in
-        return [batch_need(view, encoded(encoder, requests), 1, layer, {"side network and moments": size})]
+        return [batch_need(view, batch.encodings, 1, layer, {"side network and moments": size})]
 
 
 class SideNetwork(SideModule):
@@ -151,14 +152,13 @@ class Defer:
         "A baseline of Hartvigsen et al., Aging with GRACE: Lifelong Model Editing with Discrete Key-Value Adaptors, "
         "NeurIPS 2023, arXiv:2211.11031"
     )
-    api = (1, 1)
+    api = (2, 2)
     effect = SideNetwork
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> ModuleEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> ModuleEdit:
         """Tune gate and side network on the requests one after another; the model is as before when this returns."""
         config: DeferConfig = context.config
-        asked = accepted(requests, context)
-        items = encoded(context.encoder, asked)
+        items = batch.encodings
         layer = config.edited_layer(view)
         network = _opened(view, layer, config, context.state).to(view.device)
         losses: list[float] = []
@@ -171,7 +171,7 @@ class Defer:
         network.cpu()
         context.state.update({"layer": torch.tensor(layer), **network.tensors()})
         notes = {"layers": [layer], "loss": losses, "deferred": shares}
-        return side_edit(network, view, context, self.name, asked, notes)
+        return side_edit(network, view, context, self.name, batch.requests, notes)
 
 
 def _opened(view: ModelView, layer: int, config: DeferConfig, state: Mapping[str, Tensor]) -> SideNetwork:

@@ -14,14 +14,15 @@ from torch.utils.hooks import RemovableHandle
 from kecore.api.config import MethodConfig
 from kecore.api.errors import ConfigError
 from kecore.api.method import MethodContext
-from kecore.api.types import Capabilities, EditRequest
+from kecore.api.types import Capabilities
+from kecore.batch import RequestBatch
 from kecore.edit import ModuleEdit, SideModule, suspended
 from kecore.engine.passes import Passes, hook_projection
-from kecore.engine.side import accepted, side_edit
-from kecore.engine.tuning import Targets, batch_need, chosen_layer, encoded, train
+from kecore.engine.side import side_edit
+from kecore.engine.tuning import Targets, batch_need, chosen_layer, train
 from kecore.memory import Need
 from kecore.model import ModelView
-from kecore.text import Encoded, Encoder
+from kecore.text import Encoded
 
 __all__ = ["Codebook", "Entries", "Grace", "GraceConfig", "nearest"]
 
@@ -63,9 +64,9 @@ class GraceConfig(MethodConfig):
         index = chosen_layer(view, self.layer, self.depth)
         return index if self.layer is not None else min(index, max(0, len(view.layers) - 2))
 
-    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
+    def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """One request at a time, and its value with gradient and moments."""
-        return [batch_need(view, encoded(encoder, requests), 1, self.edited_layer(view), {"value": 16 * view.width})]
+        return [batch_need(view, batch.encodings, 1, self.edited_layer(view), {"value": 16 * view.width})]
 
 
 def nearest(keys: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
@@ -232,14 +233,13 @@ class Grace:
         "Hartvigsen et al., Aging with GRACE: Lifelong Model Editing with Discrete Key-Value Adaptors, NeurIPS 2023, "
         "arXiv:2211.11031"
     )
-    api = (1, 1)
+    api = (2, 2)
     effect = Codebook
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> ModuleEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> ModuleEdit:
         """Write the requests into the codebook one after another; the model is as before when this returns."""
         config: GraceConfig = context.config
-        asked = accepted(requests, context)
-        items = encoded(context.encoder, asked)
+        items = batch.encodings
         layer = config.edited_layer(view)
         entries = _opened(view, layer, context)
         rules: list[str] = []
@@ -252,7 +252,8 @@ class Grace:
                 losses.append(loss)
         context.state.update({"layer": torch.tensor(layer), **entries.tensors()})
         notes = {"layers": [layer], "entries": len(entries.keys), "rules": rules, "loss": losses}
-        return side_edit(entries.codebook(_path(view, layer), config.replace), view, context, self.name, asked, notes)
+        codebook = entries.codebook(_path(view, layer), config.replace)
+        return side_edit(codebook, view, context, self.name, batch.requests, notes)
 
 
 def _path(view: ModelView, layer: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,16 +12,16 @@ from torch import Tensor
 from kecore.api.config import MethodConfig
 from kecore.api.errors import ConfigError
 from kecore.api.method import MethodContext
-from kecore.api.types import Capabilities, EditRequest
+from kecore.api.types import Capabilities
+from kecore.batch import Located, RequestBatch
 from kecore.edit import ModuleEdit, suspended
 from kecore.engine import contexts
 from kecore.engine.layers import at_depth
 from kecore.engine.passes import residual_stream
-from kecore.engine.side import accepted, side_edit
-from kecore.engine.tuning import Targets, batch_need, chosen_layer, encoded, train
+from kecore.engine.side import side_edit
+from kecore.engine.tuning import Targets, batch_need, chosen_layer, train
 from kecore.memory import Need
 from kecore.model import ModelView
-from kecore.text import Encoded, Encoder
 from kecore_methods.memory.dynamic_lora import Clusters, DynamicLora
 
 __all__ = ["Melo", "MeloConfig"]
@@ -77,13 +76,13 @@ class MeloConfig(MethodConfig):
         """The layer that keys are read at."""
         return chosen_layer(view, self.layer, self.depth)
 
-    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
+    def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """A block with gradient and moments, and the edits that share it."""
         layers = self.adapted_layers(view)
         projections = [view.layers[layer].value_projection for layer in layers]
         numbers = sum(self.rank * (part.d_in + part.d_out) for part in projections)
         parts = {"a block, gradient and moments": 4 * 4 * numbers}
-        return [batch_need(view, encoded(encoder, requests), self.block_edits, layers[0], parts)]
+        return [batch_need(view, batch.encodings, self.block_edits, layers[0], parts)]
 
 
 @dataclass
@@ -161,23 +160,23 @@ class Melo:
     Config = MeloConfig
     capabilities = Capabilities(kind="modules", batch=True, sequential=True)
     reference = "Yu et al., MELO: Enhancing Model Editing with Neuron-Indexed Dynamic LoRA, AAAI 2024, arXiv:2312.11795"
-    api = (1, 1)
+    api = (2, 2)
     effect = DynamicLora
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> ModuleEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> ModuleEdit:
         """Train blocks for the requests and index them; the model is as before when this returns."""
         config: MeloConfig = context.config
-        asked = accepted(requests, context)
         book = Book.of(view, context)
         rules: list[str] = []
         losses: list[float] = []
         # Which edits share a block must not depend on the order that they come in.
-        ordered = sorted(asked, key=lambda request: (request.text, request.target))
+        requests = batch.requests
+        order = sorted(range(len(batch)), key=lambda i: (requests[i].text, requests[i].target))
         with view.frozen(), suspended(view.model), context.stages("tune"):
-            for begin in range(0, len(ordered), config.block_edits):
-                batch = _Batch(view, context, book, ordered[begin : begin + config.block_edits])
-                losses.append(batch.train())
-                rules += batch.index()
+            for begin in range(0, len(order), config.block_edits):
+                block = _Block(view, context, book, batch.select(order[begin : begin + config.block_edits]))
+                losses.append(block.train())
+                rules += block.index()
         context.state.update(book.state())
         notes = {
             "layers": list(book.layers),
@@ -187,24 +186,22 @@ class Melo:
             "rules": rules,
             "loss": losses,
         }
-        return side_edit(book.module(view), view, context, self.name, asked, notes)
+        return side_edit(book.module(view), view, context, self.name, requests, notes)
 
 
-class _Batch:
+class _Block:
     """Edits that share one block."""
 
-    def __init__(self, view: ModelView, context: MethodContext, book: Book, requests: Sequence[EditRequest]) -> None:
+    def __init__(self, view: ModelView, context: MethodContext, book: Book, batch: RequestBatch) -> None:
         self.view, self.context, self.book = view, context, book
         self.config: MeloConfig = context.config
-        self.items = encoded(context.encoder, requests)
-        self.columns = [self._column(item, request, 0) for item, request in zip(self.items, requests, strict=True)]
+        self.items = batch.located()
+        self.columns = [self._column(item) for item in self.items]
         before = contexts.of_session(view, context, self.config.contexts, self.config.context_tokens)
         every: list[list[Tensor]] = []
         for prefix in before:
-            texts = [contexts.joined(prefix, request.text) for request in requests]
-            items = [context.encoder.encode(text, r.target) for text, r in zip(texts, requests, strict=True)]
-            shifts = [len(text) - len(request.text) for text, request in zip(texts, requests, strict=True)]
-            columns = [self._column(*parts) for parts in zip(items, requests, shifts, strict=True)]
+            items = batch.located(prefix)
+            columns = [self._column(item) for item in items]
             rows = context.encoder.rows([item.ids for item in items]).to(view.device)
             with torch.no_grad():
                 found = view.forward(rows, stop=book.layer, keys=[book.layer]).keys[book.layer]
@@ -216,11 +213,10 @@ class _Batch:
             [[mean, key] for mean, key in zip(means, self.keys, strict=True)] if means else [[key] for key in self.keys]
         )
 
-    def _column(self, item: Encoded, request: EditRequest, shift: int) -> int:
+    def _column(self, item: Located) -> int:
         if self.config.key == "prompt":
             return item.start - 1
-        begin, end = request.subject_span
-        return max(1, item.last_token_of((begin + shift, end + shift)))  # the first token of a text is not asked
+        return max(1, item.lookup)  # the first token of a text is not asked
 
     def _radius(self, key: Tensor) -> float:
         return self.config.radius or self.config.relative_radius * float(key.norm())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +12,8 @@ from torch.utils.hooks import RemovableHandle
 
 from kecore.api.errors import ConfigError
 from kecore.api.method import MethodContext
-from kecore.api.types import Capabilities, EditRequest, unique
+from kecore.api.types import Capabilities
+from kecore.batch import RequestBatch
 from kecore.edit import LowRank, ModuleEdit, SideModule
 from kecore.engine.config import LocateConfig
 from kecore.engine.keys import Keys
@@ -92,10 +92,10 @@ class NeuralDb:
         "Fei et al., NeuralDB: Scaling Knowledge Editing in LLMs to 100,000 Facts with Neural KV Database, ICLR 2026, "
         "arXiv:2507.18028"
     )
-    api = (1, 1)
+    api = (2, 2)
     effect = Database
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> ModuleEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> ModuleEdit:
         """Find keys and values, with the entries of earlier edits in effect; the model is as before on return."""
         config: NeuralDb.Config = context.config
         unfit = sorted(set(config.every_stage) - _STAGES)
@@ -109,7 +109,7 @@ class NeuralDb:
         def as_they_are(_layer: int, keys: Keys, values: Tensor) -> Solution:
             return Solution(values, keys.mean(), 0.0, 1.0)  # value and key of each subject, as columns
 
-        found = config.engine((layer,), solve=as_they_are).plan(view, requests, context, self.name)
+        found = config.engine((layer,), solve=as_they_are).plan(view, batch, context, self.name)
         projection = view.layers[layer].value_projection
         pairs = found.updates[projection.name]
         if not isinstance(pairs, LowRank):  # guaranteed by the stages that are allowed
@@ -123,7 +123,7 @@ class NeuralDb:
             base=found.base,
             method=self.name,
             config=found.config,
-            requests=tuple(unique(requests)),
+            requests=batch.requests,
             seed=context.seed,
             notes={**found.notes, "entries": len(effect.keys)},
         )

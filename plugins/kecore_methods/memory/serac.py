@@ -14,10 +14,11 @@ from kecore.api.config import MethodConfig
 from kecore.api.errors import ConfigError
 from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities, EditRecord, EditRequest
+from kecore.batch import RequestBatch
 from kecore.edit import ModuleEdit, SideModule, suspended
 from kecore.engine.passes import Passes
 from kecore.engine.side import side_edit
-from kecore.engine.tuning import chosen_layer, encoded
+from kecore.engine.tuning import chosen_layer
 from kecore.memory import Need, forward_bytes
 from kecore.model import ModelView
 from kecore.model.hooks import first_tensor
@@ -78,12 +79,12 @@ class SeracConfig(MethodConfig):
             raise ConfigError(f"subject_layer {subject} is above layer {prompt}; give one that is not")
         return subject, prompt
 
-    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
+    def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """A pass over the edits, and their keys."""
-        items = encoded(encoder, requests)
+        items = batch.encodings
         longest = max(len(item.ids) for item in items)
-        batch = longest * min(_TOGETHER, len(items))
-        return [Need("read", {"memory": 8 * self.rank * longest * len(items)}, forward_bytes(view), batch, batch)]
+        tokens = longest * min(_TOGETHER, len(items))
+        return [Need("read", {"memory": 8 * self.rank * longest * len(items)}, forward_bytes(view), tokens, tokens)]
 
 
 class EditMemory(SideModule):
@@ -263,7 +264,7 @@ class Serac:
     Config = SeracConfig
     capabilities = Capabilities(kind="modules", batch=True, sequential=True, needs_training=True)
     reference = "Mitchell et al., Memory-Based Model Editing at Scale, ICML 2022, arXiv:2206.06520"
-    api = (1, 1)
+    api = (2, 2)
     effect = EditMemory
     schedule = Schedule(steps=400, batch_size=8)
 
@@ -273,18 +274,18 @@ class Serac:
         network = SeracNetwork(view.width, config.rank).to(view.device)
         return SeracLearner(network, config.read_layers(view), view, records, context)
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> ModuleEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> ModuleEdit:
         """Put the facts into the memory, beside those of earlier edits; the model is as before when this returns."""
         config: SeracConfig = context.config
         tensors = context.need_trained(view, self.name)
-        facts = remembered(requests, context)
+        facts = remembered(batch, context)
         with view.frozen(), suspended(view.model), torch.no_grad(), context.stages("read"):
             network = SeracNetwork(view.width, config.rank)
             network.load_state_dict(dict(tensors))
             network.to(view.device)
             known = _known(network, context)
             new = [fact for fact in facts if fact not in known]
-            items = encoded(context.encoder, new)
+            items = [context.encoder.encode(fact.text, fact.target) for fact in new]
             for begin in range(0, len(new), _TOGETHER):
                 context.progress("read", begin, len(new))
                 part = slice(begin, begin + _TOGETHER)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,14 +12,15 @@ from kecore.api.config import MethodConfig
 from kecore.api.errors import ConfigError
 from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities, EditRequest
+from kecore.batch import RequestBatch
 from kecore.edit import ModuleEdit, suspended
 from kecore.engine.passes import residual_stream
-from kecore.engine.side import accepted, side_edit
+from kecore.engine.side import side_edit
 from kecore.engine.texts import load_passages, prompts_about_others
-from kecore.engine.tuning import Targets, batch_need, chosen_layer, encoded, train
+from kecore.engine.tuning import Targets, batch_need, chosen_layer, train
 from kecore.memory import Need, forward_bytes
 from kecore.model import ModelView
-from kecore.text import Encoder
+from kecore.text import Encoded
 from kecore_methods.memory.neurons import Activation, Block, Neurons, queries
 from kecore_methods.memory.unrelated import ROWS, Scale, at_tokens, unrelated
 
@@ -89,7 +89,7 @@ class TPatcherConfig(MethodConfig):
         description="Of Adam, where what a patch reads and the layer's output are units (kecore's choice).",
     )
 
-    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
+    def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """The unrelated queries, some passages at a time, and one request at a time."""
         layer = chosen_layer(view, self.layer, self.depth)
         tokens = ROWS * self.passage_tokens
@@ -97,7 +97,7 @@ class TPatcherConfig(MethodConfig):
         parts = {"unrelated queries and their covariance": 4 * numbers}
         return [
             Need("memory", parts, forward_bytes(view), tokens, tokens),
-            batch_need(view, encoded(encoder, requests), 1, layer, parts),
+            batch_need(view, batch.encodings, 1, layer, parts),
         ]
 
 
@@ -179,13 +179,13 @@ class TPatcher:
     Config = TPatcherConfig
     capabilities = Capabilities(kind="modules", sequential=True)
     reference = "Huang et al., Transformer-Patcher: One Mistake worth One Neuron, ICLR 2023, arXiv:2301.09785"
-    api = (1, 1)
+    api = (2, 2)
     effect = Neurons
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> ModuleEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> ModuleEdit:
         """Patch the mistakes of one request after another; the model is as before when this returns."""
         config: TPatcherConfig = context.config
-        asked = accepted(requests, context)
+        requests, items = batch.requests, batch.encodings
         layer = chosen_layer(view, config.layer, config.depth)
         added: list[int] = []
         losses: list[float | None] = []
@@ -195,13 +195,13 @@ class TPatcher:
                 generic, scale = unrelated(view, context, block, config.passages, config.passage_tokens, config.ridge)
             patches = Patches.of(block, context)
             with context.stages("tune"):
-                for request in asked:
+                for request, item in zip(requests, items, strict=True):
                     before = len(patches.keys)
-                    losses.append(_Writer(view, context, patches, request, generic, scale).write())
+                    losses.append(_Writer(view, context, patches, request, item, generic, scale).write())
                     added.append(len(patches.keys) - before)
         context.state.update(patches.state())
         notes = {"layers": [layer], "patches": len(patches.keys), "added": added, "loss": losses}
-        return side_edit(patches.neurons(config.activation), view, context, self.name, asked, notes)
+        return side_edit(patches.neurons(config.activation), view, context, self.name, requests, notes)
 
 
 class _Writer:
@@ -213,13 +213,13 @@ class _Writer:
         context: MethodContext,
         patches: Patches,
         request: EditRequest,
+        item: Encoded,
         generic: Tensor,
         scale: Scale,
     ) -> None:
         self.view, self.context, self.patches, self.scale = view, context, patches, scale
         self.config: TPatcherConfig = context.config
         encoder, block, layer = context.encoder, patches.block, patches.block.layer
-        item = encoder.encode(request.text, request.target)
         self.batch = Targets(view, encoder, [item], layer, "target_new")
         place = (self.batch.row, self.batch.column)
         with torch.no_grad(), patches.neurons(self.config.activation).on(view.model):

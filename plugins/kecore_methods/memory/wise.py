@@ -15,15 +15,16 @@ from kecore.api.config import MethodConfig
 from kecore.api.errors import ConfigError
 from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities, EditRequest
+from kecore.batch import RequestBatch
 from kecore.edit import ModuleEdit, SideModule, suspended
 from kecore.engine import contexts
 from kecore.engine.passes import Passes, hook_projection
-from kecore.engine.side import accepted, side_edit
+from kecore.engine.side import side_edit
 from kecore.engine.texts import load_passages, prompts_about_others
-from kecore.engine.tuning import Targets, batch_need, chosen_layer, encoded, train
+from kecore.engine.tuning import Targets, batch_need, chosen_layer, train
 from kecore.memory import Need
 from kecore.model import ModelView
-from kecore.text import Encoder, Rows
+from kecore.text import Rows
 
 __all__ = ["SideMemories", "Wise", "WiseConfig", "ties"]
 
@@ -71,12 +72,12 @@ class WiseConfig(MethodConfig):
     learning_rate: float | None = Field(default=None, gt=0, description="Of Adam; None takes the relative one.")
     stop_loss: float = Field(default=2e-2, ge=0, description="An edit is finished at a loss below this.")
 
-    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
+    def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """A shard with gradient and moments, the memories, and one request with its contexts at a time."""
         layer = chosen_layer(view, self.layer, self.depth)
         projection = view.layers[layer].value_projection
         parts = {"shards, gradient and moments": 4 * (4 + self.shards) * projection.d_out * projection.d_in}
-        items = [item for item in encoded(encoder, requests) for _ in range(self.contexts + 1)]
+        items = [item for item in batch.encodings for _ in range(self.contexts + 1)]
         return [batch_need(view, items, self.contexts + 1, layer, parts)]
 
 
@@ -252,13 +253,12 @@ class Wise:
         "Wang et al., WISE: Rethinking the Knowledge Memory for Lifelong Model Editing of Large Language Models, "
         "NeurIPS 2024, arXiv:2405.14768"
     )
-    api = (1, 1)
+    api = (2, 2)
     effect = SideMemories
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> ModuleEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> ModuleEdit:
         """Tune the side memory on the requests one after another; the model is as before when this returns."""
         config: WiseConfig = context.config
-        asked = accepted(requests, context)
         layer = chosen_layer(view, config.layer, config.depth)
         memory = Memory.of(view, layer, context.state)
         losses: list[float] = []
@@ -266,13 +266,13 @@ class Wise:
             with context.stages("contexts"):
                 before = contexts.of_session(view, context, config.contexts, config.context_tokens)
             with context.stages("tune"):
-                for request in asked:
+                for index in range(len(batch)):
                     memory.make_room(config)
-                    losses.append(_Writer(view, context, memory, request, before).write())
+                    losses.append(_Writer(view, context, memory, batch.select([index]), before).write())
         context.state.update(memory.state())
         place = view.layers[layer].value_projection.name.removesuffix(".weight")
         notes = {"layers": [layer], "memories": len(memory.merged) + len(memory.shards), "loss": losses}
-        return side_edit(memory.module(place, config), view, context, self.name, asked, notes)
+        return side_edit(memory.module(place, config), view, context, self.name, batch.requests, notes)
 
 
 class _Writer:
@@ -283,19 +283,17 @@ class _Writer:
         view: ModelView,
         context: MethodContext,
         memory: Memory,
-        request: EditRequest,
+        batch: RequestBatch,
         prefixes: Sequence[str],
     ) -> None:
         self.view, self.context, self.memory = view, context, memory
         self.config: WiseConfig = context.config
         encoder, layer = context.encoder, memory.layer
-        texts = [contexts.joined(prefix, request.text) for prefix in prefixes]
-        items = [encoder.encode(text, request.target) for text in texts]
+        (request,) = batch.requests
+        items = [item for prefix in prefixes for item in batch.located(prefix)]
         self.batch = Targets(view, encoder, items, layer, "target_new")
-        begin, end = request.subject_span
-        shifts = [len(text) - len(request.text) for text in texts]
         # The query's activation is taken where its subject ends: the only tokens that tell it from its neighbours.
-        lookup = [item.last_token_of((begin + s, end + s)) for item, s in zip(items, shifts, strict=True)]
+        lookup = [item.lookup for item in items]
         keys, length = _keys(view, self.batch.rows, layer)
         self.own = keys[torch.arange(len(items)), lookup]
         # What stands before it is below the threshold, and so what it reads is not the side memory's when it acts.

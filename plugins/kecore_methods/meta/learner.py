@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from kecore.api.config import MethodConfig
 from kecore.api.errors import ConfigError, DataFormatError
 from kecore.api.method import MethodContext
-from kecore.api.types import Capabilities, EditRecord, EditRequest, check_conflicts, unique
+from kecore.api.types import Capabilities, EditRecord
+from kecore.batch import RequestBatch
 from kecore.edit import LowRank, WeightEdit
 from kecore.engine.layers import at_depth
 from kecore.memory import Need, backward_bytes, logits_bytes
 from kecore.model import ModelView
-from kecore.text import Encoded, Encoder
+from kecore.text import Encoded
 from kecore.training import Schedule, module_state, restore_module
 from kecore_methods.meta.factors import Factors, Reader, Shifts, Texts, low_rank, means, nll
 
@@ -60,16 +61,16 @@ class GradientConfig(MethodConfig):
             return at_depth(view, self.first_depth, self.last_depth)
         return tuple(sorted({view.layer(index).index for index in self.layers}))
 
-    def needs(self, view: ModelView, encoder: Encoder, requests: Sequence[EditRequest]) -> list[Need]:
+    def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """Gradients in small batches, and the factors of all requests."""
         layers = self.edited_layers(view)
-        items = [encoder.encode(request.text, request.target) for request in requests]
+        items = batch.encodings
         tokens, longest = sum(len(item.ids) for item in items), max(len(item.ids) for item in items)
         widths = sum(p.d_in + p.d_out for p in (view.layers[i].value_projection for i in layers))
-        batch = longest * min(_TOGETHER, len(items))
+        at_once = longest * min(_TOGETHER, len(items))
         places = sum(len(item.ids) - item.start for item in items)
         token = backward_bytes(view, layers[0]) + -(-places * logits_bytes(view) // tokens)
-        return [Need("gradients", {"factors and shifts": 4 * 4 * tokens * widths}, token, batch, batch)]
+        return [Need("gradients", {"factors and shifts": 4 * 4 * tokens * widths}, token, at_once, at_once)]
 
 
 class Network(nn.Module):
@@ -99,7 +100,7 @@ class GradientEditor:
 
     Config: ClassVar[type[GradientConfig]] = GradientConfig
     capabilities = Capabilities("weights", batch=True, needs_training=True)
-    api = (1, 1)
+    api = (2, 2)
     schedule = Schedule(steps=400, batch_size=8)
     name: ClassVar[str]
 
@@ -111,18 +112,16 @@ class GradientEditor:
         """A learner for this model."""
         return GradientLearner(self.network(view, context.config), view, records, context)
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> WeightEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> WeightEdit:
         """Pass the gradients of all requests through the network; the model is bitwise as before."""
         config: GradientConfig = context.config
         tensors = context.need_trained(view, self.name)
-        check_conflicts(requests)
-        asked = unique(requests)
         layers = config.edited_layers(view)
         with view.frozen(), torch.no_grad():
             network = self.network(view, config).to(view.device)
             network.load_state_dict(dict(tensors))
             reader = Reader(view, context.encoder, layers)
-            items = [context.encoder.encode(request.text, request.target) for request in asked]
+            items = batch.encodings
             parts: list[Factors] = []
             with context.stages("gradients"):
                 for begin in range(0, len(items), _TOGETHER):
@@ -145,7 +144,7 @@ class GradientEditor:
                 p.name for p in (view.layers[layer].value_projection for layer in layers) if p.transposed
             ),
             config=config.to_json(),
-            requests=tuple(asked),
+            requests=batch.requests,
             seed=context.seed,
             notes={"layers": list(layers)},
         )

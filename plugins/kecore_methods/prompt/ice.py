@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities, EditRequest
+from kecore.batch import RequestBatch
 from kecore.edit import PromptEdit, PromptWriter, Reader
 from kecore.model import ModelView
 from kecore_methods.prompt.wording import WordingConfig, check_lengths, preface, prompt_edit, remembered
@@ -66,11 +67,11 @@ class Ice:
         "Cohen et al., Evaluating the Ripple Effects of Knowledge Editing in Language Models, TACL 2024, "
         "arXiv:2307.12976; Zhang et al., A Comprehensive Study of Knowledge Editing for LLMs, 2024, arXiv:2401.01286"
     )
-    api = (1, 1)
+    api = (2, 2)
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> PromptEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> PromptEdit:
         """Remember the facts."""
-        facts = remembered(requests, context)
+        facts = remembered(batch, context)
         writer = IceWriter(facts, context.config)
-        check_lengths(writer, requests, Reader(view, context.encoder))
+        check_lengths(writer, batch.requests, Reader(view, context.encoder))
         return prompt_edit(writer, facts, view, context, self.name)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities, EditRecord, EditRequest
+from kecore.batch import RequestBatch
 from kecore.edit import PromptEdit, PromptWriter, Reader, without_edits
 from kecore.encoders import load_sentence_encoder
 from kecore.model import ModelView
@@ -105,16 +106,16 @@ class Ike:
     effect: ClassVar[type[PromptWriter]] = IkeWriter
     capabilities = Capabilities(kind="prompt", batch=True, sequential=True, needs_examples=True)
     reference = "Zheng et al., Can We Edit Factual Knowledge by In-Context Learning?, EMNLP 2023, arXiv:2305.12740"
-    api = (1, 1)
+    api = (2, 2)
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> PromptEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> PromptEdit:
         """Choose the demonstrations of each fact."""
         config: IkeConfig = context.config
         pool = context.need_examples(self.name)
         if not config.everywhere:
             _ = config.least  # refused here, not at the first prompt
         reader = Reader(view, context.encoder)
-        facts = remembered(requests, context)
+        facts = remembered(batch, context)
         with context.stages("encode"):
             index = _index(pool, config.encoder, reader, context)
             asked = load_sentence_encoder(config.encoder, reader)(
@@ -126,7 +127,7 @@ class Ike:
                 own = [EditRecord(request) for request in facts]
                 texts = [text + demonstration(config, r, "copy") for text, r in zip(texts, own, strict=True)]
             writer = IkeWriter(facts, embedded(facts, config, reader, context), config, texts)
-            check_lengths(writer, requests, reader)
+            check_lengths(writer, batch.requests, reader)
         return prompt_edit(writer, facts, view, context, self.name)
 
 

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from kecore.api.errors import EditStateError
 from kecore.api.method import MethodContext
-from kecore.api.types import Capabilities, EditRequest
+from kecore.api.types import Capabilities
+from kecore.batch import RequestBatch
 from kecore.edit import PromptEdit, PromptWriter, Reader
 from kecore.inference import generate
 from kecore.model import ModelView
@@ -152,16 +153,16 @@ class Mello:
         "Zhong et al., MQuAKE: Assessing Knowledge Editing in Language Models via Multi-Hop Questions, EMNLP 2023, "
         "arXiv:2305.14795"
     )
-    api = (1, 1)
+    api = (2, 2)
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> PromptEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> PromptEdit:
         """Put the facts into the store."""
         config: MelloConfig = context.config
         reader = Reader(view, context.encoder)
-        facts = remembered(requests, context)
+        facts = remembered(batch, context)
         with context.stages("encode"):
             writer = MelloWriter(facts, embedded(facts, config, reader, context), config)
-        for request in requests:
+        for request in batch.requests:
             context.encoder.encode(writer.opening(request.text), request.target)
         return prompt_edit(writer, facts, view, context, self.name)
 

@@ -8,7 +8,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from kecore.api.method import MethodContext
-from kecore.api.types import Capabilities, EditRequest
+from kecore.api.types import Capabilities
+from kecore.batch import RequestBatch
 from kecore.edit import PromptEdit, PromptWriter, Reader
 from kecore.model import ModelView
 from kecore_methods.prompt.store import ScopeConfig, ScopeWriter, embedded
@@ -49,15 +50,15 @@ class Retrieval:
         "He et al., Knowledge Updating? No More Model Editing! Just Selective Contextual Reasoning, 2025, "
         "arXiv:2503.05212"
     )
-    api = (1, 1)
+    api = (2, 2)
 
-    def plan(self, view: ModelView, requests: Sequence[EditRequest], context: MethodContext) -> PromptEdit:
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> PromptEdit:
         """Put the facts into the store."""
         config: RetrievalConfig = context.config
         _ = config.least  # refused here, not at the first prompt
         reader = Reader(view, context.encoder)
-        facts = remembered(requests, context)
+        facts = remembered(batch, context)
         with context.stages("encode"):
             writer = RetrievalWriter(facts, embedded(facts, config, reader, context), config)
-            check_lengths(writer, requests, reader)
+            check_lengths(writer, batch.requests, reader)
         return prompt_edit(writer, facts, view, context, self.name)

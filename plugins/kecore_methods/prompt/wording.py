@@ -9,7 +9,8 @@ from pydantic import AfterValidator, Field
 
 from kecore.api.config import MethodConfig
 from kecore.api.method import MethodContext
-from kecore.api.types import EditRequest, check_conflicts, unique
+from kecore.api.types import EditRequest
+from kecore.batch import RequestBatch
 from kecore.edit import PromptEdit, PromptWriter, Reader
 from kecore.model import ModelView
 from kecore.text import separator
@@ -53,20 +54,15 @@ def preface(wording: WordingConfig, facts: Iterable[EditRequest], prompt: str) -
     return told + wording.prompt.replace(PROMPT, prompt)
 
 
-def remembered(requests: Sequence[EditRequest], context: MethodContext) -> tuple[EditRequest, ...]:
+def remembered(batch: RequestBatch, context: MethodContext) -> tuple[EditRequest, ...]:
     """All facts that an edit is to hold: those of the earlier edits of this method, and the new ones.
 
     A new fact takes the place of an earlier one about the same prompt. New ones are sorted, since the order of a batch
     means nothing.
-
-    Raises:
-        RequestError: there are none.
-        RequestConflictError: two new ones contradict each other.
     """
-    check_conflicts(requests)
-    asked = {request.text for request in requests}
+    asked = {request.text for request in batch.requests}
     earlier = [request for edit in context.earlier for request in edit.requests if request.text not in asked]
-    return (*earlier, *sorted(unique(requests), key=lambda request: (request.text, request.id)))
+    return (*earlier, *sorted(batch.requests, key=lambda request: (request.text, request.id)))
 
 
 def check_lengths(writer: PromptWriter, requests: Sequence[EditRequest], reader: Reader) -> None:

@@ -22,9 +22,9 @@ class Method:
     Config = MethodConfig
     capabilities = Capabilities("weights", batch=True)
     reference = "Nobody, A Paper, 2026"
-    api = (1, 1)
+    api = (2, 2)
 
-    def plan(self, view, requests, context):
+    def plan(self, view, batch, context):
         raise RuntimeError("not called here")
 """
 

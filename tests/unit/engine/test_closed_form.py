@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from kecore.api.config import MethodConfig
-from kecore.api.errors import KecoreWarning, LayerError, RequestConflictError, RequestError
+from kecore.api.errors import KecoreWarning, LayerError
 from kecore.api.method import MethodContext
 from kecore.api.types import EditRequest
+from kecore.batch import RequestBatch
 from kecore.edit import LowRank, WeightEdit
 from kecore.engine import values as values_module
 from kecore.engine.closed_form import ClosedForm
@@ -43,6 +44,10 @@ def context(world: Any, **fields: Any) -> MethodContext:
     return MethodContext(config=MethodConfig(), encoder=world.encoder, **fields)
 
 
+def batch(world: Any, facts: list[EditRequest]) -> RequestBatch:
+    return RequestBatch.of(facts, world.encoder)
+
+
 def at_subject(world: Any, fact: EditRequest, layer: int) -> tuple[Tensor, Tensor]:
     """The layer's output and its projection's at the subject's last token, by the whole model."""
     seen: list[Tensor] = []
@@ -68,11 +73,13 @@ def test_the_boundary_is_one_edit_a_layer(
     """BLUE: the last layer's values are those of the model that the first layer's update has edited, written whole."""
     view = any_world.view
     before = Snapshot(view.model)
-    together = engine((0, 1, 2), spread=Boundary(Evenly())).plan(view, facts[1:3], context(any_world), "test")
+    together = engine((0, 1, 2), spread=Boundary(Evenly())).plan(
+        view, batch(any_world, facts[1:3]), context(any_world), "test"
+    )
     assert not before.differences()
-    first = engine((0,)).plan(view, facts[1:3], context(any_world), "test")
+    first = engine((0,)).plan(view, batch(any_world, facts[1:3]), context(any_world), "test")
     first.attach(view.model)
-    last = engine((2,)).plan(view, facts[1:3], context(any_world), "test")
+    last = engine((2,)).plan(view, batch(any_world, facts[1:3]), context(any_world), "test")
     first.revert(view.model)
     assert together.notes["layers"] == [0, 2]
     assert together.notes["value_steps"] == [*first.notes["value_steps"], *last.notes["value_steps"]]
@@ -87,7 +94,7 @@ def wanted(any_world: Any, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """Target vectors of the test's own for three subjects, in place of optimised ones."""
     delta = torch.randn(3, any_world.view.width, generator=torch.Generator().manual_seed(0))
     ones = torch.ones(3)
-    monkeypatch.setattr(values_module, "optimise", lambda *_a, **_k: Values(delta, ones, ones, ones, "full"))
+    monkeypatch.setattr(values_module, "optimise_values", lambda *_a, **_k: Values(delta, ones, ones, ones, "full"))
     return delta
 
 
@@ -103,7 +110,7 @@ def test_the_last_layer_moves_by_the_value_however_many_share_it(
     """Exact solves: what earlier layers leave over, the last one writes."""
     facts = facts[1:]
     before = [at_subject(any_world, fact, layers[-1]) for fact in facts]
-    edit = engine(layers, gain=gain).plan(any_world.view, facts, context(any_world), "test")
+    edit = engine(layers, gain=gain).plan(any_world.view, batch(any_world, facts), context(any_world), "test")
     scale = any_world.view.layers[layers[-1]].residual_scale
     behind_norm = scale is None and len(layers) > 1
     assert edit.notes["layers"] == list(layers[-1:] if behind_norm else layers)
@@ -122,7 +129,7 @@ def test_the_last_layer_moves_by_the_value_however_many_share_it(
 def test_layers_take_even_shares(world: Any, facts: list[EditRequest], monkeypatch: pytest.MonkeyPatch) -> None:
     delta = torch.ones(1, world.view.width)
     monkeypatch.setattr(
-        values_module, "optimise", lambda *_a, **_k: Values(delta, delta[:, 0], delta[:, 0], delta[:, 0], "")
+        values_module, "optimise_values", lambda *_a, **_k: Values(delta, delta[:, 0], delta[:, 0], delta[:, 0], "")
     )
     shares: list[Tensor] = []
 
@@ -131,15 +138,15 @@ def test_layers_take_even_shares(world: Any, facts: list[EditRequest], monkeypat
         mean = keys.mean()
         return Solution(torch.zeros_like(residuals), torch.zeros_like(mean), 1.0, 1.0)
 
-    engine((0, 1, 2, 3), solve=nothing).plan(world.view, facts[:1], context(world), "test")
+    engine((0, 1, 2, 3), solve=nothing).plan(world.view, batch(world, facts[:1]), context(world), "test")
     assert [float(s.mean()) for s in shares] == pytest.approx([1 / 4, 1 / 3, 1 / 2, 1.0], abs=1e-5)
 
 
 def test_post_processing_changes_what_later_layers_see(world: Any, facts: list[EditRequest]) -> None:
     halved = engine((0, 2), post=lambda _layer, update: LowRank(0.5 * update.U, update.V))
     plain = engine((0, 2))
-    a = halved.plan(world.view, facts, context(world), "test")
-    b = plain.plan(world.view, facts, context(world), "test")
+    a = halved.plan(world.view, batch(world, facts), context(world), "test")
+    b = plain.plan(world.view, batch(world, facts), context(world), "test")
     first, last = a.updates
     torch.testing.assert_close(a.updates[first].matrix(), 0.5 * b.updates[first].matrix())
     assert not torch.allclose(a.updates[last].matrix(), 0.5 * b.updates[last].matrix(), rtol=1e-2)
@@ -150,7 +157,7 @@ def test_a_plan_leaves_the_model_and_the_process_alone(any_world: Any, facts: li
     before = Snapshot(any_world.view.model)
     full = replace(engine((0, 1)), contexts=2)
     with pytest.warns(KecoreWarning) if any_world.view.layers[0].residual_scale is None else _quietly():
-        full.plan(any_world.view, facts, context(any_world), "test")
+        full.plan(any_world.view, batch(any_world, facts), context(any_world), "test")
     assert before.differences() == []
 
 
@@ -165,13 +172,13 @@ def test_a_plan_that_fails_leaves_the_model_alone(world: Any, facts: list[EditRe
 
     before = Snapshot(world.view.model)
     with pytest.raises(Boom):
-        engine((0, 1, 2), solve=boom).plan(world.view, facts, context(world), "test")
+        engine((0, 1, 2), solve=boom).plan(world.view, batch(world, facts), context(world), "test")
     assert before.differences() == []
 
 
 def test_the_edit_says_how_it_was_made(world: Any, facts: list[EditRequest]) -> None:
     made = context(world, seed=11)
-    edit = replace(engine((0, 1)), contexts=2).plan(world.view, [*facts, facts[0]], made, "test")
+    edit = replace(engine((0, 1)), contexts=2).plan(world.view, batch(world, [*facts, facts[0]]), made, "test")
     assert isinstance(edit, WeightEdit)
     assert (edit.method, edit.seed, edit.requests) == ("test", 11, tuple(facts))
     assert len(edit.notes["value_steps"]) == 3  # two requests are about one subject
@@ -186,18 +193,10 @@ def test_the_edit_says_how_it_was_made(world: Any, facts: list[EditRequest]) -> 
 
 def test_same_seed_same_edit(world: Any, facts: list[EditRequest]) -> None:
     full = replace(engine((0, 1)), contexts=2)
-    a, b, c = (full.plan(world.view, facts, context(world, seed=s), "test") for s in (3, 3, 4))
+    a, b, c = (full.plan(world.view, batch(world, facts), context(world, seed=s), "test") for s in (3, 3, 4))
     for name, update in a.updates.items():
         assert torch.equal(update.matrix(), b.updates[name].matrix())
     assert a.notes["contexts"] != c.notes["contexts"]
-
-
-def test_bad_batches_are_refused_before_anything_runs(world: Any, facts: list[EditRequest]) -> None:
-    other = EditRequest(facts[0].prompt, facts[0].subject, "Berlin")
-    with pytest.raises(RequestConflictError):
-        engine((0,)).plan(world.view, [*facts, other], context(world), "test")
-    with pytest.raises(RequestError, match="no edit requests"):
-        engine((0,)).plan(world.view, [], context(world), "test")
 
 
 def _quietly() -> Any:
@@ -212,11 +211,11 @@ def test_targets_of_the_projection_are_met_by_the_projection(
 ) -> None:
     """PMET's targets: what layers below push through the residual stream does not count."""
     delta, ones = torch.randn(3, world.view.width, generator=torch.Generator().manual_seed(0)), torch.ones(3)
-    monkeypatch.setattr(values_module, "optimise", lambda *_a, **_k: Values(delta, ones, ones, ones, "full"))
+    monkeypatch.setattr(values_module, "optimise_values", lambda *_a, **_k: Values(delta, ones, ones, ones, "full"))
     facts = facts[1:]
     before = [at_subject(world, fact, layers[-1])[1] for fact in facts]
     form = engine(layers, spread=BySquareRoot())
-    form.plan(world.view, facts, context(world), "test").attach(world.view.model)
+    form.plan(world.view, batch(world, facts), context(world), "test").attach(world.view.model)
     for fact, value, wanted in zip(facts, before, delta, strict=True):
         torch.testing.assert_close(at_subject(world, fact, layers[-1])[1] - value, wanted, rtol=1e-3, atol=1e-3)
 
@@ -240,7 +239,7 @@ class LastWritesAll(Evenly):
 def test_a_spread_says_which_layers_are_edited_and_what_each_writes(world: Any, facts: list[EditRequest]) -> None:
     form = engine((0, 1, 2), spread=LastWritesAll())
     assert form.edited_layers == (1, 2)
-    edit = form.plan(world.view, facts[1:3], context(world), "test")
+    edit = form.plan(world.view, batch(world, facts[1:3]), context(world), "test")
     assert edit.notes["layers"] == [1, 2]
     silent, writing = edit.updates.values()
     assert silent.norm() == 0
@@ -256,4 +255,4 @@ class OptimisesForTheFirst(Evenly):
 
 def test_an_anchor_that_is_not_the_last_layer_needs_residuals_of_its_own(world: Any, facts: list[EditRequest]) -> None:
     with pytest.raises(LayerError, match="has to override 'residuals'"):
-        engine((0, 1), spread=OptimisesForTheFirst()).plan(world.view, facts, context(world), "test")
+        engine((0, 1), spread=OptimisesForTheFirst()).plan(world.view, batch(world, facts), context(world), "test")

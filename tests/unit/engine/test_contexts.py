@@ -12,15 +12,15 @@ from kecore.api.identity import Fingerprint
 from kecore.api.method import MethodContext
 from kecore.edit import attached
 from kecore.engine import contexts
-from kecore.engine.contexts import joined, of_session, sample
+from kecore.engine.contexts import of_session, sample
 from kecore.model import ModelView
 from kecore.testing import Snapshot
-from kecore.text import Encoder
+from kecore.text import Encoder, join_context
 
 
 def test_the_empty_context_leaves_a_prompt_as_it_is() -> None:
-    assert joined("", "The capital") == "The capital"
-    assert joined("I said", "The capital") == "I said. The capital"
+    assert join_context("", "The capital") == "The capital"
+    assert join_context("I said", "The capital") == "I said. The capital"
 
 
 def test_same_seed_same_contexts_whatever_the_global_random_state(world: Any) -> None:

@@ -17,13 +17,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from kecore.api.errors import KecoreWarning
 from kecore.api.types import EditRequest
+from kecore.batch import RequestBatch
 from kecore.engine import values as values_module
 from kecore.engine.graphs import Function
-from kecore.engine.values import ValueSettings, optimise
+from kecore.engine.values import ValueSettings, optimise_values
 from kecore.testing import Snapshot
 
 SETTINGS = ValueSettings(steps=6, stop_loss=0.0, learning_rate=0.3)
-GROUPS = [0, 1, 0, 2]
 HOST = ("lift_fresh", "_local_scalar_dense", "nonzero")  # operations with data of the host, or results for it
 
 
@@ -67,8 +67,8 @@ def test_replayed_steps_are_the_steps(
     view, encoder = make_world(architecture)
     settings = replace(SETTINGS, **change)  # type: ignore[arg-type]
     before = Snapshot(view.model)
-    plain = optimise(view, encoder, facts, GROUPS, 1, ["", "I know"], settings)
-    replayed = optimise(view, encoder, facts, GROUPS, 1, ["", "I know"], replace(settings, graphs=True))
+    plain = optimise_values(view, RequestBatch.of(facts, encoder), 1, ["", "I know"], settings)
+    replayed = optimise_values(view, RequestBatch.of(facts, encoder), 1, ["", "I know"], replace(settings, graphs=True))
     assert tracer.recorded
     assert tracer.replayed
     assert tracer.host == set()
@@ -80,11 +80,11 @@ def test_replayed_steps_are_the_steps(
 
 def test_recorded_anew_when_rows_are_dropped(world: World, facts: list[EditRequest], tracer: Tracer) -> None:
     view, encoder = world
-    losses = optimise(view, encoder, facts, GROUPS, 1, [""], replace(SETTINGS, steps=4)).loss
+    losses = optimise_values(view, RequestBatch.of(facts, encoder), 1, [""], replace(SETTINGS, steps=4)).loss
     settings = replace(SETTINGS, steps=12, stop_loss=float(losses.sort().values[:2].mean()))
-    plain = optimise(view, encoder, facts, GROUPS, 1, [""], settings)
+    plain = optimise_values(view, RequestBatch.of(facts, encoder), 1, [""], settings)
     assert plain.steps.unique().numel() > 1
-    replayed = optimise(view, encoder, facts, GROUPS, 1, [""], replace(settings, graphs=True))
+    replayed = optimise_values(view, RequestBatch.of(facts, encoder), 1, [""], replace(settings, graphs=True))
     assert tracer.recorded > 1
     torch.testing.assert_close(replayed.delta, plain.delta, rtol=1e-5, atol=1e-6)
     assert replayed.steps.tolist() == plain.steps.tolist()
@@ -95,9 +95,9 @@ def test_recorded_anew_when_rows_are_dropped(world: World, facts: list[EditReque
 def test_what_cannot_be_recorded_runs_as_ever(facts: list[EditRequest], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(values_module, "_ENOUGH", {"cpu": 1})  # many micro-batches, of which one tries
     view, encoder = make_world("bart")  # whose forward reads a tensor on the host
-    plain = optimise(view, encoder, facts, GROUPS, 1, [""], SETTINGS)
+    plain = optimise_values(view, RequestBatch.of(facts, encoder), 1, [""], SETTINGS)
     with pytest.warns(KecoreWarning, match=r"not replayed as CUDA graphs: .*_local_scalar_dense") as warned:
-        found = optimise(view, encoder, facts, GROUPS, 1, [""], replace(SETTINGS, graphs=True))
+        found = optimise_values(view, RequestBatch.of(facts, encoder), 1, [""], replace(SETTINGS, graphs=True))
     assert torch.equal(found.delta, plain.delta)
     assert len([w for w in warned if "CUDA graphs" in str(w.message)]) == 1
 
@@ -105,6 +105,6 @@ def test_what_cannot_be_recorded_runs_as_ever(facts: list[EditRequest], monkeypa
 def test_without_effect_on_a_cpu(world: World, facts: list[EditRequest], monkeypatch: pytest.MonkeyPatch) -> None:
     view, encoder = world
     monkeypatch.setattr(values_module, "record", None)
-    plain = optimise(view, encoder, facts, GROUPS, 1, [""], SETTINGS)
-    found = optimise(view, encoder, facts, GROUPS, 1, [""], replace(SETTINGS, graphs=True))
+    plain = optimise_values(view, RequestBatch.of(facts, encoder), 1, [""], SETTINGS)
+    found = optimise_values(view, RequestBatch.of(facts, encoder), 1, [""], replace(SETTINGS, graphs=True))
     assert torch.equal(found.delta, plain.delta)

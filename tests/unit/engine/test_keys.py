@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from kecore.api.types import EditRequest
-from kecore.engine.contexts import joined
+from kecore.batch import RequestBatch
 from kecore.engine.keys import KeyPass, Keys
-from kecore.engine.locate import group_by_subject
 from kecore.engine.solve import least_squares
 from kecore.model import ModelView
 from kecore.testing import Snapshot, tiny_model
+from kecore.text import join_context
 
 CONTEXTS = ("", "Therefore it is said", "I")
 HALF = (0.5, 0.25, 0.25)  # the default: the bare prompt counts as much as all its contexts
@@ -25,7 +25,7 @@ LAYERS = (0, 1, 3)
 
 def whole(world: Any, request: EditRequest, context: str) -> tuple[dict[int, Tensor], Tensor]:
     """Keys of the edited layers at the subject's last token, and the last edited layer's output there."""
-    text = joined(context, request.text)
+    text = join_context(context, request.text)
     start = text.rindex(request.subject)
     encoded = world.encoder.encode(text)
     place = encoded.last_token_of((start, start + len(request.subject)))
@@ -88,16 +88,15 @@ def test_the_bare_prompt_has_the_weight_it_is_given(
     world: Any, facts: list[EditRequest], bare: float | None, weights: tuple[float, ...]
 ) -> None:
     with world.view.frozen(), torch.no_grad():
-        keys = KeyPass(world.view, world.encoder, facts, [0, 1, 2, 3], CONTEXTS, LAYERS, bare=bare)
+        keys = KeyPass(world.view, RequestBatch.of(facts, world.encoder).ungrouped(), CONTEXTS, LAYERS, bare=bare)
         wanted, _ = means(world, facts, [0, 1, 2, 3], weights)
         torch.testing.assert_close(keys.advance(0)[0].mean(), wanted[0].t(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_bare_prompt_alone_has_all_the_weight(world: Any, facts: list[EditRequest]) -> None:
     with world.view.frozen():
-        assert KeyPass(
-            world.view, world.encoder, facts[:1], [0], ("",), LAYERS, bare=0.5
-        ).weight.to_dense().tolist() == [[1.0]]
+        keys = KeyPass(world.view, RequestBatch.of(facts[:1], world.encoder), ("",), LAYERS, bare=0.5)
+    assert keys.weight.to_dense().tolist() == [[1.0]]
 
 
 def test_layers_that_cannot_be_skipped(world: Any, facts: list[EditRequest]) -> None:
@@ -110,7 +109,7 @@ def test_layers_that_cannot_be_skipped(world: Any, facts: list[EditRequest]) -> 
 def test_texts_that_begin_alike_run_once(world: Any, facts: list[EditRequest]) -> None:
     twice = [facts[0], EditRequest("The capital of {} was", "France", "Rome"), facts[1]]
     with world.view.frozen():
-        keys = KeyPass(world.view, world.encoder, twice, [0, 0, 1], CONTEXTS, LAYERS)
+        keys = KeyPass(world.view, RequestBatch.of(twice, world.encoder), CONTEXTS, LAYERS)
         found, _ = keys.advance(0)
     assert found.rows.shape[0] == 2 * len(CONTEXTS)
     assert found.weight.sum(1).to_dense().tolist() == pytest.approx([1.0, 1.0])
@@ -119,7 +118,7 @@ def test_texts_that_begin_alike_run_once(world: Any, facts: list[EditRequest]) -
 def test_nothing_moves_and_nothing_is_left_without_an_update(any_world: Any, facts: list[EditRequest]) -> None:
     before = Snapshot(any_world.view.model)
     with any_world.view.frozen():
-        keys = KeyPass(any_world.view, any_world.encoder, facts, [0, 1, 2, 3], CONTEXTS, LAYERS)
+        keys = KeyPass(any_world.view, RequestBatch.of(facts, any_world.encoder).ungrouped(), CONTEXTS, LAYERS)
         for layer in LAYERS:
             _, moved = keys.advance(layer)
             assert float(moved.abs().max()) < 1e-5
@@ -172,11 +171,12 @@ def test_thousands_of_facts_are_solved_alike() -> None:
 
 
 def check_pass(world: Any, facts: list[EditRequest], memory: int) -> None:
-    groups = group_by_subject(facts)
+    batch = RequestBatch.of(facts, world.encoder)
+    groups = list(batch.groups)
     assert groups == [0, 1, 0, 2]
     with world.view.frozen(), torch.no_grad():
         _, before = means(world, facts, groups, HALF)
-        keys = KeyPass(world.view, world.encoder, facts, groups, CONTEXTS, LAYERS, memory)
+        keys = KeyPass(world.view, batch, CONTEXTS, LAYERS, memory)
         for place, layer in enumerate(LAYERS):
             with world.view.overlay(overlay(world.view, LAYERS[:place])):
                 found, moved = keys.advance(layer)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from kecore.api.types import EditRequest
-from kecore.engine.contexts import joined
-from kecore.engine.values import ValueSettings, optimise
+from kecore.batch import RequestBatch
+from kecore.engine.values import ValueSettings, optimise_values
 from kecore.model.mixer import mixer
+from kecore.text import join_context
 
 CONTEXTS = ("", "Therefore it is said", "I know")
 LAYER = 1
@@ -65,7 +66,7 @@ def serial(world: Any, fact: EditRequest) -> Tensor:
     """Both vectors after the steps, ``[2, d_model]``: Adam, decay and clamp relative to each module's own output."""
     rows: list[tuple[tuple[int, ...], int, int]] = []
     for context in CONTEXTS:
-        text = joined(context, fact.text)
+        text = join_context(context, fact.text)
         start = text.rindex(fact.subject)
         encoded = world.encoder.encode(text, fact.target)
         rows.append((encoded.ids, encoded.last_token_of((start, start + len(fact.subject))), encoded.start))
@@ -94,13 +95,15 @@ def serial(world: Any, fact: EditRequest) -> Tensor:
 
 def test_both_vectors_follow_the_plain_loop(world: Any, facts: list[EditRequest], fact: EditRequest) -> None:
     wanted = serial(world, fact)
-    found = optimise(world.view, world.encoder, [facts[3], fact], [0, 1], LAYER, CONTEXTS, SETTINGS)
+    found = optimise_values(world.view, RequestBatch.of([facts[3], fact], world.encoder), LAYER, CONTEXTS, SETTINGS)
     assert found.delta.shape == (2, world.view.width)
     torch.testing.assert_close(found.delta[1], wanted[0], rtol=2e-3, atol=2e-4)
 
 
 def test_the_second_vector_takes_a_part(world: Any, facts: list[EditRequest], fact: EditRequest) -> None:
     """Without the attention's vector the other is another one: the loop above would notice if it were left out."""
-    both = optimise(world.view, world.encoder, [fact], [0], LAYER, CONTEXTS, SETTINGS)
-    one = optimise(world.view, world.encoder, [fact], [0], LAYER, CONTEXTS, replace(SETTINGS, mixer=False))
+    both = optimise_values(world.view, RequestBatch.of([fact], world.encoder), LAYER, CONTEXTS, SETTINGS)
+    one = optimise_values(
+        world.view, RequestBatch.of([fact], world.encoder), LAYER, CONTEXTS, replace(SETTINGS, mixer=False)
+    )
     assert float((both.delta - one.delta).norm() / one.delta.norm()) > 0.05

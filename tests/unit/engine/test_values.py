@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from kecore.api.errors import NonFiniteError
 from kecore.api.types import EditRequest
+from kecore.batch import RequestBatch
 from kecore.engine import values as values_module
-from kecore.engine.contexts import joined
-from kecore.engine.locate import group_by_subject
-from kecore.engine.values import Values, ValueSettings, optimise, said
+from kecore.engine.values import Values, ValueSettings, optimise_values, said
 from kecore.model import LayerView, ModelView
 from kecore.testing import Snapshot
-from kecore.text import Encoder
+from kecore.text import Encoder, join_context
 
 CONTEXTS = ("", "Therefore it is said", "I know")
 LAYER = 1
@@ -54,7 +53,7 @@ def prompt(encoder: Encoder, text: str, subject: tuple[int, int], target: str = 
 def prompts(encoder: Encoder, request: EditRequest) -> list[Prompt]:
     out: list[Prompt] = []
     for context in CONTEXTS:
-        text = joined(context, request.text)
+        text = join_context(context, request.text)
         start = text.rindex(request.subject)
         out.append(prompt(encoder, text, (start, start + len(request.subject)), request.target))
     return out
@@ -163,11 +162,16 @@ def test_likelihood_and_divergence_and_their_slopes_are_those_of_their_definitio
     assert not got.any()
 
 
-def compare(world: Any, facts: list[EditRequest], groups: list[int], settings: ValueSettings, **options: Any) -> None:
-    found = optimise(world.view, world.encoder, facts, groups, LAYER, CONTEXTS, settings, **options)
+def apart(world: Any, facts: list[EditRequest]) -> RequestBatch:
+    """A batch in which every fact has a value of its own."""
+    return RequestBatch.of(facts, world.encoder).ungrouped()
+
+
+def compare(world: Any, batch: RequestBatch, settings: ValueSettings, **options: Any) -> None:
+    found = optimise_values(world.view, batch, LAYER, CONTEXTS, settings, **options)
     with world.view.frozen():
-        for group in range(max(groups) + 1):
-            members = [fact for fact, own in zip(facts, groups, strict=True) if own == group]
+        for group in range(len(batch.subjects)):
+            members = [fact for fact, own in zip(batch.requests, batch.groups, strict=True) if own == group]
             wanted = serial(world.view, world.encoder, members, settings)
             assert int(found.steps[group]) == wanted.steps
             assert float((found.delta[group] - wanted.delta).norm() / wanted.delta.norm().clamp(min=1e-9)) < 1e-4
@@ -176,40 +180,40 @@ def compare(world: Any, facts: list[EditRequest], groups: list[int], settings: V
 
 @pytest.mark.parametrize("settings", [ADAM, DESCENT], ids=["adam", "gradient"])
 def test_batched_equals_serial(world: Any, facts: list[EditRequest], settings: ValueSettings) -> None:
-    compare(world, facts, group_by_subject(facts), settings)
+    compare(world, RequestBatch.of(facts, world.encoder), settings)
 
 
 @pytest.mark.parametrize("settings", [ADAM, DESCENT], ids=["adam", "gradient"])
 def test_groups_that_stop_early_leave_the_batch_and_change_nothing(
     world: Any, facts: list[EditRequest], settings: ValueSettings
 ) -> None:
-    groups = [0, 1, 2, 3]
-    free = optimise(world.view, world.encoder, facts, groups, LAYER, CONTEXTS, replace(settings, steps=4))
+    batch = apart(world, facts)
+    free = optimise_values(world.view, batch, LAYER, CONTEXTS, replace(settings, steps=4))
     stop = float(free.loss.sort().values[1]) * 1.01  # two of four are below this after three updates
     settings = replace(settings, stop_loss=stop)
-    found = optimise(world.view, world.encoder, facts, groups, LAYER, CONTEXTS, settings)
+    found = optimise_values(world.view, batch, LAYER, CONTEXTS, settings)
     assert len(set(found.steps.tolist())) > 1
-    compare(world, facts, groups, settings)
+    compare(world, batch, settings)
 
 
 def test_without_divergence_and_decay_it_is_the_likelihood_alone(world: Any, facts: list[EditRequest]) -> None:
-    compare(world, facts[:2], [0, 1], replace(ADAM, kl_weight=0.0, weight_decay=0.0))
+    compare(world, RequestBatch.of(facts[:2], world.encoder), replace(ADAM, kl_weight=0.0, weight_decay=0.0))
 
 
 def test_one_step_evaluates_and_moves_nothing(world: Any, facts: list[EditRequest]) -> None:
-    found = optimise(world.view, world.encoder, facts, [0, 1, 2, 3], LAYER, CONTEXTS, replace(ADAM, steps=1))
+    found = optimise_values(world.view, apart(world, facts), LAYER, CONTEXTS, replace(ADAM, steps=1))
     assert float(found.delta.norm()) == 0.0
     assert found.steps.tolist() == [1, 1, 1, 1]
 
 
 @pytest.mark.filterwarnings("ignore:BartForCausalLM is driven:kecore.api.errors.KecoreWarning")
 def test_other_architectures(any_world: Any, facts: list[EditRequest]) -> None:
-    compare(any_world, facts[:2], [0, 1], replace(ADAM, steps=4))
+    compare(any_world, RequestBatch.of(facts[:2], any_world.encoder), replace(ADAM, steps=4))
 
 
 def test_clamp_bounds_the_length(world: Any, facts: list[EditRequest]) -> None:
     settings = replace(ADAM, clamp=0.05, learning_rate=5.0)
-    found = optimise(world.view, world.encoder, facts, [0, 1, 2, 3], LAYER, CONTEXTS, settings)
+    found = optimise_values(world.view, apart(world, facts), LAYER, CONTEXTS, settings)
     torch.testing.assert_close(found.delta.norm(dim=1), 0.05 * found.reference)
 
 
@@ -225,7 +229,7 @@ def test_micro_batches_make_no_difference(
             yield batch
 
     monkeypatch.setattr(values_module, "_micro_batches", spy)
-    compare(world, facts, [0, 1, 2, 3], replace(ADAM, steps=4), memory=1)
+    compare(world, apart(world, facts), replace(ADAM, steps=4), memory=1)
     assert sorted(seen) == [[0], [1], [2], [3]]
 
 
@@ -233,8 +237,8 @@ def test_noise_is_a_groups_own_and_follows_the_seed(world: Any, facts: list[Edit
     settings = replace(DESCENT, noise=0.5, steps=4)
 
     def found(memory: int, seed: int) -> Tensor:
-        return optimise(
-            world.view, world.encoder, facts, [0, 1, 2, 3], LAYER, CONTEXTS, settings, memory=memory, seed=seed
+        return optimise_values(
+            world.view, apart(world, facts), LAYER, CONTEXTS, settings, memory=memory, seed=seed
         ).delta
 
     together = found(2 << 30, 0)
@@ -245,15 +249,17 @@ def test_noise_is_a_groups_own_and_follows_the_seed(world: Any, facts: list[Edit
 def test_model_and_random_state_are_left_alone(world: Any, facts: list[EditRequest]) -> None:
     world.view.model.train()
     before = Snapshot(world.view.model)
-    optimise(world.view, world.encoder, facts, [0, 1, 0, 2], LAYER, CONTEXTS, replace(ADAM, precision=torch.bfloat16))
+    optimise_values(
+        world.view, RequestBatch.of(facts, world.encoder), LAYER, CONTEXTS, replace(ADAM, precision=torch.bfloat16)
+    )
     assert before.differences() == []
 
 
 def test_frozen_weights_in_bfloat16_come_close(world: Any, facts: list[EditRequest]) -> None:
     settings = replace(DESCENT, steps=4)
-    exact = optimise(world.view, world.encoder, facts, [0, 1, 2, 3], LAYER, CONTEXTS, settings)
-    rough = optimise(
-        world.view, world.encoder, facts, [0, 1, 2, 3], LAYER, CONTEXTS, replace(settings, precision=torch.bfloat16)
+    exact = optimise_values(world.view, apart(world, facts), LAYER, CONTEXTS, settings)
+    rough = optimise_values(
+        world.view, apart(world, facts), LAYER, CONTEXTS, replace(settings, precision=torch.bfloat16)
     )
     assert rough.delta.dtype == torch.float32
     assert not torch.equal(rough.delta, exact.delta)
@@ -262,11 +268,9 @@ def test_frozen_weights_in_bfloat16_come_close(world: Any, facts: list[EditReque
 
 def test_a_loss_that_explodes_is_an_error(world: Any, facts: list[EditRequest]) -> None:
     with pytest.raises(NonFiniteError, match="lower the learning rate"):
-        optimise(
+        optimise_values(
             world.view,
-            world.encoder,
-            facts,
-            [0, 1, 2, 3],
+            apart(world, facts),
             LAYER,
             CONTEXTS,
             replace(ADAM, learning_rate=1e30, clamp=1e38),
@@ -275,8 +279,8 @@ def test_a_loss_that_explodes_is_an_error(world: Any, facts: list[EditRequest]) 
 
 def test_progress_reaches_the_total(world: Any, facts: list[EditRequest]) -> None:
     calls: list[tuple[str, int, int]] = []
-    optimise(
-        world.view, world.encoder, facts, [0, 1, 2, 3], LAYER, CONTEXTS, replace(ADAM, steps=3),
+    optimise_values(
+        world.view, apart(world, facts), LAYER, CONTEXTS, replace(ADAM, steps=3),
         progress=lambda *call: calls.append(call),
     )  # fmt: skip
     assert calls[-1] == ("values", 12, 12)
@@ -298,7 +302,7 @@ def test_a_value_is_done_when_its_target_is_most_probable_everywhere(world: Any,
     settings = replace(DESCENT, steps=40, stop_most_probable=True)
 
     def run(steps: int) -> values_module.Values:
-        return optimise(world.view, world.encoder, facts, range(4), LAYER, CONTEXTS, replace(settings, steps=steps))
+        return optimise_values(world.view, apart(world, facts), LAYER, CONTEXTS, replace(settings, steps=steps))
 
     found = run(40)
     done = [i for i, steps in enumerate(found.steps.tolist()) if steps < 40]
@@ -329,7 +333,7 @@ def _after(world: Any, facts: list[EditRequest], settings: ValueSettings, update
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch, "step", step)
         with pytest.raises(Enough):
-            optimise(world.view, world.encoder, facts, range(4), LAYER, CONTEXTS, settings)
+            optimise_values(world.view, apart(world, facts), LAYER, CONTEXTS, settings)
     return taken[0]
 
 
@@ -353,7 +357,7 @@ def test_no_micro_batch_outlives_its_turn(
     gc.collect()
     gc.disable()
     try:
-        optimise(view, encoder, facts, [0, 1, 0, 2], LAYER, CONTEXTS, replace(DESCENT, steps=2))
+        optimise_values(view, RequestBatch.of(facts, encoder), LAYER, CONTEXTS, replace(DESCENT, steps=2))
     finally:
         gc.enable()
     assert len(alive) > 1
@@ -368,9 +372,9 @@ def test_how_one_micro_batch_is_driven_says_nothing_of_the_next(monkeypatch: pyt
     ragged = [EditRequest("{} is in", subject, "Rome") for subject in ("Spain", "Danielle Darrieux of Antarctica")]
 
     def found(requests: list[EditRequest]) -> Values:
-        return optimise(world.view, world.encoder, requests, range(len(requests)), LAYER, CONTEXTS, ADAM)
+        return optimise_values(world.view, apart(world, requests), LAYER, CONTEXTS, ADAM)
 
-    apart = [found(even), found(ragged)]
-    assert [values.mode for values in apart] == ["shared", "cached"]
+    separate = [found(even), found(ragged)]
+    assert [values.mode for values in separate] == ["shared", "cached"]
     monkeypatch.setattr(values_module, "_micro_batches", lambda *_: iter([[0, 1, 2, 3], [4, 5]]))
-    torch.testing.assert_close(found([*even, *ragged]).delta, torch.cat([values.delta for values in apart]))
+    torch.testing.assert_close(found([*even, *ragged]).delta, torch.cat([values.delta for values in separate]))

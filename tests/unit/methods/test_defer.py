@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kecore import Editor, EditRequest, MethodContext, ModuleEdit
 from kecore.api.errors import ConfigError
+from kecore.batch import RequestBatch
 from kecore.inference import score_continuations
 from kecore.inference.generation import generate
 from kecore_methods.memory.defer import Defer, DeferConfig, SideNetwork
@@ -82,7 +83,7 @@ def test_first_step_goes_down_the_gradient_of_the_mixture(editor: Editor) -> Non
     loss = loss - opened[item.start - 1 : len(item.ids) - 1].log().mean()
     loss = loss - (1 - opened[: item.start - 1]).log().mean()
     gradients = torch.autograd.grad(loss, [gate, side])
-    edit = Defer().plan(view, [FACT], MethodContext(config, editor.encoder))
+    edit = Defer().plan(view, RequestBatch.of([FACT], editor.encoder), MethodContext(config, editor.encoder))
     assert edit.notes["loss"][0] == pytest.approx(float(loss.detach()), abs=1e-4)
     tensors = edit.effect.tensors()
     units = (0.3 / projection.d_in, 0.1 * float(projection.weight.square().mean().sqrt()))

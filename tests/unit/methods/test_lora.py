@@ -16,6 +16,7 @@ import torch
 from kecore import Editor, EditRequest, WeightEdit
 from kecore.api.errors import ConfigError, KecoreWarning, MissingDependencyError
 from kecore.api.method import MethodContext
+from kecore.batch import RequestBatch
 from kecore.inference import score_continuations
 from kecore.model import ModelView
 from kecore.testing import tiny_model, tiny_tokenizer
@@ -104,7 +105,7 @@ def test_training_leaves_the_random_states() -> None:
     from kecore_methods.finetune.lora import AdaLora
 
     context = MethodContext(AdaLora.Config(steps=10, dropout=0.1), editor.encoder)  # pyright: ignore
-    AdaLora().plan(plain, FACTS, context)
+    AdaLora().plan(plain, RequestBatch.of(FACTS, editor.encoder), context)
     assert not before.differences()
 
 
@@ -122,8 +123,8 @@ def test_layers_below_the_adapter_run_once_and_change_nothing() -> None:
 
     handles = [part.value_projection.module.register_forward_hook(count(part.index)) for part in view.layers]
     config = Lora.Config(steps=3, layers=(2,), contexts=0, stop_loss=0)  # pyright: ignore
-    context = MethodContext(config, editor.encoder)
-    edit = Lora().plan(view, FACTS, context)
+    context, batch = MethodContext(config, editor.encoder), RequestBatch.of(FACTS, editor.encoder)
+    edit = Lora().plan(view, batch, context)
     for handle in handles:
         handle.remove()
     assert calls == [1, 1, 3, 3]
@@ -131,7 +132,7 @@ def test_layers_below_the_adapter_run_once_and_change_nothing() -> None:
     def whole(view: ModelView, encoder: Any, _: Any, items: Any, _layer: int, _kept: Any) -> Targets:
         return Targets(view, encoder, items, 0, "target_new")
 
-    slow = plan_adapter(view, FACTS, context, "lora", lambda peft, _: lora_kind(config, peft), batch=whole)
+    slow = plan_adapter(view, batch, context, "lora", lambda peft, _: lora_kind(config, peft), make=whole)
     (got,), (expected,) = edit.updates.values(), slow.updates.values()
     assert torch.allclose(got.matrix(), expected.matrix(), rtol=1e-3, atol=1e-6)
     assert edit.notes["loss"] == pytest.approx(slow.notes["loss"], abs=1e-4)
@@ -143,12 +144,13 @@ def test_prompts_are_trained_behind_prefixes_too() -> None:
     losses: list[float] = []
     for contexts in (0, 2):
         context = MethodContext(Lora.Config(steps=1, contexts=contexts), editor.encoder)  # pyright: ignore
-        facts = in_contexts(editor.view, context, FACTS, contexts, 10)
+        batch = RequestBatch.of(FACTS, editor.encoder)
+        facts = [[w.request for w in fact] for fact in in_contexts(editor.view, context, batch, contexts, 10)]
         assert [fact[0] for fact in facts] == FACTS
         assert all(len(set(fact)) == contexts + 1 and fact[-1].text.endswith(fact[0].text) for fact in facts)
         pairs = [(request.text, request.target) for fact in facts for request in fact]
         expected = -fmean(score.mean for score in score_continuations(editor.view, editor.encoder, pairs))
-        losses += Lora().plan(editor.view, FACTS, context).notes["loss"]
+        losses += Lora().plan(editor.view, batch, context).notes["loss"]
         assert losses[-1] == pytest.approx(expected, abs=1e-4)
     assert losses[0] != pytest.approx(losses[1], abs=1e-3)
 

@@ -23,6 +23,7 @@ from kecore import Editor, EditRequest, ModuleEdit
 from kecore.api.errors import ConfigError
 from kecore.engine import contexts
 from kecore.inference import score_continuations
+from kecore.text import join_context
 from kecore_methods.memory.dynamic_lora import Clusters, DynamicLora
 from kecore_methods.memory.melo import Melo
 
@@ -141,7 +142,7 @@ def test_keys_are_those_of_the_subject_alone_and_behind_prefixes(editor: Editor)
     written = contexts.sample(editor.view, editor.encoder, 3, 4, 0)
     keys: list[Tensor] = []
     for prefix in written:
-        text = contexts.joined(prefix, FACT.text)
+        text = join_context(prefix, FACT.text)
         end = text.index(FACT.subject) + len(FACT.subject)
         item = editor.encoder.encode(text)
         column = max(i for i, (begin, _) in enumerate(item.spans) if begin < end)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kecore import EditRequest
+from kecore.batch import RequestBatch
 from kecore.engine.keys import Prompts
-from kecore.engine.locate import locate
 from kecore.model import ModelView
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore.text import Encoder
@@ -30,27 +30,27 @@ def test_later_targets_are_what_the_values_make_of_each_prompt(architecture: str
     """Against one prompt at a time, unpadded, with a hook of the test's own and transformers' hidden states."""
     view = ModelView.of(tiny_model(architecture))
     encoder = Encoder(tiny_tokenizer("byte-bpe" if architecture == "gpt2" else "llama-like"))
-    groups, layers = [0, 1, 1], (0, 1, 2)
+    batch, layers = RequestBatch.of(FACTS, encoder), (0, 1, 2)
     delta = 0.5 * random(2, view.width, seed=3)
     with view.frozen(), torch.no_grad():
-        prompts = Prompts(view, encoder, FACTS, groups, CONTEXTS, memory=2 << 30, bare=0.5)
+        prompts = Prompts(view, batch, CONTEXTS, memory=2 << 30, bare=0.5)
         residuals = ForwardReplay().residuals(prompts, layers, delta)
         found = [residuals.read(layer) for layer in layers]
         change = torch.zeros(3, 2, view.width)
-        weight = {0: 0.5, 1: 0.5}  # the bare prompt's, and that of the one context
-        for item in locate(encoder, FACTS, CONTEXTS, target=False):
-            ids = torch.tensor([item.encoded.ids[: item.lookup + 1]])
+        weight = dict.fromkeys(CONTEXTS, 0.5)  # the bare prompt's, and that of the one context
+        texts = [(c, group, item) for c in CONTEXTS for group, item in zip((0, 1, 1), batch.located(c), strict=True)]
+        for context, group, item in texts:
+            ids = torch.tensor([item.ids[: item.lookup + 1]])
             plain = view.model(ids, output_hidden_states=True).hidden_states
-            added = delta[groups[item.request]]
+            added = delta[group]
             hook = view.layers[0].value_projection.module.register_forward_hook(
                 lambda _m, _i, output, added=added: torch.cat([output[:, :-1], output[:, -1:] + added], 1)
             )
             moved = view.model(ids, output_hidden_states=True).hidden_states
             hook.remove()
-            group = groups[item.request]
             for place, layer in enumerate(layers):
                 # hidden_states begins with the embeddings; both requests about France count half.
-                step = (moved[layer + 1] - plain[layer + 1])[0, -1] * weight[item.context] / groups.count(group)
+                step = (moved[layer + 1] - plain[layer + 1])[0, -1] * weight[context] / (1, 2)[group]
                 change[place, group] += step
     for place, (keys, missing) in enumerate(found):
         torch.testing.assert_close(missing, change[place], atol=1e-5, rtol=1e-4)

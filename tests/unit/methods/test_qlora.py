@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from kecore import Editor, EditRequest
 from kecore.api.errors import MissingDependencyError
+from kecore.batch import RequestBatch
 from kecore.model import ModelView
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore.testing.snapshot import Snapshot
@@ -132,7 +132,7 @@ def test_only_whole_blocks_are_quantised() -> None:
 
 def test_needs_count_the_base() -> None:
     editor = Editor(tiny_model("llama", **WIDE["llama"]), tiny_tokenizer())
-    given: tuple[Any, ...] = (editor.view, editor.encoder, FACTS)
+    given = (editor.view, RequestBatch.of(FACTS, editor.encoder))
     plain, ours = AdapterConfig().needs(*given)[0], QLoraConfig().needs(*given)[0]
     weights = sum(part.d_in * part.d_out for part in linear_maps(editor.view, range(4)).values())
     assert ours.fixed - plain.fixed == weights // 2 + weights // 64

@@ -14,6 +14,7 @@ from torch import Tensor
 from kecore import Corpus, Editor, EditRequest, WeightEdit
 from kecore.api import registry
 from kecore.api.errors import ConfigError, KecoreWarning
+from kecore.batch import RequestBatch
 from kecore.edit import Dense, LowRank
 from kecore.engine.closed_form import ClosedForm
 from kecore.engine.keys import KeyPass
@@ -141,7 +142,7 @@ def test_eamet_turns_values_towards_their_keys_geometry(editor: Editor) -> None:
         return abs(float(a @ b / (a.norm() * b.norm())) - cosine)
 
     with editor.view.frozen():
-        about = (editor.view, editor.encoder, FACTS, [0, 1, 1], memit.notes["contexts"], (2,))
+        about = (editor.view, RequestBatch.of(FACTS, editor.encoder), memit.notes["contexts"], (2,))
         keys = KeyPass(*about).advance(2)[0].mean().t().double()
     cosine = float(torch.cosine_similarity(keys[0], keys[1], dim=0))
     assert apart(strong) < 0.5 * apart(memit)

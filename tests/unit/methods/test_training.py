@@ -7,8 +7,9 @@ import torch
 from memory_setting import FACT, OTHER, logits, opened
 
 from kecore import Editor
+from kecore.batch import RequestBatch
 from kecore.engine.texts import load_passages, prompts_about_others
-from kecore.engine.tuning import KeptConfig, Targets, encoded
+from kecore.engine.tuning import KeptConfig, Targets
 
 LAYER = 2
 
@@ -30,7 +31,7 @@ def test_loss_is_that_of_the_targets_and_the_kl_of_what_is_kept(weight: float) -
     before = [logits(editor, text)[0, -1].double().log_softmax(-1) for text in kept]
     delta = change(editor)
     with editor.view.frozen():
-        items = encoded(editor.encoder, facts)
+        items = RequestBatch.of(facts, editor.encoder).encodings
         targets = Targets(editor.view, editor.encoder, items, LAYER, "target_new", config.kept(editor.encoder, facts))
         assert float(targets.scores()[1]) == pytest.approx(0, abs=1e-6)  # nothing has moved yet
         found = float(targets.loss({LAYER: delta}))
