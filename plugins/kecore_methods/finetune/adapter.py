@@ -62,11 +62,15 @@ class AdapterConfig(KeptConfig):
     stop_loss: float = Field(default=1e-2, ge=0, description="Training ends when a pass has a mean loss below this.")
 
     def check_installed(self) -> None:
-        """The package peft."""
+        """Load the package peft.
+
+        Raises:
+            MissingDependencyError: it is not installed.
+        """
         peft_package()
 
     def adapted_layers(self, view: ModelView) -> list[int]:
-        """The adapted layers, ascending.
+        """Return the adapted layers, ascending.
 
         Raises:
             LayerError: the model has no such layer.
@@ -76,7 +80,7 @@ class AdapterConfig(KeptConfig):
         return sorted(view.layer(i).index for i in self.layers)
 
     def adapted_maps(self, view: ModelView) -> dict[str, LinearView]:
-        """The adapted linear maps by module path.
+        """Return the adapted linear maps by module path.
 
         Raises:
             ConfigError: no linear map has such a path.
@@ -84,35 +88,35 @@ class AdapterConfig(KeptConfig):
         """
         layers = self.adapted_layers(view)
         if self.targets == "value":
-            parts = [view.layers[i].value_projection for i in layers]
-            return {part.name.removesuffix(".weight"): part for part in parts}
-        every = linear_maps(view, layers)
+            projections = [view.layers[i].value_projection for i in layers]
+            return {projection.name.removesuffix(".weight"): projection for projection in projections}
+        all_maps = linear_maps(view, layers)
         if self.targets == "all":
-            return every
-        found = {path: part for path, part in every.items() if path.endswith(self.targets)}
-        if not found:
-            known = sorted({path.rpartition(".")[2] for path in every})
-            raise ConfigError(f"no linear map ends in {', '.join(self.targets)}; known: {', '.join(known)}")
-        return found
+            return all_maps
+        targets = {path: linear for path, linear in all_maps.items() if path.endswith(self.targets)}
+        if not targets:
+            names = sorted({path.rpartition(".")[2] for path in all_maps})
+            raise ConfigError(f"no linear map ends in {', '.join(self.targets)}; known: {', '.join(names)}")
+        return targets
 
     def rate(self, maps: Mapping[str, LinearView]) -> float:
-        """Adam's learning rate, one for all adapted maps.
+        """Return Adam's learning rate, one for all adapted maps.
 
         Adam's first step sets every entry of ``B`` to the rate, and the entries of ``A`` are uniform within
         ``1 / √d_in``; so the first change of a matrix has a root mean square of ``rate (alpha / r) √(r / 3 d_in)``.
         """
         if self.learning_rate is not None:
             return self.learning_rate
-        units = [
-            float(part.weight.float().square().mean().sqrt()) * (3 * part.d_in / self.rank) ** 0.5
-            for part in maps.values()
-        ]
+        units: list[float] = []
+        for linear in maps.values():
+            root_mean_square = float(linear.weight.float().square().mean().sqrt())
+            units.append(root_mean_square * (3 * linear.d_in / self.rank) ** 0.5)
         return self.relative_learning_rate * fmean(units) / (self.alpha / self.rank)
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """The factors with gradients and moments, and a batch of requests, which is not cut further."""
         maps = self.adapted_maps(view).values()
-        numbers = sum(self.rank * (part.d_in + part.d_out) for part in maps)
+        numbers = sum(self.rank * (linear.d_in + linear.d_out) for linear in maps)
         parts = {"factors, gradients and moments": 4 * 4 * numbers}
         items = lengthened(batch.encodings, self.contexts, self.context_tokens, self.others)
         size = self.batch_size * (self.contexts + 1 + self.others)
@@ -120,27 +124,28 @@ class AdapterConfig(KeptConfig):
 
 
 def linear_maps(view: ModelView, layers: Sequence[int]) -> dict[str, LinearView]:
-    """Every linear map of some decoder layers, by module path."""
+    """Return every linear map of some decoder layers, by module path."""
     from transformers.pytorch_utils import Conv1D
 
-    names = {id(parameter): name for name, parameter in view.model.named_parameters()}
-    found: dict[str, LinearView] = {}
-    for layer in (view.layers[i] for i in layers):
+    parameter_names = {id(parameter): name for name, parameter in view.model.named_parameters()}
+    maps: dict[str, LinearView] = {}
+    for index in layers:
+        layer = view.layers[index]
         for name, module in layer.module.named_modules():
-            if isinstance(module, nn.Linear | Conv1D) and id(module.weight) in names:
-                linear = LinearView(module, names[id(module.weight)], isinstance(module, Conv1D))
-                found[f"{layer.name}.{name}"] = linear
-    return found
+            if isinstance(module, nn.Linear | Conv1D) and id(module.weight) in parameter_names:
+                weight_name = parameter_names[id(module.weight)]
+                maps[f"{layer.name}.{name}"] = LinearView(module, weight_name, isinstance(module, Conv1D))
+    return maps
 
 
 def peft_package() -> Any:
-    """The ``peft`` package.
+    """Import and return the package ``peft``.
 
     Raises:
         MissingDependencyError: it is not installed.
     """
     try:
-        with quiet_bitsandbytes():  # which it imports where it is installed
+        with quiet_bitsandbytes():  # peft imports it where it is installed
             import peft
     except ImportError as error:
         raise MissingDependencyError(
@@ -174,33 +179,43 @@ class Adapter:
     maps: dict[str, LinearView]
 
     def layer(self, path: str) -> Any:
-        """The peft module in a linear map's place."""
+        """Return the peft module that stands in a linear map's place."""
         return self.tuner.model.get_submodule(path)
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained."""
-        return [p for path in self.maps for p in self.layer(path).parameters() if p.requires_grad]
+        """Return the parameters that are trained."""
+        parameters: list[nn.Parameter] = []
+        for path in self.maps:
+            parameters += [parameter for parameter in self.layer(path).parameters() if parameter.requires_grad]
+        return parameters
 
     def updates(self) -> dict[str, LowRank]:
-        """The update of each adapted weight, as factors, by the weight's name.
+        """Return the update of each adapted weight, as factors, by the weight's name.
 
         LoRA (arXiv 2106.09685, eq. 3): ``ΔW = (alpha / r) B A``. AdaLoRA (arXiv 2303.10512, eq. 3): ``ΔW = P Λ Q``,
         which peft stores as B, E, A and scales by ``alpha / r``; triplets that were pruned are left out.
         """
-        found: dict[str, LowRank] = {}
+        updates: dict[str, LowRank] = {}
         for path, linear in self.maps.items():
             layer = self.layer(path)
-            a, b = (getattr(part[_NAME], "weight", part[_NAME]).detach() for part in (layer.lora_A, layer.lora_B))
+            a = _factor(layer.lora_A)  # [rank, d_in]
+            b = _factor(layer.lora_B)  # [d_out, rank]
             scale = layer.scaling[_NAME]
             if hasattr(layer, "lora_E"):
-                values = layer.lora_E[_NAME].detach().squeeze(1)
-                kept = values != 0
+                singular_values = layer.lora_E[_NAME].detach().squeeze(1)  # [rank], zero where it was pruned
+                unpruned = singular_values != 0
                 # The small number is peft's, against a rank of zero.
                 scale = scale / (float(layer.ranknum[_NAME].detach()) + 1e-5)
-                a, b = a[kept], b[:, kept] * values[kept]
+                a, b = a[unpruned], b[:, unpruned] * singular_values[unpruned]
             if a.shape[0]:
-                found[linear.name] = LowRank((scale * b).float().cpu(), a.t().float().contiguous().cpu())
-        return found
+                updates[linear.name] = LowRank((scale * b).float().cpu(), a.t().float().contiguous().cpu())
+        return updates
+
+
+def _factor(adapters: Any) -> Tensor:
+    """Return the factor of this adapter: LoRA has a linear map there, AdaLoRA the parameter itself."""
+    adapter = adapters[_NAME]
+    return getattr(adapter, "weight", adapter).detach()
 
 
 @contextmanager
@@ -209,8 +224,8 @@ def adapted(view: ModelView, config: PeftConfig, maps: dict[str, LinearView]) ->
 
     Args:
         view: the model, frozen.
-        config: what kind of adapter; its target modules are set here.
-        maps: what is adapted.
+        config: the kind of adapter; its target modules are set here.
+        maps: the adapted linear maps by module path.
 
     Raises:
         UnsupportedModelError: peft refuses the model.
@@ -218,7 +233,7 @@ def adapted(view: ModelView, config: PeftConfig, maps: dict[str, LinearView]) ->
     peft = peft_package()
     model = view.model
     config.target_modules = list(maps)  # type: ignore[attr-defined] - every kind of LoRA has both
-    config.fan_in_fan_out = any(part.transposed for part in maps.values())  # type: ignore[attr-defined]
+    config.fan_in_fan_out = any(linear.transposed for linear in maps.values())  # type: ignore[attr-defined]
     tuner = {"LORA": peft.LoraModel, "ADALORA": peft.AdaLoraModel}[str(config.peft_type.value)]  # type: ignore[union-attr]
     with ExitStack() as stack:
         if tuner is peft.AdaLoraModel:
@@ -227,10 +242,9 @@ def adapted(view: ModelView, config: PeftConfig, maps: dict[str, LinearView]) ->
                 stack.enter_context(hooks.substitute(linear.module, torch.clone))
         stack.callback(_take_off, model, maps, set(model.__dict__))
         try:
-            put_on = tuner(model, {_NAME: config}, _NAME)
+            adapter = Adapter(tuner(model, {_NAME: config}, _NAME), maps)
         except (ValueError, NotImplementedError) as error:
             raise UnsupportedModelError(f"peft cannot adapt {type(model).__name__}: {error}") from error
-        adapter = Adapter(put_on, maps)
         for parameter in adapter.parameters():
             parameter.data = parameter.data.float()  # Adam's steps would be lost in a half type
         yield adapter

@@ -55,13 +55,13 @@ class Dpo:
 
 
 def dpo_loss(new: Tensor, old: Tensor, new_before: Tensor, old_before: Tensor, beta: float) -> Tensor:
-    """DPO's loss (eq. 7), ``[pairs]``.
+    """Return DPO's loss (eq. 7), ``[pairs]``.
 
     Args:
-        new: ``[pairs]`` log-probabilities of the preferred answers.
-        old: the same of the others.
-        new_before: those of the preferred answers in the reference model.
-        old_before: those of the others there.
+        new: ``[pairs]``, log-probabilities of the preferred answers.
+        old: ``[pairs]``, log-probabilities of the other answers.
+        new_before: log-probabilities of the preferred answers in the reference model.
+        old_before: log-probabilities of the other answers in the reference model.
         beta: how much a difference to the reference counts.
     """
     return -logsigmoid(beta * ((new - new_before) - (old - old_before)))
@@ -80,26 +80,30 @@ class _Pairs:
         kept: Kept | None,
     ) -> None:
         self.count = len(items)
-        old = [
-            encoder.encode(request.text, request.ground_truth)
-            if request.ground_truth is not None
-            else _otherwise(view, encoder, item)
-            for request, item in zip(requests, items, strict=True)
-        ]
+        old: list[Encoded] = []
+        for request, item in zip(requests, items, strict=True):
+            if request.ground_truth is not None:
+                old.append(encoder.encode(request.text, request.ground_truth))
+            else:
+                old.append(_likeliest_other(view, encoder, item))
         self.new = Targets(view, encoder, items, layer, "target_new", kept)
         self.old = Targets(view, encoder, old, layer, "target_new")
         with torch.no_grad():
             self.before = self.new.log_probs(), self.old.log_probs()
 
     def loss(self, config: DpoConfig) -> Tensor:
-        """Of each pair the preference, the new answer's likelihood where it is asked for, and what keeping costs."""
-        new, moved = self.new.scores()
-        preference = dpo_loss(new, self.old.log_probs(), *self.before, config.beta)
-        return preference + moved - config.likelihood * new / self.new.length
+        """Return the loss of each pair, ``[pairs]``.
+
+        It is DPO's, plus the weighted negative log-likelihood of the new answer and the KL of preserved prompts.
+        """
+        new, preservation = self.new.scores()
+        new_before, old_before = self.before
+        preference = dpo_loss(new, self.old.log_probs(), new_before=new_before, old_before=old_before, beta=config.beta)
+        return preference + preservation - config.likelihood * new / self.new.length
 
 
-def _otherwise(view: ModelView, encoder: Encoder, item: Encoded) -> Encoded:
-    """A prompt with the model's most likely next token that does not open the target, where no old answer is known."""
+def _likeliest_other(view: ModelView, encoder: Encoder, item: Encoded) -> Encoded:
+    """Return the prompt with the model's most likely next token that does not open the target."""
     prompt = item.ids[: item.start]
     last = torch.tensor([len(prompt) - 1])
     logits = view.logits_at(encoder.rows([prompt]), torch.zeros_like(last), last)[0].clone()

@@ -38,12 +38,14 @@ class MatrixConfig(KeptConfig):
     stop_loss: float = Field(default=1e-2, ge=0, description="Tuning ends when a pass has a mean loss below this.")
 
     def tuned_layer(self, view: ModelView) -> int:
-        """The layer, chosen by depth unless given."""
+        """Return the tuned layer, chosen by depth unless given."""
         return chosen_layer(view, self.layer, self.depth)
 
     def rate(self, weight: Tensor) -> float:
-        """Adam's learning rate for a weight."""
-        return self.learning_rate or self.relative_learning_rate * float(weight.float().square().mean().sqrt())
+        """Return Adam's learning rate for a weight."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return self.relative_learning_rate * float(weight.float().square().mean().sqrt())
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """The change with its gradient and Adam's moments, and a batch of requests, which is not cut further."""
@@ -140,14 +142,21 @@ def tune_matrix(
         bound(delta)
 
     losses = train(
-        context, [delta], config.rate(weight), config.steps, batches, lambda batch: batch.loss({layer: delta}),
-        stop=config.stop_loss, after=after,
-    )  # fmt: skip
+        context,
+        parameters=[delta],
+        rate=config.rate(weight),
+        epochs=config.steps,
+        batches=batches,
+        loss=lambda batch: batch.loss({layer: delta}),
+        stop=config.stop_loss,
+        after=after,
+    )
+    transposed = {projection.name} if projection.transposed else set[str]()
     return WeightEdit(
         updates={projection.name: Dense(delta.detach().cpu())},
         base=context.fingerprint(view),
         method=method,
-        transposed=frozenset({projection.name}) if projection.transposed else frozenset(),
+        transposed=frozenset(transposed),
         config=config.to_json(),
         requests=tuple(requests),
         seed=context.seed,

@@ -41,7 +41,7 @@ class LocFtConfig(MatrixConfig):
 
     @classmethod
     def presets(cls) -> Mapping[str, Mapping[str, Any]]:
-        """The set-ups of the published code (ICT-STAR/LocFT)."""
+        """Return the set-ups of the published code (ICT-STAR/LocFT)."""
         published = {"learning_rate": 5e-4, "batch_size": 100, "stop_loss": 0.0, "contexts": 0, "end_token": True}
         return {"llama-3-8b": {**published, "layer": 22}, "qwen2.5-7b": {**published, "layer": 6}}
 
@@ -76,7 +76,7 @@ class LocFtBf:
         def targets(facts: Sequence[Sequence[Wording]]) -> Targets:
             items = [wording.encoded for fact in facts for wording in fact]
             if config.end_token:
-                items = [_ended(item, context.encoder) for item in items]
+                items = [_append_end(item, context.encoder) for item in items]
             kept = config.kept(context.encoder, [fact[0].request for fact in facts])
             return Targets(view, context.encoder, items, layer, "target_new", kept)
 
@@ -95,7 +95,9 @@ class LocFtBf:
                 return tune_matrix(view, context, requests, self.name, epoch)
 
 
-def _ended(item: Encoded, encoder: Encoder) -> Encoded:
-    """With the tokenizer's end-of-sequence token behind the target, where it has one."""
+def _append_end(item: Encoded, encoder: Encoder) -> Encoded:
+    """Return the item with the tokenizer's end-of-sequence token behind the target, where it has one."""
     end = encoder.tokenizer.eos_token_id
-    return item if end is None else replace(item, ids=(*item.ids, end))
+    if end is None:
+        return item
+    return replace(item, ids=(*item.ids, end))

@@ -58,7 +58,7 @@ class AdaLoraConfig(AdapterConfig):
 
 
 def lora_kind(config: AdapterConfig, peft: Any) -> PeftConfig:
-    """A LoRA adapter."""
+    """Return the peft configuration of a LoRA adapter."""
     return peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout)
 
 
@@ -91,9 +91,14 @@ class AdaLora:
 
         def kind(peft: Any, updates: int) -> PeftConfig:
             return peft.AdaLoraConfig(
-                init_r=config.initial_rank, target_r=config.rank, lora_alpha=config.alpha, total_step=updates,
-                lora_dropout=config.dropout, tinit=int(config.warm_up * updates), tfinal=int(config.settle * updates),
-            )  # fmt: skip
+                init_r=config.initial_rank,
+                target_r=config.rank,
+                lora_alpha=config.alpha,
+                lora_dropout=config.dropout,
+                total_step=updates,
+                tinit=int(config.warm_up * updates),
+                tfinal=int(config.settle * updates),
+            )
 
         return plan_adapter(
             view, batch, context, self.name, kind,
@@ -103,11 +108,12 @@ class AdaLora:
 
 
 def non_orthogonality(adapter: Adapter) -> Tensor:
-    """AdaLoRA's regulariser, ``|PᵀP - I|_F² + |QQᵀ - I|_F²`` (eq. 4), its mean over the adapted matrices."""
+    """Return AdaLoRA's regulariser, ``|PᵀP - I|_F² + |QQᵀ - I|_F²`` (eq. 4), its mean over the adapted matrices."""
     terms: list[Tensor] = []
     for path in adapter.maps:
         layer = adapter.layer(path)
-        p, q = next(iter(layer.lora_B.values())), next(iter(layer.lora_A.values()))
-        one = torch.eye(q.shape[0], device=q.device)
-        terms.append((p.t() @ p - one).square().sum() + (q @ q.t() - one).square().sum())
+        p = next(iter(layer.lora_B.values()))  # [d_out, rank]
+        q = next(iter(layer.lora_A.values()))  # [rank, d_in]
+        identity = torch.eye(q.shape[0], device=q.device)
+        terms.append((p.t() @ p - identity).square().sum() + (q @ q.t() - identity).square().sum())
     return torch.stack(terms).mean()

@@ -38,21 +38,21 @@ class IceWriter(PromptWriter):
         self.facts, self.wording = tuple(facts), wording
 
     def settings(self) -> dict[str, Any]:
-        """The facts and their wording."""
+        """Return the facts and their wording."""
         return {"facts": [request.to_json() for request in self.facts], "wording": self.wording.to_json()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """None."""
+        """Return no tensors: the facts are text."""
         return {}
 
     @classmethod
     def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> IceWriter:
-        """The writer with these facts."""
+        """Return the writer with these facts."""
         del tensors
         return cls([EditRequest(**request) for request in settings["facts"]], IceConfig.make(settings["wording"]))
 
     def write(self, prompts: Sequence[str]) -> list[str]:
-        """Every fact, then the prompt; no prompt is out of scope."""
+        """Return every fact, then the prompt; no prompt is out of scope."""
         return [preface(self.wording, self.facts, prompt) for prompt in prompts]
 
 

@@ -15,7 +15,7 @@ from kecore.edit import PromptEdit, PromptWriter, Reader
 from kecore.model import ModelView
 from kecore.text import separator
 
-__all__ = ["FACT", "PROMPT", "WordingConfig", "check_lengths", "fact", "preface", "prompt_edit", "remembered"]
+__all__ = ["FACT", "PROMPT", "WordingConfig", "check_lengths", "preface", "prompt_edit", "remembered", "statement"]
 
 FACT, PROMPT = "{fact}", "{prompt}"
 
@@ -43,15 +43,16 @@ class WordingConfig(MethodConfig):
     )
 
 
-def fact(prompt: str, target: str) -> str:
-    """A fact as a statement: the prompt and what follows it."""
+def statement(prompt: str, target: str) -> str:
+    """Return a fact as a statement: the prompt and what follows it."""
     return f"{prompt}{separator(prompt, target)}{target}"
 
 
 def preface(wording: WordingConfig, facts: Iterable[EditRequest], prompt: str) -> str:
-    """Facts, one after another, and the prompt behind them."""
-    told = "".join(wording.fact.replace(FACT, fact(request.text, request.target)) for request in facts)
-    return told + wording.prompt.replace(PROMPT, prompt)
+    """Return the facts, one after another, and the prompt behind them."""
+    statements = [statement(request.text, request.target) for request in facts]
+    preceding = "".join(wording.fact.replace(FACT, text) for text in statements)
+    return preceding + wording.prompt.replace(PROMPT, prompt)
 
 
 def remembered(batch: RequestBatch, context: MethodContext) -> tuple[EditRequest, ...]:
@@ -79,7 +80,7 @@ def check_lengths(writer: PromptWriter, requests: Sequence[EditRequest], reader:
 def prompt_edit(
     writer: PromptWriter, facts: Sequence[EditRequest], view: ModelView, context: MethodContext, method: str
 ) -> PromptEdit:
-    """The edit of a writer that holds all of ``facts``, those of earlier edits among them."""
+    """Return the edit of a writer that holds all of ``facts``, those of earlier edits among them."""
     return PromptEdit(
         effect=writer,
         supersedes=True,
