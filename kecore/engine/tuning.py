@@ -24,15 +24,15 @@ from kecore.model import ModelView
 from kecore.text import Encoded, Encoder, Rows, join_context
 
 __all__ = [
-    "Kept",
-    "KeptConfig",
     "Objective",
+    "Preserved",
+    "PreservingConfig",
     "Targets",
     "Wording",
     "batch_need",
-    "chosen_layer",
+    "choose_layer",
+    "estimate_items",
     "in_contexts",
-    "lengthened",
     "train",
 ]
 
@@ -89,14 +89,25 @@ def in_contexts(
     return wordings
 
 
-def lengthened(items: Sequence[Encoded], count: int, tokens: int, others: int = 0) -> list[Encoded]:
-    """As long and as many as :func:`in_contexts` and :class:`Kept` make prompts, for an estimate of memory."""
-    tokens += _JOINT
-    longer = (replace(item, ids=(*item.ids[:1] * tokens, *item.ids), start=item.start + tokens) for item in items)
-    return [*items, *(item for item in longer for _ in range(count)), *(item for item in items for _ in range(others))]
+def estimate_items(items: Sequence[Encoded], count: int, tokens: int, others: int = 0) -> list[Encoded]:
+    """Return items as long and as many as training will have them, for an estimate of memory.
+
+    Args:
+        items: the bare prompts with their targets.
+        count: prefixes of each that :func:`in_contexts` will put before it.
+        tokens: length of each prefix in tokens.
+        others: prompts about others that will be preserved for each.
+    """
+    estimates = list(items)
+    prefix_tokens = tokens + _JOINT
+    for item in items:
+        prefix = item.ids[:1] * prefix_tokens  # any token will do
+        estimates += [replace(item, ids=(*prefix, *item.ids), start=item.start + prefix_tokens)] * count
+        estimates += [item] * others
+    return estimates
 
 
-def chosen_layer(view: ModelView, layer: int | None, depth: float) -> int:
+def choose_layer(view: ModelView, layer: int | None, depth: float) -> int:
     """Return the tuned layer: the one that was named, or the one at a depth.
 
     Raises:
@@ -129,8 +140,8 @@ def batch_need(
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """Prompts that training keeps as they are.
+class Preserved:
+    """Prompts whose next token's distribution training preserves.
 
     Args:
         items: the prompts, without targets.
@@ -141,8 +152,8 @@ class Kept:
     weight: float
 
 
-class KeptConfig(MethodConfig):
-    """What of the rest a method may be told to keep while it is trained on the facts."""
+class PreservingConfig(MethodConfig):
+    """Configuration of methods that can preserve prompts about others while they are trained on the facts."""
 
     others: int = Field(
         default=0,
@@ -157,13 +168,15 @@ class KeptConfig(MethodConfig):
         description="Factor of that KL(edited | unedited), a mean over prompts, in the loss (kecore's choice).",
     )
 
-    def kept(self, encoder: Encoder, requests: Sequence[EditRequest]) -> Kept | None:
-        """The prompts about others; None where none are asked for."""
+    def prompts_to_preserve(self, encoder: Encoder, requests: Sequence[EditRequest]) -> Preserved | None:
+        """Return the requests' prompts about others, each once; None where none are to be preserved."""
         if not self.others or not self.others_weight:
             return None
-        words = load_passages()[: self.others]
-        texts = [text for request in requests for text in prompts_about_others(request, words)]
-        return Kept([encoder.encode(text) for text in dict.fromkeys(texts)], self.others_weight)
+        passages = load_passages()[: self.others]
+        texts: dict[str, None] = {}  # an ordered set
+        for request in requests:
+            texts.update(dict.fromkeys(prompts_about_others(request, passages)))
+        return Preserved([encoder.encode(text) for text in texts], self.others_weight)
 
 
 class Targets:
@@ -178,7 +191,7 @@ class Targets:
         layer: the lowest layer that is tuned.
         objective: ``target_new`` asks for a target's tokens where they stand, ``prompt_last`` for all of them at the
             prompt's last token.
-        kept: further prompts, whose next token's distribution is to stay what the model gives now.
+        preserved: further prompts, whose next token's distribution is to stay what the model gives now.
 
     Attributes:
         count: number of items.
@@ -197,7 +210,7 @@ class Targets:
         items: Sequence[Encoded | Located],
         layer: int,
         objective: Objective,
-        kept: Kept | None = None,
+        preserved: Preserved | None = None,
     ) -> None:
         self.view, self.layer, self.count = view, layer, len(items)
         ids: list[tuple[int, ...]] = []
@@ -211,14 +224,16 @@ class Targets:
                 targets += [(index, j - 1, item.ids[j]) for j in range(item.start, len(item.ids))]
         self.row, self.column, self.token = torch.tensor(targets, device=view.device).t()
         self.length = torch.bincount(self.row).float()
-        preserved: Sequence[Encoded] = ()
+        preserved_items: Sequence[Encoded] = ()
         self.weight = 0.0
-        if kept is not None:
-            preserved, self.weight = kept.items, kept.weight
-        ids += [item.ids for item in preserved]
+        if preserved is not None:
+            preserved_items, self.weight = preserved.items, preserved.weight
+        ids += [item.ids for item in preserved_items]
         self.rows: Rows = encoder.rows(ids).to(view.device)
-        last_row = len(items) + torch.arange(len(preserved), device=view.device)
-        last_column = torch.tensor([len(item.ids) - 1 for item in preserved], device=view.device, dtype=torch.long)
+        last_row = len(items) + torch.arange(len(preserved_items), device=view.device)
+        last_column = torch.tensor(
+            [len(item.ids) - 1 for item in preserved_items], device=view.device, dtype=torch.long
+        )
         # Where logits are read: at the targets, then at the last token of what is preserved.
         self._positions = torch.cat([self.row, last_row]), torch.cat([self.column, last_column])
         self.resume = None
@@ -227,7 +242,7 @@ class Targets:
                 below = view.forward(self.rows, stop=layer - 1, hidden=[layer - 1]).hidden[layer - 1]
             self.resume = (layer, below)
         self._before: Tensor | None = None  # [preserved, vocab], log-probabilities of the model as it is now
-        if kept is not None:
+        if preserved is not None:
             with torch.no_grad():
                 self._before = self._logits()[len(self.token) :].log_softmax(-1)
 

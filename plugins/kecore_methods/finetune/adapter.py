@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from statistics import fmean
@@ -15,25 +15,42 @@ from torch import Tensor, nn
 
 from kecore.api.errors import ConfigError, MissingDependencyError, UnsupportedModelError
 from kecore.api.method import MethodContext
-from kecore.api.types import EditRequest
 from kecore.batch import RequestBatch
 from kecore.edit import LowRank, WeightEdit
 from kecore.engine.layers import at_depth
-from kecore.engine.tuning import Kept, KeptConfig, Targets, batch_need, in_contexts, lengthened, train
+from kecore.engine.tuning import (
+    Preserved,
+    PreservingConfig,
+    Targets,
+    Wording,
+    batch_need,
+    estimate_items,
+    in_contexts,
+    train,
+)
 from kecore.memory import Need
 from kecore.model import LinearView, ModelView, hooks
-from kecore.text import Encoded, Encoder
+from kecore.text import Encoder
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from peft.tuners.tuners_utils import BaseTuner
 
-__all__ = ["Adapter", "AdapterConfig", "adapted", "linear_maps", "peft_package", "plan_adapter", "quiet_bitsandbytes"]
+__all__ = [
+    "Adapter",
+    "AdapterConfig",
+    "AdapterTraining",
+    "adapted",
+    "linear_maps",
+    "peft_package",
+    "plan_adapter",
+    "quiet_bitsandbytes",
+]
 
 _NAME = "kecore"
 
 
-class AdapterConfig(KeptConfig):
+class AdapterConfig(PreservingConfig):
     """What every method that trains an adapter has in common."""
 
     rank: int = Field(default=8, ge=1, description="Rank of each factor pair (EasyEdit: 8).")
@@ -118,7 +135,7 @@ class AdapterConfig(KeptConfig):
         maps = self.adapted_maps(view).values()
         numbers = sum(self.rank * (linear.d_in + linear.d_out) for linear in maps)
         parts = {"factors, gradients and moments": 4 * 4 * numbers}
-        items = lengthened(batch.encodings, self.contexts, self.context_tokens, self.others)
+        items = estimate_items(batch.encodings, self.contexts, self.context_tokens, self.others)
         size = self.batch_size * (self.contexts + 1 + self.others)
         return [batch_need(view, items, size, self.adapted_layers(view)[0], parts)]
 
@@ -259,17 +276,63 @@ def _take_off(model: nn.Module, maps: dict[str, LinearView], attributes: set[str
         delattr(model, name)
 
 
+class AdapterTraining:
+    """How an adapter is trained: as LoRA, but for what a method overrides.
+
+    Args:
+        config: the method's configuration.
+    """
+
+    def __init__(self, config: AdapterConfig) -> None:
+        self.config = config
+
+    def peft_config(self, peft: Any, updates: int) -> PeftConfig:
+        """Return peft's configuration of the adapter.
+
+        Args:
+            peft: the package.
+            updates: number of updates in all.
+        """
+        del updates
+        config = self.config
+        return peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout)
+
+    def base(self, view: ModelView) -> AbstractContextManager[Any]:
+        """Return a context in which the model is what the adapter stands on; by default the model as it is."""
+        del view
+        return nullcontext()
+
+    def make_batch(
+        self,
+        view: ModelView,
+        encoder: Encoder,
+        wordings: Sequence[Wording],
+        layer: int,
+        preserved: Preserved | None,
+    ) -> Any:
+        """Return what the loss is computed on, made before the adapter is on the model.
+
+        Args:
+            view: the model, frozen.
+            encoder: its tokenizer.
+            wordings: the requests of an update, in their contexts.
+            layer: the lowest adapted layer.
+            preserved: prompts whose next token's distribution is to stay.
+        """
+        items = [wording.encoded for wording in wordings]
+        return Targets(view, encoder, items, layer, "target_new", preserved)
+
+    def loss(self, batch: Any, adapter: Adapter) -> Tensor:
+        """Return the loss of a batch as :func:`train` takes it; by default the targets' negative log-likelihood."""
+        del adapter
+        return batch.loss()
+
+    def after_update(self, adapter: Adapter, update: int) -> None:
+        """Do what has to be done after an update, which are counted from 1; by default nothing."""
+
+
 def plan_adapter(
-    view: ModelView,
-    batch: RequestBatch,
-    context: MethodContext,
-    method: str,
-    kind: Callable[[Any, int], PeftConfig],
-    *,
-    base: Callable[[ModelView], AbstractContextManager[Any]] = nullcontext,
-    make: Callable[[ModelView, Encoder, list[EditRequest], list[Encoded], int, Kept | None], Any] | None = None,
-    loss: Callable[[Any, Adapter], Tensor] = lambda batch, _: batch.loss(),
-    after: Callable[[Adapter, int], None] = lambda _adapter, _update: None,
+    view: ModelView, batch: RequestBatch, context: MethodContext, method: str, training: AdapterTraining
 ) -> WeightEdit:
     """Train an adapter on all requests and return its factors; the model is bitwise as before when this returns.
 
@@ -277,40 +340,39 @@ def plan_adapter(
         view: the model.
         batch: the facts.
         context: its configuration is an :class:`AdapterConfig`.
-        method: what the edit will name itself.
-        kind: the peft configuration for a number of updates in all, given the package.
-        base: what the adapter stands on while it is trained, a context; by default the model as it is.
-        make: makes what the loss is asked of, before the adapter is on the model, given the lowest adapted layer and
-            what is kept; by default :class:`Targets`.
-        loss: loss of a batch, as :func:`train` takes it; by default the targets' negative log-likelihood.
-        after: called after every update, with the number of updates so far.
+        method: name of the method.
+        training: how the adapter is trained.
     """
     config: AdapterConfig = context.config
     peft, encoder = peft_package(), context.encoder
     maps, lowest = config.adapted_maps(view), config.adapted_layers(view)[0]
     with view.frozen(), context.stages("contexts"):
         facts = in_contexts(view, context, batch, config.contexts, config.context_tokens)
-    with view.frozen(), context.stages("tune"), base(view):
+    with view.frozen(), context.stages("tune"), training.base(view):
         torch.manual_seed(context.seed)
-        make = make or (lambda v, e, _, items, layer, kept: Targets(v, e, items, layer, "target_new", kept))
         batches: list[Any] = []
         for start in range(0, len(facts), config.batch_size):
-            whole = facts[start : start + config.batch_size]
-            kept = config.kept(encoder, [fact[0].request for fact in whole])
-            wordings = [wording for fact in whole for wording in fact]
-            requests, items = [w.request for w in wordings], [w.encoded for w in wordings]
-            batches.append(make(view, encoder, requests, items, lowest, kept))
-        with adapted(view, kind(peft, config.steps * len(batches)), maps) as adapter:
+            chunk = facts[start : start + config.batch_size]
+            preserved = config.prompts_to_preserve(encoder, [fact[0].request for fact in chunk])
+            wordings = [wording for fact in chunk for wording in fact]
+            batches.append(training.make_batch(view, encoder, wordings, lowest, preserved))
+        with adapted(view, training.peft_config(peft, config.steps * len(batches)), maps) as adapter:
             losses = train(
-                context, adapter.parameters(), config.rate(maps), config.steps, lambda _: batches,
-                lambda batch: loss(batch, adapter), stop=config.stop_loss, after=lambda n: after(adapter, n),
-            )  # fmt: skip
+                context,
+                parameters=adapter.parameters(),
+                rate=config.rate(maps),
+                epochs=config.steps,
+                batches=lambda _: batches,
+                loss=lambda batch: training.loss(batch, adapter),
+                stop=config.stop_loss,
+                after=lambda update: training.after_update(adapter, update),
+            )
             updates = adapter.updates()
     return WeightEdit(
         updates=updates,
         base=context.fingerprint(view),
         method=method,
-        transposed=frozenset(part.name for part in maps.values() if part.transposed and part.name in updates),
+        transposed=frozenset(linear.name for linear in maps.values() if linear.transposed and linear.name in updates),
         config=config.to_json(),
         requests=batch.requests,
         seed=context.seed,

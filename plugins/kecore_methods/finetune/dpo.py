@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from kecore.api.method import MethodContext
-from kecore.api.types import Capabilities, EditRequest
+from kecore.api.types import Capabilities
 from kecore.batch import RequestBatch
 from kecore.edit import WeightEdit
-from kecore.engine.tuning import Kept, Targets
+from kecore.engine.tuning import Preserved, Targets, Wording
 from kecore.model import ModelView
 from kecore.text import Encoded, Encoder
-from kecore_methods.finetune.adapter import AdapterConfig, plan_adapter
-from kecore_methods.finetune.lora import lora_kind
+from kecore_methods.finetune.adapter import Adapter, AdapterConfig, AdapterTraining, plan_adapter
 
 __all__ = ["Dpo", "dpo_loss"]
 
@@ -46,12 +45,7 @@ class Dpo:
 
     def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> WeightEdit:
         """Train an adapter on all requests; the model is bitwise as before when this returns."""
-        config: DpoConfig = context.config
-
-        return plan_adapter(
-            view, batch, context, self.name, lambda peft, _: lora_kind(config, peft),
-            make=_Pairs, loss=lambda pairs, _: pairs.loss(config),
-        )  # fmt: skip
+        return plan_adapter(view, batch, context, self.name, DpoTraining(context.config))
 
 
 def dpo_loss(new: Tensor, old: Tensor, new_before: Tensor, old_before: Tensor, beta: float) -> Tensor:
@@ -67,39 +61,64 @@ def dpo_loss(new: Tensor, old: Tensor, new_before: Tensor, old_before: Tensor, b
     return -logsigmoid(beta * ((new - new_before) - (old - old_before)))
 
 
-class _Pairs:
-    """New and old answers to the same prompts, with what the unedited model gives both."""
+class Pairs:
+    """New and old answers to the same prompts, with what the unedited model gives both.
 
-    def __init__(
+    Args:
+        new: the targets.
+        old: the old answers to the same prompts.
+    """
+
+    def __init__(self, new: Targets, old: Targets) -> None:
+        self.new, self.old = new, old
+        self.count = new.count
+        with torch.no_grad():
+            self.new_before, self.old_before = new.log_probs(), old.log_probs()  # [pairs] each
+
+
+class DpoTraining(AdapterTraining):
+    """A LoRA adapter that is trained by DPO's loss.
+
+    Args:
+        config: the configuration.
+    """
+
+    def __init__(self, config: DpoConfig) -> None:
+        super().__init__(config)
+        self.dpo = config
+
+    def make_batch(
         self,
         view: ModelView,
         encoder: Encoder,
-        requests: Sequence[EditRequest],
-        items: Sequence[Encoded],
+        wordings: Sequence[Wording],
         layer: int,
-        kept: Kept | None,
-    ) -> None:
-        self.count = len(items)
+        preserved: Preserved | None,
+    ) -> Pairs:
+        """Return the pairs of new and old answers; the old one is the ground truth, or else the model's own."""
+        new = [wording.encoded for wording in wordings]
         old: list[Encoded] = []
-        for request, item in zip(requests, items, strict=True):
-            if request.ground_truth is not None:
-                old.append(encoder.encode(request.text, request.ground_truth))
+        for wording in wordings:
+            ground_truth = wording.request.ground_truth
+            if ground_truth is not None:
+                old.append(encoder.encode(wording.request.text, ground_truth))
             else:
-                old.append(_likeliest_other(view, encoder, item))
-        self.new = Targets(view, encoder, items, layer, "target_new", kept)
-        self.old = Targets(view, encoder, old, layer, "target_new")
-        with torch.no_grad():
-            self.before = self.new.log_probs(), self.old.log_probs()
+                old.append(_likeliest_other(view, encoder, wording.encoded))
+        return Pairs(
+            Targets(view, encoder, new, layer, "target_new", preserved),
+            Targets(view, encoder, old, layer, "target_new"),
+        )
 
-    def loss(self, config: DpoConfig) -> Tensor:
+    def loss(self, batch: Pairs, adapter: Adapter) -> Tensor:
         """Return the loss of each pair, ``[pairs]``.
 
         It is DPO's, plus the weighted negative log-likelihood of the new answer and the KL of preserved prompts.
         """
-        new, preservation = self.new.scores()
-        new_before, old_before = self.before
-        preference = dpo_loss(new, self.old.log_probs(), new_before=new_before, old_before=old_before, beta=config.beta)
-        return preference + preservation - config.likelihood * new / self.new.length
+        del adapter
+        new, preservation = batch.new.scores()
+        old = batch.old.log_probs()
+        preference = dpo_loss(new, old, new_before=batch.new_before, old_before=batch.old_before, beta=self.dpo.beta)
+        return preference + preservation - self.dpo.likelihood * new / batch.new.length
 
 
 def _likeliest_other(view: ModelView, encoder: Encoder, item: Encoded) -> Encoded:

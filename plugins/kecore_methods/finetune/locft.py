@@ -13,7 +13,7 @@ from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities
 from kecore.batch import RequestBatch
 from kecore.edit import WeightEdit
-from kecore.engine.tuning import Targets, Wording, batch_need, in_contexts, lengthened
+from kecore.engine.tuning import Targets, Wording, batch_need, estimate_items, in_contexts
 from kecore.memory import Need
 from kecore.model import ModelView
 from kecore.text import Encoded, Encoder
@@ -48,7 +48,7 @@ class LocFtConfig(MatrixConfig):
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """As of every method that tunes one matrix, over prompts in their contexts."""
         (need,) = super().needs(view, batch)
-        items = lengthened(batch.encodings, self.contexts, self.context_tokens, self.others)
+        items = estimate_items(batch.encodings, self.contexts, self.context_tokens, self.others)
         size = self.batch_size * (self.contexts + 1 + self.others)
         return [batch_need(view, items, size, self.tuned_layer(view), need.parts)]
 
@@ -77,8 +77,8 @@ class LocFtBf:
             items = [wording.encoded for fact in facts for wording in fact]
             if config.end_token:
                 items = [_append_end(item, context.encoder) for item in items]
-            kept = config.kept(context.encoder, [fact[0].request for fact in facts])
-            return Targets(view, context.encoder, items, layer, "target_new", kept)
+            preserved = config.prompts_to_preserve(context.encoder, [fact[0].request for fact in facts])
+            return Targets(view, context.encoder, items, layer, "target_new", preserved)
 
         def epoch(_: int) -> list[Targets]:
             if len(facts) > size:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 from pydantic import Field
@@ -16,8 +16,13 @@ from kecore.batch import RequestBatch
 from kecore.edit import WeightEdit
 from kecore.memory import Need
 from kecore.model import LinearView, ModelView
-from kecore_methods.finetune.adapter import AdapterConfig, linear_maps, plan_adapter, quiet_bitsandbytes
-from kecore_methods.finetune.lora import lora_kind
+from kecore_methods.finetune.adapter import (
+    AdapterConfig,
+    AdapterTraining,
+    linear_maps,
+    plan_adapter,
+    quiet_bitsandbytes,
+)
 
 __all__ = ["QLora", "QLoraConfig", "bitsandbytes_package", "quantised"]
 
@@ -54,6 +59,22 @@ class QLoraConfig(AdapterConfig):
         return [Need(need.stage, parts, need.token, need.tokens, need.least)]
 
 
+class QLoraTraining(AdapterTraining):
+    """LoRA over the model as it would be with 4-bit weights.
+
+    Args:
+        config: the configuration.
+    """
+
+    def __init__(self, config: QLoraConfig) -> None:
+        super().__init__(config)
+        self.qlora = config
+
+    def base(self, view: ModelView) -> AbstractContextManager[Any]:
+        """Return a context in which the decoder's linear maps run on 4-bit copies."""
+        return quantised(view, self.qlora.code, self.qlora.block, double=self.qlora.double_quantisation)
+
+
 class QLora:
     """QLoRA: what LoRA does, over the model as it would be with 4-bit weights."""
 
@@ -65,11 +86,7 @@ class QLora:
 
     def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> WeightEdit:
         """Train an adapter on all requests; the model is bitwise as before when this returns."""
-        config: QLoraConfig = context.config
-        return plan_adapter(
-            view, batch, context, self.name, lambda peft, _: lora_kind(config, peft),
-            base=lambda view: quantised(view, config.code, config.block, double=config.double_quantisation),
-        )  # fmt: skip
+        return plan_adapter(view, batch, context, self.name, QLoraTraining(context.config))
 
 
 def bitsandbytes_package() -> Any:

@@ -17,7 +17,7 @@ from kecore.edit import ModuleEdit, suspended
 from kecore.engine.layers import at_depth
 from kecore.engine.passes import residual_stream
 from kecore.engine.side import side_edit
-from kecore.engine.tuning import KeptConfig, Targets, Wording, batch_need, in_contexts, lengthened, train
+from kecore.engine.tuning import PreservingConfig, Targets, Wording, batch_need, estimate_items, in_contexts, train
 from kecore.memory import Need
 from kecore.model import ModelView
 from kecore_methods.memory.neurons import Block, Neurons, read_queries
@@ -26,7 +26,7 @@ from kecore_methods.memory.unrelated import Scale, unrelated_queries
 __all__ = ["CaliNet", "CaliNetConfig"]
 
 
-class CaliNetConfig(KeptConfig):
+class CaliNetConfig(PreservingConfig):
     """What may be chosen. "Tried" means the table in docs/methods/calinet.md, records 60 to 69 of CounterFact."""
 
     layers: tuple[int, ...] | None = Field(
@@ -103,7 +103,7 @@ class CaliNetConfig(KeptConfig):
         """The slots with gradients and moments, and a batch of texts, which is not cut further."""
         layers = self.calibrated_layers(view)
         parts = {"slots, gradients and moments": 4 * 4 * 2 * len(layers) * self.slot_count(len(batch)) * view.width}
-        items = lengthened(batch.encodings, self.contexts, self.context_tokens, self.others)
+        items = estimate_items(batch.encodings, self.contexts, self.context_tokens, self.others)
         size = self.batch_size * (self.contexts + 1 + self.others)
         return [batch_need(view, items, size, layers[0], parts)]
 
@@ -184,8 +184,8 @@ class _Slots:
             for start in range(0, len(facts), config.batch_size):
                 chunk = facts[start : start + config.batch_size]
                 items = [wording.encoded for fact in chunk for wording in fact]
-                kept = config.kept(encoder, [fact[0].request for fact in chunk])
-                batches.append(Targets(self.view, encoder, items, self.blocks[0].layer, "target_new", kept))
+                preserved = config.prompts_to_preserve(encoder, [fact[0].request for fact in chunk])
+                batches.append(Targets(self.view, encoder, items, self.blocks[0].layer, "target_new", preserved))
         return batches
 
     def _begin(self, count: int) -> None:

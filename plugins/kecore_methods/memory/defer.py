@@ -19,7 +19,7 @@ from kecore.batch import RequestBatch
 from kecore.edit import ModuleEdit, SideModule, suspended
 from kecore.engine.passes import Passes, hook_projection
 from kecore.engine.side import side_edit
-from kecore.engine.tuning import Targets, batch_need, chosen_layer, train
+from kecore.engine.tuning import Targets, batch_need, choose_layer, train
 from kecore.memory import Need
 from kecore.model import ModelView
 from kecore.text import Encoded
@@ -73,7 +73,7 @@ class DeferConfig(MethodConfig):
 
     def edited_layer(self, view: ModelView) -> int:
         """Return the layer with the side network, chosen by depth unless given."""
-        return chosen_layer(view, self.layer, self.depth)
+        return choose_layer(view, self.layer, self.depth)
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """One request at a time, and the side network with gradient and moments."""

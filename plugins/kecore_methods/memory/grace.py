@@ -19,7 +19,7 @@ from kecore.batch import RequestBatch
 from kecore.edit import ModuleEdit, SideModule, suspended
 from kecore.engine.passes import Passes, hook_projection
 from kecore.engine.side import side_edit
-from kecore.engine.tuning import Targets, batch_need, chosen_layer, train
+from kecore.engine.tuning import Targets, batch_need, choose_layer, train
 from kecore.memory import Need
 from kecore.model import ModelView
 from kecore.text import Encoded
@@ -61,7 +61,7 @@ class GraceConfig(MethodConfig):
 
     def edited_layer(self, view: ModelView) -> int:
         """Return the layer, chosen by depth unless given; by depth never the last: above it no token sees another."""
-        index = chosen_layer(view, self.layer, self.depth)
+        index = choose_layer(view, self.layer, self.depth)
         if self.layer is not None:
             return index
         return min(index, max(0, len(view.layers) - 2))

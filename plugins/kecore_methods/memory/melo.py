@@ -20,7 +20,7 @@ from kecore.engine import contexts
 from kecore.engine.layers import at_depth
 from kecore.engine.passes import residual_stream
 from kecore.engine.side import side_edit
-from kecore.engine.tuning import Targets, batch_need, chosen_layer, train
+from kecore.engine.tuning import Targets, batch_need, choose_layer, train
 from kecore.memory import Need
 from kecore.model import ModelView
 from kecore_methods.memory.dynamic_lora import Clusters, DynamicLora
@@ -77,7 +77,7 @@ class MeloConfig(MethodConfig):
 
     def key_layer(self, view: ModelView) -> int:
         """Return the layer that keys are read at."""
-        return chosen_layer(view, self.layer, self.depth)
+        return choose_layer(view, self.layer, self.depth)
 
     def initial_radius(self, key: Tensor) -> float:
         """Return the radius of a new cluster around a key."""

@@ -17,8 +17,9 @@ from kecore.api.types import Capabilities, EditRecord, EditRequest
 from kecore.batch import RequestBatch
 from kecore.edit import ModuleEdit, SideModule, suspended
 from kecore.engine.passes import Passes
+from kecore.engine.session_facts import session_facts
 from kecore.engine.side import side_edit
-from kecore.engine.tuning import chosen_layer
+from kecore.engine.tuning import choose_layer
 from kecore.memory import Need, forward_bytes
 from kecore.model import ModelView
 from kecore.model.hooks import first_tensor
@@ -26,7 +27,6 @@ from kecore.text import Encoded, Encoder
 from kecore.training import Schedule
 from kecore_methods.memory.serac_learner import SeracLearner
 from kecore_methods.memory.serac_network import Entries, SeracNetwork
-from kecore_methods.prompt.wording import remembered
 
 __all__ = ["EditMemory", "Serac", "SeracConfig"]
 
@@ -75,8 +75,8 @@ class SeracConfig(MethodConfig):
         Raises:
             ConfigError: the subject's layer is above the other.
         """
-        subject = chosen_layer(view, self.subject_layer, self.subject_depth)
-        prompt = chosen_layer(view, self.layer, self.depth)
+        subject = choose_layer(view, self.subject_layer, self.subject_depth)
+        prompt = choose_layer(view, self.layer, self.depth)
         if subject > prompt:
             raise ConfigError(f"subject_layer {subject} is above layer {prompt}; give one that is not")
         return subject, prompt
@@ -297,7 +297,7 @@ class Serac:
         """Put the facts into the memory, beside those of earlier edits; the model is as before when this returns."""
         config: SeracConfig = context.config
         tensors = context.need_trained(view, self.name)
-        facts = remembered(batch, context)
+        facts = session_facts(batch, context)
         with view.frozen(), suspended(view.model), torch.no_grad(), context.stages("read"):
             network = SeracNetwork(view.width, config.rank)
             network.load_state_dict(dict(tensors))

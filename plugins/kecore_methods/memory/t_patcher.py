@@ -17,7 +17,7 @@ from kecore.edit import ModuleEdit, suspended
 from kecore.engine.passes import residual_stream
 from kecore.engine.side import side_edit
 from kecore.engine.texts import load_passages, prompts_about_others
-from kecore.engine.tuning import Targets, batch_need, chosen_layer, train
+from kecore.engine.tuning import Targets, batch_need, choose_layer, train
 from kecore.memory import Need, forward_bytes
 from kecore.model import ModelView
 from kecore.text import Encoded
@@ -92,7 +92,7 @@ class TPatcherConfig(MethodConfig):
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """The unrelated queries, some passages at a time, and one request at a time."""
-        layer = chosen_layer(view, self.layer, self.depth)
+        layer = choose_layer(view, self.layer, self.depth)
         tokens = ROWS * self.passage_tokens
         numbers = 2 * self.passages * self.passage_tokens * view.width + 3 * view.width**2
         parts = {"unrelated queries and their covariance": 4 * numbers}
@@ -191,7 +191,7 @@ class TPatcher:
         """Patch the mistakes of one request after another; the model is as before when this returns."""
         config: TPatcherConfig = context.config
         requests, items = batch.requests, batch.encodings
-        layer = chosen_layer(view, config.layer, config.depth)
+        layer = choose_layer(view, config.layer, config.depth)
         added: list[int] = []
         losses: list[float | None] = []
         with view.frozen(), suspended(view.model):

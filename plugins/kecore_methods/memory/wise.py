@@ -21,7 +21,7 @@ from kecore.engine import contexts
 from kecore.engine.passes import Passes, hook_projection
 from kecore.engine.side import side_edit
 from kecore.engine.texts import load_passages, prompts_about_others
-from kecore.engine.tuning import Targets, batch_need, chosen_layer, train
+from kecore.engine.tuning import Targets, batch_need, choose_layer, train
 from kecore.memory import Need
 from kecore.model import ModelView
 from kecore.text import Rows
@@ -75,7 +75,7 @@ class WiseConfig(MethodConfig):
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """A shard with gradient and moments, the memories, and one request with its contexts at a time."""
-        layer = chosen_layer(view, self.layer, self.depth)
+        layer = choose_layer(view, self.layer, self.depth)
         projection = view.layers[layer].value_projection
         parts = {"shards, gradient and moments": 4 * (4 + self.shards) * projection.d_out * projection.d_in}
         items = [item for item in batch.encodings for _ in range(self.contexts + 1)]
@@ -274,7 +274,7 @@ class Wise:
     def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> ModuleEdit:
         """Tune the side memory on the requests one after another; the model is as before when this returns."""
         config: WiseConfig = context.config
-        layer = chosen_layer(view, config.layer, config.depth)
+        layer = choose_layer(view, config.layer, config.depth)
         memory = Memory.of(view, layer, context.state)
         losses: list[float] = []
         with view.frozen(), suspended(view.model):

@@ -11,8 +11,9 @@ from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities, EditRequest
 from kecore.batch import RequestBatch
 from kecore.edit import PromptEdit, PromptWriter, Reader
+from kecore.engine.session_facts import session_facts
 from kecore.model import ModelView
-from kecore_methods.prompt.wording import WordingConfig, check_lengths, preface, prompt_edit, remembered
+from kecore_methods.prompt.wording import WordingConfig, check_lengths, preface, prompt_edit
 
 __all__ = ["Ice", "IceConfig", "IceWriter"]
 
@@ -71,7 +72,7 @@ class Ice:
 
     def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> PromptEdit:
         """Remember the facts."""
-        facts = remembered(batch, context)
+        facts = session_facts(batch, context)
         writer = IceWriter(facts, context.config)
         check_lengths(writer, batch.requests, Reader(view, context.encoder))
         return prompt_edit(writer, facts, view, context, self.name)

@@ -15,9 +15,10 @@ from kecore.api.types import Capabilities, EditRecord, EditRequest
 from kecore.batch import RequestBatch
 from kecore.edit import PromptEdit, PromptWriter, Reader, without_edits
 from kecore.encoders import load_sentence_encoder
+from kecore.engine.session_facts import session_facts
 from kecore.model import ModelView
 from kecore_methods.prompt.store import ScopeConfig, ScopeWriter, embed_facts
-from kecore_methods.prompt.wording import WordingConfig, check_lengths, preface, prompt_edit, remembered, statement
+from kecore_methods.prompt.wording import WordingConfig, check_lengths, preface, prompt_edit, statement
 
 __all__ = ["Ike", "IkeConfig", "IkeWriter", "choose_examples", "demonstration"]
 
@@ -120,7 +121,7 @@ class Ike:
         if not config.everywhere:
             _ = config.least  # refused here, not at the first prompt
         reader = Reader(view, context.encoder)
-        facts = remembered(batch, context)
+        facts = session_facts(batch, context)
         with context.stages("encode"):
             examples = _embed_examples(pool, config.encoder, reader, context)  # [examples, width]
             statements = [statement(request.text, request.target) for request in facts]

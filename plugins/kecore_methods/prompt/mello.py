@@ -13,10 +13,11 @@ from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities
 from kecore.batch import RequestBatch
 from kecore.edit import PromptEdit, PromptWriter, Reader
+from kecore.engine.session_facts import session_facts
 from kecore.inference import generate
 from kecore.model import ModelView
 from kecore_methods.prompt.store import EncoderConfig, StoreWriter, embed_facts
-from kecore_methods.prompt.wording import prompt_edit, remembered, statement
+from kecore_methods.prompt.wording import prompt_edit, statement
 
 __all__ = ["DEMONSTRATIONS", "Mello", "MelloConfig", "MelloWriter"]
 
@@ -166,7 +167,7 @@ class Mello:
         """Put the facts into the store."""
         config: MelloConfig = context.config
         reader = Reader(view, context.encoder)
-        facts = remembered(batch, context)
+        facts = session_facts(batch, context)
         with context.stages("encode"):
             writer = MelloWriter(facts, embed_facts(facts, config, reader, context), config)
         for request in batch.requests:

@@ -11,9 +11,10 @@ from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities
 from kecore.batch import RequestBatch
 from kecore.edit import PromptEdit, PromptWriter, Reader
+from kecore.engine.session_facts import session_facts
 from kecore.model import ModelView
 from kecore_methods.prompt.store import ScopeConfig, ScopeWriter, embed_facts
-from kecore_methods.prompt.wording import check_lengths, preface, prompt_edit, remembered
+from kecore_methods.prompt.wording import check_lengths, preface, prompt_edit
 
 __all__ = ["Retrieval", "RetrievalConfig", "RetrievalWriter"]
 
@@ -59,7 +60,7 @@ class Retrieval:
         config: RetrievalConfig = context.config
         _ = config.least  # refused here, not at the first prompt
         reader = Reader(view, context.encoder)
-        facts = remembered(batch, context)
+        facts = session_facts(batch, context)
         with context.stages("encode"):
             writer = RetrievalWriter(facts, embed_facts(facts, config, reader, context), config)
             check_lengths(writer, batch.requests, reader)

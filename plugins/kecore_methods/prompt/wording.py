@@ -1,4 +1,4 @@
-"""How facts and prompts are put into words, and which facts an edit holds."""
+"""How facts and prompts are put into words, and the edits that write them before a prompt."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from pydantic import AfterValidator, Field
 from kecore.api.config import MethodConfig
 from kecore.api.method import MethodContext
 from kecore.api.types import EditRequest
-from kecore.batch import RequestBatch
 from kecore.edit import PromptEdit, PromptWriter, Reader
 from kecore.model import ModelView
 from kecore.text import separator
 
-__all__ = ["FACT", "PROMPT", "WordingConfig", "check_lengths", "preface", "prompt_edit", "remembered", "statement"]
+__all__ = ["FACT", "PROMPT", "WordingConfig", "check_lengths", "preface", "prompt_edit", "statement"]
 
 FACT, PROMPT = "{fact}", "{prompt}"
 
@@ -53,17 +52,6 @@ def preface(wording: WordingConfig, facts: Iterable[EditRequest], prompt: str) -
     statements = [statement(request.text, request.target) for request in facts]
     preceding = "".join(wording.fact.replace(FACT, text) for text in statements)
     return preceding + wording.prompt.replace(PROMPT, prompt)
-
-
-def remembered(batch: RequestBatch, context: MethodContext) -> tuple[EditRequest, ...]:
-    """All facts that an edit is to hold: those of the earlier edits of this method, and the new ones.
-
-    A new fact takes the place of an earlier one about the same prompt. New ones are sorted, since the order of a batch
-    means nothing.
-    """
-    asked = {request.text for request in batch.requests}
-    earlier = [request for edit in context.earlier for request in edit.requests if request.text not in asked]
-    return (*earlier, *sorted(batch.requests, key=lambda request: (request.text, request.id)))
 
 
 def check_lengths(writer: PromptWriter, requests: Sequence[EditRequest], reader: Reader) -> None:
