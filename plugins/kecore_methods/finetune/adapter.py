@@ -131,7 +131,7 @@ class AdapterConfig(PreservingConfig):
         return self.relative_learning_rate * fmean(units) / (self.alpha / self.rank)
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-        """The factors with gradients and moments, and a batch of requests, which is not cut further."""
+        """Return the memory of factors, gradients and moments, and of a batch of requests, which is not cut further."""
         maps = self.adapted_maps(view).values()
         numbers = sum(self.rank * (linear.d_in + linear.d_out) for linear in maps)
         parts = {"factors, gradients and moments": 4 * 4 * numbers}

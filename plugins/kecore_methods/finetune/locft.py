@@ -46,7 +46,7 @@ class LocFtConfig(MatrixConfig):
         return {"llama-3-8b": {**published, "layer": 22}, "qwen2.5-7b": {**published, "layer": 6}}
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-        """As of every method that tunes one matrix, over prompts in their contexts."""
+        """Return the memory of tuning one matrix on prompts in their contexts."""
         (need,) = super().needs(view, batch)
         items = estimate_items(batch.encodings, self.contexts, self.context_tokens, self.others)
         size = self.batch_size * (self.contexts + 1 + self.others)
@@ -71,28 +71,28 @@ class LocFtBf:
         order = sorted(range(len(batch)), key=lambda i: (requests[i].text, requests[i].target))
         shuffle = random.Random(context.seed).shuffle  # noqa: S311 - an order of batches is no secret
         size = config.batch_size
-        whole: list[Targets] = []
+        only_batch: list[Targets] = []
 
-        def targets(facts: Sequence[Sequence[Wording]]) -> Targets:
+        def make_batch(facts: Sequence[Sequence[Wording]]) -> Targets:
             items = [wording.encoded for fact in facts for wording in fact]
             if config.end_token:
                 items = [_append_end(item, context.encoder) for item in items]
             preserved = config.prompts_to_preserve(context.encoder, [fact[0].request for fact in facts])
             return Targets(view, context.encoder, items, layer, "target_new", preserved)
 
-        def epoch(_: int) -> list[Targets]:
+        def batches_of_pass(_: int) -> list[Targets]:
             if len(facts) > size:
                 shuffle(facts)
-                return [targets(facts[i : i + size]) for i in range(0, len(facts), size)]
-            if not whole:
-                whole.append(targets(facts))  # the same in every pass, so the layers below run once
-            return whole
+                return [make_batch(facts[i : i + size]) for i in range(0, len(facts), size)]
+            if not only_batch:
+                only_batch.append(make_batch(facts))  # the same in every pass, so the layers below run once
+            return only_batch
 
         with view.frozen():
             with context.stages("contexts"):
                 facts = in_contexts(view, context, batch.select(order), config.contexts, config.context_tokens)
             with context.stages("tune"):
-                return tune_matrix(view, context, requests, self.name, epoch)
+                return tune_matrix(view, context, requests, self.name, batches_of_pass)
 
 
 def _append_end(item: Encoded, encoder: Encoder) -> Encoded:

@@ -50,7 +50,7 @@ class QLoraConfig(AdapterConfig):
         bitsandbytes_package()
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-        """LoRA's, and the base in four bits beside the weights themselves."""
+        """Return the memory that LoRA needs, and that of the base in four bits beside the weights themselves."""
         (need,) = super().needs(view, batch)
         weights = sum(linear.d_in * linear.d_out for linear in _quantisable_maps(view, self.block).values())
         bytes_per_scale = 1 if self.double_quantisation else 4

@@ -56,7 +56,7 @@ class Kn:
         )
 
         def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-            """Rows of the integral."""
+            """Return the memory of the integral's rows."""
             width = max(item.start for item in batch.encodings)
             prefix = self.context_tokens + 3 if self.contexts else 0  # its opening and a full stop
             return [attribution_need(view, self.contexts + 1, self.steps, width + prefix)]

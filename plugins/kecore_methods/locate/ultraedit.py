@@ -58,14 +58,16 @@ class Lifelong:
             return tuple(sorted({view.layer(i).index for i in self.layers}))
 
         def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-            """One backward pass, and the features of every predicted token."""
+            """Return the memory of one backward pass, and of the features of every predicted token."""
             layers = self.edited_layers(view)
             items = batch.encodings
-            every, longest = sum(len(item.ids) for item in items), max(len(item.ids) for item in items)
-            places = sum(len(item.ids) - item.start for item in items)
-            widths = [view.layers[i].value_projection.d_in + view.layers[i].value_projection.d_out for i in layers]
-            token = backward_bytes(view, layers[0]) + places * logits_bytes(view) // every
-            return [Need("gradients", {"features": 2 * 4 * places * sum(widths)}, token, every, longest)]
+            tokens = sum(len(item.ids) for item in items)
+            target_tokens = sum(len(item.ids) - item.start for item in items)
+            longest = max(len(item.ids) for item in items)
+            projections = [view.layers[i].value_projection for i in layers]
+            widths = sum(projection.d_in + projection.d_out for projection in projections)
+            token = backward_bytes(view, layers[0]) + target_tokens * logits_bytes(view) // tokens
+            return [Need("gradients", {"features": 2 * 4 * target_tokens * widths}, token, tokens, longest)]
 
     name: ClassVar[str]
     capabilities = Capabilities(kind="weights", batch=True, sequential=True)

@@ -88,10 +88,9 @@ class CaliNetConfig(PreservingConfig):
         Raises:
             LayerError: the model has no such layer.
         """
-        chosen = self.layers
-        if chosen is None:
-            chosen = at_depth(view, self.first_depth, self.last_depth)
-        return tuple(sorted({view.layer(index).index for index in chosen}))
+        if self.layers is None:
+            return at_depth(view, self.first_depth, self.last_depth)
+        return tuple(sorted({view.layer(index).index for index in self.layers}))
 
     def slot_count(self, facts: int) -> int:
         """Return the number of slots that an edit of so many facts has in each layer."""
@@ -100,7 +99,7 @@ class CaliNetConfig(PreservingConfig):
         return math.ceil(self.slots_per_fact * facts)
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-        """The slots with gradients and moments, and a batch of texts, which is not cut further."""
+        """Return the memory of the slots with gradients and moments, and of a batch of texts, which is not cut further."""
         layers = self.calibrated_layers(view)
         parts = {"slots, gradients and moments": 4 * 4 * 2 * len(layers) * self.slot_count(len(batch)) * view.width}
         items = estimate_items(batch.encodings, self.contexts, self.context_tokens, self.others)

@@ -76,7 +76,7 @@ class DeferConfig(MethodConfig):
         return choose_layer(view, self.layer, self.depth)
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-        """One request at a time, and the side network with gradient and moments."""
+        """Return the memory of one request at a time, and of the side network with gradient and moments."""
         layer = self.edited_layer(view)
         projection = view.layers[layer].value_projection
         size = 4 * 5 * projection.d_out * projection.d_in

@@ -67,7 +67,7 @@ class GraceConfig(MethodConfig):
         return min(index, max(0, len(view.layers) - 2))
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-        """One request at a time, and its value with gradient and moments."""
+        """Return the memory of one request at a time, and of its value with gradient and moments."""
         return [batch_need(view, batch.encodings, 1, self.edited_layer(view), {"value": 16 * view.width})]
 
 

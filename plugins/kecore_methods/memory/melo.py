@@ -66,10 +66,9 @@ class MeloConfig(MethodConfig):
             ConfigError: one of them lies below the layer of the keys.
             LayerError: the model has no such layer.
         """
-        chosen = self.layers
-        if chosen is None:
-            chosen = at_depth(view, self.first_depth, self.last_depth)
-        layers = tuple(sorted({view.layer(index).index for index in chosen}))
+        layers = at_depth(view, self.first_depth, self.last_depth)
+        if self.layers is not None:
+            layers = tuple(sorted({view.layer(index).index for index in self.layers}))
         key_layer = self.key_layer(view)
         if layers[0] < key_layer:
             raise ConfigError(f"layer {layers[0]} is to be adapted, and keys are read at layer {key_layer}, above it")
@@ -86,10 +85,10 @@ class MeloConfig(MethodConfig):
         return self.relative_radius * float(key.norm())
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-        """A block with gradient and moments, and the edits that share it."""
+        """Return the memory of a block with gradient and moments, and of the edits that share it."""
         layers = self.adapted_layers(view)
         projections = [view.layers[layer].value_projection for layer in layers]
-        numbers = sum(self.rank * (part.d_in + part.d_out) for part in projections)
+        numbers = sum(self.rank * (projection.d_in + projection.d_out) for projection in projections)
         parts = {"a block, gradient and moments": 4 * 4 * numbers}
         return [batch_need(view, batch.encodings, self.block_edits, layers[0], parts)]
 

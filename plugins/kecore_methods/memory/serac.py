@@ -82,7 +82,7 @@ class SeracConfig(MethodConfig):
         return subject, prompt
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-        """A pass over the edits, and their keys."""
+        """Return the memory of a pass over the edits, and of their keys."""
         items = batch.encodings
         longest = max(len(item.ids) for item in items)
         tokens = longest * min(_TOGETHER, len(items))
@@ -302,18 +302,19 @@ class Serac:
             network = SeracNetwork(view.width, config.rank)
             network.load_state_dict(dict(tensors))
             network.to(view.device)
-            known = _earlier_entries(network, context)
-            new = [fact for fact in facts if fact not in known]
+            entries = _earlier_entries(network, context)
+            new = [fact for fact in facts if fact not in entries]
             items = [context.encoder.encode(fact.text, fact.target) for fact in new]
             for begin in range(0, len(new), _TOGETHER):
                 context.progress("read", begin, len(new))
-                part = slice(begin, begin + _TOGETHER)
-                found = _entries(view, context.encoder, network, config.read_layers(view), new[part], items[part])
-                known |= dict(zip(new[part], found, strict=True))
+                chunk = slice(begin, begin + _TOGETHER)
+                new_entries = _read_entries(
+                    view, context.encoder, network, config.read_layers(view), new[chunk], items[chunk]
+                )
+                entries |= dict(zip(new[chunk], new_entries, strict=True))
             context.progress("read", len(new), len(new))
-        entries = Entries.stack([known[fact] for fact in facts])
-        notes = {"entries": len(facts)}
-        return side_edit(EditMemory.of(view, config, network.cpu(), entries), view, context, self.name, facts, notes)
+        memory = EditMemory.of(view, config, network.cpu(), Entries.stack([entries[fact] for fact in facts]))
+        return side_edit(memory, view, context, self.name, facts, notes={"entries": len(facts)})
 
 
 def _earlier_entries(network: SeracNetwork, context: MethodContext) -> dict[EditRequest, Entries]:
@@ -337,7 +338,7 @@ def _holds(other: SeracNetwork, network: SeracNetwork) -> bool:
     return True
 
 
-def _entries(
+def _read_entries(
     view: ModelView,
     encoder: Encoder,
     network: SeracNetwork,
@@ -345,7 +346,16 @@ def _entries(
     facts: Sequence[EditRequest],
     items: Sequence[Encoded],
 ) -> list[Entries]:
-    """Return a memory of each fact alone, on the CPU."""
+    """Read the facts in one pass and return a memory of each alone, on the CPU.
+
+    Args:
+        view: the model, frozen.
+        encoder: its tokenizer.
+        network: the trained network.
+        layers: both layers that are read.
+        facts: the facts.
+        items: each fact's prompt with its target.
+    """
     rows = encoder.rows([item.ids for item in items]).to(view.device)
     found = view.forward(rows, stop=layers[1], hidden=sorted({*layers})).hidden
     states = torch.cat([found[layer] for layer in layers], -1)  # [facts, tokens, 2 · width]

@@ -91,7 +91,7 @@ class TPatcherConfig(MethodConfig):
     )
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-        """The unrelated queries, some passages at a time, and one request at a time."""
+        """Return the memory of the unrelated queries, some passages at a time, and of one request at a time."""
         layer = choose_layer(view, self.layer, self.depth)
         tokens = ROWS * self.passage_tokens
         numbers = 2 * self.passages * self.passage_tokens * view.width + 3 * view.width**2

@@ -73,7 +73,7 @@ class WiseConfig(MethodConfig):
     stop_loss: float = Field(default=2e-2, ge=0, description="An edit is finished at a loss below this.")
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-        """A shard with gradient and moments, the memories, and one request with its contexts at a time."""
+        """Return the memory of the shards, a gradient and moments, and of one request with its contexts at a time."""
         layer = choose_layer(view, self.layer, self.depth)
         projection = view.layers[layer].value_projection
         parts = {"shards, gradient and moments": 4 * (4 + self.shards) * projection.d_out * projection.d_in}

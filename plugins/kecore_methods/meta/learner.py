@@ -62,14 +62,18 @@ class GradientConfig(MethodConfig):
         return tuple(sorted({view.layer(index).index for index in self.layers}))
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-        """Gradients in small batches, and the factors of all requests."""
+        """Return the memory of gradients in small batches, and of the factors of all requests."""
         layers = self.edited_layers(view)
         items = batch.encodings
-        tokens, longest = sum(len(item.ids) for item in items), max(len(item.ids) for item in items)
-        widths = sum(p.d_in + p.d_out for p in (view.layers[i].value_projection for i in layers))
+        tokens = sum(len(item.ids) for item in items)
+        target_tokens = sum(len(item.ids) - item.start for item in items)
+        longest = max(len(item.ids) for item in items)
+        projections = [view.layers[i].value_projection for i in layers]
+        widths = sum(projection.d_in + projection.d_out for projection in projections)
         at_once = longest * min(_TOGETHER, len(items))
-        places = sum(len(item.ids) - item.start for item in items)
-        token = backward_bytes(view, layers[0]) + -(-places * logits_bytes(view) // tokens)
+        # Logits are computed at targets only; their share falls on every token, rounded up.
+        logits_per_token = (target_tokens * logits_bytes(view) + tokens - 1) // tokens
+        token = backward_bytes(view, layers[0]) + logits_per_token
         return [Need("gradients", {"factors and shifts": 4 * 4 * tokens * widths}, token, at_once, at_once)]
 
 
@@ -122,14 +126,14 @@ class GradientEditor:
             network.load_state_dict(dict(tensors))
             reader = Reader(view, context.encoder, layers)
             items = batch.encodings
-            parts: list[Factors] = []
+            chunks: list[Factors] = []
             with context.stages("gradients"):
                 for begin in range(0, len(items), _TOGETHER):
                     context.progress("gradients", begin, len(items))
-                    parts.append(reader.factors(reader.texts(items[begin : begin + _TOGETHER])))
+                    chunks.append(reader.factors(reader.texts(items[begin : begin + _TOGETHER])))
             context.progress("gradients", len(items), len(items))
             with context.stages("network"):
-                factors = Factors.stack(parts)
+                factors = Factors.stack(chunks)
                 shifts = network.shifts(view, items, factors, len(items))
         updates: dict[str, LowRank] = {}
         for layer, (u, v) in shifts.items():
