@@ -48,7 +48,7 @@ class MatrixConfig(PreservingConfig):
         return self.relative_learning_rate * float(weight.float().square().mean().sqrt())
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-        """Return the memory of the change, its gradient and moments, and of a batch of requests, which is not cut further."""
+        """Return the memory of the change, its gradient and moments, and of a batch of requests, which is not cut."""
         layer = self.tuned_layer(view)
         items = estimate_items(batch.encodings, 0, 0, self.others)
         projection = view.layers[layer].value_projection

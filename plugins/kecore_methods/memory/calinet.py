@@ -99,7 +99,7 @@ class CaliNetConfig(PreservingConfig):
         return math.ceil(self.slots_per_fact * facts)
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-        """Return the memory of the slots with gradients and moments, and of a batch of texts, which is not cut further."""
+        """Return the memory of the slots with gradients and moments, and of a batch of texts, which is not cut."""
         layers = self.calibrated_layers(view)
         parts = {"slots, gradients and moments": 4 * 4 * 2 * len(layers) * self.slot_count(len(batch)) * view.width}
         items = estimate_items(batch.encodings, self.contexts, self.context_tokens, self.others)
