@@ -24,15 +24,15 @@ from kecore.model import ModelView
 from kecore.text import Encoded, Encoder, Rows, join_context
 
 __all__ = [
-    "Kept",
-    "KeptConfig",
     "Objective",
+    "Preserved",
+    "PreservingConfig",
     "Targets",
     "Wording",
     "batch_need",
-    "chosen_layer",
+    "choose_layer",
+    "estimate_items",
     "in_contexts",
-    "lengthened",
     "train",
 ]
 
@@ -46,7 +46,7 @@ class Counted(Protocol):
 
     @property
     def count(self) -> int:
-        """Requests."""
+        """Number of requests."""
         ...
 
 
@@ -89,44 +89,59 @@ def in_contexts(
     return wordings
 
 
-def lengthened(items: Sequence[Encoded], count: int, tokens: int, others: int = 0) -> list[Encoded]:
-    """As long and as many as :func:`in_contexts` and :class:`Kept` make prompts, for an estimate of memory."""
-    tokens += _JOINT
-    longer = (replace(item, ids=(*item.ids[:1] * tokens, *item.ids), start=item.start + tokens) for item in items)
-    return [*items, *(item for item in longer for _ in range(count)), *(item for item in items for _ in range(others))]
+def estimate_items(items: Sequence[Encoded], count: int, tokens: int, others: int = 0) -> list[Encoded]:
+    """Return items as long and as many as training will have them, for an estimate of memory.
+
+    Args:
+        items: the bare prompts with their targets.
+        count: prefixes of each that :func:`in_contexts` will put before it.
+        tokens: length of each prefix in tokens.
+        others: prompts about others that will be preserved for each.
+    """
+    estimates = list(items)
+    prefix_tokens = tokens + _JOINT
+    for item in items:
+        prefix = item.ids[:1] * prefix_tokens  # any token will do
+        estimates += [replace(item, ids=(*prefix, *item.ids), start=item.start + prefix_tokens)] * count
+        estimates += [item] * others
+    return estimates
 
 
-def chosen_layer(view: ModelView, layer: int | None, depth: float) -> int:
-    """The tuned layer: the one that was named, or by depth.
+def choose_layer(view: ModelView, layer: int | None, depth: float) -> int:
+    """Return the tuned layer: the one that was named, or the one at a depth.
 
     Raises:
         LayerError: the model has no such layer.
     """
-    return at_depth(view, depth, depth)[0] if layer is None else view.layer(layer).index
+    if layer is None:
+        return at_depth(view, depth, depth)[0]
+    return view.layer(layer).index
 
 
 def batch_need(
     view: ModelView, items: Sequence[Encoded], batch_size: int, layer: int, parts: Mapping[str, int]
 ) -> Need:
-    """Memory of training on whole batches, which are not cut further.
+    """Return the memory that training on whole batches needs, which are not cut further.
 
     Args:
         view: the model.
         items: every prompt with its target.
-        batch_size: of them at a time.
+        batch_size: items of a batch.
         layer: the lowest layer that is trained.
-        parts: bytes held all the time.
+        parts: bytes held all the time, by name.
     """
-    every, longest = sum(len(item.ids) for item in items), max(len(item.ids) for item in items)
-    places = sum(len(item.ids) - item.start for item in items)
-    batch = longest * min(batch_size, len(items))
-    token = backward_bytes(view, layer) + -(-places * logits_bytes(view) // every)
-    return Need("tune", parts, token, batch, batch)
+    tokens = sum(len(item.ids) for item in items)
+    target_tokens = sum(len(item.ids) - item.start for item in items)
+    longest = max(len(item.ids) for item in items)
+    batch_tokens = longest * min(batch_size, len(items))
+    # Logits are computed at targets only; their share falls on every token, rounded up.
+    logits_per_token = (target_tokens * logits_bytes(view) + tokens - 1) // tokens
+    return Need("tune", parts, backward_bytes(view, layer) + logits_per_token, batch_tokens, batch_tokens)
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """Prompts that training keeps as they are.
+class Preserved:
+    """Prompts whose next token's distribution training preserves.
 
     Args:
         items: the prompts, without targets.
@@ -137,8 +152,8 @@ class Kept:
     weight: float
 
 
-class KeptConfig(MethodConfig):
-    """What of the rest a method may be told to keep while it is trained on the facts."""
+class PreservingConfig(MethodConfig):
+    """Configuration of methods that can preserve prompts about others while they are trained on the facts."""
 
     others: int = Field(
         default=0,
@@ -153,24 +168,39 @@ class KeptConfig(MethodConfig):
         description="Factor of that KL(edited | unedited), a mean over prompts, in the loss (kecore's choice).",
     )
 
-    def kept(self, encoder: Encoder, requests: Sequence[EditRequest]) -> Kept | None:
-        """The prompts about others; None where none are asked for."""
+    def prompts_to_preserve(self, encoder: Encoder, requests: Sequence[EditRequest]) -> Preserved | None:
+        """Return the requests' prompts about others, each once; None where none are to be preserved."""
         if not self.others or not self.others_weight:
             return None
-        words = load_passages()[: self.others]
-        texts = [text for request in requests for text in prompts_about_others(request, words)]
-        return Kept([encoder.encode(text) for text in dict.fromkeys(texts)], self.others_weight)
+        passages = load_passages()[: self.others]
+        texts: dict[str, None] = {}  # an ordered set
+        for request in requests:
+            texts.update(dict.fromkeys(prompts_about_others(request, passages)))
+        return Preserved([encoder.encode(text) for text in texts], self.others_weight)
 
 
 class Targets:
     """Prompts with targets as token rows; the layers below the tuned one are run once.
 
+    Rows are laid out as ``prompt target padding``, then ``prompt padding`` for prompts that training preserves.
+
     Args:
-        view: the model.
+        view: the model, frozen by the caller.
+        encoder: its tokenizer.
         items: every prompt with its target.
         layer: the lowest layer that is tuned.
-        objective: whether a target's tokens are asked for where they stand, or all at the prompt's last token.
-        kept: further prompts, whose answers are to stay those that the model gives now.
+        objective: ``target_new`` asks for a target's tokens where they stand, ``prompt_last`` for all of them at the
+            prompt's last token.
+        preserved: further prompts, whose next token's distribution is to stay what the model gives now.
+
+    Attributes:
+        count: number of items.
+        rows: token rows, aligned at their first token.
+        row: ``[targets]``, row of each target's token.
+        column: ``[targets]``, column that predicts it.
+        token: ``[targets]``, its id.
+        length: ``[count]`` float32, tokens of each target.
+        resume: the tuned layer, and the hidden states ``[rows, width, d_model]`` below it; None at the first layer.
     """
 
     def __init__(
@@ -180,60 +210,72 @@ class Targets:
         items: Sequence[Encoded | Located],
         layer: int,
         objective: Objective,
-        kept: Kept | None = None,
+        preserved: Preserved | None = None,
     ) -> None:
         self.view, self.layer, self.count = view, layer, len(items)
-        self.weight, held = (kept.weight, kept.items) if kept else (0.0, ())
-        if objective == "prompt_last":
-            ids = [item.ids[: item.start] for item in items]
-            places = [(i, e.start - 1, token) for i, e in enumerate(items) for token in e.ids[e.start :]]
-        else:
-            ids = [item.ids for item in items]
-            places = [(i, j - 1, e.ids[j]) for i, e in enumerate(items) for j in range(e.start, len(e.ids))]
-        ids = [*ids, *(item.ids for item in held)]
-        self.rows: Rows = encoder.rows(ids).to(view.device)
-        self.row, self.column, self.token = torch.tensor(places, device=view.device).t()
+        ids: list[tuple[int, ...]] = []
+        targets: list[tuple[int, int, int]] = []  # row, column that predicts, token
+        for index, item in enumerate(items):
+            if objective == "prompt_last":
+                ids.append(item.ids[: item.start])
+                targets += [(index, item.start - 1, token) for token in item.ids[item.start :]]
+            else:
+                ids.append(item.ids)
+                targets += [(index, j - 1, item.ids[j]) for j in range(item.start, len(item.ids))]
+        self.row, self.column, self.token = torch.tensor(targets, device=view.device).t()
         self.length = torch.bincount(self.row).float()
-        ends = [(len(items) + i, len(item.ids) - 1) for i, item in enumerate(held)]
-        last = torch.tensor(ends, device=view.device, dtype=torch.long).reshape(-1, 2).t()
-        self._asked = torch.cat([self.row, last[0]]), torch.cat([self.column, last[1]])
+        preserved_items: Sequence[Encoded] = ()
+        self.weight = 0.0
+        if preserved is not None:
+            preserved_items, self.weight = preserved.items, preserved.weight
+        ids += [item.ids for item in preserved_items]
+        self.rows: Rows = encoder.rows(ids).to(view.device)
+        last_row = len(items) + torch.arange(len(preserved_items), device=view.device)
+        last_column = torch.tensor(
+            [len(item.ids) - 1 for item in preserved_items], device=view.device, dtype=torch.long
+        )
+        # Where logits are read: at the targets, then at the last token of what is preserved.
+        self._positions = torch.cat([self.row, last_row]), torch.cat([self.column, last_column])
         self.resume = None
         if layer:
             with torch.no_grad():
                 below = view.forward(self.rows, stop=layer - 1, hidden=[layer - 1]).hidden[layer - 1]
             self.resume = (layer, below)
-        self._before = None
-        if kept:
+        self._before: Tensor | None = None  # [preserved, vocab], log-probabilities of the model as it is now
+        if preserved is not None:
             with torch.no_grad():
-                self._before = self._answers()[len(self.token) :].log_softmax(-1)
+                self._before = self._logits()[len(self.token) :].log_softmax(-1)
 
-    def _answers(self, add: Mapping[int, Tensor | Callable[[Tensor], Tensor]] | None = None) -> Tensor:
-        """Logits where the targets' tokens are asked for, then at the last token of what is kept; float32."""
-        out = self.view.forward(self.rows, resume=self.resume, at=self._asked, add=add)
+    def _logits(self, add: Mapping[int, Tensor | Callable[[Tensor], Tensor]] | None = None) -> Tensor:
+        """Return logits ``[targets + preserved, vocab]`` float32: at the targets, then at preserved prompts' ends."""
+        out = self.view.forward(self.rows, resume=self.resume, at=self._positions, add=add)
         return out.logits.float()  # type: ignore[union-attr]
 
     def scores(self, add: Mapping[int, Tensor | Callable[[Tensor], Tensor]] | None = None) -> tuple[Tensor, Tensor]:
-        """Log-probability of each target, ``[count]`` float32, and the weighted KL of what is kept, a scalar.
+        """Return the log-probability of each target, ``[count]`` float32, and the weighted KL of what is preserved.
 
         Args:
             add: changes of value projections; see :meth:`ModelView.forward`.
         """
-        logits, others = self._answers(add).tensor_split([len(self.token)])
-        each = logits.gather(1, self.token[:, None]).squeeze(1) - logits.logsumexp(-1)
-        found = torch.zeros(self.count, device=each.device).index_add(0, self.row, each)
+        target_logits, preserved_logits = self._logits(add).tensor_split([len(self.token)])
+        token_logits = target_logits.gather(1, self.token[:, None]).squeeze(1)  # [targets]
+        token_log_probs = token_logits - target_logits.logsumexp(-1)
+        log_probs = torch.zeros(self.count, device=token_logits.device).index_add(0, self.row, token_log_probs)
         if self._before is None:
-            return found, found.new_zeros(())
-        now = others.log_softmax(-1)
-        return found, self.weight * (now.exp() * (now - self._before)).sum(-1).mean()
+            return log_probs, log_probs.new_zeros(())
+        after = preserved_logits.log_softmax(-1)
+        kl = (after.exp() * (after - self._before)).sum(-1).mean()  # KL(edited | unedited)
+        return log_probs, self.weight * kl
 
     def log_probs(self, add: Mapping[int, Tensor | Callable[[Tensor], Tensor]] | None = None) -> Tensor:
-        """Log-probability of each target, ``[count]`` float32; see :meth:`scores`."""
-        return self.scores(add)[0]
+        """Return the log-probability of each target, ``[count]`` float32; see :meth:`scores`."""
+        log_probs, _ = self.scores(add)
+        return log_probs
 
     def loss(self, add: Mapping[int, Tensor | Callable[[Tensor], Tensor]] | None = None) -> Tensor:
-        """Mean over requests of the mean negative log-likelihood of the target's tokens, and what keeping costs."""
-        found, moved = self.scores(add)
-        return -(found / self.length).mean() + moved
+        """Return the mean over requests of the mean negative log-likelihood of the target's tokens, plus the KL."""
+        log_probs, kl = self.scores(add)
+        return -(log_probs / self.length).mean() + kl
 
 
 def train(
@@ -251,13 +293,13 @@ def train(
 
     Args:
         context: told of progress.
-        parameters: what is trained.
+        parameters: the trained tensors.
         rate: learning rate.
         epochs: passes over all requests, at the most.
-        batches: the batches of a pass.
-        loss: of a batch: a value for each of its requests, ``[count]``, or their mean.
-        stop: training ends when a pass has a mean loss below this. Of requests with values of their own none may be
-            above it, and one that is below takes no part in the update, so that no fact pays for another.
+        batches: gives the batches of a pass.
+        loss: gives the loss of a batch: a value for each of its requests, ``[count]``, or their mean.
+        stop: training ends when a pass has a mean loss below this. Where every request has a value of its own, none
+            may be above it, and one that is below takes no part in the update, so that no fact pays for another.
         after: called after every update, with the number of updates so far.
 
     Returns:
@@ -270,20 +312,23 @@ def train(
     losses: list[float] = []
     updates = 0
     for epoch in range(epochs):
-        total, seen, worst = 0.0, 0, -math.inf
+        total, requests, worst = 0.0, 0, -math.inf
         for batch in batches(epoch):
             optimizer.zero_grad()
             value = loss(batch)
             if not bool(value.isfinite().all()):
                 raise NonFiniteError("the fine-tuning loss became NaN or infinite; lower the learning rate")
-            (value * (value.detach() >= stop) if value.ndim else value).mean().backward()
+            counted = value
+            if value.ndim:  # one value for each request
+                counted = value * (value.detach() >= stop)
+                worst = max(worst, float(value.detach().max()))
+            counted.mean().backward()
             optimizer.step()
             updates += 1
             after(updates)
-            found = value.detach()
-            total, seen = total + float(found.mean()) * batch.count, seen + batch.count
-            worst = max(worst, float(found.max())) if found.ndim else worst
-        losses.append(round(total / seen, 5))
+            total += float(value.detach().mean()) * batch.count
+            requests += batch.count
+        losses.append(round(total / requests, 5))
         context.progress("tune", epoch + 1, epochs)
         if max(losses[-1], worst) < stop:
             break

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from statistics import fmean
@@ -15,25 +15,42 @@ from torch import Tensor, nn
 
 from kecore.api.errors import ConfigError, MissingDependencyError, UnsupportedModelError
 from kecore.api.method import MethodContext
-from kecore.api.types import EditRequest
 from kecore.batch import RequestBatch
 from kecore.edit import LowRank, WeightEdit
 from kecore.engine.layers import at_depth
-from kecore.engine.tuning import Kept, KeptConfig, Targets, batch_need, in_contexts, lengthened, train
+from kecore.engine.tuning import (
+    Preserved,
+    PreservingConfig,
+    Targets,
+    Wording,
+    batch_need,
+    estimate_items,
+    in_contexts,
+    train,
+)
 from kecore.memory import Need
 from kecore.model import LinearView, ModelView, hooks
-from kecore.text import Encoded, Encoder
+from kecore.text import Encoder
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from peft.tuners.tuners_utils import BaseTuner
 
-__all__ = ["Adapter", "AdapterConfig", "adapted", "linear_maps", "peft_package", "plan_adapter", "quiet_bitsandbytes"]
+__all__ = [
+    "Adapter",
+    "AdapterConfig",
+    "AdapterTraining",
+    "adapted",
+    "linear_maps",
+    "peft_package",
+    "plan_adapter",
+    "quiet_bitsandbytes",
+]
 
 _NAME = "kecore"
 
 
-class AdapterConfig(KeptConfig):
+class AdapterConfig(PreservingConfig):
     """What every method that trains an adapter has in common."""
 
     rank: int = Field(default=8, ge=1, description="Rank of each factor pair (EasyEdit: 8).")
@@ -62,11 +79,15 @@ class AdapterConfig(KeptConfig):
     stop_loss: float = Field(default=1e-2, ge=0, description="Training ends when a pass has a mean loss below this.")
 
     def check_installed(self) -> None:
-        """The package peft."""
+        """Load the package peft.
+
+        Raises:
+            MissingDependencyError: it is not installed.
+        """
         peft_package()
 
     def adapted_layers(self, view: ModelView) -> list[int]:
-        """The adapted layers, ascending.
+        """Return the adapted layers, ascending.
 
         Raises:
             LayerError: the model has no such layer.
@@ -76,7 +97,7 @@ class AdapterConfig(KeptConfig):
         return sorted(view.layer(i).index for i in self.layers)
 
     def adapted_maps(self, view: ModelView) -> dict[str, LinearView]:
-        """The adapted linear maps by module path.
+        """Return the adapted linear maps by module path.
 
         Raises:
             ConfigError: no linear map has such a path.
@@ -84,63 +105,64 @@ class AdapterConfig(KeptConfig):
         """
         layers = self.adapted_layers(view)
         if self.targets == "value":
-            parts = [view.layers[i].value_projection for i in layers]
-            return {part.name.removesuffix(".weight"): part for part in parts}
-        every = linear_maps(view, layers)
+            projections = [view.layers[i].value_projection for i in layers]
+            return {projection.name.removesuffix(".weight"): projection for projection in projections}
+        all_maps = linear_maps(view, layers)
         if self.targets == "all":
-            return every
-        found = {path: part for path, part in every.items() if path.endswith(self.targets)}
-        if not found:
-            known = sorted({path.rpartition(".")[2] for path in every})
-            raise ConfigError(f"no linear map ends in {', '.join(self.targets)}; known: {', '.join(known)}")
-        return found
+            return all_maps
+        targets = {path: linear for path, linear in all_maps.items() if path.endswith(self.targets)}
+        if not targets:
+            names = sorted({path.rpartition(".")[2] for path in all_maps})
+            raise ConfigError(f"no linear map ends in {', '.join(self.targets)}; known: {', '.join(names)}")
+        return targets
 
     def rate(self, maps: Mapping[str, LinearView]) -> float:
-        """Adam's learning rate, one for all adapted maps.
+        """Return Adam's learning rate, one for all adapted maps.
 
         Adam's first step sets every entry of ``B`` to the rate, and the entries of ``A`` are uniform within
         ``1 / √d_in``; so the first change of a matrix has a root mean square of ``rate (alpha / r) √(r / 3 d_in)``.
         """
         if self.learning_rate is not None:
             return self.learning_rate
-        units = [
-            float(part.weight.float().square().mean().sqrt()) * (3 * part.d_in / self.rank) ** 0.5
-            for part in maps.values()
-        ]
+        units: list[float] = []
+        for linear in maps.values():
+            root_mean_square = float(linear.weight.float().square().mean().sqrt())
+            units.append(root_mean_square * (3 * linear.d_in / self.rank) ** 0.5)
         return self.relative_learning_rate * fmean(units) / (self.alpha / self.rank)
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-        """The factors with gradients and moments, and a batch of requests, which is not cut further."""
+        """Return the memory of factors, gradients and moments, and of a batch of requests, which is not cut further."""
         maps = self.adapted_maps(view).values()
-        numbers = sum(self.rank * (part.d_in + part.d_out) for part in maps)
+        numbers = sum(self.rank * (linear.d_in + linear.d_out) for linear in maps)
         parts = {"factors, gradients and moments": 4 * 4 * numbers}
-        items = lengthened(batch.encodings, self.contexts, self.context_tokens, self.others)
+        items = estimate_items(batch.encodings, self.contexts, self.context_tokens, self.others)
         size = self.batch_size * (self.contexts + 1 + self.others)
         return [batch_need(view, items, size, self.adapted_layers(view)[0], parts)]
 
 
 def linear_maps(view: ModelView, layers: Sequence[int]) -> dict[str, LinearView]:
-    """Every linear map of some decoder layers, by module path."""
+    """Return every linear map of some decoder layers, by module path."""
     from transformers.pytorch_utils import Conv1D
 
-    names = {id(parameter): name for name, parameter in view.model.named_parameters()}
-    found: dict[str, LinearView] = {}
-    for layer in (view.layers[i] for i in layers):
+    parameter_names = {id(parameter): name for name, parameter in view.model.named_parameters()}
+    maps: dict[str, LinearView] = {}
+    for index in layers:
+        layer = view.layers[index]
         for name, module in layer.module.named_modules():
-            if isinstance(module, nn.Linear | Conv1D) and id(module.weight) in names:
-                linear = LinearView(module, names[id(module.weight)], isinstance(module, Conv1D))
-                found[f"{layer.name}.{name}"] = linear
-    return found
+            if isinstance(module, nn.Linear | Conv1D) and id(module.weight) in parameter_names:
+                weight_name = parameter_names[id(module.weight)]
+                maps[f"{layer.name}.{name}"] = LinearView(module, weight_name, isinstance(module, Conv1D))
+    return maps
 
 
 def peft_package() -> Any:
-    """The ``peft`` package.
+    """Import and return the package ``peft``.
 
     Raises:
         MissingDependencyError: it is not installed.
     """
     try:
-        with quiet_bitsandbytes():  # which it imports where it is installed
+        with quiet_bitsandbytes():  # peft imports it where it is installed
             import peft
     except ImportError as error:
         raise MissingDependencyError(
@@ -174,33 +196,43 @@ class Adapter:
     maps: dict[str, LinearView]
 
     def layer(self, path: str) -> Any:
-        """The peft module in a linear map's place."""
+        """Return the peft module that stands in a linear map's place."""
         return self.tuner.model.get_submodule(path)
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained."""
-        return [p for path in self.maps for p in self.layer(path).parameters() if p.requires_grad]
+        """Return the parameters that are trained."""
+        parameters: list[nn.Parameter] = []
+        for path in self.maps:
+            parameters += [parameter for parameter in self.layer(path).parameters() if parameter.requires_grad]
+        return parameters
 
     def updates(self) -> dict[str, LowRank]:
-        """The update of each adapted weight, as factors, by the weight's name.
+        """Return the update of each adapted weight, as factors, by the weight's name.
 
         LoRA (arXiv 2106.09685, eq. 3): ``ΔW = (alpha / r) B A``. AdaLoRA (arXiv 2303.10512, eq. 3): ``ΔW = P Λ Q``,
         which peft stores as B, E, A and scales by ``alpha / r``; triplets that were pruned are left out.
         """
-        found: dict[str, LowRank] = {}
+        updates: dict[str, LowRank] = {}
         for path, linear in self.maps.items():
             layer = self.layer(path)
-            a, b = (getattr(part[_NAME], "weight", part[_NAME]).detach() for part in (layer.lora_A, layer.lora_B))
+            a = _factor(layer.lora_A)  # [rank, d_in]
+            b = _factor(layer.lora_B)  # [d_out, rank]
             scale = layer.scaling[_NAME]
             if hasattr(layer, "lora_E"):
-                values = layer.lora_E[_NAME].detach().squeeze(1)
-                kept = values != 0
+                singular_values = layer.lora_E[_NAME].detach().squeeze(1)  # [rank], zero where it was pruned
+                unpruned = singular_values != 0
                 # The small number is peft's, against a rank of zero.
                 scale = scale / (float(layer.ranknum[_NAME].detach()) + 1e-5)
-                a, b = a[kept], b[:, kept] * values[kept]
+                a, b = a[unpruned], b[:, unpruned] * singular_values[unpruned]
             if a.shape[0]:
-                found[linear.name] = LowRank((scale * b).float().cpu(), a.t().float().contiguous().cpu())
-        return found
+                updates[linear.name] = LowRank((scale * b).float().cpu(), a.t().float().contiguous().cpu())
+        return updates
+
+
+def _factor(adapters: Any) -> Tensor:
+    """Return the factor of this adapter: LoRA has a linear map there, AdaLoRA the parameter itself."""
+    adapter = adapters[_NAME]
+    return getattr(adapter, "weight", adapter).detach()
 
 
 @contextmanager
@@ -209,8 +241,8 @@ def adapted(view: ModelView, config: PeftConfig, maps: dict[str, LinearView]) ->
 
     Args:
         view: the model, frozen.
-        config: what kind of adapter; its target modules are set here.
-        maps: what is adapted.
+        config: the kind of adapter; its target modules are set here.
+        maps: the adapted linear maps by module path.
 
     Raises:
         UnsupportedModelError: peft refuses the model.
@@ -218,7 +250,7 @@ def adapted(view: ModelView, config: PeftConfig, maps: dict[str, LinearView]) ->
     peft = peft_package()
     model = view.model
     config.target_modules = list(maps)  # type: ignore[attr-defined] - every kind of LoRA has both
-    config.fan_in_fan_out = any(part.transposed for part in maps.values())  # type: ignore[attr-defined]
+    config.fan_in_fan_out = any(linear.transposed for linear in maps.values())  # type: ignore[attr-defined]
     tuner = {"LORA": peft.LoraModel, "ADALORA": peft.AdaLoraModel}[str(config.peft_type.value)]  # type: ignore[union-attr]
     with ExitStack() as stack:
         if tuner is peft.AdaLoraModel:
@@ -227,10 +259,9 @@ def adapted(view: ModelView, config: PeftConfig, maps: dict[str, LinearView]) ->
                 stack.enter_context(hooks.substitute(linear.module, torch.clone))
         stack.callback(_take_off, model, maps, set(model.__dict__))
         try:
-            put_on = tuner(model, {_NAME: config}, _NAME)
+            adapter = Adapter(tuner(model, {_NAME: config}, _NAME), maps)
         except (ValueError, NotImplementedError) as error:
             raise UnsupportedModelError(f"peft cannot adapt {type(model).__name__}: {error}") from error
-        adapter = Adapter(put_on, maps)
         for parameter in adapter.parameters():
             parameter.data = parameter.data.float()  # Adam's steps would be lost in a half type
         yield adapter
@@ -245,17 +276,63 @@ def _take_off(model: nn.Module, maps: dict[str, LinearView], attributes: set[str
         delattr(model, name)
 
 
+class AdapterTraining:
+    """How an adapter is trained: as LoRA, but for what a method overrides.
+
+    Args:
+        config: the method's configuration.
+    """
+
+    def __init__(self, config: AdapterConfig) -> None:
+        self.config = config
+
+    def peft_config(self, peft: Any, updates: int) -> PeftConfig:
+        """Return peft's configuration of the adapter.
+
+        Args:
+            peft: the package.
+            updates: number of updates in all.
+        """
+        del updates
+        config = self.config
+        return peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout)
+
+    def base(self, view: ModelView) -> AbstractContextManager[Any]:
+        """Return a context in which the model is what the adapter stands on; by default the model as it is."""
+        del view
+        return nullcontext()
+
+    def make_batch(
+        self,
+        view: ModelView,
+        encoder: Encoder,
+        wordings: Sequence[Wording],
+        layer: int,
+        preserved: Preserved | None,
+    ) -> Any:
+        """Return what the loss is computed on, made before the adapter is on the model.
+
+        Args:
+            view: the model, frozen.
+            encoder: its tokenizer.
+            wordings: the requests of an update, in their contexts.
+            layer: the lowest adapted layer.
+            preserved: prompts whose next token's distribution is to stay.
+        """
+        items = [wording.encoded for wording in wordings]
+        return Targets(view, encoder, items, layer, "target_new", preserved)
+
+    def loss(self, batch: Any, adapter: Adapter) -> Tensor:
+        """Return the loss of a batch as :func:`train` takes it; by default the targets' negative log-likelihood."""
+        del adapter
+        return batch.loss()
+
+    def after_update(self, adapter: Adapter, update: int) -> None:
+        """Do what has to be done after an update, which are counted from 1; by default nothing."""
+
+
 def plan_adapter(
-    view: ModelView,
-    batch: RequestBatch,
-    context: MethodContext,
-    method: str,
-    kind: Callable[[Any, int], PeftConfig],
-    *,
-    base: Callable[[ModelView], AbstractContextManager[Any]] = nullcontext,
-    make: Callable[[ModelView, Encoder, list[EditRequest], list[Encoded], int, Kept | None], Any] | None = None,
-    loss: Callable[[Any, Adapter], Tensor] = lambda batch, _: batch.loss(),
-    after: Callable[[Adapter, int], None] = lambda _adapter, _update: None,
+    view: ModelView, batch: RequestBatch, context: MethodContext, method: str, training: AdapterTraining
 ) -> WeightEdit:
     """Train an adapter on all requests and return its factors; the model is bitwise as before when this returns.
 
@@ -263,40 +340,39 @@ def plan_adapter(
         view: the model.
         batch: the facts.
         context: its configuration is an :class:`AdapterConfig`.
-        method: what the edit will name itself.
-        kind: the peft configuration for a number of updates in all, given the package.
-        base: what the adapter stands on while it is trained, a context; by default the model as it is.
-        make: makes what the loss is asked of, before the adapter is on the model, given the lowest adapted layer and
-            what is kept; by default :class:`Targets`.
-        loss: loss of a batch, as :func:`train` takes it; by default the targets' negative log-likelihood.
-        after: called after every update, with the number of updates so far.
+        method: name of the method.
+        training: how the adapter is trained.
     """
     config: AdapterConfig = context.config
     peft, encoder = peft_package(), context.encoder
     maps, lowest = config.adapted_maps(view), config.adapted_layers(view)[0]
     with view.frozen(), context.stages("contexts"):
         facts = in_contexts(view, context, batch, config.contexts, config.context_tokens)
-    with view.frozen(), context.stages("tune"), base(view):
+    with view.frozen(), context.stages("tune"), training.base(view):
         torch.manual_seed(context.seed)
-        make = make or (lambda v, e, _, items, layer, kept: Targets(v, e, items, layer, "target_new", kept))
         batches: list[Any] = []
         for start in range(0, len(facts), config.batch_size):
-            whole = facts[start : start + config.batch_size]
-            kept = config.kept(encoder, [fact[0].request for fact in whole])
-            wordings = [wording for fact in whole for wording in fact]
-            requests, items = [w.request for w in wordings], [w.encoded for w in wordings]
-            batches.append(make(view, encoder, requests, items, lowest, kept))
-        with adapted(view, kind(peft, config.steps * len(batches)), maps) as adapter:
+            chunk = facts[start : start + config.batch_size]
+            preserved = config.prompts_to_preserve(encoder, [fact[0].request for fact in chunk])
+            wordings = [wording for fact in chunk for wording in fact]
+            batches.append(training.make_batch(view, encoder, wordings, lowest, preserved))
+        with adapted(view, training.peft_config(peft, config.steps * len(batches)), maps) as adapter:
             losses = train(
-                context, adapter.parameters(), config.rate(maps), config.steps, lambda _: batches,
-                lambda batch: loss(batch, adapter), stop=config.stop_loss, after=lambda n: after(adapter, n),
-            )  # fmt: skip
+                context,
+                parameters=adapter.parameters(),
+                rate=config.rate(maps),
+                epochs=config.steps,
+                batches=lambda _: batches,
+                loss=lambda batch: training.loss(batch, adapter),
+                stop=config.stop_loss,
+                after=lambda update: training.after_update(adapter, update),
+            )
             updates = adapter.updates()
     return WeightEdit(
         updates=updates,
         base=context.fingerprint(view),
         method=method,
-        transposed=frozenset(part.name for part in maps.values() if part.transposed and part.name in updates),
+        transposed=frozenset(linear.name for linear in maps.values() if linear.transposed and linear.name in updates),
         config=config.to_json(),
         requests=batch.requests,
         seed=context.seed,

@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from kecore.api.method import MethodContext
-from kecore.api.types import Capabilities, EditRequest
+from kecore.api.types import Capabilities
 from kecore.batch import RequestBatch
 from kecore.edit import WeightEdit
-from kecore.engine.tuning import Kept, Targets
+from kecore.engine.tuning import Preserved, Targets, Wording
 from kecore.model import ModelView
 from kecore.text import Encoded, Encoder
-from kecore_methods.finetune.adapter import AdapterConfig, plan_adapter
-from kecore_methods.finetune.lora import lora_kind
+from kecore_methods.finetune.adapter import Adapter, AdapterConfig, AdapterTraining, plan_adapter
 
 __all__ = ["Dpo", "dpo_loss"]
 
@@ -46,60 +45,84 @@ class Dpo:
 
     def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> WeightEdit:
         """Train an adapter on all requests; the model is bitwise as before when this returns."""
-        config: DpoConfig = context.config
-
-        return plan_adapter(
-            view, batch, context, self.name, lambda peft, _: lora_kind(config, peft),
-            make=_Pairs, loss=lambda pairs, _: pairs.loss(config),
-        )  # fmt: skip
+        return plan_adapter(view, batch, context, self.name, DpoTraining(context.config))
 
 
 def dpo_loss(new: Tensor, old: Tensor, new_before: Tensor, old_before: Tensor, beta: float) -> Tensor:
-    """DPO's loss (eq. 7), ``[pairs]``.
+    """Return DPO's loss (eq. 7), ``[pairs]``.
 
     Args:
-        new: ``[pairs]`` log-probabilities of the preferred answers.
-        old: the same of the others.
-        new_before: those of the preferred answers in the reference model.
-        old_before: those of the others there.
+        new: ``[pairs]``, log-probabilities of the preferred answers.
+        old: ``[pairs]``, log-probabilities of the other answers.
+        new_before: log-probabilities of the preferred answers in the reference model.
+        old_before: log-probabilities of the other answers in the reference model.
         beta: how much a difference to the reference counts.
     """
     return -logsigmoid(beta * ((new - new_before) - (old - old_before)))
 
 
-class _Pairs:
-    """New and old answers to the same prompts, with what the unedited model gives both."""
+class Pairs:
+    """New and old answers to the same prompts, with what the unedited model gives both.
 
-    def __init__(
+    Args:
+        new: the targets.
+        old: the old answers to the same prompts.
+    """
+
+    def __init__(self, new: Targets, old: Targets) -> None:
+        self.new, self.old = new, old
+        self.count = new.count
+        with torch.no_grad():
+            self.new_before, self.old_before = new.log_probs(), old.log_probs()  # [pairs] each
+
+
+class DpoTraining(AdapterTraining):
+    """A LoRA adapter that is trained by DPO's loss.
+
+    Args:
+        config: the configuration.
+    """
+
+    def __init__(self, config: DpoConfig) -> None:
+        super().__init__(config)
+        self.dpo = config
+
+    def make_batch(
         self,
         view: ModelView,
         encoder: Encoder,
-        requests: Sequence[EditRequest],
-        items: Sequence[Encoded],
+        wordings: Sequence[Wording],
         layer: int,
-        kept: Kept | None,
-    ) -> None:
-        self.count = len(items)
-        old = [
-            encoder.encode(request.text, request.ground_truth)
-            if request.ground_truth is not None
-            else _otherwise(view, encoder, item)
-            for request, item in zip(requests, items, strict=True)
-        ]
-        self.new = Targets(view, encoder, items, layer, "target_new", kept)
-        self.old = Targets(view, encoder, old, layer, "target_new")
-        with torch.no_grad():
-            self.before = self.new.log_probs(), self.old.log_probs()
+        preserved: Preserved | None,
+    ) -> Pairs:
+        """Return the pairs of new and old answers; the old one is the ground truth, or else the model's own."""
+        new = [wording.encoded for wording in wordings]
+        old: list[Encoded] = []
+        for wording in wordings:
+            ground_truth = wording.request.ground_truth
+            if ground_truth is not None:
+                old.append(encoder.encode(wording.request.text, ground_truth))
+            else:
+                old.append(_likeliest_other(view, encoder, wording.encoded))
+        return Pairs(
+            Targets(view, encoder, new, layer, "target_new", preserved),
+            Targets(view, encoder, old, layer, "target_new"),
+        )
 
-    def loss(self, config: DpoConfig) -> Tensor:
-        """Of each pair the preference, the new answer's likelihood where it is asked for, and what keeping costs."""
-        new, moved = self.new.scores()
-        preference = dpo_loss(new, self.old.log_probs(), *self.before, config.beta)
-        return preference + moved - config.likelihood * new / self.new.length
+    def loss(self, batch: Pairs, adapter: Adapter) -> Tensor:
+        """Return the loss of each pair, ``[pairs]``.
+
+        It is DPO's, plus the weighted negative log-likelihood of the new answer and the KL of preserved prompts.
+        """
+        del adapter
+        new, preservation = batch.new.scores()
+        old = batch.old.log_probs()
+        preference = dpo_loss(new, old, new_before=batch.new_before, old_before=batch.old_before, beta=self.dpo.beta)
+        return preference + preservation - self.dpo.likelihood * new / batch.new.length
 
 
-def _otherwise(view: ModelView, encoder: Encoder, item: Encoded) -> Encoded:
-    """A prompt with the model's most likely next token that does not open the target, where no old answer is known."""
+def _likeliest_other(view: ModelView, encoder: Encoder, item: Encoded) -> Encoded:
+    """Return the prompt with the model's most likely next token that does not open the target."""
     prompt = item.ids[: item.start]
     last = torch.tensor([len(prompt) - 1])
     logits = view.logits_at(encoder.rows([prompt]), torch.zeros_like(last), last)[0].clone()

@@ -13,14 +13,14 @@ from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities, EditRequest
 from kecore.batch import RequestBatch
 from kecore.edit import Dense, WeightEdit
-from kecore.engine.tuning import KeptConfig, Objective, Targets, batch_need, chosen_layer, lengthened, train
+from kecore.engine.tuning import Objective, PreservingConfig, Targets, batch_need, choose_layer, estimate_items, train
 from kecore.memory import Need
 from kecore.model import ModelView
 
 __all__ = ["FtL", "FtM", "MatrixConfig", "tune_matrix"]
 
 
-class MatrixConfig(KeptConfig):
+class MatrixConfig(PreservingConfig):
     """What methods that tune one matrix have in common; defaults from EasyEdit's Llama-2-7B set-up, made relative."""
 
     layer: int | None = Field(
@@ -38,17 +38,19 @@ class MatrixConfig(KeptConfig):
     stop_loss: float = Field(default=1e-2, ge=0, description="Tuning ends when a pass has a mean loss below this.")
 
     def tuned_layer(self, view: ModelView) -> int:
-        """The layer, chosen by depth unless given."""
-        return chosen_layer(view, self.layer, self.depth)
+        """Return the tuned layer, chosen by depth unless given."""
+        return choose_layer(view, self.layer, self.depth)
 
     def rate(self, weight: Tensor) -> float:
-        """Adam's learning rate for a weight."""
-        return self.learning_rate or self.relative_learning_rate * float(weight.float().square().mean().sqrt())
+        """Return Adam's learning rate for a weight."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return self.relative_learning_rate * float(weight.float().square().mean().sqrt())
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-        """The change with its gradient and Adam's moments, and a batch of requests, which is not cut further."""
+        """Return the memory of the change, its gradient and moments, and of a batch of requests, which is not cut."""
         layer = self.tuned_layer(view)
-        items = lengthened(batch.encodings, 0, 0, self.others)
+        items = estimate_items(batch.encodings, 0, 0, self.others)
         projection = view.layers[layer].value_projection
         parts = {
             "change, gradient and moments": 4 * 4 * projection.d_out * projection.d_in,
@@ -90,8 +92,8 @@ class _FineTune:
         with view.frozen(), context.stages("tune"):
             batches: list[Targets] = []
             for start in range(0, len(requests), size):
-                kept = config.kept(encoder, requests[start : start + size])
-                batches.append(Targets(view, encoder, items[start : start + size], layer, self.objective, kept))
+                preserved = config.prompts_to_preserve(encoder, requests[start : start + size])
+                batches.append(Targets(view, encoder, items[start : start + size], layer, self.objective, preserved))
             return tune_matrix(view, context, requests, self.name, lambda _: batches, bound)
 
 
@@ -140,14 +142,21 @@ def tune_matrix(
         bound(delta)
 
     losses = train(
-        context, [delta], config.rate(weight), config.steps, batches, lambda batch: batch.loss({layer: delta}),
-        stop=config.stop_loss, after=after,
-    )  # fmt: skip
+        context,
+        parameters=[delta],
+        rate=config.rate(weight),
+        epochs=config.steps,
+        batches=batches,
+        loss=lambda batch: batch.loss({layer: delta}),
+        stop=config.stop_loss,
+        after=after,
+    )
+    transposed = {projection.name} if projection.transposed else set[str]()
     return WeightEdit(
         updates={projection.name: Dense(delta.detach().cpu())},
         base=context.fingerprint(view),
         method=method,
-        transposed=frozenset({projection.name}) if projection.transposed else frozenset(),
+        transposed=frozenset(transposed),
         config=config.to_json(),
         requests=tuple(requests),
         seed=context.seed,

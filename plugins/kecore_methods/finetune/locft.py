@@ -13,7 +13,7 @@ from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities
 from kecore.batch import RequestBatch
 from kecore.edit import WeightEdit
-from kecore.engine.tuning import Targets, Wording, batch_need, in_contexts, lengthened
+from kecore.engine.tuning import Targets, Wording, batch_need, estimate_items, in_contexts
 from kecore.memory import Need
 from kecore.model import ModelView
 from kecore.text import Encoded, Encoder
@@ -41,14 +41,14 @@ class LocFtConfig(MatrixConfig):
 
     @classmethod
     def presets(cls) -> Mapping[str, Mapping[str, Any]]:
-        """The set-ups of the published code (ICT-STAR/LocFT)."""
+        """Return the set-ups of the published code (ICT-STAR/LocFT)."""
         published = {"learning_rate": 5e-4, "batch_size": 100, "stop_loss": 0.0, "contexts": 0, "end_token": True}
         return {"llama-3-8b": {**published, "layer": 22}, "qwen2.5-7b": {**published, "layer": 6}}
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-        """As of every method that tunes one matrix, over prompts in their contexts."""
+        """Return the memory of tuning one matrix on prompts in their contexts."""
         (need,) = super().needs(view, batch)
-        items = lengthened(batch.encodings, self.contexts, self.context_tokens, self.others)
+        items = estimate_items(batch.encodings, self.contexts, self.context_tokens, self.others)
         size = self.batch_size * (self.contexts + 1 + self.others)
         return [batch_need(view, items, size, self.tuned_layer(view), need.parts)]
 
@@ -71,31 +71,33 @@ class LocFtBf:
         order = sorted(range(len(batch)), key=lambda i: (requests[i].text, requests[i].target))
         shuffle = random.Random(context.seed).shuffle  # noqa: S311 - an order of batches is no secret
         size = config.batch_size
-        whole: list[Targets] = []
+        only_batch: list[Targets] = []
 
-        def targets(facts: Sequence[Sequence[Wording]]) -> Targets:
+        def make_batch(facts: Sequence[Sequence[Wording]]) -> Targets:
             items = [wording.encoded for fact in facts for wording in fact]
             if config.end_token:
-                items = [_ended(item, context.encoder) for item in items]
-            kept = config.kept(context.encoder, [fact[0].request for fact in facts])
-            return Targets(view, context.encoder, items, layer, "target_new", kept)
+                items = [_append_end(item, context.encoder) for item in items]
+            preserved = config.prompts_to_preserve(context.encoder, [fact[0].request for fact in facts])
+            return Targets(view, context.encoder, items, layer, "target_new", preserved)
 
-        def epoch(_: int) -> list[Targets]:
+        def batches_of_pass(_: int) -> list[Targets]:
             if len(facts) > size:
                 shuffle(facts)
-                return [targets(facts[i : i + size]) for i in range(0, len(facts), size)]
-            if not whole:
-                whole.append(targets(facts))  # the same in every pass, so the layers below run once
-            return whole
+                return [make_batch(facts[i : i + size]) for i in range(0, len(facts), size)]
+            if not only_batch:
+                only_batch.append(make_batch(facts))  # the same in every pass, so the layers below run once
+            return only_batch
 
         with view.frozen():
             with context.stages("contexts"):
                 facts = in_contexts(view, context, batch.select(order), config.contexts, config.context_tokens)
             with context.stages("tune"):
-                return tune_matrix(view, context, requests, self.name, epoch)
+                return tune_matrix(view, context, requests, self.name, batches_of_pass)
 
 
-def _ended(item: Encoded, encoder: Encoder) -> Encoded:
-    """With the tokenizer's end-of-sequence token behind the target, where it has one."""
+def _append_end(item: Encoded, encoder: Encoder) -> Encoded:
+    """Return the item with the tokenizer's end-of-sequence token behind the target, where it has one."""
     end = encoder.tokenizer.eos_token_id
-    return item if end is None else replace(item, ids=(*item.ids, end))
+    if end is None:
+        return item
+    return replace(item, ids=(*item.ids, end))

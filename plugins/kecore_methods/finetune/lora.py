@@ -14,12 +14,12 @@ from kecore.api.types import Capabilities
 from kecore.batch import RequestBatch
 from kecore.edit import WeightEdit
 from kecore.model import ModelView
-from kecore_methods.finetune.adapter import Adapter, AdapterConfig, plan_adapter
+from kecore_methods.finetune.adapter import Adapter, AdapterConfig, AdapterTraining, plan_adapter
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-__all__ = ["AdaLora", "AdaLoraConfig", "Lora", "LoraConfig", "lora_kind"]
+__all__ = ["AdaLora", "AdaLoraConfig", "Lora", "LoraConfig"]
 
 _EVERY_LAYER = {"depth_first": 0.0, "depth_last": 1.0, "contexts": 0}
 _EASYEDIT = {**_EVERY_LAYER, "targets": ["q_proj", "v_proj"], "rank": 8, "alpha": 32, "learning_rate": 5e-3}
@@ -57,11 +57,6 @@ class AdaLoraConfig(AdapterConfig):
     orthogonality: float = Field(default=0.5, ge=0, description="Weight of the regulariser (peft: 0.5).")
 
 
-def lora_kind(config: AdapterConfig, peft: Any) -> PeftConfig:
-    """A LoRA adapter."""
-    return peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout)
-
-
 class Lora:
     """LoRA: ``ΔW = (alpha / r) B A`` with both factors trained on the facts."""
 
@@ -73,7 +68,40 @@ class Lora:
 
     def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> WeightEdit:
         """Train an adapter on all requests; the model is bitwise as before when this returns."""
-        return plan_adapter(view, batch, context, self.name, lambda peft, _: lora_kind(context.config, peft))
+        return plan_adapter(view, batch, context, self.name, AdapterTraining(context.config))
+
+
+class AdaLoraTraining(AdapterTraining):
+    """AdaLoRA's parametrisation, its regulariser, and its allocation of ranks after every update.
+
+    Args:
+        config: the configuration.
+    """
+
+    def __init__(self, config: AdaLoraConfig) -> None:
+        super().__init__(config)
+        self.adalora = config
+
+    def peft_config(self, peft: Any, updates: int) -> PeftConfig:
+        """Return an AdaLoRA adapter whose ranks are cut between two shares of all updates."""
+        config = self.adalora
+        return peft.AdaLoraConfig(
+            init_r=config.initial_rank,
+            target_r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            total_step=updates,
+            tinit=int(config.warm_up * updates),
+            tfinal=int(config.settle * updates),
+        )
+
+    def loss(self, batch: Any, adapter: Adapter) -> Tensor:
+        """Return the targets' negative log-likelihood plus the regulariser."""
+        return batch.loss() + self.adalora.orthogonality * non_orthogonality(adapter)
+
+    def after_update(self, adapter: Adapter, update: int) -> None:
+        """Give the ranks to the matrices that matter most so far."""
+        adapter.tuner.update_and_allocate(update)  # type: ignore[operator]
 
 
 class AdaLora:
@@ -87,27 +115,16 @@ class AdaLora:
 
     def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> WeightEdit:
         """Train an adapter on all requests; the model is bitwise as before when this returns."""
-        config: AdaLoraConfig = context.config
-
-        def kind(peft: Any, updates: int) -> PeftConfig:
-            return peft.AdaLoraConfig(
-                init_r=config.initial_rank, target_r=config.rank, lora_alpha=config.alpha, total_step=updates,
-                lora_dropout=config.dropout, tinit=int(config.warm_up * updates), tfinal=int(config.settle * updates),
-            )  # fmt: skip
-
-        return plan_adapter(
-            view, batch, context, self.name, kind,
-            loss=lambda batch, adapter: batch.loss() + config.orthogonality * non_orthogonality(adapter),
-            after=lambda adapter, update: adapter.tuner.update_and_allocate(update),  # type: ignore[operator]
-        )  # fmt: skip
+        return plan_adapter(view, batch, context, self.name, AdaLoraTraining(context.config))
 
 
 def non_orthogonality(adapter: Adapter) -> Tensor:
-    """AdaLoRA's regulariser, ``|PᵀP - I|_F² + |QQᵀ - I|_F²`` (eq. 4), its mean over the adapted matrices."""
+    """Return AdaLoRA's regulariser, ``|PᵀP - I|_F² + |QQᵀ - I|_F²`` (eq. 4), its mean over the adapted matrices."""
     terms: list[Tensor] = []
     for path in adapter.maps:
         layer = adapter.layer(path)
-        p, q = next(iter(layer.lora_B.values())), next(iter(layer.lora_A.values()))
-        one = torch.eye(q.shape[0], device=q.device)
-        terms.append((p.t() @ p - one).square().sum() + (q @ q.t() - one).square().sum())
+        p = next(iter(layer.lora_B.values()))  # [d_out, rank]
+        q = next(iter(layer.lora_A.values()))  # [rank, d_in]
+        identity = torch.eye(q.shape[0], device=q.device)
+        terms.append((p.t() @ p - identity).square().sum() + (q @ q.t() - identity).square().sum())
     return torch.stack(terms).mean()

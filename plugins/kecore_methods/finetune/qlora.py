@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 from pydantic import Field
@@ -16,8 +16,13 @@ from kecore.batch import RequestBatch
 from kecore.edit import WeightEdit
 from kecore.memory import Need
 from kecore.model import LinearView, ModelView
-from kecore_methods.finetune.adapter import AdapterConfig, linear_maps, plan_adapter, quiet_bitsandbytes
-from kecore_methods.finetune.lora import lora_kind
+from kecore_methods.finetune.adapter import (
+    AdapterConfig,
+    AdapterTraining,
+    linear_maps,
+    plan_adapter,
+    quiet_bitsandbytes,
+)
 
 __all__ = ["QLora", "QLoraConfig", "bitsandbytes_package", "quantised"]
 
@@ -36,17 +41,38 @@ class QLoraConfig(AdapterConfig):
     double_quantisation: bool = Field(default=True, description="The scales are kept in 8 bits.")
 
     def check_installed(self) -> None:
-        """The packages peft and bitsandbytes."""
+        """Load the packages peft and bitsandbytes.
+
+        Raises:
+            MissingDependencyError: one of them is not installed.
+        """
         super().check_installed()
         bitsandbytes_package()
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-        """LoRA's, and the base in four bits beside the weights themselves."""
+        """Return the memory that LoRA needs, and that of the base in four bits beside the weights themselves."""
         (need,) = super().needs(view, batch)
-        weights = sum(part.d_in * part.d_out for part in _whole(view, self.block).values())
-        scales = weights // self.block * (1 if self.double_quantisation else 4)
+        weights = sum(linear.d_in * linear.d_out for linear in _quantisable_maps(view, self.block).values())
+        bytes_per_scale = 1 if self.double_quantisation else 4
+        scales = weights // self.block * bytes_per_scale
         parts = {**need.parts, "base in 4 bits": weights // 2 + scales}
         return [Need(need.stage, parts, need.token, need.tokens, need.least)]
+
+
+class QLoraTraining(AdapterTraining):
+    """LoRA over the model as it would be with 4-bit weights.
+
+    Args:
+        config: the configuration.
+    """
+
+    def __init__(self, config: QLoraConfig) -> None:
+        super().__init__(config)
+        self.qlora = config
+
+    def base(self, view: ModelView) -> AbstractContextManager[Any]:
+        """Return a context in which the decoder's linear maps run on 4-bit copies."""
+        return quantised(view, self.qlora.code, self.qlora.block, double=self.qlora.double_quantisation)
 
 
 class QLora:
@@ -60,15 +86,11 @@ class QLora:
 
     def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> WeightEdit:
         """Train an adapter on all requests; the model is bitwise as before when this returns."""
-        config: QLoraConfig = context.config
-        return plan_adapter(
-            view, batch, context, self.name, lambda peft, _: lora_kind(config, peft),
-            base=lambda view: quantised(view, config.code, config.block, double=config.double_quantisation),
-        )  # fmt: skip
+        return plan_adapter(view, batch, context, self.name, QLoraTraining(context.config))
 
 
 def bitsandbytes_package() -> Any:
-    """The ``bitsandbytes`` package.
+    """Import and return the package ``bitsandbytes``.
 
     Raises:
         MissingDependencyError: it is not installed.
@@ -99,41 +121,46 @@ def quantised(view: ModelView, code: str = "nf4", block: int = 64, *, double: bo
     """
     bnb = bitsandbytes_package()
     model = view.model
-    maps = _whole(view, block)
+    maps = _quantisable_maps(view, block)
     options = {"quant_type": code, "blocksize": block, "compress_statistics": double}
     try:
         for path, linear in maps.items():
-            _put(model, path, _four_bits(bnb, linear, options))
+            _replace_module(model, path, _make_four_bit(bnb, linear, options))
         setattr(model, _FLAG, True)
         yield
     finally:
         if _FLAG in model.__dict__:
             delattr(model, _FLAG)
         for path, linear in maps.items():
-            _put(model, path, linear.module)
+            _replace_module(model, path, linear.module)
 
 
-def _whole(view: ModelView, block: int) -> dict[str, LinearView]:
-    """The linear maps of the decoder layers whose rows are whole blocks, by module path."""
-    every = linear_maps(view, range(len(view.layers)))
-    return {path: linear for path, linear in every.items() if linear.d_in % block == 0}
+def _quantisable_maps(view: ModelView, block: int) -> dict[str, LinearView]:
+    """Return the linear maps of the decoder layers whose rows are whole blocks, by module path."""
+    maps = linear_maps(view, range(len(view.layers)))
+    return {path: linear for path, linear in maps.items() if linear.d_in % block == 0}
 
 
-def _four_bits(bnb: Any, linear: LinearView, options: dict[str, Any]) -> nn.Module:
-    """A linear map with a 4-bit copy of another one's weight."""
+def _make_four_bit(bnb: Any, linear: LinearView, options: dict[str, Any]) -> nn.Module:
+    """Return a linear map with a 4-bit copy of another one's weight."""
     weight, bias = linear.weight, linear.module.bias
-    made = bnb.nn.Linear4bit(
-        linear.d_in, linear.d_out, bias=False, compute_dtype=weight.dtype, quant_type=options["quant_type"],
-        compress_statistics=options["compress_statistics"], device="meta",
-    )  # fmt: skip
-    copy = bnb.nn.Params4bit(weight.detach().clone(), requires_grad=False, module=made, **options)
-    made.weight = copy.to(weight.device)  # which is what quantises it
+    four_bit = bnb.nn.Linear4bit(
+        linear.d_in,
+        linear.d_out,
+        bias=False,
+        compute_dtype=weight.dtype,
+        quant_type=options["quant_type"],
+        compress_statistics=options["compress_statistics"],
+        device="meta",
+    )
+    copy = bnb.nn.Params4bit(weight.detach().clone(), requires_grad=False, module=four_bit, **options)
+    four_bit.weight = copy.to(weight.device)  # the move to a device quantises it
     if isinstance(bias, Tensor):
-        made.bias = nn.Parameter(bias.detach(), requires_grad=False)
+        four_bit.bias = nn.Parameter(bias.detach(), requires_grad=False)
     # In evaluation mode some processors would pack the weight anew, for a product that has no gradient.
-    return made.train()
+    return four_bit.train()
 
 
-def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+def _replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)

@@ -56,7 +56,7 @@ class Kn:
         )
 
         def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-            """Rows of the integral."""
+            """Return the memory of the integral's rows."""
             width = max(item.start for item in batch.encodings)
             prefix = self.context_tokens + 3 if self.contexts else 0  # its opening and a full stop
             return [attribution_need(view, self.contexts + 1, self.steps, width + prefix)]
@@ -77,7 +77,7 @@ class Kn:
         config: Kn.Config = context.config
         check_count(Kn, batch.requests)
         (request,), (encoded,) = batch.requests, batch.encodings
-        words = _words(view)
+        unembedding = _unembedding(view)
         changes: dict[int, dict[int, Tensor]] = {}
         with view.frozen():
             with context.stages("contexts"):
@@ -85,13 +85,14 @@ class Kn:
             with context.stages("attribution"):
                 old, neurons = self._locate(view, request, prefixes, context)
             new = encoded.ids[encoded.start]
-            before, after = normalize(words[[old, new]].float(), dim=1).cpu()
-            step = config.new_weight * after - config.old_weight * before
+            old_direction, new_direction = normalize(unembedding[[old, new]].float(), dim=1).cpu()
+            # Section 5.1 of the paper: v += lambda2 t' - lambda1 t.
+            step = config.new_weight * new_direction - config.old_weight * old_direction
             for neuron in neurons:
                 changes.setdefault(neuron.layer, {})[neuron.index] = self._change(view, neuron, step, config)
         projections = {layer: view.layers[layer].value_projection for layer in sorted(changes)}
         return WeightEdit(
-            updates={p.name: _update(p.d_in, changes[layer]) for layer, p in projections.items()},
+            updates={p.name: _column_update(p.d_in, changes[layer]) for layer, p in projections.items()},
             base=context.fingerprint(view),
             method=self.name,
             transposed=frozenset(p.name for p in projections.values() if p.transposed),
@@ -107,18 +108,27 @@ class Kn:
     def _locate(
         self, view: ModelView, request: EditRequest, prefixes: Sequence[str], context: MethodContext
     ) -> tuple[int, list[Neuron]]:
-        """The old answer's first token, and the neurons that speak for it."""
+        """Return the old answer's first token, and the neurons that speak for it.
+
+        Raises:
+            NumericalError: there are none.
+        """
         config: Kn.Config = context.config
         prompts = [join_context(prefix, request.text) for prefix in prefixes]
         if request.ground_truth is None:
             (old,) = next_tokens(view, context.encoder, [request.text])
         else:
-            old = _first(context.encoder, request, request.ground_truth)
-        found = attribute(
-            view, context.encoder, prompts, [old] * len(prompts),
-            steps=config.steps, memory=context.memory, progress=context.progress,
-        )  # fmt: skip
-        neurons = knowledge_neurons(found, threshold=config.threshold, share=config.share)
+            old = _first_token(context.encoder, request, request.ground_truth)
+        attributions = attribute(
+            view,
+            context.encoder,
+            prompts,
+            [old] * len(prompts),
+            steps=config.steps,
+            memory=context.memory,
+            progress=context.progress,
+        )
+        neurons = knowledge_neurons(attributions, threshold=config.threshold, share=config.share)
         if not neurons:
             raise NumericalError(
                 f"request '{request.id}': no activation makes the old answer more likely, so there is nothing to "
@@ -128,17 +138,23 @@ class Kn:
 
     @staticmethod
     def _change(view: ModelView, neuron: Neuron, step: Tensor, config: Config) -> Tensor:
-        """What is added to a neuron's value, ``[d_out]``; ``step`` is in units of the layer's values."""
+        """Return what is added to a neuron's value, ``[d_out]``; ``step`` is in units of the layer's values."""
         weight = view.layers[neuron.layer].value_projection.weight.float()
         if config.operation == "erase":
             return -weight[:, neuron.index].cpu()
-        # A negative activation, which gated blocks have as often as not, turns what its value writes round.
-        length = float(weight.norm(dim=0).mean()) * (1 if neuron.activation > 0 else -1)
+        length = float(weight.norm(dim=0).mean())  # a neuron's value is a column
+        if neuron.activation <= 0:
+            # A negative activation, which gated blocks have as often as not, turns what its value writes round.
+            length = -length
         return length * step
 
 
-def _words(view: ModelView) -> Tensor:
-    """What the unembedding reads for each token, ``[vocab, d_model]``."""
+def _unembedding(view: ModelView) -> Tensor:
+    """Return the direction that the unembedding reads for each token, ``[vocab, d_model]``.
+
+    Raises:
+        UnsupportedModelError: it does not read the residual stream.
+    """
     weight: Any = view.unembedding.weight
     if tuple(weight.shape[1:]) != (view.width,):
         raise UnsupportedModelError(
@@ -148,15 +164,16 @@ def _words(view: ModelView) -> Tensor:
     return weight.detach()
 
 
-def _first(encoder: Encoder, request: EditRequest, answer: str) -> int:
-    """An answer's first token."""
+def _first_token(encoder: Encoder, request: EditRequest, answer: str) -> int:
+    """Return an answer's first token."""
     item = encoder.encode(request.text, answer)
     return item.ids[item.start]
 
 
-def _update(d_in: int, changes: dict[int, Tensor]) -> LowRank:
-    """Changes of columns as factors."""
-    places = sorted(changes)
-    columns = torch.zeros(d_in, len(places))
-    columns[places, list(range(len(places)))] = 1
-    return LowRank(torch.stack([changes[i] for i in places], dim=1), columns)
+def _column_update(d_in: int, changes: dict[int, Tensor]) -> LowRank:
+    """Return changes ``[d_out]`` of columns of a weight as factors; the second holds one unit vector a column."""
+    columns = sorted(changes)
+    unit_vectors = torch.zeros(d_in, len(columns))
+    for rank, column in enumerate(columns):
+        unit_vectors[column, rank] = 1
+    return LowRank(torch.stack([changes[column] for column in columns], dim=1), unit_vectors)

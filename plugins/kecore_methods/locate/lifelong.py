@@ -27,7 +27,7 @@ _TINY = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What the value projection of one layer sees of ``n`` predicted tokens.
+    """Keys and gradients of ``n`` predicted tokens at the value projection of one layer.
 
     Args:
         keys: ``[n, d_in]`` float32, its inputs.
@@ -48,13 +48,13 @@ def features(
     memory: int = 2 << 30,
     progress: Progress = silent,
 ) -> dict[int, Features]:
-    """Keys and gradients at the tokens that predict a continuation, one backward pass for all layers.
+    """Return keys and gradients at the tokens that predict a continuation, from one backward pass for all layers.
 
     Args:
         view: the model, frozen by the caller.
         encoder: its tokenizer.
         texts: prompts with their continuations.
-        layers: whose value projections.
+        layers: the layers of the value projections.
         memory: bytes of activations per micro-batch.
         progress: called as ``progress("gradients", done, total)``.
 
@@ -64,40 +64,49 @@ def features(
     Raises:
         NonFiniteError: a gradient is not finite.
     """
-    found: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {layer: [] for layer in layers}
-    most = max(1, memory // backward_bytes(view, min(layers)) // max(len(text.ids) for text in texts))
-    for begin in range(0, len(texts), most):
+    chunks: dict[int, list[_Tokens]] = {layer: [] for layer in layers}
+    longest = max(len(text.ids) for text in texts)
+    texts_at_once = max(1, memory // backward_bytes(view, min(layers)) // longest)
+    for begin in range(0, len(texts), texts_at_once):
         progress("gradients", begin, len(texts))
-        for layer, part in _backward(view, encoder, texts[begin : begin + most], layers).items():
-            found[layer].append(part)
+        for layer, tokens in _backward(view, encoder, texts[begin : begin + texts_at_once], layers).items():
+            chunks[layer].append(tokens)
     progress("gradients", len(texts), len(texts))
-    out: dict[int, Features] = {}
-    for layer, parts in found.items():
-        keys, gradients, outputs = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    by_layer: dict[int, Features] = {}
+    for layer, layer_chunks in chunks.items():
+        keys = torch.cat([chunk.keys for chunk in layer_chunks])
+        gradients = torch.cat([chunk.gradients for chunk in layer_chunks])
+        outputs = torch.cat([chunk.outputs for chunk in layer_chunks])
         if not bool(torch.isfinite(gradients).all()):
             raise NonFiniteError(f"the gradient at layer {layer} is not finite; the model overflows on these prompts")
-        out[layer] = Features(keys, gradients, float(outputs.norm(dim=1).mean()))
-    return out
+        by_layer[layer] = Features(keys, gradients, size=float(outputs.norm(dim=1).mean()))
+    return by_layer
 
 
-def _backward(
-    view: ModelView, encoder: Encoder, texts: Sequence[Encoded], layers: Sequence[int]
-) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """Keys ``[n, d_in]``, gradients and outputs ``[n, d_out]`` of the predicted tokens of some texts."""
+
+    keys: Tensor
+    gradients: Tensor
+    outputs: Tensor
+
+
+def _backward(view: ModelView, encoder: Encoder, texts: Sequence[Encoded], layers: Sequence[int]) -> dict[int, _Tokens]:
+    """Run the texts forward and backward once, and return what each layer has at the predicted tokens."""
     # A target's last token is predicted, never read.
     ids = [text.ids[:-1] for text in texts]
     rows = encoder.rows(ids).to(view.device)
-    places = [(i, j - 1, text.ids[j]) for i, text in enumerate(texts) for j in range(text.start, len(text.ids))]
-    row, column, token = torch.tensor(places, device=view.device).t()
+    targets: list[tuple[int, int, int]] = []  # row, column and id of each predicted token
+    for index, text in enumerate(texts):
+        targets += [(index, j - 1, text.ids[j]) for j in range(text.start, len(text.ids))]
+    row, column, token = torch.tensor(targets, device=view.device).t()
     # The gradient with respect to an output is that of a zero added to it.
-    added = {
-        layer: torch.zeros(
-            (*rows.input_ids.shape, view.layers[layer].value_projection.d_out),
-            dtype=view.dtype,
-            device=view.layers[layer].value_projection.weight.device,
-            requires_grad=True,
-        )
-        for layer in layers
-    }
+    added: dict[int, Tensor] = {}
+    for layer in layers:
+        projection = view.layers[layer].value_projection
+        shape = (*rows.input_ids.shape, projection.d_out)
+        added[layer] = torch.zeros(shape, dtype=view.dtype, device=projection.weight.device, requires_grad=True)
     with torch.enable_grad():
         out = view.forward(
             rows,
@@ -109,13 +118,17 @@ def _backward(
         logits = out.logits.float()  # type: ignore[union-attr]
         loss = torch.nn.functional.cross_entropy(logits, token, reduction="sum")
         gradients = torch.autograd.grad(loss, list(added.values()))
-    return {
-        layer: tuple(
-            x.detach()[row.to(x.device), column.to(x.device)].float().cpu()
-            for x in (out.keys[layer], gradient, out.values[layer])
+
+    def at_targets(x: Tensor) -> Tensor:
+        """Return ``[n, d]`` of ``[rows, width, d]``."""
+        return x.detach()[row.to(x.device), column.to(x.device)].float().cpu()
+
+    tokens: dict[int, _Tokens] = {}
+    for layer, gradient in zip(added, gradients, strict=True):
+        tokens[layer] = _Tokens(
+            keys=at_targets(out.keys[layer]), gradients=at_targets(gradient), outputs=at_targets(out.values[layer])
         )
-        for layer, gradient in zip(added, gradients, strict=True)
-    }  # type: ignore[return-value]
+    return tokens
 
 
 class Running:
@@ -126,8 +139,8 @@ class Running:
 
     Args:
         state: tensors that survive from one edit to the next; read and written.
-        name: whose vectors.
-        full: keep the whole covariance instead of each coordinate's variance.
+        name: prefix of the tensors in the state.
+        full: accumulate the whole covariance instead of each coordinate's variance.
     """
 
     def __init__(self, state: dict[str, Tensor], name: str, *, full: bool = False) -> None:
@@ -135,39 +148,42 @@ class Running:
 
     @property
     def count(self) -> int:
-        """Vectors so far, the zero included."""
+        """Number of vectors so far, the zero included."""
         return int(self.state.get(f"{self.name}/count", torch.tensor(1)))
 
     def add(self, vectors: Tensor) -> None:
         """Take in ``[n, d]`` vectors (Chan et al.'s pairwise update)."""
-        new, d = vectors.double(), vectors.shape[1]
+        vectors, d = vectors.double(), vectors.shape[1]
+        scatter_shape = (d, d) if self.full else (d,)
         mean = self.state.get(f"{self.name}/mean", torch.zeros(d)).double()
-        scatter = self.state.get(f"{self.name}/scatter", torch.zeros((d, d) if self.full else d)).double()
-        old, n = self.count, len(new)
-        step = new.mean(0) - mean
-        apart = new - new.mean(0)
+        scatter = self.state.get(f"{self.name}/scatter", torch.zeros(scatter_shape)).double()
+        old_count, new_count = self.count, len(vectors)
+        count = old_count + new_count
+        step = vectors.mean(0) - mean  # from the old mean to that of the new vectors
+        centred = vectors - vectors.mean(0)
         if self.full:
-            scatter = scatter + apart.t() @ apart + torch.outer(step, step) * (old * n / (old + n))
+            scatter = scatter + centred.t() @ centred + torch.outer(step, step) * (old_count * new_count / count)
         else:
-            scatter = scatter + apart.square().sum(0) + step.square() * (old * n / (old + n))
-        self.state[f"{self.name}/count"] = torch.tensor(old + n)
-        self.state[f"{self.name}/mean"] = (mean + step * (n / (old + n))).float()
+            scatter = scatter + centred.square().sum(0) + step.square() * (old_count * new_count / count)
+        self.state[f"{self.name}/count"] = torch.tensor(count)
+        self.state[f"{self.name}/mean"] = (mean + step * (new_count / count)).float()
         self.state[f"{self.name}/scatter"] = scatter.float()
 
     def normalised(self, vectors: Tensor) -> Tensor:
-        """``(x - mean) / spread`` of each coordinate, ``[n, d]`` float64."""
+        """Return ``(x - mean) / spread`` of each coordinate, ``[n, d]`` float64."""
         variance = self._scatter() / self.count
-        variance = variance.diagonal() if self.full else variance
-        # A coordinate that never moves has no spread, and nothing to say.
+        if self.full:
+            variance = variance.diagonal()
+        # A coordinate that never moves has no spread, and carries nothing.
         spread = variance.sqrt().clamp(min=_TINY * float(variance.max().sqrt()) + torch.finfo(torch.float64).tiny)
         return (vectors.double() - self.state[f"{self.name}/mean"].double()) / spread
 
     def whitened(self, vectors: Tensor, ridge: float) -> Tensor:
-        """``(C + ridge·mean(diag C)·I)^(-1/2) (x - mean)`` with the covariance ``C``, ``[n, d]`` float64."""
-        values, basis = torch.linalg.eigh(self._scatter() / self.count)
-        values = values.clamp(min=0) + ridge * float(values.mean()) + torch.finfo(torch.float64).tiny
-        apart = vectors.double() - self.state[f"{self.name}/mean"].double()
-        return apart @ (basis * values.rsqrt()) @ basis.t()
+        """Return ``(C + ridge·mean(diag C)·I)^(-1/2) (x - mean)`` with the covariance ``C``, ``[n, d]`` float64."""
+        eigenvalues, basis = torch.linalg.eigh(self._scatter() / self.count)
+        eigenvalues = eigenvalues.clamp(min=0) + ridge * float(eigenvalues.mean()) + torch.finfo(torch.float64).tiny
+        centred = vectors.double() - self.state[f"{self.name}/mean"].double()
+        return centred @ (basis * eigenvalues.rsqrt()) @ basis.t()
 
     def _scatter(self) -> Tensor:
         return self.state[f"{self.name}/scatter"].double()

@@ -47,8 +47,8 @@ class Attributions:
 
     Args:
         clean: ``[prompts]``, probability of the answer.
-        scores: of each layer ``[prompts, d_in]`` float32, the attributions.
-        activations: of each layer ``[prompts, d_in]`` float32.
+        scores: for each layer ``[prompts, d_in]`` float32, the attributions.
+        activations: for each layer ``[prompts, d_in]`` float32.
     """
 
     clean: Tensor
@@ -58,7 +58,7 @@ class Attributions:
 
 @torch.no_grad()
 def next_tokens(view: ModelView, encoder: Encoder, prompts: Sequence[str]) -> list[int]:
-    """The model's most likely next token of each prompt."""
+    """Return the model's most likely next token of each prompt."""
     ids = [encoder.encode(prompt).ids for prompt in prompts]
     rows = encoder.rows(ids)
     last = torch.tensor([len(row) - 1 for row in ids], device=view.device)
@@ -77,7 +77,7 @@ def attribute(
     memory: int = 2 << 30,
     progress: Progress = silent,
 ) -> Attributions:
-    """Attribution of every neuron by integrated gradients (section 3.2, eq. 5, its Riemann sum).
+    """Attribute an answer's probability to every neuron by integrated gradients (section 3.2, eq. 5, a Riemann sum).
 
     ``Attr(w_i) = w_i / m sum_k dP(k/m w)/dw_i`` with ``P(w)`` the probability of the answer where the last token's
     activations in the layer are ``w``. As in the released code, all activations of a layer go from zero to their value
@@ -88,7 +88,7 @@ def attribute(
         view: the model.
         encoder: its tokenizer.
         prompts: texts.
-        answers: of each prompt the token whose probability is explained.
+        answers: the token whose probability is explained, for each prompt.
         steps: terms of the sum, ``m``.
         memory: bytes of activations per chunk of rows.
         progress: called once a layer.
@@ -99,67 +99,96 @@ def attribute(
     ids = [encoder.encode(prompt).ids for prompt in prompts]
     lookups = [len(row) - 1 for row in ids]
     layers = range(len(view.layers))
-    every = torch.arange(len(ids), device=view.device)
-    answer, place = torch.tensor(answers, device=view.device), torch.tensor(lookups, device=view.device)
-    size = max(1, memory // _row_bytes(view, max(lookups) + 1))
+    prompts_index = torch.arange(len(ids), device=view.device)
+    answer = torch.tensor(answers, device=view.device)
     with view.frozen():
         with torch.no_grad():
             rows = encoder.rows(ids, lookups)
-            out = view.forward(rows, keys=layers, at=(every, torch.full_like(every, max(lookups))))
-        keys = [out.keys[layer][:, -1].float() for layer in layers]
+            out = view.forward(rows, keys=layers, at=(prompts_index, torch.full_like(prompts_index, max(lookups))))
+        keys = [out.keys[layer][:, -1].float() for layer in layers]  # [prompts, d_in] of each layer
         scores: list[Tensor] = []
-        first = Replay(view, encoder, ids, lookups, 0)
+        first_replay = Replay(view, encoder, ids, lookups, 0)
+        rows_at_once = max(1, memory // _row_bytes(view, max(lookups) + 1))
         for layer in layers:
             weight = view.layers[layer].value_projection.weight.float()
-            replay = first.at_layer(layer)
-            value, total = keys[layer] @ weight.t(), torch.zeros(len(ids), view.width, device=view.device)
-            for part in torch.arange(len(ids) * steps, device=view.device).split(size):
-                own, alpha = part // steps, (part % steps + 1) / steps
-                delta = ((alpha - 1)[:, None] * value[own]).requires_grad_()
-                chosen = torch.arange(len(part), device=view.device)
-                logits = replay.select(own).logits(delta, chosen, place[own])
-                probability = logits.float().softmax(-1)[chosen, answer[own]]
-                total.index_add_(0, own, torch.autograd.grad(probability.sum(), delta)[0])
-            scores.append((keys[layer] * (total / steps @ weight)).cpu())
+            replay = first_replay.at_layer(layer)
+            value = keys[layer] @ weight.t()  # [prompts, d_model]
+            gradient = _integrate(
+                replay, value, answer, torch.tensor(lookups, device=view.device), steps=steps, rows_at_once=rows_at_once
+            )
+            scores.append((keys[layer] * (gradient @ weight)).cpu())  # [prompts, d_in]
             progress("attribution", layer + 1, len(layers))
     if out.logits is None:  # guaranteed by the pass, which is not stopped early
         raise LayerError("the pass ended before the logits")
-    clean = out.logits.float().softmax(-1)[every, answer].cpu()
+    clean = out.logits.float().softmax(-1)[prompts_index, answer].cpu()
     return Attributions(clean, tuple(scores), tuple(key.cpu() for key in keys))
 
 
-def knowledge_neurons(
-    found: Attributions, *, threshold: float = 0.2, share: float = 0.4, least: int = 2
-) -> list[Neuron]:
-    """The neurons that matter in many prompts of one fact (section 3.3), highest attribution first.
+def _integrate(
+    replay: Replay, value: Tensor, answer: Tensor, lookups: Tensor, *, steps: int, rows_at_once: int
+) -> Tensor:
+    """Return the mean over ``alpha = 1/m .. m/m`` of ``dP / d(Ww)``, where the output is ``alpha Ww``.
 
     Args:
-        found: attributions of all prompts of the fact.
-        threshold: of a prompt, neurons whose attribution exceeds this share of the highest one count (``t``).
-        share: neurons that count in more than this share of the prompts are kept (``p``).
-        least: where fewer are kept, the share is lowered until so many are, as the authors do.
+        replay: passes from the layer on.
+        value: ``[prompts, d_model]``, the layer's output ``Ww`` at each prompt's last token.
+        answer: ``[prompts]`` tokens.
+        lookups: ``[prompts]``, the column of the last token.
+        steps: ``m``.
+        rows_at_once: most rows of a pass; there is one row for each prompt and step.
     """
-    prompts = len(found.clean)
-    highest = torch.stack([scores.max(1).values for scores in found.scores]).max(0).values
-    counts = [(scores > threshold * highest[:, None]).sum(0) for scores in found.scores]
-    every = torch.cat(counts)
-    enough = max(1, int(every.topk(min(least, len(every))).values[-1]))
-    kept: list[Neuron] = []
+    total = torch.zeros_like(value)
+    for chunk in torch.arange(len(value) * steps, device=value.device).split(rows_at_once):
+        prompt, alpha = chunk // steps, (chunk % steps + 1) / steps  # [rows] each
+        delta = ((alpha - 1)[:, None] * value[prompt]).requires_grad_()  # [rows, d_model]
+        row = torch.arange(len(chunk), device=value.device)
+        logits = replay.select(prompt).logits(delta, row, lookups[prompt])  # [rows, vocab]
+        probability = logits.float().softmax(-1)[row, answer[prompt]]
+        total.index_add_(0, prompt, torch.autograd.grad(probability.sum(), delta)[0])
+    return total / steps
+
+
+def knowledge_neurons(
+    attributions: Attributions, *, threshold: float = 0.2, share: float = 0.4, least: int = 2
+) -> list[Neuron]:
+    """Return the neurons that matter in many prompts of one fact (section 3.3), highest attribution first.
+
+    Args:
+        attributions: of all prompts of the fact.
+        threshold: a neuron counts in a prompt if its attribution exceeds this share of the highest one (``t``).
+        share: neurons that count in more than this share of the prompts are returned (``p``).
+        least: where these are fewer, the share is lowered until they are so many, as the authors do.
+    """
+    prompts = len(attributions.clean)
+    highest_in_layer = [scores.max(1).values for scores in attributions.scores]  # [prompts] each
+    highest = torch.stack(highest_in_layer).max(0).values
+    counts = [(scores > threshold * highest[:, None]).sum(0) for scores in attributions.scores]  # [d_in] each
+    all_counts = torch.cat(counts)
+    lowered = max(1, int(all_counts.topk(min(least, len(all_counts))).values[-1]))
+    neurons: list[Neuron] = []
     for layer, count in enumerate(counts):
-        for i in (count > min(share * prompts, enough - 1)).nonzero().flatten().tolist():
-            score, activation = float(found.scores[layer][:, i].mean()), float(found.activations[layer][:, i].mean())
-            kept.append(Neuron(layer, i, score, float(count[i]) / prompts, activation))
-    return sorted(kept, key=lambda neuron: -neuron.attribution)
+        scores, activations = attributions.scores[layer], attributions.activations[layer]
+        for index in (count > min(share * prompts, lowered - 1)).nonzero().flatten().tolist():
+            neurons.append(
+                Neuron(
+                    layer,
+                    index,
+                    attribution=float(scores[:, index].mean()),
+                    share=float(count[index]) / prompts,
+                    activation=float(activations[:, index].mean()),
+                )
+            )
+    return sorted(neurons, key=lambda neuron: -neuron.attribution)
 
 
 def attribution_need(view: ModelView, prompts: int, steps: int, width: int) -> Need:
-    """Memory of :func:`attribute`, in rows.
+    """Return the memory that :func:`attribute` needs, in rows.
 
     Args:
         view: the model.
-        prompts: of one fact.
-        steps: rows of each.
-        width: tokens of the longest.
+        prompts: number of prompts of one fact.
+        steps: rows of each prompt.
+        width: tokens of the longest prompt.
     """
     widest = max(layer.value_projection.d_in for layer in view.layers)
     parts = {"activations and attributions": 2 * 4 * prompts * widest * len(view.layers)}
@@ -167,5 +196,5 @@ def attribution_need(view: ModelView, prompts: int, steps: int, width: int) -> N
 
 
 def _row_bytes(view: ModelView, width: int) -> int:
-    """Bytes that one row takes: its activations, keys and values of the tokens before the last, and its logits."""
+    """Return the bytes of one row: its activations, keys and values of the tokens before the last, and its logits."""
     return width * (backward_bytes(view, 0) + cached_bytes(view, 0)) + logits_bytes(view)

@@ -48,15 +48,16 @@ class StableEdit(Lifelong):
             sampled = contexts.sample(view, plain, config.warm_up, config.warm_up_tokens, context.seed)
             # Every token of a text but its first is one that the model had to predict.
             texts = [replace(plain.encode(text), start=1) for text in sampled if text]
-            for layer, seen in features(view, plain, texts, layers, context.memory, context.progress).items():
-                Running(context.state, f"running/{layer}/keys").add(seen.keys)
-                self.running(f"running/{layer}", context).add(seen.gradients)
+            layer_features = features(view, plain, texts, layers, context.memory, context.progress)
+            for layer, tokens in layer_features.items():
+                Running(context.state, f"running/{layer}/keys").add(tokens.keys)
+                self.running(f"running/{layer}", context).add(tokens.gradients)
 
     def running(self, name: str, context: MethodContext) -> Running:
-        """Running statistics of gradients, their covariance among them."""
+        """Return the running statistics of gradients, with their covariance."""
         return Running(context.state, f"{name}/gradients", full=True)
 
     def normalised(self, running: Running, gradients: Tensor, context: MethodContext) -> Tensor:
-        """Gradients in units of their spread in every direction."""
+        """Return gradients in units of their spread in every direction."""
         config: StableEdit.Config = context.config
         return running.whitened(gradients, config.shrinkage)

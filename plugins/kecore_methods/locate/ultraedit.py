@@ -50,7 +50,7 @@ class Lifelong:
         )
 
         def edited_layers(self, view: ModelView) -> tuple[int, ...]:
-            """The layers, chosen by depth unless given."""
+            """Return the edited layers, chosen by depth unless given."""
             if self.layers is None:
                 return at_depth(view, self.depth_first, self.depth_last)
             if not self.layers:
@@ -58,14 +58,16 @@ class Lifelong:
             return tuple(sorted({view.layer(i).index for i in self.layers}))
 
         def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-            """One backward pass, and the features of every predicted token."""
+            """Return the memory of one backward pass, and of the features of every predicted token."""
             layers = self.edited_layers(view)
             items = batch.encodings
-            every, longest = sum(len(item.ids) for item in items), max(len(item.ids) for item in items)
-            places = sum(len(item.ids) - item.start for item in items)
-            widths = [view.layers[i].value_projection.d_in + view.layers[i].value_projection.d_out for i in layers]
-            token = backward_bytes(view, layers[0]) + places * logits_bytes(view) // every
-            return [Need("gradients", {"features": 2 * 4 * places * sum(widths)}, token, every, longest)]
+            tokens = sum(len(item.ids) for item in items)
+            target_tokens = sum(len(item.ids) - item.start for item in items)
+            longest = max(len(item.ids) for item in items)
+            projections = [view.layers[i].value_projection for i in layers]
+            widths = sum(projection.d_in + projection.d_out for projection in projections)
+            token = backward_bytes(view, layers[0]) + target_tokens * logits_bytes(view) // tokens
+            return [Need("gradients", {"features": 2 * 4 * target_tokens * widths}, token, tokens, longest)]
 
     name: ClassVar[str]
     capabilities = Capabilities(kind="weights", batch=True, sequential=True)
@@ -79,14 +81,16 @@ class Lifelong:
         with view.frozen():
             self.prepare_statistics(view, layers, context)
             with context.stages("gradients"):
-                found = features(view, context.encoder, batch.encodings, layers, context.memory, context.progress)
+                layer_features = features(
+                    view, context.encoder, batch.encodings, layers, context.memory, context.progress
+                )
         with context.stages("solve"):
-            for layer, seen in found.items():
+            for layer, tokens in layer_features.items():
                 ridge = config.ridge_lambda
                 if ridge is None:
-                    ridge = config.ridge * float(seen.keys.double().square().sum(1).mean())
-                steps = self.steps(f"running/{layer}", seen, context)
-                solution = kv_solve(seen.keys.t(), steps.t().float(), ridge)
+                    ridge = config.ridge * float(tokens.keys.double().square().sum(1).mean())
+                steps = self.steps(f"running/{layer}", tokens, context)
+                solution = kv_solve(tokens.keys.t(), steps.t().float(), ridge)
                 updates[view.layers[layer].value_projection.name] = LowRank(solution.U, solution.V)
         projections = [view.layers[layer].value_projection for layer in layers]
         return WeightEdit(
@@ -97,31 +101,38 @@ class Lifelong:
             config=config.to_json(),
             requests=batch.requests,
             seed=context.seed,
-            notes={"layers": list(layers), "tokens": len(found[layers[0]].keys)},
+            notes={"layers": list(layers), "tokens": len(layer_features[layers[0]].keys)},
             state=dict(context.state),
         )
 
     def prepare_statistics(self, view: ModelView, layers: Sequence[int], context: MethodContext) -> None:
-        """What is to be known before the first edit of a session: nothing, for UltraEdit."""
+        """Prepare the running statistics before the first edit of a session; UltraEdit needs nothing."""
 
-    def steps(self, name: str, seen: Features, context: MethodContext) -> Tensor:
-        """The outputs' changes to be written, ``v = -eta |h^|^2 g^`` with normalised features, ``[n, d_out]``."""
+    def steps(self, name: str, tokens: Features, context: MethodContext) -> Tensor:
+        """Return the outputs' changes to be written, ``v = -eta |h^|^2 g^`` with normalised features, ``[n, d_out]``.
+
+        Args:
+            name: prefix of the layer's running statistics, which take these tokens in first.
+            tokens: keys ``h`` and gradients ``g``.
+            context: of the edit.
+        """
         config: Lifelong.Config = context.config
         keys, gradients = Running(context.state, f"{name}/keys"), self.running(name, context)
-        keys.add(seen.keys)
-        gradients.add(seen.gradients)
-        length = keys.normalised(seen.keys).square().sum(1, keepdim=True)
+        keys.add(tokens.keys)
+        gradients.add(tokens.gradients)
+        length = keys.normalised(tokens.keys).square().sum(1, keepdim=True)  # [n, 1]
         eta = config.learning_rate
         if eta is None:
-            eta = config.rate * seen.size / (seen.keys.shape[1] * seen.gradients.shape[1] ** 0.5)
-        return -eta * length * self.normalised(gradients, seen.gradients, context)
+            # Normalised coordinates are about 1, so |h^|^2 is about d_in and |g^| about sqrt(d_out).
+            eta = config.rate * tokens.size / (tokens.keys.shape[1] * tokens.gradients.shape[1] ** 0.5)
+        return -eta * length * self.normalised(gradients, tokens.gradients, context)
 
     def running(self, name: str, context: MethodContext) -> Running:
-        """Running statistics of gradients."""
+        """Return the running statistics of gradients."""
         return Running(context.state, f"{name}/gradients")
 
     def normalised(self, running: Running, gradients: Tensor, context: MethodContext) -> Tensor:
-        """Gradients in units of their spread."""
+        """Return gradients in units of their spread."""
         return running.normalised(gradients)
 
 

@@ -17,16 +17,16 @@ from kecore.edit import ModuleEdit, suspended
 from kecore.engine.layers import at_depth
 from kecore.engine.passes import residual_stream
 from kecore.engine.side import side_edit
-from kecore.engine.tuning import KeptConfig, Targets, Wording, batch_need, in_contexts, lengthened, train
+from kecore.engine.tuning import PreservingConfig, Targets, Wording, batch_need, estimate_items, in_contexts, train
 from kecore.memory import Need
 from kecore.model import ModelView
-from kecore_methods.memory.neurons import Block, Neurons, queries
-from kecore_methods.memory.unrelated import unrelated
+from kecore_methods.memory.neurons import Block, Neurons, read_queries
+from kecore_methods.memory.unrelated import Scale, unrelated_queries
 
 __all__ = ["CaliNet", "CaliNetConfig"]
 
 
-class CaliNetConfig(KeptConfig):
+class CaliNetConfig(PreservingConfig):
     """What may be chosen. "Tried" means the table in docs/methods/calinet.md, records 60 to 69 of CounterFact."""
 
     layers: tuple[int, ...] | None = Field(
@@ -83,23 +83,26 @@ class CaliNetConfig(KeptConfig):
     )
 
     def calibrated_layers(self, view: ModelView) -> tuple[int, ...]:
-        """The layers with slots, ascending.
+        """Return the layers with slots, ascending.
 
         Raises:
             LayerError: the model has no such layer.
         """
-        chosen = self.layers or at_depth(view, self.first_depth, self.last_depth)
-        return tuple(sorted({view.layer(index).index for index in chosen}))
+        if self.layers is None:
+            return at_depth(view, self.first_depth, self.last_depth)
+        return tuple(sorted({view.layer(index).index for index in self.layers}))
 
-    def count(self, facts: int) -> int:
-        """Slots of an edit in each layer."""
-        return self.slots or math.ceil(self.slots_per_fact * facts)
+    def slot_count(self, facts: int) -> int:
+        """Return the number of slots that an edit of so many facts has in each layer."""
+        if self.slots is not None:
+            return self.slots
+        return math.ceil(self.slots_per_fact * facts)
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-        """The slots with gradients and moments, and a batch of texts, which is not cut further."""
+        """Return the memory of the slots with gradients and moments, and of a batch of texts, which is not cut."""
         layers = self.calibrated_layers(view)
-        parts = {"slots, gradients and moments": 4 * 4 * 2 * len(layers) * self.count(len(batch)) * view.width}
-        items = lengthened(batch.encodings, self.contexts, self.context_tokens, self.others)
+        parts = {"slots, gradients and moments": 4 * 4 * 2 * len(layers) * self.slot_count(len(batch)) * view.width}
+        items = estimate_items(batch.encodings, self.contexts, self.context_tokens, self.others)
         size = self.batch_size * (self.contexts + 1 + self.others)
         return [batch_need(view, items, size, layers[0], parts)]
 
@@ -131,7 +134,7 @@ class CaliNet:
             with context.stages("tune"):
                 slots = _Slots(view, context, blocks, facts)
                 losses = slots.train()
-        keys, biases, values = (part.detach().cpu() for part in slots.joined())
+        keys, biases, values = (tensor.detach().cpu() for tensor in slots.joined())
         context.state.update({"layers": torch.tensor(layers), "keys": keys, "biases": biases, "values": values})
         notes = {"layers": list(layers), "slots": keys.shape[1], "loss": losses}
         neurons = Neurons.at(blocks, keys, biases, values, "gelu")
@@ -139,7 +142,14 @@ class CaliNet:
 
 
 class _Slots:
-    """The slots of one edit behind those of earlier ones, and the texts that they are trained on."""
+    """The slots of one edit behind those of earlier ones, and the texts that they are trained on.
+
+    Args:
+        view: the model, frozen.
+        context: of the edit.
+        blocks: the feed-forward blocks with slots, ascending.
+        facts: each request in its contexts, the bare one first.
+    """
 
     def __init__(
         self,
@@ -150,53 +160,81 @@ class _Slots:
     ) -> None:
         self.view, self.context, self.blocks = view, context, blocks
         self.config: CaliNetConfig = context.config
-        self.old = _opened(blocks, context)
-        config, layers = self.config, [block.layer for block in blocks]
-        encoder, self.batches = context.encoder, list[Targets]()
-        with Neurons.at(blocks, *self.old, "gelu").on(view.model):  # what is kept is what earlier edits say
+        self.earlier = _earlier_slots(blocks, context)
+        self.batches = self._make_batches(facts)
+        self.scales: list[Scale] = [
+            unrelated_queries(
+                view,
+                context,
+                block,
+                passages=self.config.passages,
+                tokens=self.config.passage_tokens,
+                ridge=self.config.ridge,
+            ).scale
+            for block in blocks
+        ]
+        self._begin(self.config.slot_count(len(facts)))
+
+    def _make_batches(self, facts: Sequence[Sequence[Wording]]) -> list[Targets]:
+        config, encoder = self.config, self.context.encoder
+        batches: list[Targets] = []
+        # What training preserves is what the model says with the earlier edits on it.
+        with Neurons.at(self.blocks, *self.earlier, "gelu").on(self.view.model):
             for start in range(0, len(facts), config.batch_size):
-                part = facts[start : start + config.batch_size]
-                items = [wording.encoded for fact in part for wording in fact]
-                kept = config.kept(encoder, [fact[0].request for fact in part])
-                self.batches.append(Targets(view, encoder, items, layers[0], "target_new", kept))
+                chunk = facts[start : start + config.batch_size]
+                items = [wording.encoded for fact in chunk for wording in fact]
+                preserved = config.prompts_to_preserve(encoder, [fact[0].request for fact in chunk])
+                batches.append(Targets(self.view, encoder, items, self.blocks[0].layer, "target_new", preserved))
+        return batches
+
+    def _begin(self, count: int) -> None:
+        """Choose the keys that the new slots begin with, and the units that they are trained in."""
+        view, blocks = self.view, self.blocks
+        layers = [block.layer for block in blocks]
         first = self.batches[0]
-        real = first.rows.attention_mask.bool()
+        real = first.rows.attention_mask.bool()  # [rows, width]
         with torch.no_grad():
             out = view.forward(first.rows, resume=first.resume, stop=layers[-1], hidden=layers, values=layers)
-        generator = torch.Generator().manual_seed(context.seed * 1_000_003 + self.old[0].shape[1])
-        self.scales = [
-            unrelated(view, context, block, config.passages, config.passage_tokens, config.ridge)[1] for block in blocks
-        ]
-        keys: list[Tensor] = []
-        lengths: list[Tensor] = []
-        units: list[Tensor] = []
+        generator = torch.Generator().manual_seed(self.context.seed * 1_000_003 + self.earlier[0].shape[1])
+        keys: list[Tensor] = []  # [slots, d_in] of each block
+        key_units: list[Tensor] = []
+        value_units: list[Tensor] = []
         for block, scale in zip(blocks, self.scales, strict=True):
             # A key that is a mixture of the texts' own inputs reads about 1 at such and little elsewhere.
-            own = scale.coordinates(queries(view, first.rows, block)[real])
-            length = own.norm(dim=-1).mean()
-            mix = torch.rand(config.count(len(facts)), len(own), generator=generator).to(own) @ own
-            keys.append(mix / (length * mix.norm(dim=-1, keepdim=True)))
-            lengths.append(1 / (length * block.d_in**0.5))
-            beside = residual_stream(view, block.layer, out)[real.to(out.values[block.layer].device)]
-            units.append(beside.float().square().mean().sqrt())
-        self.begun = torch.stack(keys).to(view.device)
-        self.units = [torch.stack(part).to(view.device)[:, None, None] for part in (lengths, units)]
-        shape = (*self.begun.shape[:2], blocks[0].d_out)
-        self.steps = [
-            torch.zeros_like(self.begun, requires_grad=True),
-            torch.zeros(shape, device=view.device, requires_grad=True),
-        ]
+            queries = scale.coordinates(read_queries(view, first.rows, block)[real])  # [tokens, d_in]
+            length = queries.norm(dim=-1).mean()
+            mixture = torch.rand(count, len(queries), generator=generator).to(queries) @ queries  # [slots, d_in]
+            keys.append(mixture / (length * mixture.norm(dim=-1, keepdim=True)))
+            # In these units a step of Adam changes what a slot reads, and the layer's output, by the learning rate.
+            key_units.append(1 / (length * block.d_in**0.5))
+            stream = residual_stream(view, block.layer, out)[real.to(out.values[block.layer].device)]
+            value_units.append(stream.float().square().mean().sqrt())
+        self.first_keys = torch.stack(keys).to(view.device)  # [blocks, slots, d_in]
+        self.key_unit = torch.stack(key_units).to(view.device)[:, None, None]  # [blocks, 1, 1]
+        self.value_unit = torch.stack(value_units).to(view.device)[:, None, None]
+        self.key_steps = torch.zeros_like(self.first_keys, requires_grad=True)
+        # Values begin at zero: slots have no effect before the first update.
+        values_shape = (len(blocks), count, blocks[0].d_out)
+        self.value_steps = torch.zeros(values_shape, device=view.device, requires_grad=True)
 
     def joined(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys, biases and values as :class:`Neurons` has them: of earlier edits, and of this one as they are now."""
-        keys = self.begun + self.units[0] * self.steps[0]
-        own = [scale.key(key, key.new_zeros(len(key))) for scale, key in zip(self.scales, keys, strict=True)]
-        new = (*(torch.stack(part) for part in zip(*own, strict=True)), self.units[1] * self.steps[1])
-        k, b, v = (torch.cat([old.to(part), part], 1) for old, part in zip(self.old, new, strict=True))
-        return k, b, v
+        """Return keys, biases and values as :class:`Neurons` has them: earlier edits' first, then this edit's."""
+        coordinates = self.first_keys + self.key_unit * self.key_steps  # [blocks, slots, d_in]
+        keys: list[Tensor] = []
+        biases: list[Tensor] = []
+        for scale, key in zip(self.scales, coordinates, strict=True):
+            query_key, bias = scale.key(key, key.new_zeros(len(key)))
+            keys.append(query_key)
+            biases.append(bias)
+        earlier_keys, earlier_biases, earlier_values = self.earlier
+        return (
+            _behind(earlier_keys, torch.stack(keys)),
+            _behind(earlier_biases, torch.stack(biases)),
+            _behind(earlier_values, self.value_unit * self.value_steps),
+        )
 
     def train(self) -> list[float]:
-        """Train the new slots; the loss of each pass."""
+        """Train the new slots and return the loss of each pass."""
         neurons = Neurons.at(self.blocks, *self.joined(), "gelu")
 
         def loss(batch: Targets) -> Tensor:
@@ -205,13 +243,23 @@ class _Slots:
 
         with neurons.on(self.view.model):
             return train(
-                self.context, self.steps, self.config.learning_rate, self.config.steps, lambda _: self.batches, loss,
+                self.context,
+                parameters=[self.key_steps, self.value_steps],
+                rate=self.config.learning_rate,
+                epochs=self.config.steps,
+                batches=lambda _: self.batches,
+                loss=loss,
                 stop=self.config.stop_loss,
-            )  # fmt: skip
+            )
 
 
-def _opened(blocks: Sequence[Block], context: MethodContext) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys, biases and values that earlier edits left, or none.
+def _behind(earlier: Tensor, new: Tensor) -> Tensor:
+    """Return the tensors of new slots behind those of earlier ones, ``[blocks, slots, ...]``."""
+    return torch.cat([earlier.to(new), new], 1)
+
+
+def _earlier_slots(blocks: Sequence[Block], context: MethodContext) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the keys, biases and values that earlier edits left, or none.
 
     Raises:
         ConfigError: they are in other layers.
@@ -224,7 +272,9 @@ def _opened(blocks: Sequence[Block], context: MethodContext) -> tuple[Tensor, Te
             torch.zeros(count, 0),
             torch.zeros(count, 0, blocks[0].d_out),
         )
-    old = state["layers"].tolist()
-    if old != layers:
-        raise ConfigError(f"the slots of this session are in the layers {old}, not {layers}; revert its edits first")
+    session_layers = state["layers"].tolist()
+    if session_layers != layers:
+        raise ConfigError(
+            f"the slots of this session are in the layers {session_layers}, not {layers}; revert its edits first"
+        )
     return state["keys"], state["biases"], state["values"]

@@ -19,14 +19,14 @@ from kecore.batch import RequestBatch
 from kecore.edit import ModuleEdit, SideModule, suspended
 from kecore.engine.passes import Passes, hook_projection
 from kecore.engine.side import side_edit
-from kecore.engine.tuning import Targets, batch_need, chosen_layer, train
+from kecore.engine.tuning import Targets, batch_need, choose_layer, train
 from kecore.memory import Need
 from kecore.model import ModelView
 from kecore.text import Encoded
 
 __all__ = ["Defer", "DeferConfig", "SideNetwork"]
 
-_PARTS = ("gate", "bias", "side", "shift")
+_TENSORS = ("gate", "bias", "side", "shift")
 
 
 class DeferConfig(MethodConfig):
@@ -72,11 +72,11 @@ class DeferConfig(MethodConfig):
     )
 
     def edited_layer(self, view: ModelView) -> int:
-        """The layer, chosen by depth unless given."""
-        return chosen_layer(view, self.layer, self.depth)
+        """Return the layer with the side network, chosen by depth unless given."""
+        return choose_layer(view, self.layer, self.depth)
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-        """One request at a time, and the side network with gradient and moments."""
+        """Return the memory of one request at a time, and of the side network with gradient and moments."""
         layer = self.edited_layer(view)
         projection = view.layers[layer].value_projection
         size = 4 * 5 * projection.d_out * projection.d_in
@@ -86,11 +86,11 @@ class DeferConfig(MethodConfig):
 class SideNetwork(SideModule):
     """A gate on the input of a value projection, and a linear network whose output stands in where it is open.
 
-    Every token asks for itself, so the answer is the same in a padded batch, under teacher forcing and with a cache.
-    Where the gate is closed, the projection's output is the model's own, bit for bit.
+    Every token is decided for itself, so the answer is the same in a padded batch, under teacher forcing and with a
+    cache. Where the gate is closed, the projection's output is the model's own, bit for bit.
 
     Args:
-        place: path of the value projection.
+        place: module path of the value projection.
         d_in: width of its input.
         d_out: width of its output.
         threshold: of the gate.
@@ -111,7 +111,7 @@ class SideNetwork(SideModule):
         self.register_buffer("shift", torch.zeros(d_out))
 
     def settings(self) -> dict[str, Any]:
-        """Arguments of the class."""
+        """Return the arguments of the class."""
         d_out, d_in = self.side.shape
         return {"place": self.place, "d_in": d_in, "d_out": d_out, "threshold": self.threshold}
 
@@ -121,7 +121,7 @@ class SideNetwork(SideModule):
 
     @contextmanager
     def mixing(self) -> Iterator[None]:
-        """Outputs are mixed by the gate inside the block, so that it has a gradient."""
+        """Mix both outputs by the gate inside the block, so that the gate has a gradient."""
         self._soft = True
         try:
             yield
@@ -129,17 +129,18 @@ class SideNetwork(SideModule):
             self._soft = False
 
     def logit(self, keys: Tensor) -> Tensor:
-        """The gate before its sigmoid, ``[...]`` of ``[..., d_in]``: a linear map of the key at a size of 1."""
+        """Return the gate before its sigmoid, ``[...]``: a linear map of keys ``[..., d_in]`` at a size of 1."""
+        # Keys of one model differ in length by orders of magnitude; without it one rate would not suit all tokens.
         size = keys.square().mean(-1, keepdim=True).sqrt().clamp(min=torch.finfo(keys.dtype).tiny)
         return (keys / size) @ self.gate.to(keys) + self.bias.to(keys)
 
     def _act(self, keys: Tensor, out: Tensor, mask: Tensor, _passes: Passes) -> Tensor:
-        open_ = (torch.sigmoid(self.logit(keys)) * mask).unsqueeze(-1)
-        own = out.float()
-        value = own + keys @ self.side.to(keys).t() + self.shift.to(keys)
+        gate = (torch.sigmoid(self.logit(keys)) * mask).unsqueeze(-1)  # [rows, width, 1], closed on padding
+        layer_value = out.float()
+        side_value = layer_value + keys @ self.side.to(keys).t() + self.shift.to(keys)  # [rows, width, d_out]
         if self._soft:
-            return (open_ * value + (1 - open_) * own).to(out.dtype)
-        return torch.where(open_ >= self.threshold, value.to(out.dtype), out)
+            return (gate * side_value + (1 - gate) * layer_value).to(out.dtype)
+        return torch.where(gate >= self.threshold, side_value.to(out.dtype), out)
 
 
 class Defer:
@@ -160,12 +161,12 @@ class Defer:
         config: DeferConfig = context.config
         items = batch.encodings
         layer = config.edited_layer(view)
-        network = _opened(view, layer, config, context.state).to(view.device)
+        network = _open_network(view, layer, config, context.state).to(view.device)
         losses: list[float] = []
         shares: list[float] = []
         with view.frozen(), suspended(view.model), network.on(view.model), context.stages("tune"):
             for item in items:
-                loss, share = _tuned(view, context, layer, network, item)
+                loss, share = _tune(view, context, layer, network, item)
                 losses.append(loss)
                 shares.append(share)
         network.cpu()
@@ -174,61 +175,74 @@ class Defer:
         return side_edit(network, view, context, self.name, batch.requests, notes)
 
 
-def _opened(view: ModelView, layer: int, config: DeferConfig, state: Mapping[str, Tensor]) -> SideNetwork:
-    """What earlier edits left, or a closed gate and a side network that says what the layer says."""
+def _open_network(view: ModelView, layer: int, config: DeferConfig, state: Mapping[str, Tensor]) -> SideNetwork:
+    """Return the network that earlier edits left, or a closed gate and a network that says what the layer says.
+
+    Raises:
+        ConfigError: earlier edits are at another layer.
+    """
     projection = view.layers[layer].value_projection
-    place = projection.name.removesuffix(".weight")
-    made = SideNetwork(place, projection.d_in, projection.d_out, config.threshold)
+    path = projection.name.removesuffix(".weight")
+    network = SideNetwork(path, projection.d_in, projection.d_out, config.threshold)
     if not state:
-        made.bias.fill_(-config.closed)
-        return made
+        network.bias.fill_(-config.closed)
+        return network
     if int(state["layer"]) != layer:
         raise ConfigError(
             f"the side network of this session is at layer {int(state['layer'])}, not {layer}; revert its edits first"
         )
-    made.load_state_dict({name: state[name] for name in _PARTS})
-    return made
+    network.load_state_dict({name: state[name] for name in _TENSORS})
+    return network
 
 
-def _tuned(
+def _tune(
     view: ModelView, context: MethodContext, layer: int, network: SideNetwork, item: Encoded
 ) -> tuple[float, float]:
-    """Tune both on one request, mixed by the gate; the last loss, and the share of its answer that is deferred."""
+    """Tune gate and side network on one request, mixed by the gate.
+
+    Returns:
+        The last loss, and the share of the answer's tokens that are deferred.
+    """
     config: DeferConfig = context.config
     batch = Targets(view, context.encoder, [item], layer, "target_new")
     with torch.no_grad():
         found = view.forward(batch.rows, resume=batch.resume, stop=layer, keys=[layer])
     keys = found.keys[layer][0, : len(item.ids) - 1].float()  # the gate does not change what it reads
-    answer = torch.arange(len(keys), device=keys.device) >= item.start - 1
+    # The gate has to be open at the tokens that predict the target, and closed at those of the prompt before them.
+    predicts_target = torch.arange(len(keys), device=keys.device) >= item.start - 1  # [tokens]
     units = _units(view, layer, config)
-    before = {name: getattr(network, name).clone() for name in _PARTS}
-    # In units of their steps, so that one rate serves all.
-    steps = {name: torch.zeros_like(before[name], requires_grad=True) for name in _PARTS}
+    before = {name: getattr(network, name).clone() for name in _TENSORS}
+    # Trained in units of their steps, so that one rate serves all four tensors.
+    steps = {name: torch.zeros_like(before[name], requires_grad=True) for name in _TENSORS}
 
-    def place() -> None:
+    def apply_steps() -> None:
         for name, start in before.items():
             setattr(network, name, start + units[name] * steps[name])
 
     def loss(_: Targets) -> Tensor:
-        place()
+        apply_steps()
         logit = network.logit(keys)
-        opened = nn.functional.softplus(-logit[answer]).mean()
-        closed = nn.functional.softplus(logit[~answer]).mean() if item.start > 1 else 0.0
-        return batch.loss() + opened + closed
+        # Binary cross-entropy of the gate, softplus(-x) = -log sigmoid(x).
+        open_loss = nn.functional.softplus(-logit[predicts_target]).mean()
+        closed_loss = 0.0
+        if item.start > 1:
+            closed_loss = nn.functional.softplus(logit[~predicts_target]).mean()
+        return batch.loss() + open_loss + closed_loss
 
     with network.mixing():
         losses = train(context, list(steps.values()), 1.0, config.steps, lambda _: [batch], loss, stop=config.stop_loss)
     with torch.no_grad():
-        place()
-        deferred = torch.sigmoid(network.logit(keys[answer])) >= config.threshold
+        apply_steps()
+        deferred = torch.sigmoid(network.logit(keys[predicts_target])) >= config.threshold
     return losses[-1], round(float(deferred.float().mean()), 3)
 
 
 def _units(view: ModelView, layer: int, config: DeferConfig) -> dict[str, float]:
-    """How far one step of Adam moves a number of each part."""
+    """Return how far one step of Adam moves an entry of each tensor."""
     if config.learning_rate is not None:
-        return dict.fromkeys(_PARTS, config.learning_rate)
+        return dict.fromkeys(_TENSORS, config.learning_rate)
     projection = view.layers[layer].value_projection
-    gate = config.gate_learning_rate
-    side = config.relative_learning_rate * float(projection.weight.float().square().mean().sqrt())
-    return {"gate": gate / projection.d_in, "bias": gate, "side": side, "shift": side}
+    logit_step = config.gate_learning_rate
+    side_step = config.relative_learning_rate * float(projection.weight.float().square().mean().sqrt())
+    # All d_in entries of the gate step at once, so that each moves the logit by its share.
+    return {"gate": logit_step / projection.d_in, "bias": logit_step, "side": side_step, "shift": side_step}

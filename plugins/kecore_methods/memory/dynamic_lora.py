@@ -22,18 +22,18 @@ _SAME = 0.1  # of the initial radius: a query that near to a key is that key's o
 class DynamicLora(SideModule):
     """Clusters of keys at one value projection, and low-rank blocks at others above it (arXiv 2312.11795).
 
-    Every token asks for itself: where its key lies within the radius of the nearest cluster, the block of the
+    Every token is decided for itself: where its key lies within the radius of the nearest cluster, the block of the
     cluster's nearest key is active from this token on, until another hit. Tokens before the first hit, and texts
     without one, pass as they were, bit for bit. A causal model's key at a token depends on the tokens up to it alone,
     so the answer is the same in a padded batch, under teacher forcing, and while a text is written with a cache.
 
     Args:
-        place: path of the value projection whose input is the key.
-        maps: paths of the adapted linear maps.
+        place: module path of the value projection whose input is the key.
+        maps: module paths of the adapted linear maps.
         shapes: ``[d_out, d_in]`` of each.
-        clusters: how many there are.
-        entries: keys in all clusters.
-        blocks: low-rank blocks.
+        clusters: number of clusters.
+        entries: number of keys in all clusters.
+        blocks: number of low-rank blocks.
         rank: of a block in each map.
         d_key: width of the keys.
     """
@@ -68,7 +68,7 @@ class DynamicLora(SideModule):
             self.register_buffer(f"up{i}", torch.zeros(blocks, d_out, rank))
 
     def settings(self) -> dict[str, Any]:
-        """Arguments of the class."""
+        """Return the arguments of the class."""
         return {
             "place": self.place,
             "maps": self.maps,
@@ -82,10 +82,12 @@ class DynamicLora(SideModule):
 
     def install(self, model: nn.Module) -> list[RemovableHandle]:
         """Read keys at the one value projection, and act on the output of the adapted ones."""
-        reader, *adapted = (model.get_submodule(path) for path in (self.place, *self.maps))
+        key_map = model.get_submodule(self.place)
+        adapted_maps = [model.get_submodule(path) for path in self.maps]
         passes = Passes(model)
-        passes.handles.append(hook_map(passes, reader, self._read))
-        passes.handles += [hook_map(passes, module, self._adapt(i)) for i, module in enumerate(adapted)]
+        passes.handles.append(hook_map(passes, key_map, self._read))
+        for index, module in enumerate(adapted_maps):
+            passes.handles.append(hook_map(passes, module, self._adapt(index)))
         return passes.handles
 
     def _read(self, keys: Tensor, out: Tensor, mask: Tensor, passes: Passes) -> Tensor:
@@ -93,35 +95,41 @@ class DynamicLora(SideModule):
         return out
 
     def active(self, keys: Tensor, mask: Tensor, before: Tensor | None) -> Tensor:
-        """Which block is active at each token, -1 for none: ``[rows, width]``.
+        """Return which block is active at each token, -1 for none: ``[rows, width]``.
 
-        The first token of a text is not asked: it has seen nothing, and what it is hardly shows in its key.
+        The first token of a text never hits: it has seen nothing, and which token it is hardly shows in its key.
 
         Args:
             keys: ``[rows, width, d_key]``.
             mask: ``[rows, width]`` real tokens.
             before: what was active at the tokens of an earlier pass over the same cache.
         """
-        own = torch.where(mask, self.hits(keys), -1)
+        hit_block = torch.where(mask, self.hits(keys), -1)  # [rows, width]
         if before is None:
-            own.scatter_(1, mask.int().argmax(1, keepdim=True), -1)
+            first_token = mask.int().argmax(1, keepdim=True)  # [rows, 1]
+            hit_block.scatter_(1, first_token, -1)
         else:
-            own = torch.cat([before[:, -1:].to(own), own], 1)
-        column = torch.arange(own.shape[1], device=own.device)
-        last = torch.where(own >= 0, column, 0).cummax(1).values
-        return own.gather(1, last)[:, -mask.shape[1] :]
+            hit_block = torch.cat([before[:, -1:].to(hit_block), hit_block], 1)  # [rows, 1 + width]
+        # A block stays active until the next hit: each token takes the column of the last hit up to it.
+        column = torch.arange(hit_block.shape[1], device=hit_block.device)
+        last_hit = torch.where(hit_block >= 0, column, 0).cummax(1).values
+        return hit_block.gather(1, last_hit)[:, -mask.shape[1] :]
 
     def hits(self, keys: Tensor) -> Tensor:
-        """The block of the key that each query is nearest to in its cluster, -1 outside all clusters: ``[...]``."""
-        distance, index = nearest(self.centres, keys)
-        hit = distance <= self.radii.to(distance)[index]
-        found = torch.full_like(index, -1)
-        for cluster in index[hit].unique().tolist():
-            here = hit & (index == cluster)
-            member = (self.owner == cluster).nonzero().flatten()
-            _, which = nearest(self.keys[member], keys[here])
-            found[here] = self.block[member].to(which.device)[which]
-        return found
+        """Return the block of the key that each query is nearest to in its cluster, -1 outside all clusters.
+
+        Args:
+            keys: queries ``[..., d_key]``; the result is ``[...]``.
+        """
+        distance, nearest_cluster = nearest(self.centres, keys)
+        inside = distance <= self.radii.to(distance)[nearest_cluster]
+        hit_block = torch.full_like(nearest_cluster, -1)
+        for cluster in nearest_cluster[inside].unique().tolist():
+            queries = inside & (nearest_cluster == cluster)
+            members = (self.owner == cluster).nonzero().flatten()  # entries of this cluster
+            _, nearest_member = nearest(self.keys[members], keys[queries])
+            hit_block[queries] = self.block[members].to(nearest_member.device)[nearest_member]
+        return hit_block
 
     def _adapt(self, index: int) -> Act:
         def act(keys: Tensor, out: Tensor, _mask: Tensor, passes: Passes) -> Tensor:
@@ -130,9 +138,10 @@ class DynamicLora(SideModule):
                 return out
             active, out = active.to(out.device), out.clone()
             for block in active[active >= 0].unique().tolist():
-                here = active == block
-                down, up = (getattr(self, f"{name}{index}")[block].to(keys) for name in ("down", "up"))
-                out[here] = (out[here].float() + keys[here] @ down.t() @ up.t()).to(out.dtype)
+                tokens = active == block  # [rows, width]
+                down = getattr(self, f"down{index}")[block].to(keys)  # [rank, d_in]
+                up = getattr(self, f"up{index}")[block].to(keys)  # [d_out, rank]
+                out[tokens] = (out[tokens].float() + keys[tokens] @ down.t() @ up.t()).to(out.dtype)
             return out
 
         return act
@@ -160,61 +169,76 @@ class Clusters:
 
     @classmethod
     def empty(cls, d_key: int) -> Clusters:
-        """No clusters."""
-        none, index = torch.zeros(0, d_key), torch.zeros(0, dtype=torch.long)
-        return cls(none, torch.zeros(0), torch.zeros(0, 0, dtype=torch.long), none, index, index)
+        """Return a database without clusters."""
+        no_keys, no_index = torch.zeros(0, d_key), torch.zeros(0, dtype=torch.long)
+        no_labels = torch.zeros(0, 0, dtype=torch.long)
+        return cls(
+            centres=no_keys, radii=torch.zeros(0), labels=no_labels, keys=no_keys, owner=no_index, block=no_index
+        )
 
-    def known(self, key: Tensor, radius: float) -> int | None:
-        """The block of a key that is there already, up to a tenth of the radius."""
+    def entry_of(self, key: Tensor, radius: float) -> int | None:
+        """Return the entry whose key this is, up to a tenth of the radius; None if there is none."""
         if not len(self.keys):
             return None
-        distance, index = nearest(self.keys, key)
-        return int(self.block[index]) if float(distance) <= _SAME * radius else None
+        distance, entry = nearest(self.keys, key)
+        if float(distance) > _SAME * radius:
+            return None
+        return int(entry)
 
-    def place(self, key: Tensor, label: Sequence[int], radius: float, block: int) -> str:
+    def put(self, key: Tensor, label: Sequence[int], radius: float, block: int) -> str:
         """Put a key into the database.
 
         Args:
             key: ``[d_key]``.
             label: target tokens of its edit.
             radius: the initial radius.
-            block: that is to be active for it.
+            block: the block that is to be active for it.
 
         Returns:
             Which rule applied.
         """
         width = max(self.labels.shape[1], len(label))
-        self.labels = nn.functional.pad(self.labels, (0, width - self.labels.shape[1]), value=-1)
-        own = torch.tensor([*label, *[-1] * (width - len(label))])
-        if self.known(key, radius) is not None:
-            entry = int(nearest(self.keys, key)[1])
+        self.labels = nn.functional.pad(self.labels, (0, width - self.labels.shape[1]), value=-1)  # [clusters, width]
+        padded_label = torch.tensor([*label, *[-1] * (width - len(label))])
+        entry = self.entry_of(key, radius)
+        if entry is not None:
             self.block[entry] = block
-            self.labels[self.owner[entry]] = own
+            self.labels[self.owner[entry]] = padded_label
             return "replace"
         if not len(self.centres):
-            return self._open(key, own, radius, block, "new")
-        least, index = nearest(self.centres, key)
-        d, i = float(least), int(index)
-        if d > float(self.radii[i]):
-            return self._open(key, own, radius, block, "new")
-        if torch.equal(self.labels[i], own):
-            self._add(key, i, block)
+            self._append_cluster(key, padded_label, radius, block)
+            return "new"
+        nearest_distance, nearest_index = nearest(self.centres, key)
+        distance, cluster = float(nearest_distance), int(nearest_index)
+        if distance > float(self.radii[cluster]):
+            self._append_cluster(key, padded_label, radius, block)
+            return "new"
+        if torch.equal(self.labels[cluster], padded_label):
+            self._append_key(key, cluster, block)
             return "join"
-        self.radii[i] = d / 2
-        return self._open(key, own, d / 2, block, "split")
+        # Another label inside the cluster: both end half-way between their centres.
+        self.radii[cluster] = distance / 2
+        self._append_cluster(key, padded_label, distance / 2, block)
+        return "split"
 
-    def _open(self, key: Tensor, label: Tensor, radius: float, block: int, rule: str) -> str:
-        self._add(key, len(self.centres), block)
+    def _append_cluster(self, key: Tensor, label: Tensor, radius: float, block: int) -> None:
+        self._append_key(key, len(self.centres), block)
         self.centres = torch.cat([self.centres, key[None]])
         self.radii = torch.cat([self.radii, torch.tensor([radius])])
         self.labels = torch.cat([self.labels, label[None]])
-        return rule
 
-    def _add(self, key: Tensor, cluster: int, block: int) -> None:
+    def _append_key(self, key: Tensor, cluster: int, block: int) -> None:
         self.keys = torch.cat([self.keys, key[None]])
         self.owner = torch.cat([self.owner, torch.tensor([cluster])])
         self.block = torch.cat([self.block, torch.tensor([block])])
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of them, by name."""
-        return {name: getattr(self, name) for name in ("centres", "radii", "labels", "keys", "owner", "block")}
+        """Return all tensors by name."""
+        return {
+            "centres": self.centres,
+            "radii": self.radii,
+            "labels": self.labels,
+            "keys": self.keys,
+            "owner": self.owner,
+            "block": self.block,
+        }

@@ -19,7 +19,7 @@ from kecore.batch import RequestBatch
 from kecore.edit import ModuleEdit, SideModule, suspended
 from kecore.engine.passes import Passes, hook_projection
 from kecore.engine.side import side_edit
-from kecore.engine.tuning import Targets, batch_need, chosen_layer, train
+from kecore.engine.tuning import Targets, batch_need, choose_layer, train
 from kecore.memory import Need
 from kecore.model import ModelView
 from kecore.text import Encoded
@@ -60,27 +60,30 @@ class GraceConfig(MethodConfig):
     stop_loss: float = Field(default=1e-2, ge=0, description="A value is finished at a loss below this.")
 
     def edited_layer(self, view: ModelView) -> int:
-        """The layer, chosen by depth unless given; by depth never the last, above which no token sees another."""
-        index = chosen_layer(view, self.layer, self.depth)
-        return index if self.layer is not None else min(index, max(0, len(view.layers) - 2))
+        """Return the layer, chosen by depth unless given; by depth never the last: above it no token sees another."""
+        index = choose_layer(view, self.layer, self.depth)
+        if self.layer is not None:
+            return index
+        return min(index, max(0, len(view.layers) - 2))
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-        """One request at a time, and its value with gradient and moments."""
+        """Return the memory of one request at a time, and of its value with gradient and moments."""
         return [batch_need(view, batch.encodings, 1, self.edited_layer(view), {"value": 16 * view.width})]
 
 
 def nearest(keys: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
-    """Euclidean distance to the nearest key, and which one that is.
+    """Return the Euclidean distance to the nearest key, and which one that is.
 
     Args:
         keys: ``[entries, d]``, at least one.
         queries: ``[..., d]``.
 
     Returns:
-        Two ``[...]`` tensors. A query's own do not depend on the others, not even by rounding.
+        Two ``[...]`` tensors. A query's result does not depend on the other queries, not even by rounding.
     """
-    flat = queries.reshape(-1, queries.shape[-1])
-    distance = torch.cdist(flat, keys.to(flat), compute_mode="donot_use_mm_for_euclid_dist")
+    flat = queries.reshape(-1, queries.shape[-1])  # [n, d]
+    # By a matrix product, which rounds by batch, an entry's own query could miss its radius in another batch.
+    distance = torch.cdist(flat, keys.to(flat), compute_mode="donot_use_mm_for_euclid_dist")  # [n, entries]
     least, index = distance.min(1)
     return least.reshape(queries.shape[:-1]), index.reshape(queries.shape[:-1])
 
@@ -88,13 +91,13 @@ def nearest(keys: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
 class Codebook(SideModule):
     """Keys, values, deferral radii and labels at one value projection (arXiv 2211.11031, section 3).
 
-    Every token asks for itself: where its key lies within the radius of the nearest entry, that entry's value stands
-    in for the projection's output. A causal model's key at a token depends on the tokens up to it alone, so the
-    answer is the same in a padded batch, under teacher forcing, and while a text is written with a cache.
+    Every token is decided for itself: where its key lies within the radius of the nearest entry, that entry's value
+    stands in for the projection's output. A causal model's key at a token depends on the tokens up to it alone, so
+    the answer is the same in a padded batch, under teacher forcing, and while a text is written with a cache.
 
     Args:
-        place: path of the value projection.
-        entries: how many there are.
+        place: module path of the value projection.
+        entries: number of entries.
         d_in: width of the keys.
         d_out: width of the values.
         label_tokens: most tokens of a label.
@@ -115,7 +118,7 @@ class Codebook(SideModule):
         self.register_buffer("labels", torch.zeros(entries, label_tokens, dtype=torch.long))
 
     def settings(self) -> dict[str, Any]:
-        """Arguments of the class."""
+        """Return the arguments of the class."""
         return {
             "place": self.place,
             "entries": self.keys.shape[0],
@@ -130,28 +133,31 @@ class Codebook(SideModule):
         return hook_projection(model, self.place, self._act)
 
     def _act(self, keys: Tensor, out: Tensor, mask: Tensor, passes: Passes) -> Tensor:
-        """The paper's equation of a GRACE layer: a value of the codebook within its radius, else the layer's own."""
-        chosen = self.chosen(keys, mask, passes)
-        values = self.values.to(out.device, out.dtype)[chosen.clamp(min=0)]
-        return torch.where((chosen >= 0).unsqueeze(-1), values, out)
+        """Apply the paper's equation of a GRACE layer: an entry's value within its radius, else the layer's own."""
+        entries = self.choose_entries(keys, mask, passes)
+        values = self.values.to(out.device, out.dtype)[entries.clamp(min=0)]  # [rows, width, d_out]
+        return torch.where((entries >= 0).unsqueeze(-1), values, out)
 
-    def chosen(self, keys: Tensor, mask: Tensor, passes: Passes) -> Tensor:
-        """Which entry stands in at each token, -1 for none: ``[rows, width]``."""
-        distance, index = nearest(self.keys, keys)
+    def choose_entries(self, keys: Tensor, mask: Tensor, passes: Passes) -> Tensor:
+        """Return which entry stands in at each token, -1 for none: ``[rows, width]``."""
+        distance, index = nearest(self.keys, keys)  # [rows, width] each
         hit = mask & (distance <= self.radii.to(distance)[index])
-        own = torch.where(hit, index, -1)
+        token_entry = torch.where(hit, index, -1)
         if self.replace == "last":
-            return own
+            return token_entry
         # A row's first hit decides for the row, in this pass and in those that go on with its cache.
-        first = hit.int().argmax(1, keepdim=True)
-        column = torch.arange(mask.shape[1], device=mask.device)
-        before = passes.text_state.get("entry")
-        entry = own.gather(1, first)
-        old = torch.full_like(entry, -1) if before is None else before.to(entry)
-        passes.text_state["entry"] = torch.where(old >= 0, old, entry)
+        first_column = hit.int().argmax(1, keepdim=True)  # [rows, 1]; 0 where there is no hit
+        first_entry = token_entry.gather(1, first_column)  # [rows, 1]; -1 where there is no hit
+        earlier_entry = passes.text_state.get("entry")
+        if earlier_entry is None:
+            earlier_entry = torch.full_like(first_entry, -1)
+        earlier_entry = earlier_entry.to(first_entry)
+        row_entry = torch.where(earlier_entry >= 0, earlier_entry, first_entry)
+        passes.text_state["entry"] = row_entry
         if self.replace == "prompt":
-            return torch.where((old < 0) & mask & (column <= first), entry, -1)
-        return torch.where(mask, passes.text_state["entry"], -1)
+            column = torch.arange(mask.shape[1], device=mask.device)
+            return torch.where((earlier_entry < 0) & mask & (column <= first_column), first_entry, -1)
+        return torch.where(mask, row_entry, -1)
 
 
 @dataclass
@@ -172,10 +178,10 @@ class Entries:
 
     @classmethod
     def empty(cls, d_in: int, d_out: int) -> Entries:
-        """No entries."""
+        """Return a codebook without entries."""
         return cls(torch.zeros(0, d_in), torch.zeros(0, d_out), torch.zeros(0), torch.zeros(0, 0, dtype=torch.long))
 
-    def place(self, key: Tensor, label: Sequence[int], radius: float) -> tuple[str, int]:
+    def make_room(self, key: Tensor, label: Sequence[int], radius: float) -> tuple[str, int]:
         """Make room for a key (Algorithm 1): the radii and labels change, the value is still to be learnt.
 
         Args:
@@ -187,24 +193,25 @@ class Entries:
             Which rule applied, and the index of the entry whose value has to give the label.
         """
         width = max(self.labels.shape[1], len(label))
-        self.labels = nn.functional.pad(self.labels, (0, width - self.labels.shape[1]), value=-1)
-        own = torch.tensor([*label, *[-1] * (width - len(label))])
+        self.labels = nn.functional.pad(self.labels, (0, width - self.labels.shape[1]), value=-1)  # [entries, width]
+        padded_label = torch.tensor([*label, *[-1] * (width - len(label))])
         if not len(self.keys):
-            return "new", self._add(key, own, radius)
-        least, index = nearest(self.keys, key)
-        d, i = float(least), int(index)
-        if d > float(self.radii[i]) + radius:
-            return "new", self._add(key, own, radius)
-        if torch.equal(self.labels[i], own):
-            self.radii[i] = max(float(self.radii[i]), d * _SLACK)
-            return "expand", i
-        if d <= _SAME * radius:
-            self.labels[i] = own
-            return "replace", i
-        self.radii[i] = min(float(self.radii[i]), d / 2)
-        return "split", self._add(key, own, d / 2)
+            return "new", self._append(key, padded_label, radius)
+        nearest_distance, nearest_index = nearest(self.keys, key)
+        distance, entry = float(nearest_distance), int(nearest_index)
+        if distance > float(self.radii[entry]) + radius:  # both balls are apart
+            return "new", self._append(key, padded_label, radius)
+        if torch.equal(self.labels[entry], padded_label):
+            self.radii[entry] = max(float(self.radii[entry]), distance * _SLACK)
+            return "expand", entry
+        if distance <= _SAME * radius:
+            self.labels[entry] = padded_label
+            return "replace", entry
+        # Another label: both entries end half-way between their keys.
+        self.radii[entry] = min(float(self.radii[entry]), distance / 2)
+        return "split", self._append(key, padded_label, distance / 2)
 
-    def _add(self, key: Tensor, label: Tensor, radius: float) -> int:
+    def _append(self, key: Tensor, label: Tensor, radius: float) -> int:
         self.keys = torch.cat([self.keys, key[None]])
         self.values = torch.cat([self.values, torch.zeros(1, self.values.shape[1])])
         self.radii = torch.cat([self.radii, torch.tensor([radius])])
@@ -212,15 +219,17 @@ class Entries:
         return len(self.keys) - 1
 
     def tensors(self) -> dict[str, Tensor]:
-        """All four, by name."""
+        """Return all four tensors by name."""
         return {"keys": self.keys, "values": self.values, "radii": self.radii, "labels": self.labels}
 
-    def codebook(self, place: str, replace: Replace) -> Codebook:
-        """A side module that holds them."""
+    def codebook(self, path: str, replace: Replace) -> Codebook:
+        """Return a side module with these entries, for the value projection at a module path."""
         entries, d_in = self.keys.shape
-        made = Codebook(place, entries, d_in, self.values.shape[1], self.labels.shape[1], replace)
-        made.load_state_dict(self.tensors())
-        return made
+        codebook = Codebook(
+            path, entries, d_in, d_out=self.values.shape[1], label_tokens=self.labels.shape[1], replace=replace
+        )
+        codebook.load_state_dict(self.tensors())
+        return codebook
 
 
 class Grace:
@@ -241,7 +250,7 @@ class Grace:
         config: GraceConfig = context.config
         items = batch.encodings
         layer = config.edited_layer(view)
-        entries = _opened(view, layer, context)
+        entries = _open_entries(view, layer, context)
         rules: list[str] = []
         losses: list[float] = []
         with view.frozen(), suspended(view.model), context.stages("tune"):
@@ -260,19 +269,29 @@ def _path(view: ModelView, layer: int) -> str:
     return view.layers[layer].value_projection.name.removesuffix(".weight")
 
 
-def _opened(view: ModelView, layer: int, context: MethodContext) -> Entries:
-    """The entries that earlier edits left, or none."""
+def _open_entries(view: ModelView, layer: int, context: MethodContext) -> Entries:
+    """Return the entries that earlier edits left, or none.
+
+    Raises:
+        ConfigError: they are at another layer.
+    """
     if not context.state:
         projection = view.layers[layer].value_projection
         return Entries.empty(projection.d_in, projection.d_out)
-    old = int(context.state["layer"])
-    if old != layer:
-        raise ConfigError(f"the codebook of this session is at layer {old}, not {layer}; revert its edits first")
+    session_layer = int(context.state["layer"])
+    if session_layer != layer:
+        raise ConfigError(
+            f"the codebook of this session is at layer {session_layer}, not {layer}; revert its edits first"
+        )
     return Entries(**{name: context.state[name].clone() for name in ("keys", "values", "radii", "labels")})
 
 
 def _write(view: ModelView, context: MethodContext, layer: int, entries: Entries, item: Encoded) -> tuple[str, float]:
-    """Place one request in the codebook and learn its value; the rule that applied, and the last loss."""
+    """Write one request into the codebook: make room for its key, and learn its value.
+
+    Returns:
+        The rule that applied, and the last loss.
+    """
     config: GraceConfig = context.config
     batch = Targets(view, context.encoder, [item], layer, "target_new")
     column = item.start - 1
@@ -280,20 +299,28 @@ def _write(view: ModelView, context: MethodContext, layer: int, entries: Entries
         found = view.forward(batch.rows, resume=batch.resume, stop=layer, keys=[layer], values=[layer])
     key = found.keys[layer][0, column].float().cpu()
     out = found.values[layer][0, column].float().cpu()
-    radius = config.radius or config.relative_radius * float(key.norm())
-    rule, i = entries.place(key, item.ids[item.start :], radius)
+    radius = config.radius
+    if radius is None:
+        radius = config.relative_radius * float(key.norm())
+    rule, entry = entries.make_room(key, item.ids[item.start :], radius)
     size = float(out.square().mean().sqrt())
-    if rule != "expand":
-        entries.values[i] = out if config.value_init == "warm" else size * torch.randn_like(out)
-    book = entries.codebook(_path(view, layer), config.replace).to(view.device)
-    value = nn.Parameter(book.values[i].clone())
+    if rule != "expand":  # an expanded entry goes on from its value
+        if config.value_init == "warm":
+            entries.values[entry] = out
+        else:
+            entries.values[entry] = size * torch.randn_like(out)
+    codebook = entries.codebook(_path(view, layer), config.replace).to(view.device)
+    value = nn.Parameter(codebook.values[entry].clone())
+    row = torch.tensor([entry], device=value.device)
 
     def loss(_: Targets) -> Tensor:
-        book.values = book.values.detach().index_copy(0, torch.tensor([i], device=value.device), value[None])
+        codebook.values = codebook.values.detach().index_copy(0, row, value[None])
         return batch.loss()
 
-    with book.on(view.model):
-        rate = config.learning_rate or config.relative_learning_rate * size
+    with codebook.on(view.model):
+        rate = config.learning_rate
+        if rate is None:
+            rate = config.relative_learning_rate * size
         losses = train(context, [value], rate, config.steps, lambda _: [batch], loss, stop=config.stop_loss)
-    entries.values[i] = value.detach().cpu()
+    entries.values[entry] = value.detach().cpu()
     return rule, losses[-1]

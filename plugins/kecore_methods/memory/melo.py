@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,7 +20,7 @@ from kecore.engine import contexts
 from kecore.engine.layers import at_depth
 from kecore.engine.passes import residual_stream
 from kecore.engine.side import side_edit
-from kecore.engine.tuning import Targets, batch_need, chosen_layer, train
+from kecore.engine.tuning import Targets, batch_need, choose_layer, train
 from kecore.memory import Need
 from kecore.model import ModelView
 from kecore_methods.memory.dynamic_lora import Clusters, DynamicLora
@@ -59,28 +60,35 @@ class MeloConfig(MethodConfig):
     stop_loss: float = Field(default=1e-2, ge=0, description="A block is finished at a mean loss below this.")
 
     def adapted_layers(self, view: ModelView) -> tuple[int, ...]:
-        """The adapted layers, ascending.
+        """Return the adapted layers, ascending.
 
         Raises:
             ConfigError: one of them lies below the layer of the keys.
             LayerError: the model has no such layer.
         """
-        chosen = self.layers or at_depth(view, self.first_depth, self.last_depth)
-        found = tuple(sorted({view.layer(index).index for index in chosen}))
-        read = self.key_layer(view)
-        if found[0] < read:
-            raise ConfigError(f"layer {found[0]} is to be adapted, and keys are read at layer {read}, above it")
-        return found
+        layers = at_depth(view, self.first_depth, self.last_depth)
+        if self.layers is not None:
+            layers = tuple(sorted({view.layer(index).index for index in self.layers}))
+        key_layer = self.key_layer(view)
+        if layers[0] < key_layer:
+            raise ConfigError(f"layer {layers[0]} is to be adapted, and keys are read at layer {key_layer}, above it")
+        return layers
 
     def key_layer(self, view: ModelView) -> int:
-        """The layer that keys are read at."""
-        return chosen_layer(view, self.layer, self.depth)
+        """Return the layer that keys are read at."""
+        return choose_layer(view, self.layer, self.depth)
+
+    def initial_radius(self, key: Tensor) -> float:
+        """Return the radius of a new cluster around a key."""
+        if self.radius is not None:
+            return self.radius
+        return self.relative_radius * float(key.norm())
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-        """A block with gradient and moments, and the edits that share it."""
+        """Return the memory of a block with gradient and moments, and of the edits that share it."""
         layers = self.adapted_layers(view)
         projections = [view.layers[layer].value_projection for layer in layers]
-        numbers = sum(self.rank * (part.d_in + part.d_out) for part in projections)
+        numbers = sum(self.rank * (projection.d_in + projection.d_out) for projection in projections)
         parts = {"a block, gradient and moments": 4 * 4 * numbers}
         return [batch_need(view, batch.encodings, self.block_edits, layers[0], parts)]
 
@@ -90,11 +98,11 @@ class Book:
     """All clusters and blocks of a session while they are written.
 
     Args:
-        layer: where keys are read.
-        layers: the adapted ones.
+        layer: the layer that keys are read at.
+        layers: the adapted layers.
         clusters: the vector database.
-        down: of each adapted layer ``[blocks, rank, d_in]``.
-        up: of each adapted layer ``[blocks, d_out, rank]``.
+        down: for each adapted layer ``[blocks, rank, d_in]``.
+        up: for each adapted layer ``[blocks, d_out, rank]``.
     """
 
     layer: int
@@ -105,7 +113,7 @@ class Book:
 
     @classmethod
     def of(cls, view: ModelView, context: MethodContext) -> Book:
-        """Those that earlier edits left, or none.
+        """Return the clusters and blocks that earlier edits left, or none.
 
         Raises:
             ConfigError: they are at other layers, or of another rank.
@@ -115,42 +123,61 @@ class Book:
         projections = [view.layers[i].value_projection for i in layers]
         state = context.state
         if not state:
-            down = [torch.zeros(0, config.rank, part.d_in) for part in projections]
-            up = [torch.zeros(0, part.d_out, config.rank) for part in projections]
+            down = [torch.zeros(0, config.rank, projection.d_in) for projection in projections]
+            up = [torch.zeros(0, projection.d_out, config.rank) for projection in projections]
             return cls(layer, layers, Clusters.empty(view.layers[layer].value_projection.d_in), down, up)
-        old = int(state["layer"]), tuple(state["layers"].tolist()), int(state["down0"].shape[1])
-        if old != (layer, layers, config.rank):
+        old_layer, old_layers, old_rank = int(state["layer"]), tuple(state["layers"].tolist()), state["down0"].shape[1]
+        if (old_layer, old_layers, old_rank) != (layer, layers, config.rank):
             raise ConfigError(
-                f"the blocks of this session have keys at layer {old[0]}, adapt the layers {old[1]} and have rank "
-                f"{old[2]}, not {layer}, {layers} and {config.rank}; revert its edits first"
+                f"the blocks of this session have keys at layer {old_layer}, adapt the layers {old_layers} and have "
+                f"rank {old_rank}, not {layer}, {layers} and {config.rank}; revert its edits first"
             )
         names = ("centres", "radii", "labels", "keys", "owner", "block")
         clusters = Clusters(**{name: state[name].clone() for name in names})
-        parts = ([state[f"{name}{i}"] for i in range(len(layers))] for name in ("down", "up"))
-        return cls(layer, layers, clusters, *parts)
+        down = [state[f"down{i}"] for i in range(len(layers))]
+        up = [state[f"up{i}"] for i in range(len(layers))]
+        return cls(layer, layers, clusters, down, up)
 
     def blocks(self) -> dict[str, Tensor]:
-        """The blocks' tensors, by name."""
-        return {f"{name}{i}": part for name in ("down", "up") for i, part in enumerate(getattr(self, name))}
+        """Return the blocks' tensors by name."""
+        down = {f"down{i}": tensor for i, tensor in enumerate(self.down)}
+        up = {f"up{i}": tensor for i, tensor in enumerate(self.up)}
+        return {**down, **up}
 
     def state(self) -> dict[str, Tensor]:
-        """All of it as tensors."""
-        places = {"layer": torch.tensor(self.layer), "layers": torch.tensor(self.layers)}
-        return {**places, **self.clusters.tensors(), **self.blocks()}
+        """Return everything as tensors, for the session's state."""
+        layers = {"layer": torch.tensor(self.layer), "layers": torch.tensor(self.layers)}
+        return {**layers, **self.clusters.tensors(), **self.blocks()}
 
     def module(self, view: ModelView) -> DynamicLora:
-        """A side module of them."""
-        place, *maps = (
-            view.layers[i].value_projection.name.removesuffix(".weight") for i in (self.layer, *self.layers)
-        )
-        shapes = [(up.shape[1], down.shape[2]) for up, down in zip(self.up, self.down, strict=True)]
+        """Return a side module with these clusters and blocks."""
+        projections = {i: view.layers[i].value_projection for i in (self.layer, *self.layers)}
+        paths = {i: projection.name.removesuffix(".weight") for i, projection in projections.items()}
         blocks, rank, _ = self.down[0].shape
-        found = self.clusters.tensors()
-        del found["labels"]
-        made = DynamicLora(place, maps, shapes, len(self.clusters.centres), len(self.clusters.keys), blocks, rank,
-                           self.clusters.keys.shape[1])  # fmt: skip
-        made.load_state_dict({**found, **self.blocks()})
-        return made
+        module = DynamicLora(
+            place=paths[self.layer],
+            maps=[paths[i] for i in self.layers],
+            shapes=[(projections[i].d_out, projections[i].d_in) for i in self.layers],
+            clusters=len(self.clusters.centres),
+            entries=len(self.clusters.keys),
+            blocks=blocks,
+            rank=rank,
+            d_key=self.clusters.keys.shape[1],
+        )
+        tensors = {**self.clusters.tensors(), **self.blocks()}
+        del tensors["labels"]  # needed only to write further keys
+        module.load_state_dict(tensors)
+        return module
+
+    def add_block(self, factors: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Put a block behind the others.
+
+        Args:
+            factors: for each adapted layer ``[rank, d_in]`` and ``[d_out, rank]``.
+        """
+        for i, (down, up) in enumerate(factors):
+            self.down[i] = torch.cat([self.down[i], down.detach().cpu()[None]])
+            self.up[i] = torch.cat([self.up[i], up.detach().cpu()[None]])
 
 
 class Melo:
@@ -196,33 +223,34 @@ class _Block:
         self.view, self.context, self.book = view, context, book
         self.config: MeloConfig = context.config
         self.items = batch.located()
-        self.columns = [self._column(item) for item in self.items]
-        before = contexts.of_session(view, context, self.config.contexts, self.config.context_tokens)
-        every: list[list[Tensor]] = []
-        for prefix in before:
-            items = batch.located(prefix)
-            columns = [self._column(item) for item in items]
-            rows = context.encoder.rows([item.ids for item in items]).to(view.device)
-            with torch.no_grad():
-                found = view.forward(rows, stop=book.layer, keys=[book.layer]).keys[book.layer]
-            every.append(list(found[torch.arange(len(items)), columns].float().cpu()))
-        self.keys, *behind = every
-        # The mean over prefixes first: it is nearer to other wordings, and the key of the bare prompt often to it.
-        means = [torch.stack(keys).mean(0) for keys in zip(*behind, strict=True)]
-        self.entries = (
-            [[mean, key] for mean, key in zip(means, self.keys, strict=True)] if means else [[key] for key in self.keys]
-        )
+        self.columns = [self._key_column(item) for item in self.items]  # where the block begins to act
+        prefixes = contexts.of_session(view, context, self.config.contexts, self.config.context_tokens)
+        bare_keys, *prefixed_keys = [self._read_keys(batch, prefix) for prefix in prefixes]
+        self.keys = list(bare_keys)
+        self.entries = [[key] for key in self.keys]  # the database's keys for each request
+        if prefixed_keys:
+            # The mean over prefixes first: it is nearer to other wordings, and the key of the bare prompt often to it.
+            means = torch.stack(prefixed_keys).mean(0)  # [requests, d_in]
+            self.entries = [[mean, key] for mean, key in zip(means, self.keys, strict=True)]
 
-    def _column(self, item: Located) -> int:
+    def _read_keys(self, batch: RequestBatch, prefix: str) -> Tensor:
+        """Return the key of each request behind a prefix, ``[requests, d_in]`` float32 on the CPU."""
+        view, book, encoder = self.view, self.book, self.context.encoder
+        items = batch.located(prefix)
+        columns = [self._key_column(item) for item in items]
+        rows = encoder.rows([item.ids for item in items]).to(view.device)
+        with torch.no_grad():
+            found = view.forward(rows, stop=book.layer, keys=[book.layer]).keys[book.layer]
+        return found[torch.arange(len(items)), columns].float().cpu()
+
+    def _key_column(self, item: Located) -> int:
+        """Return the column of a request's key."""
         if self.config.key == "prompt":
             return item.start - 1
-        return max(1, item.lookup)  # the first token of a text is not asked
-
-    def _radius(self, key: Tensor) -> float:
-        return self.config.radius or self.config.relative_radius * float(key.norm())
+        return max(1, item.lookup)  # the first token of a text never hits
 
     def train(self) -> float:
-        """Train the block and put it into the book; the last loss."""
+        """Train the block, put it into the book and return the last loss."""
         config, book, layers = self.config, self.book, self.book.layers
         batch = Targets(self.view, self.context.encoder, self.items, layers[0], "target_new")
         with torch.no_grad():
@@ -231,67 +259,79 @@ class _Block:
             )
         begin = torch.tensor(self.columns, device=batch.rows.input_ids.device)[:, None]
         column = torch.arange(batch.rows.input_ids.shape[1], device=begin.device)
-        active = (column >= begin) & batch.rows.attention_mask.bool()
+        active = (column >= begin) & batch.rows.attention_mask.bool()  # [rows, width]
         generator = torch.Generator().manual_seed(self.context.seed * 1_000_003 + len(book.down[0]))
-        begun = self._begun()
-        parts: list[_Part] = []
+        earlier_block = self._earlier_block()
+        layer_blocks: list[_LayerBlock] = []
         for i, layer in enumerate(layers):
-            here = active.to(out.keys[layer].device)
-            length = float(out.keys[layer][here].float().norm(dim=-1).mean())
-            beside = residual_stream(self.view, layer, out)[here].float()
+            tokens = active.to(out.keys[layer].device)
+            length = float(out.keys[layer][tokens].float().norm(dim=-1).mean())
+            stream = residual_stream(self.view, layer, out)[tokens].float()  # [active tokens, d_out]
+            # As in LoRA the block begins without an effect: one factor random, the other zero.
             down = torch.randn(config.rank, book.down[i].shape[2], generator=generator) / length
             up = torch.zeros(book.up[i].shape[1], config.rank)
-            if begun is not None:
-                down, up = book.down[i][begun], book.up[i][begun]
-            parts.append(_Part(down.to(beside), up.to(beside), length, float(beside.square().mean().sqrt()), here))
-        add = dict(zip(layers, parts, strict=True))
+            if earlier_block is not None:
+                down, up = book.down[i][earlier_block], book.up[i][earlier_block]
+            unit = float(stream.square().mean().sqrt())
+            layer_blocks.append(_LayerBlock(down.to(stream), up.to(stream), length=length, unit=unit, active=tokens))
+        add = dict(zip(layers, layer_blocks, strict=True))
         losses = train(
-            self.context, [step for part in parts for step in part.steps], config.learning_rate, config.steps,
-            lambda _: [batch], lambda batch: batch.loss(add), stop=config.stop_loss,
-        )  # fmt: skip
-        for i, part in enumerate(parts):
-            down, up = (tensor.detach().cpu()[None] for tensor in part.factors())
-            book.down[i], book.up[i] = torch.cat([book.down[i], down]), torch.cat([book.up[i], up])
+            self.context,
+            parameters=[step for block in layer_blocks for step in block.steps],
+            rate=config.learning_rate,
+            epochs=config.steps,
+            batches=lambda _: [batch],
+            loss=lambda batch: batch.loss(add),
+            stop=config.stop_loss,
+        )
+        book.add_block([block.factors() for block in layer_blocks])
         return losses[-1]
 
-    def _begun(self) -> int | None:
-        """The block that keys of these edits have already, if there is one such block."""
-        known = {self.book.clusters.known(key, self._radius(key)) for key in self.keys}
-        known.discard(None)
-        return known.pop() if len(known) == 1 else None
+    def _earlier_block(self) -> int | None:
+        """Return the block that these edits' keys have already, if they have one and no more."""
+        clusters = self.book.clusters
+        blocks: set[int] = set()
+        for key in self.keys:
+            entry = clusters.entry_of(key, self.config.initial_radius(key))
+            if entry is not None:
+                blocks.add(int(clusters.block[entry]))
+        if len(blocks) != 1:
+            return None
+        return blocks.pop()
 
     def index(self) -> list[str]:
-        """Put the keys into the vector database, with the last block; the rules that applied."""
-        last = len(self.book.down[0]) - 1
-        return [
-            self.book.clusters.place(key, item.ids[item.start :], self._radius(key), last)
-            for keys, item in zip(self.entries, self.items, strict=True)
-            for key in keys
-        ]
+        """Put the keys into the vector database, with the last block, and return the rules that applied."""
+        last_block = len(self.book.down[0]) - 1
+        rules: list[str] = []
+        for keys, item in zip(self.entries, self.items, strict=True):
+            label = item.ids[item.start :]
+            for key in keys:
+                rules.append(self.book.clusters.put(key, label, self.config.initial_radius(key), last_block))
+        return rules
 
 
-class _Part:
+class _LayerBlock:
     """A block in one layer while it is trained.
 
     Args:
         down: ``[rank, d_in]`` to begin with.
         up: ``[d_out, rank]`` to begin with.
-        length: of the layer's keys.
+        length: mean length of the layer's keys.
         unit: root mean square of what the block is added to.
         active: ``[rows, width]`` tokens that it is active at.
     """
 
     def __init__(self, down: Tensor, up: Tensor, length: float, unit: float, active: Tensor) -> None:
         self.down, self.up, self.active = down, up, active
-        self.steps = [torch.zeros_like(part, requires_grad=True) for part in (down, up)]
+        self.steps = [torch.zeros_like(factor, requires_grad=True) for factor in (down, up)]
         # In these units a step of Adam changes a block's inner values by about the learning rate.
         self.units = (1 / (length * down.shape[1] ** 0.5), unit)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Both matrices as they are now."""
+        """Return both matrices as they are now."""
         return self.down + self.units[0] * self.steps[0], self.up + self.units[1] * self.steps[1]
 
     def __call__(self, keys: Tensor) -> Tensor:
-        """What the block adds: ``[rows, width, d_out]`` for keys ``[rows, width, d_in]``."""
+        """Return what the block adds, ``[rows, width, d_out]`` for keys ``[rows, width, d_in]``."""
         down, up = self.factors()
         return self.active.unsqueeze(-1) * (keys.to(down.dtype) @ down.t() @ up.t())

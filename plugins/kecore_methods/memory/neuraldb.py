@@ -23,7 +23,7 @@ from kecore.ops import Solution
 
 __all__ = ["Database", "NeuralDb"]
 
-_STAGES = frozenset({"merge", "nas"})  # those that act on values; the others act on the update of a weight
+_STAGES = frozenset({"merge", "nas"})  # stages that act on values; the others act on the update of a weight
 _SAME = 0.99  # cosine above which a new key takes an old one's place
 
 
@@ -35,8 +35,8 @@ class Database(SideModule):
     token to token, so padding, batches and caches make no difference.
 
     Args:
-        place: path of the value projection.
-        entries: how many there are.
+        place: module path of the value projection.
+        entries: number of entries.
         d_in: width of the keys.
         d_out: width of the values.
         gate: least cosine.
@@ -52,25 +52,30 @@ class Database(SideModule):
         self.register_buffer("values", torch.zeros(entries, d_out))
 
     def settings(self) -> dict[str, Any]:
-        """Arguments of the class."""
+        """Return the arguments of the class."""
         entries, d_in = self.keys.shape
         return {
-            "place": self.place, "entries": entries, "d_in": d_in, "d_out": self.values.shape[1], "gate": self.gate,
-        }  # fmt: skip
+            "place": self.place,
+            "entries": entries,
+            "d_in": d_in,
+            "d_out": self.values.shape[1],
+            "gate": self.gate,
+        }
 
     def install(self, model: nn.Module) -> list[RemovableHandle]:
         """Act on the output of the value projection."""
         return hook_projection(model, self.place, self._act)
 
     def _act(self, keys: Tensor, out: Tensor, _mask: Tensor, _passes: Passes) -> Tensor:
-        cosine, index = self.nearest(keys)
-        found = (out.float() + self.values.to(keys.device)[index]).to(out.dtype)
-        return torch.where((cosine > self.gate).unsqueeze(-1), found, out)
+        cosine, entry = self.nearest(keys)  # [rows, width] each
+        edited = (out.float() + self.values.to(keys.device)[entry]).to(out.dtype)  # [rows, width, d_out]
+        return torch.where((cosine > self.gate).unsqueeze(-1), edited, out)
 
     def nearest(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine to the nearest stored key, and which one that is: two ``[...]`` tensors for ``[..., d_in]``."""
-        cosine, index = (normalize(keys, dim=-1) @ normalize(self.keys.to(keys.device), dim=-1).t()).max(-1)
-        return cosine, index
+        """Return the cosine to the nearest stored key, and which entry that is: ``[...]`` for ``[..., d_in]``."""
+        stored = normalize(self.keys.to(keys.device), dim=-1)  # [entries, d_in]
+        cosine, entry = (normalize(keys, dim=-1) @ stored.t()).max(-1)
+        return cosine, entry
 
 
 class NeuralDb:
@@ -98,57 +103,72 @@ class NeuralDb:
     def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> ModuleEdit:
         """Find keys and values, with the entries of earlier edits in effect; the model is as before on return."""
         config: NeuralDb.Config = context.config
-        unfit = sorted(set(config.every_stage) - _STAGES)
-        if unfit:
+        unsuitable = sorted(set(config.every_stage) - _STAGES)
+        if unsuitable:
             raise ConfigError(
-                f"neuraldb has no update of a weight that the stages {unfit} could change; it takes "
+                f"neuraldb has no update of a weight that the stages {unsuitable} could change; it takes "
                 f"{', '.join(sorted(_STAGES))}"
             )
         layer = config.edited_layers(view)[-1]
 
-        def as_they_are(_layer: int, keys: Keys, values: Tensor) -> Solution:
+        def keep_pairs(_layer: int, keys: Keys, values: Tensor) -> Solution:
             return Solution(values, keys.mean(), 0.0, 1.0)  # value and key of each subject, as columns
 
-        found = config.engine((layer,), solve=as_they_are).plan(view, batch, context, self.name)
+        weight_edit = config.engine((layer,), solve=keep_pairs).plan(view, batch, context, self.name)
         projection = view.layers[layer].value_projection
-        pairs = found.updates[projection.name]
+        pairs = weight_edit.updates[projection.name]
         if not isinstance(pairs, LowRank):  # guaranteed by the stages that are allowed
             raise TypeError(f"{projection.name}: key and value came back as {type(pairs).__name__}")
-        place = projection.name.removesuffix(".weight")
-        effect = self._added(place, layer, pairs.V.t(), pairs.U.t(), context)
+        path = projection.name.removesuffix(".weight")
+        effect = self._add_entries(path, layer, pairs.V.t(), pairs.U.t(), context)
         context.state.update({"layer": torch.tensor(layer), "keys": effect.keys, "values": effect.values})
         return ModuleEdit(
             effect=effect,
             supersedes=True,
-            base=found.base,
+            base=weight_edit.base,
             method=self.name,
-            config=found.config,
+            config=weight_edit.config,
             requests=batch.requests,
             seed=context.seed,
-            notes={**found.notes, "entries": len(effect.keys)},
+            notes={**weight_edit.notes, "entries": len(effect.keys)},
         )
 
     @staticmethod
-    def _added(place: str, layer: int, keys: Tensor, values: Tensor, context: MethodContext) -> Database:
-        """The database with these entries added to those of earlier edits."""
+    def _add_entries(path: str, layer: int, keys: Tensor, values: Tensor, context: MethodContext) -> Database:
+        """Return the database with these entries behind those of earlier edits.
+
+        Args:
+            path: module path of the value projection.
+            layer: its layer.
+            keys: ``[entries, d_in]``.
+            values: ``[entries, d_out]``.
+            context: of the edit.
+
+        Raises:
+            ConfigError: the entries of earlier edits are at another layer.
+        """
         gate = context.config.gate
-        if context.state:
-            if int(context.state["layer"]) != layer:
-                raise ConfigError(
-                    f"the database of this session is at layer {int(context.state['layer'])}, not {layer}; revert its "
-                    "edits first"
-                )
-            old = _database(place, context.state["keys"], context.state["values"], gate)
-            cosine, index = old.nearest(keys)
-            # A value was found on top of what the database gave there.
-            values = values + torch.where((cosine > gate)[:, None], old.values[index], torch.zeros(()))
-            kept = torch.ones(len(old.keys), dtype=torch.bool)
-            kept[index[cosine > _SAME]] = False
-            keys, values = torch.cat([old.keys[kept], keys]), torch.cat([old.values[kept], values])
-        return _database(place, keys, values, gate)
+        if not context.state:
+            return _make_database(path, keys, values, gate)
+        session_layer = int(context.state["layer"])
+        if session_layer != layer:
+            raise ConfigError(
+                f"the database of this session is at layer {session_layer}, not {layer}; revert its edits first"
+            )
+        earlier = _make_database(path, context.state["keys"], context.state["values"], gate)
+        cosine, nearest_entry = earlier.nearest(keys)  # [entries] each
+        # A new value was optimised on top of what the database added at its key.
+        added = torch.where((cosine > gate)[:, None], earlier.values[nearest_entry], torch.zeros(()))
+        values = values + added
+        # A new entry takes the place of an earlier one with the same key.
+        stays = torch.ones(len(earlier.keys), dtype=torch.bool)
+        stays[nearest_entry[cosine > _SAME]] = False
+        keys, values = torch.cat([earlier.keys[stays], keys]), torch.cat([earlier.values[stays], values])
+        return _make_database(path, keys, values, gate)
 
 
-def _database(place: str, keys: Tensor, values: Tensor, gate: float) -> Database:
-    made = Database(place, keys.shape[0], keys.shape[1], values.shape[1], gate)
-    made.load_state_dict({"keys": keys, "values": values})
-    return made
+def _make_database(path: str, keys: Tensor, values: Tensor, gate: float) -> Database:
+    entries, d_in = keys.shape
+    database = Database(path, entries, d_in, values.shape[1], gate)
+    database.load_state_dict({"keys": keys, "values": values})
+    return database

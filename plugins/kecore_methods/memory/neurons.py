@@ -19,12 +19,12 @@ from kecore.model.hooks import first_tensor
 from kecore.model.verify import BROKEN, probe_ids
 from kecore.text import Rows
 
-__all__ = ["Activation", "Block", "Neurons", "queries"]
+__all__ = ["Activation", "Block", "Neurons", "read_queries"]
 
 Activation = Literal["relu", "gelu"]
 
 _ACTIVATIONS = {"relu": functional.relu, "gelu": functional.gelu}
-_PLACE = 3  # the token of the probe whose state is changed
+_PROBED_TOKEN = 3  # the token of the probe whose state is changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,67 +48,72 @@ class Block:
 
     @classmethod
     def of(cls, view: ModelView, layer: int) -> Block:
-        """The block of one layer; the model is frozen by the caller.
+        """Find the block of one layer; the model is frozen by the caller.
 
         Its reader is the last linear map before the value projection that reads a vector of the residual width and that
-        the key hangs on: a change of its output at one token changes the key there.
+        the key depends on: a change of its output at one token changes the key there.
 
         Raises:
             UnsupportedModelError: there is no such linear map.
         """
-        part = view.layers[layer]
-        projection = part.value_projection
-        called: dict[str, int] = {}
+        layer_view = view.layers[layer]
+        projection = layer_view.value_projection
+        input_widths: dict[str, int] = {}  # of each linear map, in the order that they run in
         handles: list[RemovableHandle] = []
 
-        def note(path: str) -> Any:
+        def note_width(path: str) -> Any:
             def hook(_module: nn.Module, args: Any, _output: Any) -> None:
-                called[path] = args[0].shape[-1] if args and isinstance(args[0], Tensor) else 0
+                input_widths[path] = 0
+                if args and isinstance(args[0], Tensor):
+                    input_widths[path] = args[0].shape[-1]
 
             return hook
 
         ids = probe_ids(view.model)
         rows = Rows(ids, torch.ones_like(ids), torch.zeros(1, dtype=torch.long))
         try:
-            for path, module in part.module.named_modules():
+            for path, module in layer_view.module.named_modules():
                 weight = getattr(module, "weight", None)
                 if isinstance(weight, Tensor) and weight.ndim == 2 and not isinstance(module, nn.Embedding):
-                    handles.append(module.register_forward_hook(note(path)))
+                    handles.append(module.register_forward_hook(note_width(path)))
             with torch.no_grad():
                 key = view.forward(rows, stop=layer, keys=[layer]).keys[layer]
         finally:
             for handle in handles:
                 handle.remove()
-        own = projection.name.removesuffix(".weight")
-        before = list(takewhile(lambda path: f"{part.name}.{path}" != own, called))
-        for path in reversed([path for path in before if called[path] == view.width]):
-            if _hangs_on(view, layer, rows, key, part.module.get_submodule(path)):
-                return cls(layer, f"{part.name}.{path}", own, view.width, projection.d_out)
+        projection_path = projection.name.removesuffix(".weight")
+        before = list(takewhile(lambda path: f"{layer_view.name}.{path}" != projection_path, input_widths))
+        candidates = [path for path in before if input_widths[path] == view.width]
+        for path in reversed(candidates):
+            if _key_depends_on(view, layer, rows, key, layer_view.module.get_submodule(path)):
+                reader = f"{layer_view.name}.{path}"
+                return cls(layer, reader, projection_path, d_in=view.width, d_out=projection.d_out)
         raise UnsupportedModelError(
             f"layer {layer} of {type(view.model).__name__}: none of the linear maps {', '.join(before) or '(none)'} "
-            f"that run before {own} reads the residual width and changes its key, so the block's input was not found"
+            f"that run before {projection_path} reads the residual width and changes its key, so the block's input was "
+            "not found"
         )
 
 
 @torch.no_grad()
-def _hangs_on(view: ModelView, layer: int, rows: Rows, key: Tensor, module: nn.Module) -> bool:
-    """Whether the key at a token is another one once the module's output there is changed."""
+def _key_depends_on(view: ModelView, layer: int, rows: Rows, key: Tensor, module: nn.Module) -> bool:
+    """Return whether the key at a token changes with the module's output there."""
 
     def change(output: Tensor) -> Tensor:
         output = output.clone()
-        output[0, _PLACE] = -4 * output[0, _PLACE].roll(1)
+        output[0, _PROBED_TOKEN] = -4 * output[0, _PROBED_TOKEN].roll(1)
         return output
 
     try:
         moved = view.forward(rows, stop=layer, keys=[layer], change={module: change}).keys[layer]
     except BROKEN:  # what it returns is not a state of the tokens
         return False
-    return not torch.equal(moved[0, _PLACE], key[0, _PLACE])
+    return not torch.equal(moved[0, _PROBED_TOKEN], key[0, _PROBED_TOKEN])
 
 
 @torch.no_grad()
-def queries(view: ModelView, rows: Rows, block: Block, resume: tuple[int, Tensor] | None = None) -> Tensor:
-    """The block's input at every token, ``[rows, width, d_in]`` float32; the model is frozen by the caller.
+def read_queries(view: ModelView, rows: Rows, block: Block, resume: tuple[int, Tensor] | None = None) -> Tensor:
+    """Return the block's input at every token, ``[rows, width, d_in]`` float32; the model is frozen by the caller.
 
     Args:
         view: the model.
@@ -116,9 +121,10 @@ def queries(view: ModelView, rows: Rows, block: Block, resume: tuple[int, Tensor
         block: the block.
         resume: the hidden states below it, if they are at hand; see :meth:`ModelView.forward`.
     """
-    with hooks.capture([view.model.get_submodule(block.reader)], inputs=True) as found:
+    with hooks.capture([view.model.get_submodule(block.reader)], inputs=True) as inputs:
         view.forward(rows, resume=resume, stop=block.layer)
-    return found[0].reshape(*rows.input_ids.shape, block.d_in).float()
+    # Some architectures flatten rows and columns before the block.
+    return inputs[0].reshape(*rows.input_ids.shape, block.d_in).float()  # [rows, width, d_in]
 
 
 class Neurons(SideModule):
@@ -154,22 +160,22 @@ class Neurons(SideModule):
     def at(
         cls, blocks: Sequence[Block], keys: Tensor, biases: Tensor, values: Tensor, activation: Activation
     ) -> Neurons:
-        """Neurons with these tensors, which may ask for gradients.
+        """Return neurons with these tensors, which may require gradients.
 
         Args:
-            blocks: where.
+            blocks: the blocks that they stand beside.
             keys: ``[blocks, neurons, d_in]``.
             biases: ``[blocks, neurons]``.
             values: ``[blocks, neurons, d_out]``.
             activation: of the neurons.
         """
         paths = [(block.reader, block.projection) for block in blocks]
-        made = cls(paths, keys.shape[1], keys.shape[2], values.shape[2], activation)
-        made.keys, made.biases, made.values = keys, biases, values
-        return made
+        neurons = cls(paths, neurons=keys.shape[1], d_in=keys.shape[2], d_out=values.shape[2], activation=activation)
+        neurons.keys, neurons.biases, neurons.values = keys, biases, values
+        return neurons
 
     def settings(self) -> dict[str, Any]:
-        """Arguments of the class."""
+        """Return the arguments of the class."""
         return {
             "blocks": self.blocks,
             "neurons": self.keys.shape[1],
@@ -180,23 +186,30 @@ class Neurons(SideModule):
 
     def install(self, model: nn.Module) -> list[RemovableHandle]:
         """Listen to the readers, and act on the output of the value projections."""
-        found = [(model.get_submodule(reader), model.get_submodule(end)) for reader, end in self.blocks]
-        return [handle for i, (reader, end) in enumerate(found) for handle in self._beside(i, reader, end)]
+        # All paths are looked up before anything is hooked, so that a missing one leaves no hook behind.
+        modules = [(model.get_submodule(reader), model.get_submodule(projection)) for reader, projection in self.blocks]
+        handles: list[RemovableHandle] = []
+        for index, (reader, projection) in enumerate(modules):
+            handles += self._hook_block(index, reader, projection)
+        return handles
 
-    def _beside(self, index: int, reader: nn.Module, projection: nn.Module) -> list[RemovableHandle]:
-        read: list[Tensor] = []
+    def _hook_block(self, index: int, reader: nn.Module, projection: nn.Module) -> list[RemovableHandle]:
+        block_inputs: list[Tensor] = []  # of the present pass, until the projection has run
 
         def listen(_module: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
-            read[:] = [args[0]]
+            block_inputs[:] = [args[0]]
 
         def act(_module: nn.Module, _args: Any, output: Any) -> Tensor:
             value = first_tensor(output)
-            more = self.contribution(index, read.pop().float())
-            return (value.float() + more.reshape(value.shape)).to(value.dtype)
+            contribution = self.contribution(index, block_inputs.pop().float())
+            return (value.float() + contribution.reshape(value.shape)).to(value.dtype)
 
         return [reader.register_forward_hook(listen), projection.register_forward_hook(act)]
 
     def contribution(self, index: int, query: Tensor) -> Tensor:
-        """What the neurons of one layer add: ``[..., d_out]`` for inputs ``[..., d_in]`` of its block, float32."""
-        keys, biases, values = (part[index].to(query.device) for part in (self.keys, self.biases, self.values))
-        return _ACTIVATIONS[self.activation](query @ keys.t() + biases) @ values
+        """Return what one layer's neurons add, ``[..., d_out]`` for float32 inputs ``[..., d_in]`` of its block."""
+        keys = self.keys[index].to(query.device)  # [neurons, d_in]
+        biases = self.biases[index].to(query.device)  # [neurons]
+        values = self.values[index].to(query.device)  # [neurons, d_out]
+        activation = _ACTIVATIONS[self.activation](query @ keys.t() + biases)  # [..., neurons]
+        return activation @ values

@@ -17,8 +17,9 @@ from kecore.api.types import Capabilities, EditRecord, EditRequest
 from kecore.batch import RequestBatch
 from kecore.edit import ModuleEdit, SideModule, suspended
 from kecore.engine.passes import Passes
+from kecore.engine.session_facts import session_facts
 from kecore.engine.side import side_edit
-from kecore.engine.tuning import chosen_layer
+from kecore.engine.tuning import choose_layer
 from kecore.memory import Need, forward_bytes
 from kecore.model import ModelView
 from kecore.model.hooks import first_tensor
@@ -26,12 +27,11 @@ from kecore.text import Encoded, Encoder
 from kecore.training import Schedule
 from kecore_methods.memory.serac_learner import SeracLearner
 from kecore_methods.memory.serac_network import Entries, SeracNetwork
-from kecore_methods.prompt.wording import remembered
 
 __all__ = ["EditMemory", "Serac", "SeracConfig"]
 
 _TOGETHER = 32  # edits that are read in one pass
-_NOWHERE = 0.5  # attention to no place of an edit above which it has said all that it has to
+_NOWHERE = 0.5  # attention to nowhere above which an edit has nothing more to say
 
 
 class SeracConfig(MethodConfig):
@@ -70,17 +70,19 @@ class SeracConfig(MethodConfig):
     clip: float = Field(default=1.0, gt=0, description="Largest norm of the gradient (kecore's choice).")
 
     def read_layers(self, view: ModelView) -> tuple[int, int]:
-        """Both layers that are read, chosen by depth unless given; the subject's is not above the other."""
-        subject, prompt = (
-            chosen_layer(view, layer, depth)
-            for layer, depth in ((self.subject_layer, self.subject_depth), (self.layer, self.depth))
-        )
+        """Return both layers that are read, chosen by depth unless given.
+
+        Raises:
+            ConfigError: the subject's layer is above the other.
+        """
+        subject = choose_layer(view, self.subject_layer, self.subject_depth)
+        prompt = choose_layer(view, self.layer, self.depth)
         if subject > prompt:
             raise ConfigError(f"subject_layer {subject} is above layer {prompt}; give one that is not")
         return subject, prompt
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-        """A pass over the edits, and their keys."""
+        """Return the memory of a pass over the edits, and of their keys."""
         items = batch.encodings
         longest = max(len(item.ids) for item in items)
         tokens = longest * min(_TOGETHER, len(items))
@@ -90,20 +92,20 @@ class SeracConfig(MethodConfig):
 class EditMemory(SideModule):
     """The edit memory and both networks beside a model (arXiv 2206.06520, equation 1).
 
-    Every token asks for itself, with the text up to it: if the likeliest of all edits has at least the threshold's
-    probability to hold it in its scope, that edit is in force from there on, until another one is, or until it has
-    nothing more to say. Where none is in force, the model's output is its own, bit for bit.
+    Every token is decided for itself, with the text up to it: if the likeliest of all edits has at least the
+    threshold's probability to hold it in its scope, that edit is in force from there on, until another one is, or until
+    it has nothing more to say. Where none is in force, the model's output is its own, bit for bit.
 
     Args:
-        subject_layer: path of the layer where subjects are compared.
-        layer: path of the layer where all else is read.
-        last: path of the last layer, whose output is changed.
-        head: path of the unembedding.
+        subject_layer: module path of the layer where subjects are compared.
+        layer: module path of the layer where everything else is read.
+        last: module path of the last layer, whose output is changed.
+        head: module path of the unembedding.
         threshold: least probability.
         width: of the states.
         rank: of the embeddings.
-        entries: edits in the memory.
-        tokens: most tokens of one of them.
+        entries: number of edits in the memory.
+        tokens: most tokens of an edit.
     """
 
     def __init__(
@@ -121,7 +123,7 @@ class EditMemory(SideModule):
         super().__init__()
         self.subject_layer, self.layer, self.last, self.head = subject_layer, layer, last, head
         self.threshold = threshold
-        with torch.random.fork_rng(devices=[]):  # what it begins with is overwritten
+        with torch.random.fork_rng(devices=[]):  # its first parameters are overwritten, and shall cost no random number
             self.network = SeracNetwork(width, rank)
         shapes = {"subjects": (entries, rank), "prompts": (entries, rank), "keys": (entries, tokens, rank)}
         for name, shape in shapes.items():
@@ -131,27 +133,27 @@ class EditMemory(SideModule):
 
     @classmethod
     def of(cls, view: ModelView, config: SeracConfig, network: SeracNetwork, entries: Entries) -> EditMemory:
-        """A memory of these edits, for this model."""
+        """Return a memory of these edits, for this model."""
         paths = {module: name for name, module in view.model.named_modules()}
         count, tokens, rank = entries.keys.shape
         lower, upper = config.read_layers(view)
-        made = cls(
-            view.layers[lower].name,
-            view.layers[upper].name,
-            view.layers[-1].name,
-            paths[view.unembedding],
-            config.threshold,
-            network.width,
-            rank,
-            count,
-            tokens,
+        memory = cls(
+            subject_layer=view.layers[lower].name,
+            layer=view.layers[upper].name,
+            last=view.layers[-1].name,
+            head=paths[view.unembedding],
+            threshold=config.threshold,
+            width=network.width,
+            rank=rank,
+            entries=count,
+            tokens=tokens,
         )
-        parts = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-        made.load_state_dict({**parts, **entries.tensors()})
-        return made
+        network_tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+        memory.load_state_dict({**network_tensors, **entries.tensors()})
+        return memory
 
     def settings(self) -> dict[str, Any]:
-        """Arguments of the class."""
+        """Return the arguments of the class."""
         entries = self.entries
         return {
             "subject_layer": self.subject_layer,
@@ -173,34 +175,38 @@ class EditMemory(SideModule):
 
     def install(self, model: nn.Module) -> list[RemovableHandle]:
         """Read at two layers, and change the output of the last."""
-        passes, now = Passes(model), dict[str, Tensor]()
+        passes = Passes(model)
+        current: dict[str, Tensor] = {}  # what the layers of the present pass hand to the later ones
         head: Any = model.get_submodule(self.head)
 
         def begin(_model: nn.Module, _args: Any) -> None:
-            now.clear()  # a pass may have ended between two of the layers
+            current.clear()  # a pass may have ended between two of the layers
 
-        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-            now["subject"] = passes.tokens(first_tensor(output))[0].clone()
+        def keep_subject_states(_module: nn.Module, _args: Any, output: Any) -> None:
+            states, _ = passes.tokens(first_tensor(output))
+            current["subject"] = states.clone()
 
-        def read(_module: nn.Module, _args: Any, output: Any) -> None:
-            if "subject" not in now:  # a pass that began above that layer
+        def find_edits(_module: nn.Module, _args: Any, output: Any) -> None:
+            if "subject" not in current:  # a pass that began above that layer
                 return
             upper, mask = passes.tokens(first_tensor(output))
-            states = torch.cat([now["subject"].to(upper.device), upper], -1)
-            chosen, query = self.in_force(states, mask, passes)
-            if bool((chosen >= 0).any()):
-                now.update(chosen=chosen, query=query)
+            states = torch.cat([current["subject"].to(upper.device), upper], -1)  # [rows, tokens, 2 · width]
+            edits, query = self.in_force(states, mask, passes)
+            if bool((edits >= 0).any()):
+                current.update(edits=edits, query=query)
 
-        def change(_module: nn.Module, _args: Any, output: Any) -> Any:
-            if "chosen" not in now:
+        def change_output(_module: nn.Module, _args: Any, output: Any) -> Any:
+            if "edits" not in current:
                 return None
-            hidden = first_tensor(output)
-            new = self.speak(hidden, now["chosen"], now["query"], head.weight)
-            return new if isinstance(output, Tensor) else (new, *output[1:])
+            changed = self.speak(first_tensor(output), current["edits"], current["query"], head.weight)
+            if isinstance(output, Tensor):
+                return changed
+            return (changed, *output[1:])
 
+        hooks = ((self.subject_layer, keep_subject_states), (self.layer, find_edits), (self.last, change_output))
         try:
             passes.handles.append(model.register_forward_pre_hook(begin))
-            for path, hook in ((self.subject_layer, keep), (self.layer, read), (self.last, change)):
+            for path, hook in hooks:
                 passes.handles.append(model.get_submodule(path).register_forward_hook(hook))
         except BaseException:
             for handle in passes.handles:
@@ -209,51 +215,64 @@ class EditMemory(SideModule):
         return passes.handles
 
     def in_force(self, states: Tensor, mask: Tensor, passes: Passes) -> tuple[Tensor, Tensor]:
-        """Which edit is in force at each token, -1 for none: ``[rows, tokens]``; and the tokens' queries."""
+        """Return which edit is in force at each token, -1 for none: ``[rows, tokens]``; and the tokens' queries.
+
+        Args:
+            states: ``[rows, tokens, 2 · width]``, of both layers.
+            mask: ``[rows, tokens]`` real tokens.
+            passes: holds what earlier passes over the same texts decided.
+        """
         entries = self.entries
         device = entries.lengths.device
         reading, _ = self.network.read(states.to(device))
         mask = mask.to(device)
         distance = self.network.distance(reading, mask, entries, passes.text_state.get("nearest"))
-        least, index = distance.each.min(-1)
+        least, nearest_edit = distance.each.min(-1)  # [rows, tokens] each
         hit = (-least).exp() >= self.threshold
         column = torch.arange(mask.shape[1], device=mask.device)
-        since = torch.where(hit, column, -1).cummax(1).values
-        before = passes.text_state.get("edit")
-        old = torch.full_like(index[:, :1], -1) if before is None else before[:, None]
-        chosen = torch.where(since >= 0, index.gather(1, since.clamp(min=0)), old)
-        silent = self._silent(reading.query, chosen) & mask & ~hit
-        chosen = torch.where(torch.where(silent, column, -1).cummax(1).values > since, -1, chosen)
-        passes.text_state.update(nearest=distance.nearest, edit=chosen[:, -1])
-        return torch.where(mask, chosen, -1), reading.query
+        last_hit = torch.where(hit, column, -1).cummax(1).values  # column of the last hit so far, -1 before any
+        earlier_edit = passes.text_state.get("edit")  # [rows]
+        if earlier_edit is None:
+            earlier_edit = torch.full_like(nearest_edit[:, 0], -1)
+        hit_edit = nearest_edit.gather(1, last_hit.clamp(min=0))
+        edit = torch.where(last_hit >= 0, hit_edit, earlier_edit[:, None])
+        # An edit that attends to nowhere has said all that it has to, and stays silent until another hit.
+        silent = self._silent(reading.query, edit) & mask & ~hit
+        last_silent = torch.where(silent, column, -1).cummax(1).values
+        edit = torch.where(last_silent > last_hit, -1, edit)
+        passes.text_state.update(nearest=distance.nearest, edit=edit[:, -1])
+        return torch.where(mask, edit, -1), reading.query
 
-    def _silent(self, query: Tensor, chosen: Tensor) -> Tensor:
-        """Where the edit that would be in force has nothing to say, ``[rows, tokens]``."""
-        flat, where = query.flatten(0, 1), chosen.flatten()
-        silent = torch.zeros_like(where, dtype=torch.bool)
-        for index in where.unique().tolist():
+    def _silent(self, query: Tensor, edits: Tensor) -> Tensor:
+        """Return where the edit that would be in force has nothing to say, ``[rows, tokens]``."""
+        flat_query, flat_edits = query.flatten(0, 1), edits.flatten()  # [rows · tokens, rank], [rows · tokens]
+        silent = torch.zeros_like(flat_edits, dtype=torch.bool)
+        for index in flat_edits.unique().tolist():
             if index >= 0:
-                places = where == index
-                silent[places] = self.network.attention(flat[places], self.entries, index)[:, 0] > _NOWHERE
-        return silent.reshape(chosen.shape)
+                tokens = flat_edits == index
+                attention = self.network.attention(flat_query[tokens], self.entries, index)
+                silent[tokens] = attention[:, 0] > _NOWHERE
+        return silent.reshape(edits.shape)
 
-    def speak(self, hidden: Tensor, chosen: Tensor, query: Tensor, head: Tensor) -> Tensor:
-        """The last layer's output, as the counterfactual has it where an edit is in force.
+    def speak(self, hidden: Tensor, edits: Tensor, query: Tensor, head: Tensor) -> Tensor:
+        """Return the last layer's output, as the counterfactual has it where an edit is in force.
 
         Args:
             hidden: ``[rows, tokens, width]``, or the same with rows and tokens in one dimension.
-            chosen: ``[rows, tokens]``.
+            edits: ``[rows, tokens]``, -1 where none is in force.
             query: ``[rows, tokens, rank]``.
             head: the unembedding's weight.
         """
-        flat, where = hidden.reshape(-1, hidden.shape[-1]), chosen.flatten()
-        query = query.flatten(0, 1)
-        for index in where.unique().tolist():
+        flat = hidden.reshape(-1, hidden.shape[-1])  # [rows · tokens, width]
+        flat_query, flat_edits = query.flatten(0, 1), edits.flatten()
+        for index in flat_edits.unique().tolist():
             if index >= 0:
-                places = (where == index).nonzero().squeeze(1)
-                there = places.to(flat.device)
-                new = self.network.spoken(flat[there], query[places], self.entries, index, head)
-                flat = flat.index_copy(0, there, new)
+                tokens = (flat_edits == index).nonzero().squeeze(1)
+                targets = tokens.to(flat.device)  # the last layer may be on another device than the networks
+                changed = self.network.counterfactual(
+                    flat[targets], query=flat_query[tokens], entries=self.entries, index=index, head=head
+                )
+                flat = flat.index_copy(0, targets, changed)
         return flat.reshape(hidden.shape)
 
 
@@ -269,7 +288,7 @@ class Serac:
     schedule = Schedule(steps=400, batch_size=8)
 
     def prepare(self, view: ModelView, records: Sequence[EditRecord], context: MethodContext) -> SeracLearner:
-        """A learner of both networks for this model."""
+        """Return a learner of both networks for this model."""
         config: SeracConfig = context.config
         network = SeracNetwork(view.width, config.rank).to(view.device)
         return SeracLearner(network, config.read_layers(view), view, records, context)
@@ -278,39 +297,48 @@ class Serac:
         """Put the facts into the memory, beside those of earlier edits; the model is as before when this returns."""
         config: SeracConfig = context.config
         tensors = context.need_trained(view, self.name)
-        facts = remembered(batch, context)
+        facts = session_facts(batch, context)
         with view.frozen(), suspended(view.model), torch.no_grad(), context.stages("read"):
             network = SeracNetwork(view.width, config.rank)
             network.load_state_dict(dict(tensors))
             network.to(view.device)
-            known = _known(network, context)
-            new = [fact for fact in facts if fact not in known]
+            entries = _earlier_entries(network, context)
+            new = [fact for fact in facts if fact not in entries]
             items = [context.encoder.encode(fact.text, fact.target) for fact in new]
             for begin in range(0, len(new), _TOGETHER):
                 context.progress("read", begin, len(new))
-                part = slice(begin, begin + _TOGETHER)
-                found = _entries(view, context.encoder, network, config.read_layers(view), new[part], items[part])
-                known |= dict(zip(new[part], found, strict=True))
+                chunk = slice(begin, begin + _TOGETHER)
+                new_entries = _read_entries(
+                    view, context.encoder, network, config.read_layers(view), new[chunk], items[chunk]
+                )
+                entries |= dict(zip(new[chunk], new_entries, strict=True))
             context.progress("read", len(new), len(new))
-        entries = Entries.stack([known[fact] for fact in facts])
-        notes = {"entries": len(facts)}
-        return side_edit(EditMemory.of(view, config, network.cpu(), entries), view, context, self.name, facts, notes)
+        memory = EditMemory.of(view, config, network.cpu(), Entries.stack([entries[fact] for fact in facts]))
+        return side_edit(memory, view, context, self.name, facts, notes={"entries": len(facts)})
 
 
-def _known(network: SeracNetwork, context: MethodContext) -> dict[EditRequest, Entries]:
-    """The entries of earlier edits that this very network has made."""
-    known: dict[EditRequest, Entries] = {}
-    own = network.state_dict()
+def _earlier_entries(network: SeracNetwork, context: MethodContext) -> dict[EditRequest, Entries]:
+    """Return the entries of earlier edits that this very network has made, by request."""
+    entries: dict[EditRequest, Entries] = {}
     for edit in context.earlier:
-        memory = edit.effect if isinstance(edit, ModuleEdit) else None
-        if isinstance(memory, EditMemory):
-            theirs = memory.network.state_dict()
-            if all(name in theirs and torch.equal(tensor.cpu(), theirs[name]) for name, tensor in own.items()):
-                known |= {request: memory.entries.one(i) for i, request in enumerate(edit.requests)}
-    return known
+        if not isinstance(edit, ModuleEdit) or not isinstance(edit.effect, EditMemory):
+            continue
+        memory = edit.effect
+        if _holds(memory.network, network):
+            entries |= {request: memory.entries.one(i) for i, request in enumerate(edit.requests)}
+    return entries
 
 
-def _entries(
+def _holds(other: SeracNetwork, network: SeracNetwork) -> bool:
+    """Return whether another network has every tensor of a network, bit for bit."""
+    other_tensors = other.state_dict()
+    for name, tensor in network.state_dict().items():
+        if name not in other_tensors or not torch.equal(tensor.cpu(), other_tensors[name]):
+            return False
+    return True
+
+
+def _read_entries(
     view: ModelView,
     encoder: Encoder,
     network: SeracNetwork,
@@ -318,11 +346,22 @@ def _entries(
     facts: Sequence[EditRequest],
     items: Sequence[Encoded],
 ) -> list[Entries]:
-    """A memory of each fact alone, on the CPU."""
+    """Read the facts in one pass and return a memory of each alone, on the CPU.
+
+    Args:
+        view: the model, frozen.
+        encoder: its tokenizer.
+        network: the trained network.
+        layers: both layers that are read.
+        facts: the facts.
+        items: each fact's prompt with its target.
+    """
     rows = encoder.rows([item.ids for item in items]).to(view.device)
     found = view.forward(rows, stop=layers[1], hidden=sorted({*layers})).hidden
-    states = torch.cat([found[layer] for layer in layers], -1)
-    return [
-        network.entry(state[: len(item.ids)], item.last_token_of(fact.subject_span), item.start - 1, item.ids).cpu()
-        for fact, item, state in zip(facts, items, states, strict=True)
-    ]
+    states = torch.cat([found[layer] for layer in layers], -1)  # [facts, tokens, 2 · width]
+    entries: list[Entries] = []
+    for fact, item, state in zip(facts, items, states, strict=True):
+        subject = item.last_token_of(fact.subject_span)
+        entry = network.entry(state[: len(item.ids)], subject=subject, prompt=item.start - 1, ids=item.ids)
+        entries.append(entry.cpu())
+    return entries

@@ -31,11 +31,11 @@ class _Prepared:
 
     Args:
         request: the edit.
-        wordings: its prompt and rephrases, each with the target and, where it can be told from it, a full
-            stop and an unrelated text behind it.
-        ends: of each of them where the target ends.
-        states: of the wordings and then of texts out of scope, ``[tokens, 2 · width]`` each, at both layers.
-        below: what enters the last layer, of the wordings; empty where that is the model's first.
+        wordings: its prompt and rephrases, each with the target and, where the tokenizer lets the target end there, a
+            full stop and an unrelated text behind it.
+        ends: the column behind each wording's target.
+        states: at both layers ``[tokens, 2 · width]``, of the wordings and then of texts out of scope.
+        below: what enters the last layer, for each wording; empty where that is the model's first.
     """
 
     request: EditRequest
@@ -46,7 +46,7 @@ class _Prepared:
 
     @property
     def bytes(self) -> int:
-        """Memory that it takes."""
+        """Memory that the record takes."""
         return sum(tensor.numel() * tensor.element_size() for tensor in (*self.states, *self.below))
 
 
@@ -59,10 +59,10 @@ class SeracLearner:
     head: negative log-likelihood of the target behind each wording, given the edit, and of silence behind the target.
 
     Args:
-        network: both.
+        network: both networks.
         layers: both layers that are read.
         view: the model.
-        records: what is trained on.
+        records: the training records.
         context: configuration and tokenizer.
     """
 
@@ -80,20 +80,21 @@ class SeracLearner:
         self._kept: dict[Hashable, _Prepared] = {}
         self._room = context.memory // 2
         observed = [self._prepared(record) for record in records[:_OBSERVED]]
-        network.observe(torch.cat([state for part in observed for state in part.states]))
+        network.observe(torch.cat([state for record in observed for state in record.states]))
         scalars = list(network.scalars.parameters())
-        others = [p for p in network.parameters() if all(p is not scalar for scalar in scalars)]
+        scalar_ids = {id(scalar) for scalar in scalars}
+        matrices = [parameter for parameter in network.parameters() if id(parameter) not in scalar_ids]
         groups = [
-            {"params": others, "lr": self.config.learning_rate},
+            {"params": matrices, "lr": self.config.learning_rate},
             {"params": scalars, "lr": self.config.scalar_learning_rate},
         ]
         self.optimizer = torch.optim.Adam(groups)
 
     def step(self, records: Sequence[EditRecord]) -> float:
-        """One update of both networks."""
-        parts = [self._prepared(record) for record in records]
+        """Update both networks once and return the loss."""
+        prepared = [self._prepared(record) for record in records]
         with torch.enable_grad():
-            batch = _Batch(self.network, parts)
+            batch = _Batch(self.network, prepared)
             loss = batch.scope_loss() + self._answers(batch, batch.owner).loss + batch.silence_loss()
             self.optimizer.zero_grad()
             loss.backward()
@@ -103,34 +104,36 @@ class SeracLearner:
 
     @torch.no_grad()
     def evaluate(self, records: Sequence[EditRecord]) -> dict[str, float]:
-        """Losses, and what comes of it with all of these records' edits in one memory.
+        """Return losses, and shares of success with all of these records' edits in one memory.
 
-        The share of the targets' tokens that are said, behind prompts and behind rephrases (teacher-forced; by the
-        model itself where no edit is in scope, and after a wrong edit where the wrong one is), of rephrases that are
-        taken for the right edit, and of texts that are in no edit's scope and stay out.
+        The shares are of the targets' tokens that the model is right about, behind prompts and behind rephrases
+        (teacher-forced; by the model itself where no edit is in scope, and after a wrong edit where a wrong one is in
+        scope), of rephrases that are in the scope of the right edit, and of unrelated texts that are in no scope.
         """
         batch = _Batch(self.network, [self._prepared(record) for record in records])
-        least, nearest = batch.at_prompt_end().min(-1)
-        inside = (-least).exp() >= self.config.threshold
-        taken = torch.where(inside, nearest, -1)
-        gold = self._answers(batch, batch.owner)
-        said = self._answers(batch, taken.tolist()).right
-        first = torch.tensor([i == 0 or batch.owner[i - 1] != own for i, own in enumerate(batch.owner)])
-        right = (taken.cpu() == torch.tensor(batch.owner)).float()
-        scope = float(batch.scope_loss())
+        least, nearest = batch.at_prompt_end().min(-1)  # [wordings] each
+        in_scope = (-least).exp() >= self.config.threshold
+        chosen = torch.where(in_scope, nearest, -1)
+        right_edit = self._answers(batch, batch.owner)
+        accuracy = self._answers(batch, chosen.tolist()).right  # [wordings]
+        owner = torch.tensor(batch.owner)
+        is_prompt = torch.ones(len(owner), dtype=torch.bool)
+        is_prompt[1:] = owner[1:] != owner[:-1]  # a record's first wording
+        chose_right_edit = (chosen.cpu() == owner).float()
+        scope_loss = float(batch.scope_loss())
         figures = {
-            "loss": scope + float(gold.loss) + float(batch.silence_loss()),
-            "scope loss": scope,
-            "answer loss": float(gold.loss),
-            "edit accuracy": float(said[first].mean()),
+            "loss": scope_loss + float(right_edit.loss) + float(batch.silence_loss()),
+            "scope loss": scope_loss,
+            "answer loss": float(right_edit.loss),
+            "edit accuracy": float(accuracy[is_prompt].mean()),
         }
-        if not bool(first.all()):
-            figures["rephrase accuracy"] = float(said[~first].mean())
-            figures["rephrases in scope"] = float(right[~first].mean())
-        return {**figures, "kept out": float((batch.others_scope() < self.config.threshold).float().mean())}
+        if not bool(is_prompt.all()):
+            figures["rephrase accuracy"] = float(accuracy[~is_prompt].mean())
+            figures["rephrases in scope"] = float(chose_right_edit[~is_prompt].mean())
+        return {**figures, "kept out": float((batch.unrelated_scope() < self.config.threshold).float().mean())}
 
     def state(self) -> Mapping[str, Tensor]:
-        """Both networks with the statistics of states, and Adam's moments."""
+        """Return both networks with the statistics of states, and Adam's moments."""
         return module_state(self.network, self.optimizer)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -138,47 +141,62 @@ class SeracLearner:
         restore_module(self.network, self.optimizer, state)
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """Both networks."""
+        """Return the tensors of both networks."""
         return self.network.state_dict()
 
     def _answers(self, batch: _Batch, edits: Sequence[int]) -> _Answers:
-        """What follows each wording where the edit of that place in the memory is in force, -1 for none."""
+        """Return how likely each wording's target is under an edit.
+
+        Args:
+            batch: the wordings and the memory.
+            edits: for each wording the index of the edit in force, -1 for none.
+        """
         losses: list[Tensor] = []
         right: list[Tensor] = []
         for begin in range(0, len(edits), _TOGETHER):
-            chosen = range(begin, min(begin + _TOGETHER, len(edits)))
-            logits, row, token = self._logits(batch, chosen, edits)
-            count = torch.bincount(row, minlength=len(chosen))
-            for values, to in (
-                (nn.functional.cross_entropy(logits, token, reduction="none"), losses),
-                ((logits.argmax(-1) == token).float(), right),
-            ):
-                to.append(values.new_zeros(len(chosen)).index_add(0, row, values) / count)
+            wordings = range(begin, min(begin + _TOGETHER, len(edits)))
+            logits, row, token = self._logits(batch, wordings, edits)
+            nll = nn.functional.cross_entropy(logits, token, reduction="none")  # [targets]
+            losses.append(_row_means(nll, row, len(wordings)))
+            right.append(_row_means((logits.argmax(-1) == token).float(), row, len(wordings)))
         return _Answers(torch.cat(losses).mean(), torch.cat(right).cpu())
 
-    def _logits(self, batch: _Batch, chosen: range, edits: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of the targets' tokens ``[places, vocabulary]`` float32, whose wording each is, and the tokens."""
+    def _logits(self, batch: _Batch, wordings: range, edits: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits of the targets' tokens ``[targets, vocabulary]`` float32, their rows and the tokens.
+
+        Args:
+            batch: the wordings and the memory.
+            wordings: indices of the wordings that are run, one row each.
+            edits: for each wording of the batch the index of the edit in force, -1 for none.
+        """
         view, head = self.view, self.view.unembedding
         weight: Any = head.weight
-        rows = self.encoder.rows([batch.wordings[i].ids for i in chosen]).to(view.device)
-        below = [batch.below[i] for i in chosen if batch.below]
+        rows = self.encoder.rows([batch.wordings[i].ids for i in wordings]).to(view.device)
+        below: list[Tensor] = []
+        if batch.below:
+            below = [batch.below[i] for i in wordings]
         last = len(view.layers) - 1
-        places = [
-            (r, j - 1, batch.wordings[i].ids[j])
-            for r, i in enumerate(chosen)
-            for j in range(batch.wordings[i].start, batch.ends[i])
-        ]
-        row, column, token = torch.tensor(places, device=view.device).t()
+        targets: list[tuple[int, int, int]] = []  # row, column that predicts, token
+        for r, i in enumerate(wordings):
+            ids = batch.wordings[i].ids
+            targets += [(r, j - 1, ids[j]) for j in range(batch.wordings[i].start, batch.ends[i])]
+        row, column, token = torch.tensor(targets, device=view.device).t()
 
         def speak(hidden: Tensor) -> Tensor:
+            """Return the last layer's output ``[rows, tokens, width]`` as the edits have it."""
             width = hidden.shape[1]
-            said = [
-                self.network.spoken(hidden[r], batch.query[i, :width], batch.memory, edits[i], weight)
-                if edits[i] >= 0
-                else hidden[r]
-                for r, i in enumerate(chosen)
-            ]
-            return torch.stack(said)
+            changed: list[Tensor] = []
+            for r, i in enumerate(wordings):
+                if edits[i] >= 0:
+                    query = batch.query[i, :width]
+                    changed.append(
+                        self.network.counterfactual(
+                            hidden[r], query=query, entries=batch.memory, index=edits[i], head=weight
+                        )
+                    )
+                else:
+                    changed.append(hidden[r])
+            return torch.stack(changed)
 
         out = view.forward(
             rows,
@@ -203,7 +221,7 @@ class SeracLearner:
             )
         bare = [encode(text, request.target) for text in (request.text, *record.rephrases)]
         wordings = [
-            _continued(item, encode(text, f"{request.target}. {others[0]}"))
+            _continue(item, encode(text, f"{request.target}. {others[0]}"))
             for item, text in zip(bare, (request.text, *record.rephrases), strict=True)
         ]
         ends = [len(item.ids) for item in bare]
@@ -216,25 +234,25 @@ class SeracLearner:
         return made
 
     def _states(self, ids: Sequence[tuple[int, ...]], wordings: int) -> tuple[list[Tensor], list[Tensor]]:
-        """States of texts at both layers, and of the first so many of them what enters the last layer."""
+        """Return the states of texts at both layers, and of the first ``wordings`` texts what enters the last layer."""
         last = len(self.view.layers) - 2
         hidden = {*self.layers, last} - {-1}
         rows = self.encoder.rows(ids).to(self.view.device)
         with torch.no_grad():
             found = self.view.forward(rows, stop=max(hidden), hidden=sorted(hidden)).hidden
-        both = torch.cat([found[layer] for layer in self.layers], -1)
+        both = torch.cat([found[layer] for layer in self.layers], -1)  # [texts, tokens, 2 · width]
         # Copies, or one text would hold the memory of all.
-        read, below = (
-            [state[: len(row)].clone() for row, state in zip(ids, states, strict=False)]
-            for states in (both, found.get(last, ()))
-        )
-        return read, below[:wordings]
+        states = [both[i, : len(ids[i])].clone() for i in range(len(ids))]
+        below: list[Tensor] = []
+        if last in found:
+            below = [found[last][i, : len(ids[i])].clone() for i in range(wordings)]
+        return states, below
 
     def _near_misses(self, request: EditRequest) -> list[str]:
-        """The request's prompt about another subject, and another prompt about its subject."""
-        begin = zlib.crc32(request.id.encode())
-        for place in range(len(self.requests)):
-            other = self.requests[(begin + place) % len(self.requests)]
+        """Return the request's prompt about another subject, and another prompt about its subject."""
+        begin = zlib.crc32(request.id.encode())  # by content, so that a record's near misses are always the same
+        for offset in range(len(self.requests)):
+            other = self.requests[(begin + offset) % len(self.requests)]
             if other.subject != request.subject and other.prompt != request.prompt:
                 return [request.prompt.replace("{}", other.subject), other.prompt.replace("{}", request.subject)]
         return []
@@ -242,7 +260,7 @@ class SeracLearner:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Answers:
-    """How targets are said.
+    """How likely targets are.
 
     Args:
         loss: mean over wordings of the mean negative log-likelihood of a target's tokens.
@@ -254,63 +272,96 @@ class _Answers:
 
 
 class _Batch:
-    """Texts of several records, all wordings first, before a memory of the records' edits."""
+    """Texts of several records, all wordings first, before a memory of the records' edits.
 
-    def __init__(self, network: SeracNetwork, parts: Sequence[_Prepared]) -> None:
+    Attributes:
+        wordings: of all records, one record's after another's.
+        ends: the column behind each wording's target.
+        below: what enters the last layer, for each wording; empty where that is the model's first.
+        owner: index of each wording's record, which is that of its edit in the memory.
+        memory: the edits.
+        mask: ``[texts, tokens]``, real tokens; unrelated texts follow the wordings.
+        query: ``[texts, tokens, rank]``.
+        distance: ``[texts, tokens, edits]``, ``-log g``.
+        same_subject: ``[wordings, edits]``.
+    """
+
+    def __init__(self, network: SeracNetwork, records: Sequence[_Prepared]) -> None:
         self.network = network
-        self.wordings = [item for part in parts for item in part.wordings]
-        self.ends = [end for part in parts for end in part.ends]
-        self.below = [state for part in parts for state in part.below]
-        self.owner = [i for i, part in enumerate(parts) for _ in part.wordings]
-        others = [state for part in parts for state in part.states[len(part.wordings) :]]
-        texts = [*(state for part in parts for state in part.states[: len(part.wordings)]), *others]
-        states = pad_sequence(texts, batch_first=True)
+        self.wordings: list[Encoded] = []
+        self.ends: list[int] = []
+        self.below: list[Tensor] = []
+        self.owner: list[int] = []
+        wording_states: list[Tensor] = []
+        unrelated_states: list[Tensor] = []
+        for index, record in enumerate(records):
+            count = len(record.wordings)
+            self.wordings += record.wordings
+            self.ends += record.ends
+            self.below += record.below
+            self.owner += [index] * count
+            wording_states += record.states[:count]
+            unrelated_states += record.states[count:]
+        texts = wording_states + unrelated_states
+        states = pad_sequence(texts, batch_first=True)  # [texts, tokens, 2 · width]
         lengths = torch.tensor([len(text) for text in texts], device=states.device)
         self.mask = torch.arange(states.shape[1], device=states.device) < lengths[:, None]
-        self.memory = Entries.stack([_entry(network, part) for part in parts])
+        self.memory = Entries.stack([_make_entry(network, record) for record in records])
         reading, _ = network.read(states)
         self.query = reading.query
         self.distance = network.distance(reading, self.mask, self.memory).each
-        subjects = [part.request.subject for part in parts]
-        same = [[subjects[own] == subject for subject in subjects] for own in self.owner]
-        self.same = torch.tensor(same, device=states.device)
+        subjects = [record.request.subject for record in records]
+        same_subject: list[list[bool]] = []
+        for owner in self.owner:
+            same_subject.append([subject == subjects[owner] for subject in subjects])
+        self.same_subject = torch.tensor(same_subject, device=states.device)
 
     def at_prompt_end(self) -> Tensor:
-        """``-log g`` of each wording and edit where the prompt ends, ``[wordings, edits]``."""
+        """Return ``-log g`` of each wording and edit where the prompt ends, ``[wordings, edits]``."""
         column = torch.tensor([item.start - 1 for item in self.wordings], device=self.mask.device)
         return self.distance[torch.arange(len(column), device=column.device), column]
 
-    def others_scope(self) -> Tensor:
-        """``β`` of the texts that are in no edit's scope, at the token where it is greatest."""
+    def unrelated_scope(self) -> Tensor:
+        """Return ``β`` of the texts that are in no edit's scope, at the token where it is greatest."""
         return (-self.distance[len(self.wordings) :].amin((1, 2))).exp()
 
     def scope_loss(self) -> Tensor:
-        """Binary cross-entropy, both classes weighing the same."""
+        """Return the binary cross-entropy of ``β`` (section 3.2), both classes weighing the same."""
         count = len(self.wordings)
         owner = torch.tensor(self.owner, device=self.mask.device)
         inside = self.at_prompt_end().gather(1, owner[:, None]).mean()
-        nearest = self.distance.amin(1)
-        # Another edit about the same subject may well hold a wording in its scope too: nothing is said about that.
-        wrong = nearest[:count].masked_fill(self.same, FAR)
+        nearest = self.distance.amin(1)  # [texts, edits]
+        # Another edit about the same subject may well hold a wording in its scope too: it counts neither way.
+        wrong = nearest[:count].masked_fill(self.same_subject, FAR)
         return inside + not_any(torch.cat([wrong, nearest[count:]])).mean()
 
     def silence_loss(self) -> Tensor:
-        """Negative log-likelihood of attending to nothing behind the targets."""
+        """Return the negative log-likelihood of attending to nowhere behind the targets."""
         losses: list[Tensor] = []
         for i, (item, end) in enumerate(zip(self.wordings, self.ends, strict=True)):
             if end < len(item.ids):
                 query = self.query[i, end : len(item.ids)]
-                losses.append(-self.network.attention(query, self.memory, self.owner[i])[:, 0].log().mean())
-        return torch.stack(losses).mean() if losses else self.query.new_zeros(())
+                nowhere = self.network.attention(query, self.memory, self.owner[i])[:, 0]
+                losses.append(-nowhere.log().mean())
+        if not losses:
+            return self.query.new_zeros(())
+        return torch.stack(losses).mean()
 
 
-def _continued(item: Encoded, longer: Encoded) -> Encoded:
-    """The longer text, unless the tokenizer takes the target's end and what follows it for one token."""
-    return longer if longer.ids[: len(item.ids)] == item.ids else item
+def _row_means(values: Tensor, row: Tensor, rows: int) -> Tensor:
+    """Return the mean of ``[targets]`` values over each row, ``[rows]``."""
+    return values.new_zeros(rows).index_add(0, row, values) / torch.bincount(row, minlength=rows)
 
 
-def _entry(network: SeracNetwork, part: _Prepared) -> Entries:
-    """A memory of the record's edit."""
-    item, end = part.wordings[0], part.ends[0]
-    subject = item.last_token_of(part.request.subject_span)
-    return network.entry(part.states[0][:end], subject, item.start - 1, item.ids[:end])
+def _continue(item: Encoded, longer: Encoded) -> Encoded:
+    """Return the longer text, or the item where the tokenizer merges the target's end with what follows it."""
+    if longer.ids[: len(item.ids)] != item.ids:
+        return item
+    return longer
+
+
+def _make_entry(network: SeracNetwork, record: _Prepared) -> Entries:
+    """Return a memory of the record's edit."""
+    item, end = record.wordings[0], record.ends[0]
+    subject = item.last_token_of(record.request.subject_span)
+    return network.entry(record.states[0][:end], subject=subject, prompt=item.start - 1, ids=item.ids[:end])

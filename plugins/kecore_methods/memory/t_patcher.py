@@ -17,17 +17,18 @@ from kecore.edit import ModuleEdit, suspended
 from kecore.engine.passes import residual_stream
 from kecore.engine.side import side_edit
 from kecore.engine.texts import load_passages, prompts_about_others
-from kecore.engine.tuning import Targets, batch_need, chosen_layer, train
+from kecore.engine.tuning import Targets, batch_need, choose_layer, train
 from kecore.memory import Need, forward_bytes
 from kecore.model import ModelView
 from kecore.text import Encoded
-from kecore_methods.memory.neurons import Activation, Block, Neurons, queries
-from kecore_methods.memory.unrelated import ROWS, Scale, at_tokens, unrelated
+from kecore_methods.memory.neurons import Activation, Block, Neurons, read_queries
+from kecore_methods.memory.unrelated import ROWS, Unrelated, read_token_queries, unrelated_queries
 
 __all__ = ["Patches", "TPatcher", "TPatcherConfig", "locality_loss"]
 
-_LEAST = 0.1  # distance that a patch is made to tell apart, in units of that between its query and the mean
+_LEAST_DISTANCE = 0.1  # that a patch is made to tell apart, in units of that between its query and the mean
 _SAME = 0.1  # of a query's length: an earlier edit's query that near is that of the same input
+_TENSORS = ("keys", "biases", "values", "queries")
 
 
 class TPatcherConfig(MethodConfig):
@@ -90,8 +91,8 @@ class TPatcherConfig(MethodConfig):
     )
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-        """The unrelated queries, some passages at a time, and one request at a time."""
-        layer = chosen_layer(view, self.layer, self.depth)
+        """Return the memory of the unrelated queries, some passages at a time, and of one request at a time."""
+        layer = choose_layer(view, self.layer, self.depth)
         tokens = ROWS * self.passage_tokens
         numbers = 2 * self.passages * self.passage_tokens * view.width + 3 * view.width**2
         parts = {"unrelated queries and their covariance": 4 * numbers}
@@ -106,11 +107,11 @@ class Patches:
     """The patches of a session while they are written.
 
     Args:
-        block: where they are.
+        block: the feed-forward block that they stand beside.
         keys: ``[patches, d_in]``.
         biases: ``[patches]``.
         values: ``[patches, d_out]``.
-        queries: ``[patches, d_in]``, of each the input that it was made for.
+        queries: ``[patches, d_in]``, the input that each was made for.
     """
 
     block: Block
@@ -121,54 +122,58 @@ class Patches:
 
     @classmethod
     def of(cls, block: Block, context: MethodContext) -> Patches:
-        """Those that earlier edits left, or none.
+        """Return the patches that earlier edits left, or none.
 
         Raises:
             ConfigError: they are at another layer.
         """
         state = context.state
         if not state:
-            none = torch.zeros(0, block.d_in)
-            return cls(block, none, torch.zeros(0), torch.zeros(0, block.d_out), none)
-        old = int(state["layer"])
-        if old != block.layer:
+            no_keys = torch.zeros(0, block.d_in)
+            return cls(block, no_keys, torch.zeros(0), torch.zeros(0, block.d_out), queries=no_keys)
+        session_layer = int(state["layer"])
+        if session_layer != block.layer:
             raise ConfigError(
-                f"the patches of this session are at layer {old}, not {block.layer}; revert its edits first"
+                f"the patches of this session are at layer {session_layer}, not {block.layer}; revert its edits first"
             )
-        return cls(block, *(state[name].clone() for name in ("keys", "biases", "values", "queries")))
+        return cls(block, **{name: state[name].clone() for name in _TENSORS})
 
     def state(self) -> dict[str, Tensor]:
-        """All of them as tensors."""
-        names = ("keys", "biases", "values", "queries")
-        return {"layer": torch.tensor(self.block.layer), **{name: getattr(self, name) for name in names}}
+        """Return all patches as tensors, for the session's state."""
+        tensors: dict[str, Tensor] = {name: getattr(self, name) for name in _TENSORS}
+        return {"layer": torch.tensor(self.block.layer), **tensors}
 
-    def add(self, *parts: Tensor) -> None:
-        """Put further keys, biases, values and queries behind the others."""
-        for name, part in zip(("keys", "biases", "values", "queries"), parts, strict=True):
-            setattr(self, name, torch.cat([getattr(self, name), part.detach().cpu()]))
+    def add(self, keys: Tensor, biases: Tensor, values: Tensor, queries: Tensor) -> None:
+        """Put further patches behind the others."""
+        self.keys = torch.cat([self.keys, keys.detach().cpu()])
+        self.biases = torch.cat([self.biases, biases.detach().cpu()])
+        self.values = torch.cat([self.values, values.detach().cpu()])
+        self.queries = torch.cat([self.queries, queries.detach().cpu()])
 
     def with_more(self, keys: Tensor, biases: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys, biases and values as :class:`Neurons` has them, with further ones behind."""
-        old, new = (self.keys, self.biases, self.values), (keys, biases, values)
-        k, b, v = (torch.cat([a.to(more), more])[None] for a, more in zip(old, new, strict=True))
-        return k, b, v
+        """Return ``[1, patches, ...]`` keys, biases and values as :class:`Neurons` has them, further ones behind."""
+        return (
+            torch.cat([self.keys.to(keys), keys])[None],
+            torch.cat([self.biases.to(biases), biases])[None],
+            torch.cat([self.values.to(values), values])[None],
+        )
 
     def neurons(self, activation: Activation) -> Neurons:
-        """A side module of them."""
+        """Return a side module with these patches."""
         return Neurons.at([self.block], self.keys[None], self.biases[None], self.values[None], activation)
 
 
 def locality_loss(unrelated: Tensor, own: Tensor, beta: float, gamma: float, hardest: int) -> Tensor:
-    """The memory loss ``l_m1 + l_m2`` (section 4.2), where ``S`` is the mean of ``exp`` over the top k.
+    """Return the memory loss ``l_m1 + l_m2`` (section 4.2), where ``S`` is the mean of ``exp`` over the top k.
 
     Args:
         unrelated: ``[m, patches]``: what each patch reads at each unrelated query, ``q·k + b``.
-        own: ``[patches]``: what it reads at its own.
-        beta: bound of the one, ``l_m1 = S(M·k + b - β)``.
-        gamma: bound of the difference, ``l_m2 = S((M - q)·k - γ)``.
+        own: ``[patches]``: what each patch reads at the query that it was made for.
+        beta: bound of the former, ``l_m1 = S(M·k + b - β)``.
+        gamma: bound of their difference, ``l_m2 = S((M - q)·k - γ)``.
         hardest: k.
     """
-    top = unrelated.topk(min(hardest, len(unrelated)), dim=0).values
+    top = unrelated.topk(min(hardest, len(unrelated)), dim=0).values  # [k, patches]
     return (top - beta).exp().mean() + (top - own - gamma).exp().mean()
 
 
@@ -186,18 +191,25 @@ class TPatcher:
         """Patch the mistakes of one request after another; the model is as before when this returns."""
         config: TPatcherConfig = context.config
         requests, items = batch.requests, batch.encodings
-        layer = chosen_layer(view, config.layer, config.depth)
+        layer = choose_layer(view, config.layer, config.depth)
         added: list[int] = []
         losses: list[float | None] = []
         with view.frozen(), suspended(view.model):
             with context.stages("memory"):
                 block = Block.of(view, layer)
-                generic, scale = unrelated(view, context, block, config.passages, config.passage_tokens, config.ridge)
+                unrelated = unrelated_queries(
+                    view,
+                    context,
+                    block,
+                    passages=config.passages,
+                    tokens=config.passage_tokens,
+                    ridge=config.ridge,
+                )
             patches = Patches.of(block, context)
             with context.stages("tune"):
                 for request, item in zip(requests, items, strict=True):
                     before = len(patches.keys)
-                    losses.append(_Writer(view, context, patches, request, item, generic, scale).write())
+                    losses.append(_Writer(view, context, patches, request, item, unrelated).write())
                     added.append(len(patches.keys) - before)
         context.state.update(patches.state())
         notes = {"layers": [layer], "patches": len(patches.keys), "added": added, "loss": losses}
@@ -205,7 +217,16 @@ class TPatcher:
 
 
 class _Writer:
-    """One request, the tokens that the model gets wrong, and what their patches must not read."""
+    """One request, the tokens that the model gets wrong, and what their patches must not read.
+
+    Args:
+        view: the model, frozen.
+        context: of the edit.
+        patches: those of the session, which the request's are added to.
+        request: the fact.
+        item: its prompt with its target.
+        unrelated: inputs of the block at packaged passages.
+    """
 
     def __init__(
         self,
@@ -214,63 +235,96 @@ class _Writer:
         patches: Patches,
         request: EditRequest,
         item: Encoded,
-        generic: Tensor,
-        scale: Scale,
+        unrelated: Unrelated,
     ) -> None:
-        self.view, self.context, self.patches, self.scale = view, context, patches, scale
+        self.view, self.context, self.patches, self.scale = view, context, patches, unrelated.scale
         self.config: TPatcherConfig = context.config
         encoder, block, layer = context.encoder, patches.block, patches.block.layer
         self.batch = Targets(view, encoder, [item], layer, "target_new")
         place = (self.batch.row, self.batch.column)
         with torch.no_grad(), patches.neurons(self.config.activation).on(view.model):
             out = view.forward(self.batch.rows, resume=self.batch.resume, at=place, hidden=[layer], values=[layer])
-        wrong = out.logits.argmax(-1) != self.batch.token  # type: ignore[union-attr]
-        column = self.batch.column[wrong]
-        self.own = queries(view, self.batch.rows, block, self.batch.resume)[0, column]
-        self.unit = residual_stream(view, layer, out)[0, column].float().square().mean(-1, keepdim=True).sqrt()
-        texts = prompts_about_others(request, load_passages()[: self.config.others])
-        parts = [generic]
-        if texts:
-            parts.append(at_tokens(view, encoder, [encoder.encode(text, request.target).ids for text in texts], block))
-        parts.append(self._others_queries())
-        self.unrelated = scale.coordinates(torch.cat([part.to(self.own) for part in parts]))
+        mistaken = out.logits.argmax(-1) != self.batch.token  # type: ignore[union-attr]
+        columns = self.batch.column[mistaken]
+        # One patch for each mistaken token: its query, and the size of what its value has to outweigh.
+        self.queries = read_queries(view, self.batch.rows, block, self.batch.resume)[0, columns]  # [patches, d_in]
+        stream = residual_stream(view, layer, out)[0, columns]  # [patches, d_out]
+        self.value_unit = stream.float().square().mean(-1, keepdim=True).sqrt()  # [patches, 1]
+        self.unrelated = self._unrelated_coordinates(request, unrelated.queries)  # [m, d_in]
 
-    def _others_queries(self) -> Tensor:
-        """Queries of earlier edits, but for those of the same input, which may be corrected anew."""
-        earlier = self.patches.queries.to(self.own)
-        apart = torch.cdist(earlier, self.own) > _SAME * self.own.norm(dim=-1)
-        return earlier[apart.all(1)]
+    def _unrelated_coordinates(self, request: EditRequest, passage_queries: Tensor) -> Tensor:
+        """Return what patches must not read: passages, the prompt about others, and earlier edits."""
+        encoder, block = self.context.encoder, self.patches.block
+        chunks = [passage_queries]
+        texts = prompts_about_others(request, load_passages()[: self.config.others])
+        if texts:
+            ids = [encoder.encode(text, request.target).ids for text in texts]
+            chunks.append(read_token_queries(self.view, encoder, ids, block))
+        chunks.append(self._earlier_queries())
+        return self.scale.coordinates(torch.cat([chunk.to(self.queries) for chunk in chunks]))
+
+    def _earlier_queries(self) -> Tensor:
+        """Return the queries of earlier edits, but for those of the same input, which may be corrected anew."""
+        earlier = self.patches.queries.to(self.queries)
+        different = torch.cdist(earlier, self.queries) > _SAME * self.queries.norm(dim=-1)  # [earlier, patches]
+        return earlier[different.all(1)]
 
     def write(self) -> float | None:
-        """Train the patches of all mistaken tokens together; the last loss, or None where there was no mistake."""
-        if not len(self.own):
+        """Train the patches of all mistaken tokens together.
+
+        Returns:
+            The last loss, or None where the model made no mistake.
+        """
+        if not len(self.queries):
             return None
-        config, own = self.config, self.scale.coordinates(self.own)
-        key = own / own.square().sum(-1, keepdim=True)  # such a key reads 1 at its own query
-        # Stretched about that until it reads β at the hardest: a patch that is silent at its own query learns nothing.
-        hardest = (self.unrelated @ key.t()).topk(min(config.hardest, len(self.unrelated)), dim=0).values.mean(0)
-        stretch = (1 - config.beta) / (1 - hardest).clamp(min=_LEAST)
-        key, bias = stretch[:, None] * key, 1 - stretch
-        unit = 1 / (own.norm(dim=-1, keepdim=True) * own.shape[1] ** 0.5)
-        steps = [
-            torch.zeros(shape, device=own.device, requires_grad=True)
-            for shape in (key.shape, (len(own),), (len(own), self.patches.block.d_out))
-        ]
+        config, queries = self.config, self.scale.coordinates(self.queries)
+        first_key, first_bias = self._first_patch(queries)
+        # In these units a step of Adam changes what a patch reads, and the layer's output, by the learning rate.
+        key_unit = 1 / (queries.norm(dim=-1, keepdim=True) * queries.shape[1] ** 0.5)
+        key_steps = torch.zeros(first_key.shape, device=queries.device, requires_grad=True)
+        bias_steps = torch.zeros((len(queries),), device=queries.device, requires_grad=True)
+        values_shape = (len(queries), self.patches.block.d_out)
+        value_steps = torch.zeros(values_shape, device=queries.device, requires_grad=True)
 
         def patch() -> tuple[Tensor, Tensor, Tensor]:
-            return *self.scale.key(key + unit * steps[0], bias + steps[1]), self.unit * steps[2]
+            key, bias = self.scale.key(first_key + key_unit * key_steps, first_bias + bias_steps)
+            return key, bias, self.value_unit * value_steps
 
         neurons = self.patches.neurons(config.activation)
 
         def loss(batch: Targets) -> Tensor:
             neurons.keys, neurons.biases, neurons.values = self.patches.with_more(*patch())
-            keys, biases = key + unit * steps[0], bias + steps[1]
-            read = (own * keys).sum(-1) + biases
-            memory = locality_loss(self.unrelated @ keys.t() + biases, read, config.beta, config.gamma, config.hardest)
-            active = (-read).exp().mean()
-            return batch.loss() + config.activation_weight * active + config.memory_weight * memory
+            keys, biases = first_key + key_unit * key_steps, first_bias + bias_steps
+            own_reading = (queries * keys).sum(-1) + biases  # [patches]
+            unrelated_reading = self.unrelated @ keys.t() + biases  # [m, patches]
+            memory_loss = locality_loss(
+                unrelated_reading, own_reading, beta=config.beta, gamma=config.gamma, hardest=config.hardest
+            )
+            activation_loss = (-own_reading).exp().mean()  # l_a of section 4.2
+            return batch.loss() + config.activation_weight * activation_loss + config.memory_weight * memory_loss
 
         with neurons.on(self.view.model):
-            losses = train(self.context, steps, config.learning_rate, config.steps, lambda _: [self.batch], loss)
-        self.patches.add(*patch(), self.own)
+            losses = train(
+                self.context,
+                parameters=[key_steps, bias_steps, value_steps],
+                rate=config.learning_rate,
+                epochs=config.steps,
+                batches=lambda _: [self.batch],
+                loss=loss,
+            )
+        self.patches.add(*patch(), self.queries)
         return losses[-1]
+
+    def _first_patch(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys ``[patches, d_in]`` and biases ``[patches]`` that read 1 at their query and β at the hardest.
+
+        Args:
+            queries: ``[patches, d_in]``, in coordinates.
+        """
+        config = self.config
+        key = queries / queries.square().sum(-1, keepdim=True)  # such a key reads 1 at its own query
+        unrelated_reading = self.unrelated @ key.t()  # [m, patches]
+        hardest = unrelated_reading.topk(min(config.hardest, len(self.unrelated)), dim=0).values.mean(0)  # [patches]
+        # Stretched about that until it reads β at the hardest: a patch that is silent at its own query learns nothing.
+        stretch = (1 - config.beta) / (1 - hardest).clamp(min=_LEAST_DISTANCE)
+        return stretch[:, None] * key, 1 - stretch

@@ -1,4 +1,4 @@
-"""Inputs of a feed-forward block that an edit is not about, and coordinates in which its own are apart from them."""
+"""Inputs of a feed-forward block that an edit is not about, and coordinates that tell the edit's own inputs apart."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from kecore.api.method import MethodContext
 from kecore.engine.texts import load_passages
 from kecore.model import ModelView
 from kecore.text import Encoder
-from kecore_methods.memory.neurons import Block, queries
+from kecore_methods.memory.neurons import Block, read_queries
 
-__all__ = ["ROWS", "Scale", "at_tokens", "unrelated"]
+__all__ = ["ROWS", "Scale", "Unrelated", "read_token_queries", "unrelated_queries"]
 
 ROWS = 8
-"""Passages in a pass."""
+"""Passages that one pass reads."""
 
 
 @dataclass(frozen=True)
@@ -37,48 +37,62 @@ class Scale:
 
     @classmethod
     def of(cls, queries: Tensor, ridge: float) -> Scale:
-        """That of some queries ``[n, d]``, with ``ridge`` times the mean variance added to each."""
+        """Return the scale of queries ``[n, d]``; ``ridge`` times the mean variance is added to each variance."""
         mean = queries.double().mean(0)
-        apart = queries.double() - mean
-        covariance = apart.t() @ apart / len(queries)
+        centred = queries.double() - mean
+        covariance = centred.t() @ centred / len(queries)  # [d, d]
         covariance.diagonal().add_(ridge * covariance.diagonal().mean())
         return cls(mean.float(), torch.linalg.cholesky(covariance).float())
 
     def coordinates(self, queries: Tensor) -> Tensor:
-        """``[n, d]`` of queries ``[n, d]``."""
+        """Return the coordinates ``L⁻¹ (q - mean)`` of queries, ``[n, d]``."""
         return torch.linalg.solve_triangular(self.factor, (queries - self.mean).t(), upper=False).t()
 
     def key(self, key: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Key ``[n, d]`` and bias ``[n]`` that read at queries what these read at their coordinates."""
-        own = torch.linalg.solve_triangular(self.factor.t(), key.t(), upper=True).t()
-        return own, bias - own @ self.mean
+        """Return key ``[n, d]`` and bias ``[n]`` that read at queries what the given ones read at their coordinates."""
+        query_key = torch.linalg.solve_triangular(self.factor.t(), key.t(), upper=True).t()  # L⁻ᵀ k
+        return query_key, bias - query_key @ self.mean
 
 
-def unrelated(
-    view: ModelView, context: MethodContext, block: Block, count: int, tokens: int, ridge: float
-) -> tuple[Tensor, Scale]:
-    """The block's input at every token of packaged passages, ``[tokens, d_in]``, and their scale; kept for later edits.
+@dataclass(frozen=True)
+class Unrelated:
+    """Inputs of a block at packaged passages.
+
+    Args:
+        queries: ``[tokens, d_in]``.
+        scale: their mean and covariance.
+    """
+
+    queries: Tensor
+    scale: Scale
+
+
+def unrelated_queries(
+    view: ModelView, context: MethodContext, block: Block, *, passages: int, tokens: int, ridge: float
+) -> Unrelated:
+    """Return the block's inputs at every token of packaged passages; read once for all edits of a session.
 
     Args:
         view: the model, frozen by the caller.
         context: of the edit.
-        block: whose input.
-        count: passages.
-        tokens: of each passage.
+        block: the feed-forward block.
+        passages: number of passages.
+        tokens: tokens of each passage.
         ridge: see :meth:`Scale.of`.
     """
-    key = ("unrelated", block.layer, count, tokens, ridge)
+    key = ("unrelated", block.layer, passages, tokens, ridge)
     if key not in context.memo:
         encoder = Encoder(context.encoder.tokenizer)  # plain text, also where prompts are put into a template
-        texts = [" ".join(part[:tokens]) for part in load_passages()[:count]]
+        texts = [" ".join(words[:tokens]) for words in load_passages()[:passages]]
         ids = [encoder.encode(text).ids[:tokens] for text in texts]
-        found = torch.cat([at_tokens(view, encoder, ids[i : i + ROWS], block) for i in range(0, len(ids), ROWS)])
-        context.memo[key] = found, Scale.of(found, ridge)
+        chunks = [read_token_queries(view, encoder, ids[i : i + ROWS], block) for i in range(0, len(ids), ROWS)]
+        queries = torch.cat(chunks)  # [tokens, d_in]
+        context.memo[key] = Unrelated(queries, Scale.of(queries, ridge))
     return context.memo[key]
 
 
-def at_tokens(view: ModelView, encoder: Encoder, ids: Sequence[Sequence[int]], block: Block) -> Tensor:
-    """The block's input at the tokens of some texts, ``[tokens, d_in]``; the model is frozen by the caller."""
+def read_token_queries(view: ModelView, encoder: Encoder, ids: Sequence[Sequence[int]], block: Block) -> Tensor:
+    """Return the block's inputs at the tokens of some texts, ``[tokens, d_in]``; the model is frozen by the caller."""
     rows = encoder.rows(ids)
-    found = queries(view, rows, block)
-    return found[rows.attention_mask.bool().to(found.device)]
+    queries = read_queries(view, rows, block)  # [rows, width, d_in]
+    return queries[rows.attention_mask.bool().to(queries.device)]

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
 from kecore.api.config import MethodConfig
 from kecore.api.errors import ConfigError
 from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities, EditRequest
 from kecore.batch import RequestBatch
-from kecore.edit import ModuleEdit, SideModule, suspended
+from kecore.edit import ModuleEdit, suspended
 from kecore.engine import contexts
-from kecore.engine.passes import Passes, hook_projection
 from kecore.engine.side import side_edit
 from kecore.engine.texts import load_passages, prompts_about_others
-from kecore.engine.tuning import Targets, batch_need, chosen_layer, train
+from kecore.engine.tuning import Targets, batch_need, choose_layer, train
 from kecore.memory import Need
 from kecore.model import ModelView
 from kecore.text import Rows
+from kecore_methods.memory.side_memories import SideMemories, ties
 
-__all__ = ["SideMemories", "Wise", "WiseConfig", "ties"]
+__all__ = ["Wise", "WiseConfig"]
 
-_WORDS = 8  # of an irrelevant prompt
+_OPENING_WORDS = 8  # of a passage, as an irrelevant prompt
 _TINY = 1e-12
+_TENSORS = ("shards", "merged", "keys", "owner")
 
 
 class WiseConfig(MethodConfig):
@@ -73,92 +73,12 @@ class WiseConfig(MethodConfig):
     stop_loss: float = Field(default=2e-2, ge=0, description="An edit is finished at a loss below this.")
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-        """A shard with gradient and moments, the memories, and one request with its contexts at a time."""
-        layer = chosen_layer(view, self.layer, self.depth)
+        """Return the memory of the shards, a gradient and moments, and of one request with its contexts at a time."""
+        layer = choose_layer(view, self.layer, self.depth)
         projection = view.layers[layer].value_projection
         parts = {"shards, gradient and moments": 4 * (4 + self.shards) * projection.d_out * projection.d_in}
         items = [item for item in batch.encodings for _ in range(self.contexts + 1)]
         return [batch_need(view, items, self.contexts + 1, layer, parts)]
-
-
-def ties(vectors: Tensor, density: float) -> Tensor:
-    """TIES merging (arXiv 2306.01708, Algorithm 1): trim, elect signs, mean of those that agree.
-
-    Args:
-        vectors: ``[n, ...]`` changes of one weight.
-        density: share of the entries of each that is kept, the largest in magnitude.
-
-    Returns:
-        The merged change, without the first dimension.
-    """
-    flat = vectors.flatten(1)
-    kept = max(1, round(density * flat.shape[1]))
-    largest = flat.abs().topk(kept, dim=1).indices
-    trimmed = torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest))
-    sign = trimmed.sum(0).sign()
-    agrees = (trimmed.sign() == sign) & (sign != 0)
-    total = (trimmed * agrees).sum(0)
-    return (total / agrees.sum(0).clamp(min=1)).reshape(vectors.shape[1:])
-
-
-class SideMemories(SideModule):
-    """Changes of one value projection with their thresholds (arXiv 2405.14768, eq. 3 and 6, Algorithm 2).
-
-    The query of a token is the text up to it. A memory's activation for it is the largest
-    ``‖a (W' - W)‖`` of the tokens so far, relative to the memory's threshold. The memory with the largest one takes
-    the token, if that is above 1, and else the layer is the model's own, bit for bit. A text that a memory has taken
-    is not given back to the model's own weights, since the largest activation only grows; so what a prompt decided
-    holds for all that is written after it.
-
-    Args:
-        place: path of the value projection.
-        memories: how many there are.
-        d_out: its output width.
-        d_in: its key width.
-    """
-
-    deltas: Tensor
-    thresholds: Tensor
-
-    def __init__(self, place: str, memories: int, d_out: int, d_in: int) -> None:
-        super().__init__()
-        self.place = place
-        self.register_buffer("deltas", torch.zeros(memories, d_out, d_in))
-        self.register_buffer("thresholds", torch.ones(memories))
-
-    def settings(self) -> dict[str, Any]:
-        """Arguments of the class."""
-        memories, d_out, d_in = self.deltas.shape
-        return {"place": self.place, "memories": memories, "d_out": d_out, "d_in": d_in}
-
-    def install(self, model: nn.Module) -> list[RemovableHandle]:
-        """Act on the output of the value projection."""
-        return hook_projection(model, self.place, self._act)
-
-    def _act(self, keys: Tensor, out: Tensor, mask: Tensor, passes: Passes) -> Tensor:
-        deltas = self.deltas.to(keys.device)
-        change = torch.einsum("rti,moi->rtmo", keys, deltas)
-        which = self.route(change.norm(dim=-1), mask, passes)
-        index = which.clamp(min=0)[..., None, None].expand(*which.shape, 1, change.shape[-1])
-        side = (out.float() + change.gather(2, index).squeeze(2)).to(out.dtype)
-        return torch.where((which >= 0).unsqueeze(-1), side, out)
-
-    def route(self, activation: Tensor, mask: Tensor, passes: Passes) -> Tensor:
-        """Which memory takes each token, -1 for none.
-
-        Args:
-            activation: ``‖a (W' - W)‖`` of each memory, ``[rows, width, memories]``.
-            mask: ``[rows, width]`` real tokens.
-            passes: remembers what earlier passes over the same cache decided.
-        """
-        score = activation / self.thresholds.to(activation) * mask.unsqueeze(-1)
-        before = passes.text_state.get("score")
-        if before is not None:
-            score = torch.cat([before.to(score)[:, None], score], 1)
-        running = score.cummax(1).values[:, -mask.shape[1] :]
-        passes.text_state["score"] = running[:, -1]
-        best, which = running.max(-1)
-        return torch.where(best > 1, which, -1)
 
 
 @dataclass
@@ -168,10 +88,11 @@ class Memory:
     Args:
         shards: ``[shards, d_out, d_in]`` changes that are not merged yet; the last is written to.
         merged: ``[memories, d_out, d_in]``.
-        keys: ``[edits, d_in]``, of each edit the key where its subject ends.
-        owner: ``[edits]`` which of merged memories and shards, in this order, holds it.
+        keys: ``[edits, d_in]``, each edit's key where its subject ends.
+        owner: ``[edits]`` which of merged memories and shards, in this order, holds the edit.
         unit: length of the layer's output at the first edit, which activations are measured in.
         opened: shards begun so far.
+        layer: the layer of the value projection.
     """
 
     shards: Tensor
@@ -184,7 +105,7 @@ class Memory:
 
     @classmethod
     def of(cls, view: ModelView, layer: int, state: Mapping[str, Tensor]) -> Memory:
-        """What earlier edits left, or nothing.
+        """Return the memory that earlier edits left, or an empty one.
 
         Raises:
             ConfigError: it is at another layer.
@@ -192,18 +113,22 @@ class Memory:
         projection = view.layers[layer].value_projection
         d_out, d_in = projection.d_out, projection.d_in
         if not state:
-            none = torch.zeros(0, d_out, d_in)
-            return cls(none, none, torch.zeros(0, d_in), torch.zeros(0, dtype=torch.long), layer=layer)
-        old, opened = int(state["layer"]), int(state["opened"])
-        if old != layer:
-            raise ConfigError(f"the side memory of this session is at layer {old}, not {layer}; revert its edits first")
-        tensors = {name: state[name].clone() for name in ("shards", "merged", "keys", "owner")}
+            no_deltas = torch.zeros(0, d_out, d_in)
+            no_keys, no_owner = torch.zeros(0, d_in), torch.zeros(0, dtype=torch.long)
+            return cls(shards=no_deltas, merged=no_deltas, keys=no_keys, owner=no_owner, layer=layer)
+        session_layer, opened = int(state["layer"]), int(state["opened"])
+        if session_layer != layer:
+            raise ConfigError(
+                f"the side memory of this session is at layer {session_layer}, not {layer}; revert its edits first"
+            )
+        tensors = {name: state[name].clone() for name in _TENSORS}
         return cls(**tensors, unit=float(state["unit"]), opened=opened, layer=layer)
 
     def state(self) -> dict[str, Tensor]:
-        """All of it as tensors."""
+        """Return everything as tensors, for the session's state."""
+        tensors: dict[str, Tensor] = {name: getattr(self, name) for name in _TENSORS}
         return {
-            **{name: getattr(self, name) for name in ("shards", "merged", "keys", "owner")},
+            **tensors,
             "unit": torch.tensor(self.unit, dtype=torch.float64),
             "opened": torch.tensor(self.opened),
             "layer": torch.tensor(self.layer),
@@ -211,36 +136,43 @@ class Memory:
 
     def make_room(self, config: WiseConfig) -> None:
         """Begin another shard where the last is full, and merge first where all of them are (Algorithm 1)."""
-        if len(self.shards) and self._edits(len(self.merged) + len(self.shards) - 1) < config.shard_edits:
+        if len(self.shards) and int((self.owner == self.last).sum()) < config.shard_edits:
             return
         if len(self.shards) == config.shards:
-            every = self.merged if config.mode == "merge" else self.merged[:0]
-            one = ties(torch.cat([every, self.shards]), config.density)[None]
-            first = len(self.merged) - len(every)
-            self.owner = self.owner.clamp(max=first)
-            self.merged = torch.cat([self.merged[:first], one])
-            self.shards = self.shards[:0]
+            self._merge_shards(config)
         self.shards = torch.cat([self.shards, torch.zeros(1, *self.shards.shape[1:])])
         self.opened += 1
 
-    def _edits(self, owner: int) -> int:
-        return int((self.owner == owner).sum())
+    def _merge_shards(self, config: WiseConfig) -> None:
+        """Merge all shards into one memory; in the mode ``merge``, together with what was merged before."""
+        finished = len(self.merged)  # memories that stay as they are
+        if config.mode == "merge":
+            finished = 0
+        merged = ties(torch.cat([self.merged[finished:], self.shards]), config.density)[None]  # [1, d_out, d_in]
+        self.owner = self.owner.clamp(max=finished)
+        self.merged = torch.cat([self.merged[:finished], merged])
+        self.shards = self.shards[:0]
+
+    @property
+    def last(self) -> int:
+        """The owner index of the shard that is written to."""
+        return len(self.merged) + len(self.shards) - 1
 
     def mask(self, ratio: float, seed: int) -> Tensor:
-        """The random mask of the shard that is written to, ``[d_out, d_in]`` (eq. 7)."""
+        """Return the random mask of the shard that is written to, ``[d_out, d_in]`` (eq. 7)."""
         generator = torch.Generator().manual_seed(seed * 1_000_003 + self.opened)
         return (torch.rand(self.shards.shape[1:], generator=generator) < ratio).float()
 
-    def module(self, place: str, config: WiseConfig) -> SideMemories:
-        """A side module of the merged memories and the shards, each with its threshold."""
-        deltas = torch.cat([self.merged, self.shards])
-        made = SideMemories(place, *deltas.shape)
-        made.deltas.copy_(deltas)
+    def module(self, path: str, config: WiseConfig) -> SideMemories:
+        """Return a side module with the merged memories and the shards, each with its threshold."""
+        deltas = torch.cat([self.merged, self.shards])  # [memories, d_out, d_in]
+        module = SideMemories(path, *deltas.shape)
+        module.deltas.copy_(deltas)
         for index, delta in enumerate(deltas):
             least = float((self.keys[self.owner == index] @ delta.t()).norm(dim=-1).min())
             # Irrelevant prompts were trained to stay below alpha, so no threshold goes below it.
-            made.thresholds[index] = max(config.threshold_ratio * least, config.alpha * self.unit)
-        return made
+            module.thresholds[index] = max(config.threshold_ratio * least, config.alpha * self.unit)
+        return module
 
 
 class Wise:
@@ -259,24 +191,32 @@ class Wise:
     def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> ModuleEdit:
         """Tune the side memory on the requests one after another; the model is as before when this returns."""
         config: WiseConfig = context.config
-        layer = chosen_layer(view, config.layer, config.depth)
+        layer = choose_layer(view, config.layer, config.depth)
         memory = Memory.of(view, layer, context.state)
         losses: list[float] = []
         with view.frozen(), suspended(view.model):
             with context.stages("contexts"):
-                before = contexts.of_session(view, context, config.contexts, config.context_tokens)
+                prefixes = contexts.of_session(view, context, config.contexts, config.context_tokens)
             with context.stages("tune"):
                 for index in range(len(batch)):
                     memory.make_room(config)
-                    losses.append(_Writer(view, context, memory, batch.select([index]), before).write())
+                    losses.append(_Writer(view, context, memory, batch.select([index]), prefixes).write())
         context.state.update(memory.state())
-        place = view.layers[layer].value_projection.name.removesuffix(".weight")
+        path = view.layers[layer].value_projection.name.removesuffix(".weight")
         notes = {"layers": [layer], "memories": len(memory.merged) + len(memory.shards), "loss": losses}
-        return side_edit(memory.module(place, config), view, context, self.name, batch.requests, notes)
+        return side_edit(memory.module(path, config), view, context, self.name, batch.requests, notes)
 
 
 class _Writer:
-    """One request, and the shard that it is written to."""
+    """One request, and the shard that it is written to.
+
+    Args:
+        view: the model, frozen.
+        context: of the edit.
+        memory: the side memory; its last shard has room.
+        batch: the one request.
+        prefixes: what stands before its prompt, the empty one first.
+    """
 
     def __init__(
         self,
@@ -294,37 +234,40 @@ class _Writer:
         self.batch = Targets(view, encoder, items, layer, "target_new")
         # The query's activation is taken where its subject ends: the only tokens that tell it from its neighbours.
         lookup = [item.lookup for item in items]
-        keys, length = _keys(view, self.batch.rows, layer)
-        self.own = keys[torch.arange(len(items)), lookup]
+        keys, length = _read_keys(view, self.batch.rows, layer)
+        self.request_keys = keys[torch.arange(len(items)), lookup]  # [prefixes, d_in]
         # What stands before it is below the threshold, and so what it reads is not the side memory's when it acts.
         columns = torch.arange(keys.shape[1], device=keys.device)
-        self.acts = (columns >= torch.tensor(lookup, device=keys.device)[:, None]).float().unsqueeze(-1)
-        ids = [encoder.encode(text).ids for text in self._irrelevant(request)]
+        acts = columns >= torch.tensor(lookup, device=keys.device)[:, None]
+        self.acts = acts.float().unsqueeze(-1)  # [rows, width, 1]
+        ids = [encoder.encode(text).ids for text in self._irrelevant_prompts(request)]
         rows = encoder.rows(ids)
-        self.other, _ = _keys(view, rows, layer)
-        self.real = rows.attention_mask.to(self.other)
+        self.irrelevant_keys, _ = _read_keys(view, rows, layer)  # [prompts, width, d_in]
+        self.irrelevant_mask = rows.attention_mask.to(self.irrelevant_keys)
         if not memory.unit:
             memory.unit = length
-        first = len(memory.merged) + len(memory.shards) - 1
-        self.earlier = memory.keys[memory.owner == first].to(self.other.device)
+        self.shard_keys = memory.keys[memory.owner == memory.last].to(self.irrelevant_keys.device)  # [edits, d_in]
 
-    def _irrelevant(self, request: EditRequest) -> list[str]:
-        """Openings of passages, and the request's prompt about others than its subject."""
+    def _irrelevant_prompts(self, request: EditRequest) -> list[str]:
+        """Return openings of passages, and the request's prompt about others than its subject."""
         generator = torch.Generator().manual_seed(self.context.seed + len(self.memory.keys))
-        words = load_passages()
-        chosen = [words[i] for i in torch.randperm(len(words), generator=generator)[: self.config.irrelevant]]
+        passages = load_passages()
+        order = torch.randperm(len(passages), generator=generator)
+        chosen = [passages[i] for i in order[: self.config.irrelevant]]
         half = len(chosen) // 2
-        openings = [" ".join(each[:_WORDS]) for each in chosen[:half]]
+        openings = [" ".join(words[:_OPENING_WORDS]) for words in chosen[:half]]
         return [*openings, *prompts_about_others(request, chosen[half:])]
 
     def write(self) -> float:
-        """Tune the shard; the last loss."""
+        """Tune the shard and return the last loss."""
         memory, config = self.memory, self.config
         weight = self.view.layers[memory.layer].value_projection.weight
         base = memory.shards[-1].to(weight.device)
         mask = memory.mask(config.mask_ratio, self.context.seed).to(weight.device)
         step = torch.zeros_like(base, requires_grad=True)
-        rms = float(weight.float().square().mean().sqrt())
+        rate = config.learning_rate
+        if rate is None:
+            rate = config.relative_learning_rate * float(weight.float().square().mean().sqrt())
 
         def loss(batch: Targets) -> Tensor:
             delta = base + mask * step  # the gradient reaches what the mask lets through (eq. 7)
@@ -332,30 +275,43 @@ class _Writer:
             return side + self.routing_loss(delta)
 
         losses = train(
-            self.context, [step], config.learning_rate or config.relative_learning_rate * rms, config.steps,
-            lambda _: [self.batch], loss, stop=config.stop_loss,
-        )  # fmt: skip
+            self.context,
+            parameters=[step],
+            rate=rate,
+            epochs=config.steps,
+            batches=lambda _: [self.batch],
+            loss=loss,
+            stop=config.stop_loss,
+        )
         delta = (base + mask * step).detach()
         memory.shards[-1] = delta.cpu()
-        memory.keys = torch.cat([memory.keys, self.own[:1].cpu()])
-        memory.owner = torch.cat([memory.owner, torch.tensor([len(memory.merged) + len(memory.shards) - 1])])
+        memory.keys = torch.cat([memory.keys, self.request_keys[:1].cpu()])  # the bare prompt's
+        memory.owner = torch.cat([memory.owner, torch.tensor([memory.last])])
         return losses[-1]
 
     def routing_loss(self, delta: Tensor) -> Tensor:
-        """The margins of eq. 5, in units of the layer's output; earlier edits of the shard stay above beta as well."""
+        """Return the margins of eq. 5, in units of the layer's output.
+
+        Earlier edits of the shard stay above beta as well.
+
+        Args:
+            delta: ``[d_out, d_in]``, the change of the shard as it is now.
+        """
         config, unit = self.config, self.memory.unit
-        own, earlier = (_length(keys @ delta.t()) / unit for keys in (self.own, self.earlier))
-        other = (_length(self.other @ delta.t()) * self.real).amax(1) / unit
+        request = _length(self.request_keys @ delta.t()) / unit  # [prefixes]
+        earlier = _length(self.shard_keys @ delta.t()) / unit  # [edits]
+        irrelevant_tokens = _length(self.irrelevant_keys @ delta.t()) * self.irrelevant_mask  # [prompts, width]
+        irrelevant = irrelevant_tokens.amax(1) / unit  # [prompts]
         terms = (
-            (other - config.alpha).relu().mean(),
-            (config.beta - torch.cat([own, earlier])).relu().mean(),
-            (config.gamma - (own[:, None] - other)).relu().mean(),
+            (irrelevant - config.alpha).relu().mean(),
+            (config.beta - torch.cat([request, earlier])).relu().mean(),
+            (config.gamma - (request[:, None] - irrelevant)).relu().mean(),  # every pair
         )
         return config.margin_weight * sum(terms, torch.zeros(()).to(delta))
 
 
-def _keys(view: ModelView, rows: Rows, layer: int) -> tuple[Tensor, float]:
-    """Keys at the layer ``[rows, width, d_in]``, which no side memory changes, and the mean length of its output."""
+def _read_keys(view: ModelView, rows: Rows, layer: int) -> tuple[Tensor, float]:
+    """Return ``[rows, width, d_in]`` keys at the layer, which no side memory changes, and the output's mean length."""
     with torch.no_grad():
         out = view.forward(rows, stop=layer, keys=[layer], values=[layer])
     length = out.values[layer].float().norm(dim=-1)[rows.attention_mask.bool()].mean()
@@ -363,5 +319,5 @@ def _keys(view: ModelView, rows: Rows, layer: int) -> tuple[Tensor, float]:
 
 
 def _length(x: Tensor) -> Tensor:
-    """Length of each vector, with a gradient also at zero."""
+    """Return the length of each vector, with a gradient also at zero."""
     return (x.square().sum(-1) + _TINY).sqrt()

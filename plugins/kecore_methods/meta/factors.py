@@ -17,7 +17,7 @@ from kecore.api.errors import NonFiniteError
 from kecore.model import LinearView, ModelView
 from kecore.text import Encoded, Encoder, Rows
 
-__all__ = ["Factors", "Reader", "Shifts", "Texts", "grouped", "low_rank", "means", "nll", "unit_step"]
+__all__ = ["Factors", "Reader", "Shifts", "Texts", "group_requests", "low_rank", "nll", "row_means", "unit_step"]
 
 Shifts = Mapping[int, tuple[Tensor, Tensor]]
 """Layer to ``(U [groups, k, d_out], V [groups, k, d_in])``: the update ``Σ_k U_k V_kᵀ`` of each group of requests."""
@@ -31,38 +31,42 @@ class Factors:
         inputs: layer to ``u``, ``[requests, tokens, d_in]`` float32; zero where a request has fewer tokens.
         deltas: layer to ``δ``, ``[requests, tokens, d_out]`` float32; zero there as well.
         mask: ``[requests, tokens]``, where there is a token.
-        said: what the model itself finds most probable at each place of each request's target, as token ids.
+        answers: token ids that the model itself finds most probable in each place of each request's target.
     """
 
     inputs: Mapping[int, Tensor]
     deltas: Mapping[int, Tensor]
     mask: Tensor
-    said: tuple[tuple[int, ...], ...]
+    answers: tuple[tuple[int, ...], ...]
 
     def one(self, index: int) -> Factors:
-        """Those of one request, without padding."""
-        keep = self.mask[index]
+        """Return the factors of one request, without padding."""
+        real = self.mask[index]  # [tokens]
         return Factors(
-            {layer: u[index, keep][None] for layer, u in self.inputs.items()},
-            {layer: d[index, keep][None] for layer, d in self.deltas.items()},
-            keep[keep][None],
-            (self.said[index],),
+            inputs={layer: u[index, real][None] for layer, u in self.inputs.items()},
+            deltas={layer: delta[index, real][None] for layer, delta in self.deltas.items()},
+            mask=real[real][None],
+            answers=(self.answers[index],),
         )
 
     @staticmethod
-    def stack(parts: Sequence[Factors]) -> Factors:
-        """Several requests' factors, padded to the longest."""
-        width = max(part.mask.shape[1] for part in parts)
+    def stack(chunks: Sequence[Factors]) -> Factors:
+        """Return the factors of all chunks of requests as one, padded to the longest."""
+        width = max(chunk.mask.shape[1] for chunk in chunks)
 
-        def padded(x: Tensor) -> Tensor:
-            return torch.cat([x, x.new_zeros(x.shape[0], width - x.shape[1], *x.shape[2:])], 1)
+        def stack_padded(tensors: Sequence[Tensor]) -> Tensor:
+            """Return ``[requests, tokens, ...]`` with ``width`` tokens, of all chunks."""
+            padding = [x.new_zeros(x.shape[0], width - x.shape[1], *x.shape[2:]) for x in tensors]
+            return torch.cat([torch.cat(pair, 1) for pair in zip(tensors, padding, strict=True)])
 
-        return Factors(
-            {layer: torch.cat([padded(part.inputs[layer]) for part in parts]) for layer in parts[0].inputs},
-            {layer: torch.cat([padded(part.deltas[layer]) for part in parts]) for layer in parts[0].deltas},
-            torch.cat([padded(part.mask) for part in parts]),
-            tuple(said for part in parts for said in part.said),
-        )
+        inputs: dict[int, Tensor] = {}
+        deltas: dict[int, Tensor] = {}
+        for layer in chunks[0].inputs:
+            inputs[layer] = stack_padded([chunk.inputs[layer] for chunk in chunks])
+            deltas[layer] = stack_padded([chunk.deltas[layer] for chunk in chunks])
+        mask = stack_padded([chunk.mask for chunk in chunks])
+        answers = tuple(answer for chunk in chunks for answer in chunk.answers)
+        return Factors(inputs, deltas, mask, answers)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,9 +76,9 @@ class Texts:
     Args:
         rows: aligned at their first token.
         below: ``[rows, width, d_model]``; None where the first layer is edited.
-        row: ``[places]``: row of each predicted token.
-        column: ``[places]``: column that predicts it.
-        token: ``[places]``: its id.
+        row: ``[targets]``: row of each predicted token.
+        column: ``[targets]``: column that predicts it.
+        token: ``[targets]``: its id.
     """
 
     rows: Rows
@@ -85,7 +89,7 @@ class Texts:
 
     @property
     def count(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return len(self.rows.input_ids)
 
 
@@ -104,7 +108,10 @@ class Reader:
     layers: Sequence[int]
 
     def states(self, items: Sequence[Encoded]) -> list[Tensor]:
-        """What enters the first edited layer, ``[tokens, d_model]`` a text; empty where that is the model's first."""
+        """Return what enters the first edited layer, ``[tokens, d_model]`` for each text.
+
+        The list is empty where the first edited layer is the model's first.
+        """
         first = self.layers[0] - 1
         if first < 0:
             return []
@@ -115,48 +122,49 @@ class Reader:
         return [state[: len(row)].clone() for row, state in zip(ids, found, strict=True)]
 
     def texts(self, items: Sequence[Encoded], states: Sequence[Tensor] | None = None) -> Texts:
-        """Token rows, ready to be run. A continuation's last token is predicted and never read.
+        """Return token rows, ready to be run. A continuation's last token is predicted and never read.
 
         Args:
             items: prompts with continuations.
             states: their :meth:`states`, where they are at hand.
         """
         rows = self._rows([item.ids[:-1] for item in items])
-        places = [(i, j - 1, item.ids[j]) for i, item in enumerate(items) for j in range(item.start, len(item.ids))]
-        row, column, token = torch.tensor(places, device=self.view.device).t()
-        states = self.states(items) if states is None else states
-        # The lists of states are empty where no layer is below.
-        below = torch.nn.utils.rnn.pad_sequence(list(states), batch_first=True) if states else None
+        targets: list[tuple[int, int, int]] = []  # row, column and id of each predicted token
+        for index, item in enumerate(items):
+            targets += [(index, j - 1, item.ids[j]) for j in range(item.start, len(item.ids))]
+        row, column, token = torch.tensor(targets, device=self.view.device).t()
+        if states is None:
+            states = self.states(items)
+        below = None
+        if states:  # empty where no layer is below
+            below = torch.nn.utils.rnn.pad_sequence(list(states), batch_first=True)  # [rows, width, d_model]
         return Texts(rows, below, row, column, token)
 
     def _rows(self, ids: Sequence[tuple[int, ...]]) -> Rows:
         return self.encoder.rows(ids).to(self.view.device)
 
     def logits(self, texts: Texts, shifts: Shifts | None = None, group: Tensor | None = None) -> Tensor:
-        """Logits at the predicted places, ``[places, vocab]`` float32.
+        """Return the logits of the predicted tokens, ``[targets, vocab]`` float32.
 
         Args:
             texts: the rows.
-            shifts: updates of the value projections, differentiable.
+            shifts: updates of the value projections, differentiable; needs ``group``.
             group: ``[rows]``: which group's update each row has.
         """
-        add = {layer: _Added(u, v, group) for layer, (u, v) in (shifts or {}).items() if group is not None}
+        add: dict[int, _RowUpdate] = {}
+        if shifts is not None and group is not None:
+            add = {layer: _RowUpdate(u, v, group) for layer, (u, v) in shifts.items()}
         out = self.view.forward(texts.rows, resume=self._resume(texts), at=(texts.row, texts.column), add=add)
         return out.logits.float()  # type: ignore[union-attr]
 
     def factors(self, texts: Texts) -> Factors:
-        """Gradient factors of each row as a request of its own, from one backward pass.
+        """Return the gradient factors of each row as a request of its own, from one backward pass.
 
         Raises:
             NonFiniteError: a gradient is not finite.
         """
-        projections = {layer: self.view.layers[layer].value_projection for layer in self.layers}
-        shape = texts.rows.input_ids.shape
         # The gradient with respect to an output is that of a zero added to it.
-        zeros = {
-            layer: torch.zeros(*shape, p.d_out, dtype=p.weight.dtype, device=p.weight.device, requires_grad=True)
-            for layer, p in projections.items()
-        }
+        zeros = {layer: self._zero_output(layer, texts.rows) for layer in self.layers}
         with torch.enable_grad():
             out = self.view.forward(
                 texts.rows,
@@ -167,56 +175,71 @@ class Reader:
             )
             # The sum over rows of each one's mean: no row's gradient depends on another's.
             logits = out.logits.float()  # type: ignore[union-attr]
-            loss = means(nll(logits, texts), texts).sum()
-            deltas = torch.autograd.grad(loss, list(zeros.values()))
-        mask = texts.rows.attention_mask.bool()
-        keep = mask[..., None]
-        if not all(bool(torch.isfinite(delta).all()) for delta in deltas):
+            loss = row_means(nll(logits, texts), texts).sum()
+            gradients = torch.autograd.grad(loss, list(zeros.values()))
+        if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
             raise NonFiniteError("a gradient is NaN or infinite; load the model in float32 or bfloat16")
+        mask = texts.rows.attention_mask.bool()
+        deltas = dict(zip(self.layers, gradients, strict=True))
+        likeliest = logits.argmax(-1)  # [targets]
         return Factors(
-            {layer: out.keys[layer].float() * keep for layer in self.layers},
-            {layer: delta.float() * keep for layer, delta in zip(self.layers, deltas, strict=True)},
-            mask,
-            tuple(tuple(logits.argmax(-1)[texts.row == i].tolist()) for i in range(texts.count)),
+            inputs={layer: out.keys[layer].float() * mask[..., None] for layer in self.layers},
+            deltas={layer: delta.float() * mask[..., None] for layer, delta in deltas.items()},
+            mask=mask,
+            answers=tuple(tuple(likeliest[texts.row == i].tolist()) for i in range(texts.count)),
         )
 
+    def _zero_output(self, layer: int, rows: Rows) -> Tensor:
+        """Return zeros to be added to a value projection's output, ``[rows, width, d_out]``, that take a gradient."""
+        projection = self.view.layers[layer].value_projection
+        weight = projection.weight
+        shape = (*rows.input_ids.shape, projection.d_out)
+        return torch.zeros(shape, dtype=weight.dtype, device=weight.device, requires_grad=True)
+
     def _resume(self, texts: Texts) -> tuple[int, Tensor] | None:
-        return None if texts.below is None else (self.layers[0], texts.below)
+        if texts.below is None:
+            return None
+        return self.layers[0], texts.below
 
 
-class _Added:
-    """What the updates of its row's group add to the output of a value projection."""
+class _RowUpdate:
+    """What the update of its row's group adds to the output of a value projection.
+
+    Args:
+        u: ``[groups, k, d_out]``.
+        v: ``[groups, k, d_in]``.
+        group: ``[rows]``.
+    """
 
     def __init__(self, u: Tensor, v: Tensor, group: Tensor) -> None:
         self.u, self.v = u[group], v[group]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return (x.to(self.v.dtype) @ self.v.transpose(1, 2)) @ self.u
+    def __call__(self, keys: Tensor) -> Tensor:
+        """Return ``[rows, width, d_out]`` for keys ``[rows, width, d_in]``."""
+        return (keys.to(self.v.dtype) @ self.v.transpose(1, 2)) @ self.u
 
 
 def nll(logits: Tensor, texts: Texts) -> Tensor:
-    """Negative log-likelihood of each predicted token, ``[places]``."""
+    """Return the negative log-likelihood of each predicted token, ``[targets]``."""
     return torch.nn.functional.cross_entropy(logits, texts.token.to(logits.device), reduction="none")
 
 
-def means(values: Tensor, texts: Texts) -> Tensor:
-    """Mean over each row's places, ``[rows]``."""
+def row_means(values: Tensor, texts: Texts) -> Tensor:
+    """Return the mean of ``[targets]`` values over each row, ``[rows]``."""
     row = texts.row.to(values.device)
     total = values.new_zeros(texts.count).index_add(0, row, values)
     return total / torch.bincount(row, minlength=texts.count)
 
 
-def grouped(u: Tensor, v: Tensor, together: int) -> tuple[Tensor, Tensor]:
-    """``[requests, tokens, ...]`` as ``[groups, together · tokens, ...]``, both of them."""
-
-    def one(x: Tensor) -> Tensor:
-        return x.reshape(-1, together * x.shape[1], x.shape[2])
-
-    return one(u), one(v)
+def group_requests(u: Tensor, v: Tensor, together: int) -> tuple[Tensor, Tensor]:
+    """Return ``[requests, tokens, d]`` factors as ``[groups, together · tokens, d]``, one group an update."""
+    grouped_u = u.reshape(-1, together * u.shape[1], u.shape[2])
+    grouped_v = v.reshape(-1, together * v.shape[1], v.shape[2])
+    return grouped_u, grouped_v
 
 
 def low_rank(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """``U [k, d_out]`` and ``V [k, d_in]`` as the columns of a :class:`~kecore.edit.LowRank`.
+    """Return ``U [k, d_out]`` and ``V [k, d_in]`` as the columns of a :class:`~kecore.edit.LowRank`.
 
     Where there are more of them than the matrix has rows or columns, the product itself beside an identity takes
     less room and is the same update.
@@ -230,7 +253,7 @@ def low_rank(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unit_step(projection: LinearView) -> float:
-    """Root mean square of an update of rank one that moves a key it fits as far as the matrix itself moves any.
+    """Return the root mean square of an update of rank one that moves its own key as far as the matrix moves any.
 
     A key of norm 1 is mapped by ``W`` to about ``‖W‖ / sqrt(d_in)``, and by an update of rank one to its whole norm.
     """

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kecore.model import LinearView, ModelView
 from kecore.text import Encoded
-from kecore_methods.meta.factors import Factors, Shifts, grouped, unit_step
+from kecore_methods.meta.factors import Factors, Shifts, group_requests, unit_step
 from kecore_methods.meta.learner import GradientConfig, GradientEditor, Network
 
 __all__ = ["Ke", "KeConfig"]
@@ -64,7 +64,7 @@ class KeNetwork(Network):
         self.multiplier: Tensor
 
     def normalise(self, factors: Factors) -> None:
-        """The mean size of the gradient of each matrix."""
+        """Take the mean size of the gradient of each matrix."""
         for layer, u in factors.inputs.items():
             delta = factors.deltas[layer]
             gram = (u @ u.transpose(1, 2)) * (delta @ delta.transpose(1, 2))  # ‖Σ δ uᵀ‖² without forming it
@@ -72,35 +72,45 @@ class KeNetwork(Network):
             gates.size.copy_((gram.sum((1, 2)).mean() / (u.shape[-1] * delta.shape[-1])).sqrt())
 
     def read(self, view: ModelView, items: Sequence[Encoded], factors: Factors) -> Tensor:
-        """``h``, one vector a request, from ``x``, the model's own answer ``y`` and the wanted one ``a``."""
-        embedding: Any = view.model.get_input_embeddings()  # type: ignore[operator]
+        """Return ``h [requests, hidden]``, read from ``x``, the model's own answer ``y`` and the wanted one ``a``."""
         rows: list[Tensor] = []
-        for item, said in zip(items, factors.said, strict=True):
-            parts = [item.ids[: item.start], said, item.ids[item.start :]]
-            ids = [torch.tensor(part, device=embedding.weight.device) for part in parts]
-            # Normalised, for embeddings of different models differ in size by orders of magnitude.
-            x, y, a = (nn.functional.layer_norm(embedding(p).float(), (len(self.separator),)) for p in ids)
-            rows.append(torch.cat([x, self.separator[None], y, self.separator[None], a]))
+        for item, answer in zip(items, factors.answers, strict=True):
+            x = self._embed(view, item.ids[: item.start])
+            y = self._embed(view, answer)
+            a = self._embed(view, item.ids[item.start :])
+            rows.append(torch.cat([x, self.separator[None], y, self.separator[None], a]))  # [tokens, width]
         packed = nn.utils.rnn.pack_sequence(rows, enforce_sorted=False)
-        _, (last, _) = self.lstm(packed)
-        return torch.tanh(self.middle(torch.cat([last[0], last[1]], -1)))
+        _, (last_states, _) = self.lstm(packed)  # [directions, requests, hidden]
+        return torch.tanh(self.middle(torch.cat([last_states[0], last_states[1]], -1)))
+
+    def _embed(self, view: ModelView, ids: Sequence[int]) -> Tensor:
+        """Return the embeddings of tokens ``[tokens, width]``, each at a size of 1.
+
+        Those of different models differ in size by orders of magnitude.
+        """
+        embedding: Any = view.model.get_input_embeddings()  # type: ignore[operator]
+        tokens = torch.tensor(ids, device=embedding.weight.device)
+        return nn.functional.layer_norm(embedding(tokens).float(), (len(self.separator),))
 
     def shifts(self, view: ModelView, items: Sequence[Encoded], factors: Factors, together: int) -> Shifts:
-        """``ΔW`` of each request, summed over those of a group."""
+        """Return ``ΔW`` of each request, summed over the requests of a group."""
         h = self.read(view, items, factors)
-        made: dict[int, tuple[Tensor, Tensor]] = {}
+        shifts: dict[int, tuple[Tensor, Tensor]] = {}
         for layer, u in factors.inputs.items():
             up, down = self.gates[str(layer)](h, u, factors.deltas[layer])
-            made[layer] = grouped(up, down, together)
-        return made
+            shifts[layer] = group_requests(up, down, together)
+        return shifts
 
     def objective(self, edit: Tensor, kl: Tensor) -> Tensor:
-        """The Lagrangian of ``min edit loss subject to KL ≤ margin``; its multiplier goes up while that is broken."""
+        """Return the Lagrangian of ``min edit loss subject to KL ≤ margin``, and adapt its multiplier.
+
+        The multiplier rises while the KL is above the margin, and falls while it is below.
+        """
         loss = edit + self.multiplier.clone() * (kl - self.config.margin)
         with torch.no_grad():
             # Bounded, or one bad batch would raise it beyond what many good ones can take back.
-            broken = (kl / self.config.margin - 1).clamp(max=1)
-            self.multiplier.add_(self.config.multiplier_rate * broken).clamp_(min=0)
+            excess = (kl / self.config.margin - 1).clamp(max=1)
+            self.multiplier.add_(self.config.multiplier_rate * excess).clamp_(min=0)
         return loss
 
 
@@ -123,7 +133,14 @@ class _Gates(nn.Module):
         self.unit = 2 * config.edit_rate * unit_step(projection)
 
     def forward(self, h: Tensor, u: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """Update factors ``[requests, tokens + 1, d_out]`` and ``[requests, tokens + 1, d_in]``."""
+        """Return update factors ``[requests, tokens + 1, d_out]`` and ``[requests, tokens + 1, d_in]``.
+
+        Args:
+            h: ``[requests, hidden]``.
+            u: ``[requests, tokens, d_in]``.
+            delta: ``[requests, tokens, d_out]``.
+        """
+        # Each [requests, 1, d] of its own width; eta is the scalar step.
         alpha, beta, gamma, shift, eta = self.head(h)[:, None].split(self.widths, -1)
         d_in = u.shape[-1]
         strength = self.unit * torch.sigmoid(eta)
@@ -139,7 +156,7 @@ class Ke(GradientEditor):
     reference = "De Cao et al., Editing Factual Knowledge in Language Models, EMNLP 2021, arXiv:2104.08164"
 
     def network(self, view: ModelView, config: GradientConfig) -> Network:
-        """A network whose update is a step down the gradient."""
+        """Return a network whose update is a step down the gradient."""
         if not isinstance(config, KeConfig):
             raise TypeError(f"expected a KeConfig, got {type(config).__name__}")
         return KeNetwork(view, config)

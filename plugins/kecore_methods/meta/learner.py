@@ -21,7 +21,7 @@ from kecore.memory import Need, backward_bytes, logits_bytes
 from kecore.model import ModelView
 from kecore.text import Encoded
 from kecore.training import Schedule, module_state, restore_module
-from kecore_methods.meta.factors import Factors, Reader, Shifts, Texts, low_rank, means, nll
+from kecore_methods.meta.factors import Factors, Reader, Shifts, low_rank, nll, row_means
 
 __all__ = ["GradientConfig", "GradientEditor", "GradientLearner", "Network"]
 
@@ -56,20 +56,24 @@ class GradientConfig(MethodConfig):
     clip: float = Field(default=1.0, gt=0, description="Largest norm of the network's gradient (kecore's choice).")
 
     def edited_layers(self, view: ModelView) -> tuple[int, ...]:
-        """The layers, ascending; by depth unless given."""
+        """Return the edited layers, ascending; by depth unless given."""
         if self.layers is None:
             return at_depth(view, self.first_depth, self.last_depth)
         return tuple(sorted({view.layer(index).index for index in self.layers}))
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
-        """Gradients in small batches, and the factors of all requests."""
+        """Return the memory of gradients in small batches, and of the factors of all requests."""
         layers = self.edited_layers(view)
         items = batch.encodings
-        tokens, longest = sum(len(item.ids) for item in items), max(len(item.ids) for item in items)
-        widths = sum(p.d_in + p.d_out for p in (view.layers[i].value_projection for i in layers))
+        tokens = sum(len(item.ids) for item in items)
+        target_tokens = sum(len(item.ids) - item.start for item in items)
+        longest = max(len(item.ids) for item in items)
+        projections = [view.layers[i].value_projection for i in layers]
+        widths = sum(projection.d_in + projection.d_out for projection in projections)
         at_once = longest * min(_TOGETHER, len(items))
-        places = sum(len(item.ids) - item.start for item in items)
-        token = backward_bytes(view, layers[0]) + -(-places * logits_bytes(view) // tokens)
+        # Logits are computed at targets only; their share falls on every token, rounded up.
+        logits_per_token = (target_tokens * logits_bytes(view) + tokens - 1) // tokens
+        token = backward_bytes(view, layers[0]) + logits_per_token
         return [Need("gradients", {"factors and shifts": 4 * 4 * tokens * widths}, token, at_once, at_once)]
 
 
@@ -80,18 +84,18 @@ class Network(nn.Module):
         """Take statistics of the factors of some records, before training."""
 
     def shifts(self, view: ModelView, items: Sequence[Encoded], factors: Factors, together: int) -> Shifts:
-        """One update for each ``together`` consecutive requests.
+        """Return one update for each ``together`` consecutive requests.
 
         Args:
             view: the model.
             items: each request's prompt with its target.
-            factors: theirs; their number is a multiple of ``together``.
+            factors: the requests' gradient factors; their number is a multiple of ``together``.
             together: requests of one update.
         """
         raise NotImplementedError
 
     def objective(self, edit: Tensor, kl: Tensor) -> Tensor | None:
-        """What a step lowers, of the edit loss and the KL; None for the weighted sum of both."""
+        """Return what a step lowers, given the edit loss and the KL; None for the weighted sum of both."""
         return None
 
 
@@ -105,11 +109,11 @@ class GradientEditor:
     name: ClassVar[str]
 
     def network(self, view: ModelView, config: GradientConfig) -> Network:
-        """A fresh network for this model."""
+        """Return a fresh network for this model."""
         raise NotImplementedError
 
     def prepare(self, view: ModelView, records: Sequence[EditRecord], context: MethodContext) -> GradientLearner:
-        """A learner for this model."""
+        """Return a learner for this model."""
         return GradientLearner(self.network(view, context.config), view, records, context)
 
     def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> WeightEdit:
@@ -122,27 +126,27 @@ class GradientEditor:
             network.load_state_dict(dict(tensors))
             reader = Reader(view, context.encoder, layers)
             items = batch.encodings
-            parts: list[Factors] = []
+            chunks: list[Factors] = []
             with context.stages("gradients"):
                 for begin in range(0, len(items), _TOGETHER):
                     context.progress("gradients", begin, len(items))
-                    parts.append(reader.factors(reader.texts(items[begin : begin + _TOGETHER])))
+                    chunks.append(reader.factors(reader.texts(items[begin : begin + _TOGETHER])))
             context.progress("gradients", len(items), len(items))
             with context.stages("network"):
-                factors = Factors.stack(parts)
+                factors = Factors.stack(chunks)
                 shifts = network.shifts(view, items, factors, len(items))
         updates: dict[str, LowRank] = {}
         for layer, (u, v) in shifts.items():
             # Padding holds no token, so its factors are no part of the update.
-            keep = (u[0] != 0).any(1) & (v[0] != 0).any(1)
-            updates[view.layers[layer].value_projection.name] = LowRank(*low_rank(u[0, keep].cpu(), v[0, keep].cpu()))
+            tokens = (u[0] != 0).any(1) & (v[0] != 0).any(1)
+            name = view.layers[layer].value_projection.name
+            updates[name] = LowRank(*low_rank(u[0, tokens].cpu(), v[0, tokens].cpu()))
+        projections = [view.layers[layer].value_projection for layer in layers]
         return WeightEdit(
             updates=updates,
             base=context.fingerprint(view),
             method=self.name,
-            transposed=frozenset(
-                p.name for p in (view.layers[layer].value_projection for layer in layers) if p.transposed
-            ),
+            transposed=frozenset(projection.name for projection in projections if projection.transposed),
             config=config.to_json(),
             requests=batch.requests,
             seed=context.seed,
@@ -171,7 +175,7 @@ class GradientLearner:
         self.optimizer = torch.optim.Adam(self.parameters, lr=self.config.learning_rate)
 
     def step(self, records: Sequence[EditRecord]) -> float:
-        """One update of the network."""
+        """Update the network once and return the loss."""
         if len(records) % self.config.together:
             raise ConfigError(
                 f"batches of {len(records)} records cannot be cut into edits of {self.config.together} (together); "
@@ -190,17 +194,17 @@ class GradientLearner:
 
     @torch.no_grad()
     def evaluate(self, records: Sequence[EditRecord]) -> dict[str, float]:
-        """Losses, the share of right tokens (teacher-forced) on prompts and rephrases, and of unchanged answers."""
+        """Return losses, the share of right tokens (teacher-forced) on prompts and rephrases, and of same answers."""
         totals: dict[str, float] = {}
-        for part, together in _parts(records, self.config.together):
-            edit, kl, figures = self._losses(part, together)
+        for chunk, together in _cut_into_edits(records, self.config.together):
+            edit, kl, figures = self._losses(chunk, together)
             loss = self.config.edit_weight * float(edit) + float(kl)
             for name, value in {"loss": loss, "edit loss": float(edit), "KL": float(kl), **figures}.items():
-                totals[name] = totals.get(name, 0.0) + value * len(part) / len(records)
+                totals[name] = totals.get(name, 0.0) + value * len(chunk) / len(records)
         return totals
 
     def state(self) -> Mapping[str, Tensor]:
-        """The network with its statistics, and Adam's moments."""
+        """Return the network with its statistics, and Adam's moments."""
         return module_state(self.network, self.optimizer)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -208,44 +212,54 @@ class GradientLearner:
         restore_module(self.network, self.optimizer, state)
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """The network."""
+        """Return the network's tensors."""
         return self.network.state_dict()
 
     def _losses(self, records: Sequence[EditRecord], together: int) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Return the edit loss, the KL of unrelated answers and the figures of an evaluation.
+
+        Args:
+            records: what is edited, ``together`` consecutive ones by one update.
+            together: requests of one update; their number is a multiple of it.
+        """
         prepared = [self._prepared(record) for record in records]
-        factors = Factors.stack([part.factors for part in prepared])
-        shifts = self.network.shifts(self.view, [part.wordings[0] for part in prepared], factors, together)
-        group = {id(part): i // together for i, part in enumerate(prepared)}
-        edited, owner = self._together([(part, part.wordings, part.states) for part in prepared])
-        logits = self.reader.logits(
-            edited, shifts, torch.tensor([group[id(p)] for p in owner], device=edited.row.device)
+        factors = Factors.stack([record.factors for record in prepared])
+        shifts = self.network.shifts(self.view, [record.wordings[0] for record in prepared], factors, together)
+
+        wordings = self.reader.texts(
+            [item for record in prepared for item in record.wordings],
+            [state for record in prepared for state in record.wording_states],
         )
-        edit = means(nll(logits, edited), edited).mean()
-        right = means((logits.argmax(-1) == edited.token).float(), edited).tolist()
-        first = [i == 0 or owner[i - 1] is not part for i, part in enumerate(owner)]
-        own = [score for score, is_first in zip(right, first, strict=True) if is_first]
-        other = [score for score, is_first in zip(right, first, strict=True) if not is_first]
-        unrelated, owner = self._together([(p, p.unrelated, p.states[len(p.wordings) :]) for p in prepared])
+        record_of_row = [i for i, record in enumerate(prepared) for _ in record.wordings]
+        group = torch.tensor([i // together for i in record_of_row], device=wordings.row.device)  # [rows]
+        logits = self.reader.logits(wordings, shifts, group)
+        edit = row_means(nll(logits, wordings), wordings).mean()
+        accuracy: list[float] = row_means((logits.argmax(-1) == wordings.token).float(), wordings).tolist()
+        prompt_accuracy: list[float] = []
+        rephrase_accuracy: list[float] = []
+        for row, score in enumerate(accuracy):
+            if row == 0 or record_of_row[row - 1] != record_of_row[row]:  # a record's first wording is its prompt
+                prompt_accuracy.append(score)
+            else:
+                rephrase_accuracy.append(score)
+
+        unrelated = self.reader.texts(
+            [item for record in prepared for item in record.unrelated],
+            [state for record in prepared for state in record.unrelated_states],
+        )
+        record_of_row = [i for i, record in enumerate(prepared) for _ in record.unrelated]
+        group = torch.tensor([i // together for i in record_of_row], device=unrelated.row.device)
         with torch.no_grad():
-            before = self.reader.logits(unrelated).log_softmax(-1)
-        place = torch.tensor([group[id(part)] for part in owner], device=unrelated.row.device)
-        after = self.reader.logits(unrelated, shifts, place).log_softmax(-1)
-        kl = means((before.exp() * (before - after)).sum(-1), unrelated).mean()
-        same = means((before.argmax(-1) == after.argmax(-1)).float(), unrelated)
+            before = self.reader.logits(unrelated).log_softmax(-1)  # [targets, vocab]
+        after = self.reader.logits(unrelated, shifts, group).log_softmax(-1)
+        kl = row_means((before.exp() * (before - after)).sum(-1), unrelated).mean()
+        same = row_means((before.argmax(-1) == after.argmax(-1)).float(), unrelated)
         figures = {
-            "edit accuracy": sum(own) / len(own),
-            "rephrase accuracy": sum(other) / max(1, len(other)),
+            "edit accuracy": sum(prompt_accuracy) / len(prompt_accuracy),
+            "rephrase accuracy": sum(rephrase_accuracy) / max(1, len(rephrase_accuracy)),
             "locality": float(same.mean()),
         }
         return edit, kl, figures
-
-    def _together(
-        self, parts: Sequence[tuple[_Prepared, Sequence[Encoded], Sequence[Tensor]]]
-    ) -> tuple[Texts, list[_Prepared]]:
-        """Texts of several records as one, and whose each row is."""
-        items = [item for _, own, _ in parts for item in own]
-        states = [state for _, own, states in parts for state in states[: len(own)]]
-        return self.reader.texts(items, states), [part for part, own, _ in parts for _ in own]
 
     def _prepared(self, record: EditRecord) -> _Prepared:
         """What the unedited model makes of a record: computed alone, so that it depends on no other, and kept."""
@@ -288,17 +302,27 @@ class _Prepared:
     factors: Factors
 
     @property
+    def wording_states(self) -> list[Tensor]:
+        """The states of the wordings."""
+        return self.states[: len(self.wordings)]
+
+    @property
+    def unrelated_states(self) -> list[Tensor]:
+        """The states of the locality prompts."""
+        return self.states[len(self.wordings) :]
+
+    @property
     def bytes(self) -> int:
-        """Memory that it takes."""
+        """Memory that the record takes."""
         tensors = [*self.states, *self.factors.inputs.values(), *self.factors.deltas.values()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _parts(records: Sequence[EditRecord], together: int) -> Iterator[tuple[Sequence[EditRecord], int]]:
-    """Records in portions of whole edits; what is left over is an edit of fewer."""
-    whole = len(records) // together * together
+def _cut_into_edits(records: Sequence[EditRecord], together: int) -> Iterator[tuple[Sequence[EditRecord], int]]:
+    """Yield records in chunks of whole edits, with the requests of an edit; what is left over is an edit of fewer."""
+    in_whole_edits = len(records) // together * together
     size = max(1, _TOGETHER // together) * together
-    for begin in range(0, whole, size):
-        yield records[begin : min(whole, begin + size)], together
-    if whole < len(records):
-        yield records[whole:], len(records) - whole
+    for begin in range(0, in_whole_edits, size):
+        yield records[begin : min(in_whole_edits, begin + size)], together
+    if in_whole_edits < len(records):
+        yield records[in_whole_edits:], len(records) - in_whole_edits

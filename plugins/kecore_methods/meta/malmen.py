@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kecore.model import ModelView
 from kecore.text import Encoded
 from kecore.training import Schedule
-from kecore_methods.meta.factors import Factors, Shifts, grouped
+from kecore_methods.meta.factors import Factors, Shifts, group_requests
 from kecore_methods.meta.learner import GradientConfig, GradientEditor, Network
 from kecore_methods.meta.mend import MendConfig, MendNetwork
 
@@ -47,33 +47,33 @@ class MalmenNetwork(MendNetwork):
             self.register_buffer(f"square_{name}", torch.ones(()))
 
     def normalise(self, factors: Factors) -> None:
-        """MEND's statistics, and the mean squared norm of the keys of each matrix."""
+        """Take MEND's statistics, and the mean squared norm of the keys of each matrix."""
         super().normalise(factors)
         for layer, u in factors.inputs.items():
             square: Any = getattr(self, f"square_{layer}")
             square.copy_(u[factors.mask].square().sum(-1).mean())
 
     def preservation(self, layer: int) -> Tensor:
-        """``λ`` of one matrix."""
+        """Return ``λ`` of one matrix."""
         square: Any = getattr(self, f"square_{layer}")
         return self.relative * square * (self.unit * self.lambdas[str(layer)]).exp()
 
     def shifts(self, view: ModelView, items: Sequence[Encoded], factors: Factors, together: int) -> Shifts:
-        """``D Uᵀ (U Uᵀ + λI)⁻¹`` over the tokens of all requests of a group (section 3.2).
+        """Return ``D Uᵀ (U Uᵀ + λI)⁻¹`` over the tokens of all requests of a group (section 3.2).
 
         ``U`` holds the keys, and a column of ``D`` the change of value that the shift of its own token makes at its own
         key, ``d = -α δ̃ (ũᵀ u)``. Solved as ``D (UᵀU + λI)⁻¹ Uᵀ``, which is the same and as large as there are tokens.
         """
-        made: dict[int, tuple[Tensor, Tensor]] = {}
+        shifts: dict[int, tuple[Tensor, Tensor]] = {}
         for layer, keys in factors.inputs.items():
             u, delta = self.edited(factors, layer)
-            change = -self.rate(layer) * delta * (u * keys).sum(-1, keepdim=True)
-            change, keys = grouped(change, keys, together)
+            change = -self.rate(layer) * delta * (u * keys).sum(-1, keepdim=True)  # [requests, tokens, d_out]
+            change, keys = group_requests(change, keys, together)
             # Padding has zero keys and changes: its rows of the system are λI, and it stays out of the solution.
-            gram = keys @ keys.transpose(1, 2)
+            gram = keys @ keys.transpose(1, 2)  # [groups, tokens, tokens]
             eye = torch.eye(gram.shape[-1], device=gram.device)
-            made[layer] = torch.linalg.solve(gram + self.preservation(layer) * eye, change), keys
-        return made
+            shifts[layer] = torch.linalg.solve(gram + self.preservation(layer) * eye, change), keys
+        return shifts
 
 
 class Malmen(GradientEditor):
@@ -85,7 +85,7 @@ class Malmen(GradientEditor):
     schedule = Schedule(steps=400, batch_size=8)
 
     def network(self, view: ModelView, config: GradientConfig) -> Network:
-        """A network that changes nothing about the gradient but its scale."""
+        """Return a network that changes nothing about the gradient but its scale."""
         if not isinstance(config, MalmenConfig):
             raise TypeError(f"expected a MalmenConfig, got {type(config).__name__}")
         return MalmenNetwork(view, config)

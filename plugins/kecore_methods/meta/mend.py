@@ -9,12 +9,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from kecore.engine.normaliser import Normaliser
 from kecore.model import ModelView
 from kecore.text import Encoded
-from kecore_methods.meta.factors import Factors, Shifts, grouped, unit_step
+from kecore_methods.meta.factors import Factors, Shifts, group_requests, unit_step
 from kecore_methods.meta.learner import GradientConfig, GradientEditor, Network
 
-__all__ = ["Mend", "MendConfig", "Normaliser", "SharedMLP"]
+__all__ = ["Mend", "MendConfig", "SharedMLP"]
 
 
 class MendConfig(GradientConfig):
@@ -27,28 +28,6 @@ class MendConfig(GradientConfig):
         description="First step of an edit: size of one token's update beside what the matrix does to a key.",
     )
     rate_learning_rate: float = Field(default=0.1, gt=0, description="Of Adam, for the logarithm of that step.")
-
-
-class Normaliser(nn.Module):
-    """Zero mean and unit variance for each coordinate of ``u`` and ``δ`` (section 3.2), statistics fixed in advance."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("deviation", torch.ones(width))
-        self.mean: Tensor
-        self.deviation: Tensor
-
-    def observe(self, x: Tensor) -> None:
-        """Take the statistics of ``[n, width]``."""
-        self.mean.copy_(x.mean(0))
-        deviation = x.std(0, correction=0)
-        # A coordinate that never moves carries nothing; dividing by its deviation would make it everything.
-        self.deviation.copy_(deviation.clamp(min=1e-3 * float(deviation.square().mean().sqrt()) + 1e-30))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[..., width]`` normalised."""
-        return (x - self.mean) / self.deviation
 
 
 class SharedMLP(nn.Module):
@@ -66,20 +45,26 @@ class SharedMLP(nn.Module):
     def __init__(self, width: int, rank: int, matrices: int) -> None:
         super().__init__()
         rank = min(rank, width)
-        self.down = nn.ParameterList(nn.Parameter(torch.randn(rank, width) * width**-0.5) for _ in range(2))
-        self.up = nn.ParameterList(nn.Parameter(torch.zeros(width, rank)) for _ in range(2))
-        self.bias = nn.ParameterList(nn.Parameter(torch.zeros(width)) for _ in range(2))
-        self.scale = nn.ParameterList(nn.Parameter(torch.ones(matrices, width)) for _ in range(2))
-        self.shift = nn.ParameterList(nn.Parameter(torch.zeros(matrices, width)) for _ in range(2))
+        # One entry for each of the two maps.
+        self.down, self.up, self.bias = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
+        self.scale, self.shift = nn.ParameterList(), nn.ParameterList()
+        for _ in range(2):
+            self.down.append(nn.Parameter(torch.randn(rank, width) * width**-0.5))
+            self.up.append(nn.Parameter(torch.zeros(width, rank)))
+            self.bias.append(nn.Parameter(torch.zeros(width)))
+            self.scale.append(nn.Parameter(torch.ones(matrices, width)))
+            self.shift.append(nn.Parameter(torch.zeros(matrices, width)))
 
     def forward(self, z: Tensor, matrix: int) -> Tensor:
-        """``[..., width]`` for one of the matrices."""
-        for i in range(2):
-            inner = (z @ self.down[i].t()) @ self.up[i].t() + self.bias[i]
-            inner = self.scale[i][matrix] * inner + self.shift[i][matrix]
-            # clamp, whose gradient at 0 is 1 where ReLU's is 0: from the identity, ReLU would never move.
-            z = z + (inner.clamp(min=0) if i == 0 else inner)
-        return z
+        """Return ``[..., width]`` for one of the matrices."""
+        # clamp, whose gradient at 0 is 1 where ReLU's is 0: from the identity, ReLU would never move.
+        hidden = z + self._residual(0, z, matrix).clamp(min=0)
+        return hidden + self._residual(1, hidden, matrix)
+
+    def _residual(self, index: int, z: Tensor, matrix: int) -> Tensor:
+        """Return ``s ⊙ (U V z + b) + o`` of the first or the second map."""
+        inner = (z @ self.down[index].t()) @ self.up[index].t() + self.bias[index]
+        return self.scale[index][matrix] * inner + self.shift[index][matrix]
 
 
 class MendNetwork(Network):
@@ -96,10 +81,15 @@ class MendNetwork(Network):
         shapes: dict[tuple[int, int], list[int]] = {}
         for layer, projection in projections.items():
             shapes.setdefault((projection.d_in, projection.d_out), []).append(layer)
-        self.place = {layer: (f"{a}x{b}", i) for (a, b), group in shapes.items() for i, layer in enumerate(group)}
-        self.shared = nn.ModuleDict(
-            {f"{a}x{b}": SharedMLP(a + b, config.rank, len(group)) for (a, b), group in shapes.items()}
-        )
+        # Matrices of one shape share an MLP, in which each has its index.
+        self.shared = nn.ModuleDict()
+        self.mlp_name: dict[int, str] = {}
+        self.mlp_index: dict[int, int] = {}
+        for (d_in, d_out), layers in shapes.items():
+            name = f"{d_in}x{d_out}"
+            self.shared[name] = SharedMLP(d_in + d_out, config.rank, len(layers))
+            for index, layer in enumerate(layers):
+                self.mlp_name[layer], self.mlp_index[layer] = name, index
         self.inputs = nn.ModuleDict({str(layer): Normaliser(p.d_in) for layer, p in projections.items()})
         self.deltas = nn.ModuleDict({str(layer): Normaliser(p.d_out) for layer, p in projections.items()})
         # The rate is learned as its logarithm, in units in which Adam's step is rate_learning_rate.
@@ -108,31 +98,32 @@ class MendNetwork(Network):
         self.first = {layer: config.edit_rate * unit_step(p) for layer, p in projections.items()}
 
     def normalise(self, factors: Factors) -> None:
-        """Statistics of both factors over tokens."""
+        """Take the statistics of both factors over tokens."""
         for layer in factors.inputs:
-            for parts, tensors in ((self.inputs, factors.inputs), (self.deltas, factors.deltas)):
-                module: Any = parts[str(layer)]
-                module.observe(tensors[layer][factors.mask])
+            inputs: Any = self.inputs[str(layer)]
+            inputs.observe(factors.inputs[layer][factors.mask])  # [real tokens, d_in]
+            deltas: Any = self.deltas[str(layer)]
+            deltas.observe(factors.deltas[layer][factors.mask])  # [real tokens, d_out]
 
     def rate(self, layer: int) -> Tensor:
-        """``α``, the learned step of one matrix."""
+        """Return ``α``, the learned step of one matrix."""
         return self.first[layer] * (self.unit * self.rates[str(layer)]).exp()
 
     def edited(self, factors: Factors, layer: int) -> tuple[Tensor, Tensor]:
-        """``ũ`` ``[requests, tokens, d_in]`` and ``δ̃`` ``[requests, tokens, d_out]``; zero on padding."""
+        """Return ``ũ`` ``[requests, tokens, d_in]`` and ``δ̃`` ``[requests, tokens, d_out]``; zero on padding."""
         u = self.inputs[str(layer)](factors.inputs[layer])
         delta = self.deltas[str(layer)](factors.deltas[layer])
-        name, index = self.place[layer]
-        out = self.shared[name](torch.cat([u, delta], -1), index) * factors.mask[..., None]
+        mlp = self.shared[self.mlp_name[layer]]
+        out = mlp(torch.cat([u, delta], -1), self.mlp_index[layer]) * factors.mask[..., None]
         return out[..., : u.shape[-1]], out[..., u.shape[-1] :]
 
     def shifts(self, view: ModelView, items: Sequence[Encoded], factors: Factors, together: int) -> Shifts:
-        """``-α Σ δ̃ ũᵀ``, summed over the tokens of all requests of a group."""
-        made: dict[int, tuple[Tensor, Tensor]] = {}
+        """Return ``-α Σ δ̃ ũᵀ``, summed over the tokens of all requests of a group."""
+        shifts: dict[int, tuple[Tensor, Tensor]] = {}
         for layer in factors.inputs:
             u, delta = self.edited(factors, layer)
-            made[layer] = grouped(-self.rate(layer) * delta, u, together)
-        return made
+            shifts[layer] = group_requests(-self.rate(layer) * delta, u, together)
+        return shifts
 
 
 class Mend(GradientEditor):
@@ -143,7 +134,7 @@ class Mend(GradientEditor):
     reference = "Mitchell et al., Fast Model Editing at Scale, ICLR 2022, arXiv:2110.11309"
 
     def network(self, view: ModelView, config: GradientConfig) -> Network:
-        """A network that changes nothing about the gradient but its scale."""
+        """Return a network that changes nothing about the gradient but its scale."""
         if not isinstance(config, MendConfig):
             raise TypeError(f"expected a MendConfig, got {type(config).__name__}")
         return MendNetwork(view, config)

@@ -11,8 +11,9 @@ from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities, EditRequest
 from kecore.batch import RequestBatch
 from kecore.edit import PromptEdit, PromptWriter, Reader
+from kecore.engine.session_facts import session_facts
 from kecore.model import ModelView
-from kecore_methods.prompt.wording import WordingConfig, check_lengths, preface, prompt_edit, remembered
+from kecore_methods.prompt.wording import WordingConfig, check_lengths, preface, prompt_edit
 
 __all__ = ["Ice", "IceConfig", "IceWriter"]
 
@@ -38,21 +39,21 @@ class IceWriter(PromptWriter):
         self.facts, self.wording = tuple(facts), wording
 
     def settings(self) -> dict[str, Any]:
-        """The facts and their wording."""
+        """Return the facts and their wording."""
         return {"facts": [request.to_json() for request in self.facts], "wording": self.wording.to_json()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """None."""
+        """Return no tensors: the facts are text."""
         return {}
 
     @classmethod
     def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> IceWriter:
-        """The writer with these facts."""
+        """Return the writer with these facts."""
         del tensors
         return cls([EditRequest(**request) for request in settings["facts"]], IceConfig.make(settings["wording"]))
 
     def write(self, prompts: Sequence[str]) -> list[str]:
-        """Every fact, then the prompt; no prompt is out of scope."""
+        """Return every fact, then the prompt; no prompt is out of scope."""
         return [preface(self.wording, self.facts, prompt) for prompt in prompts]
 
 
@@ -71,7 +72,7 @@ class Ice:
 
     def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> PromptEdit:
         """Remember the facts."""
-        facts = remembered(batch, context)
+        facts = session_facts(batch, context)
         writer = IceWriter(facts, context.config)
         check_lengths(writer, batch.requests, Reader(view, context.encoder))
         return prompt_edit(writer, facts, view, context, self.name)

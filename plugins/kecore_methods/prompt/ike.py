@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,11 +15,12 @@ from kecore.api.types import Capabilities, EditRecord, EditRequest
 from kecore.batch import RequestBatch
 from kecore.edit import PromptEdit, PromptWriter, Reader, without_edits
 from kecore.encoders import load_sentence_encoder
+from kecore.engine.session_facts import session_facts
 from kecore.model import ModelView
-from kecore_methods.prompt.store import ScopeConfig, ScopeWriter, embedded
-from kecore_methods.prompt.wording import WordingConfig, check_lengths, fact, preface, prompt_edit, remembered
+from kecore_methods.prompt.store import ScopeConfig, ScopeWriter, embed_facts
+from kecore_methods.prompt.wording import WordingConfig, check_lengths, preface, prompt_edit, statement
 
-__all__ = ["Ike", "IkeConfig", "IkeWriter", "demonstration", "nearest"]
+__all__ = ["Ike", "IkeConfig", "IkeWriter", "choose_examples", "demonstration"]
 
 Kind = Literal["copy", "update", "retain"]
 
@@ -73,26 +75,30 @@ class IkeWriter(ScopeWriter[IkeConfig]):
         self.demonstrations = tuple(demonstrations)
 
     def settings(self) -> dict[str, Any]:
-        """Facts, configuration and demonstrations."""
+        """Return facts, configuration and demonstrations."""
         return {**super().settings(), "demonstrations": list(self.demonstrations)}
 
     @classmethod
     def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> IkeWriter:
-        """The writer with this store."""
+        """Return the writer with this store."""
         facts = [EditRequest(**request) for request in settings["facts"]]
         config = IkeConfig.make(settings["config"])
         return cls(facts, tensors["embeddings"], config, settings["demonstrations"])
 
     def write(self, prompts: Sequence[str]) -> list[str]:
-        """Demonstrations, the nearest fact, the prompt."""
-        return [
-            prompt if place is None else self.demonstrations[place] + preface(self.config, [self.facts[place]], prompt)
-            for prompt, place in zip(prompts, self._places(prompts), strict=True)
-        ]
+        """Return demonstrations, the nearest fact and the prompt; the prompt alone where no fact is in scope."""
+        texts: list[str] = []
+        for prompt, index in zip(prompts, self._nearest_facts(prompts), strict=True):
+            if index is None:
+                texts.append(prompt)
+            else:
+                texts.append(self.demonstrations[index] + preface(self.config, [self.facts[index]], prompt))
+        return texts
 
-    def _places(self, prompts: Sequence[str]) -> list[int | None]:
+    def _nearest_facts(self, prompts: Sequence[str]) -> list[int | None]:
+        """Return the index of each prompt's nearest fact, None where no fact is in scope."""
         if not self.config.everywhere:
-            return [found[0] if found else None for found in self.in_scope(prompts)]
+            return [next(iter(in_scope), None) for in_scope in self.in_scope(prompts)]
         if len(self.facts) == 1 or not prompts:
             return [0] * len(prompts)
         return self.likeness(prompts).argmax(-1).tolist()
@@ -115,26 +121,28 @@ class Ike:
         if not config.everywhere:
             _ = config.least  # refused here, not at the first prompt
         reader = Reader(view, context.encoder)
-        facts = remembered(batch, context)
+        facts = session_facts(batch, context)
         with context.stages("encode"):
-            index = _index(pool, config.encoder, reader, context)
-            asked = load_sentence_encoder(config.encoder, reader)(
-                [fact(request.text, request.target) for request in facts]
-            )
-            chosen = nearest(asked @ index.T, facts, pool, config.demonstrations)
-            texts = ["".join(demonstration(config, pool[i], kind) for i, kind in places) for places in chosen]
+            examples = _embed_examples(pool, config.encoder, reader, context)  # [examples, width]
+            statements = [statement(request.text, request.target) for request in facts]
+            embeddings = load_sentence_encoder(config.encoder, reader)(statements)  # [facts, width]
+            texts: list[str] = []
+            for chosen in choose_examples(embeddings @ examples.T, facts, pool, config.demonstrations):
+                texts.append("".join(demonstration(config, pool[i], kind) for i, kind in chosen))
             if config.repeat:
-                own = [EditRecord(request) for request in facts]
-                texts = [text + demonstration(config, r, "copy") for text, r in zip(texts, own, strict=True)]
-            writer = IkeWriter(facts, embedded(facts, config, reader, context), config, texts)
+                for index, request in enumerate(facts):
+                    texts[index] += demonstration(config, EditRecord(request), "copy")
+            writer = IkeWriter(facts, embed_facts(facts, config, reader, context), config, texts)
             check_lengths(writer, batch.requests, reader)
         return prompt_edit(writer, facts, view, context, self.name)
 
 
-def nearest(
+def choose_examples(
     likeness: Tensor, facts: Sequence[EditRequest], pool: Sequence[EditRecord], count: int
 ) -> list[list[tuple[int, Kind]]]:
-    """Which examples demonstrate each fact, and what; the most alike stands last, next to the fact.
+    """Choose the examples that demonstrate each fact, and what each demonstrates.
+
+    The most alike stands last, next to the fact.
 
     Args:
         likeness: ``[facts, examples]``, cosine of the statements.
@@ -142,13 +150,16 @@ def nearest(
         pool: the examples.
         count: examples of one fact; fewer where there are not as many.
     """
-    own = torch.tensor([[request.text == record.request.text for record in pool] for request in facts])
-    order = likeness.masked_fill(own, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    pool_texts = [record.request.text for record in pool]
     chosen: list[list[tuple[int, Kind]]] = []
-    for row, same in zip(order, own, strict=True):
-        places: list[int] = row[: min(count, len(pool) - int(same.sum()))].tolist()
-        kinds = (_KINDS * (len(places) // len(_KINDS) + 1))[: len(places)]
-        chosen.append(list(zip(places, kinds, strict=True))[::-1])
+    for cosines, request in zip(likeness, facts, strict=True):
+        same_prompt = torch.tensor([text == request.text for text in pool_texts])  # [examples]
+        order = cosines.masked_fill(same_prompt, -torch.inf).argsort(descending=True, stable=True)
+        usable = len(pool) - int(same_prompt.sum())
+        nearest: list[int] = order[: min(count, usable)].tolist()
+        examples = list(zip(nearest, cycle(_KINDS), strict=False))
+        examples.reverse()
+        chosen.append(examples)
     return chosen
 
 
@@ -169,12 +180,12 @@ def demonstration(wording: WordingConfig, record: EditRecord, kind: Kind) -> str
     if kept:
         asked["retain"] = kept[0]
     prompt, answer = asked[kind] or (request.text, request.target)
-    return preface(wording, [request], fact(prompt, answer)) + "\n\n"
+    return preface(wording, [request], statement(prompt, answer)) + "\n\n"
 
 
-def _index(pool: Sequence[EditRecord], encoder: str, reader: Reader, context: MethodContext) -> Tensor:
-    """``[examples, width]``: the examples' statements as the encoder sees them; encoded once a session."""
-    texts = [fact(record.request.text, record.request.target) for record in pool]
+def _embed_examples(pool: Sequence[EditRecord], encoder: str, reader: Reader, context: MethodContext) -> Tensor:
+    """Return the embeddings of the examples' statements, ``[examples, width]``; encoded once a session."""
+    texts = [statement(record.request.text, record.request.target) for record in pool]
     key = ("examples", encoder, tuple(texts))
     if key not in context.memo:
         embed = load_sentence_encoder(encoder, reader)

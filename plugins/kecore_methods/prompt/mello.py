@@ -13,10 +13,11 @@ from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities
 from kecore.batch import RequestBatch
 from kecore.edit import PromptEdit, PromptWriter, Reader
+from kecore.engine.session_facts import session_facts
 from kecore.inference import generate
 from kecore.model import ModelView
-from kecore_methods.prompt.store import EncoderConfig, StoreWriter, embedded
-from kecore_methods.prompt.wording import fact, prompt_edit, remembered
+from kecore_methods.prompt.store import EncoderConfig, StoreWriter, embed_facts
+from kecore_methods.prompt.wording import prompt_edit, statement
 
 __all__ = ["DEMONSTRATIONS", "Mello", "MelloConfig", "MelloWriter"]
 
@@ -100,46 +101,53 @@ class MelloWriter(StoreWriter[MelloConfig]):
     Config = MelloConfig
 
     def write(self, prompts: Sequence[str]) -> list[str]:
-        """Each question with the model's chain of subquestions, and the facts that were retrieved for them."""
+        """Return each question with the model's chain of subquestions, and the facts retrieved for them."""
         texts = [self.opening(prompt) for prompt in prompts]
-        running = list(range(len(texts)))
+        running = list(range(len(texts)))  # indices of the texts whose chain goes on
         for hop in range(self.config.hops + 1):
-            going: list[tuple[int, str]] = []
-            for place, said in zip(running, self._continued([texts[place] for place in running]), strict=True):
-                thought, asks, _ = said.partition(_RETRIEVED)
-                before, done, _ = thought.partition(_FINAL)
-                questions = _SUBQUESTION.findall(before)
-                if done:
-                    texts[place] = _line(texts[place] + before)
-                elif asks and questions and hop < self.config.hops:
-                    texts[place] = _line(texts[place] + thought)
-                    going.append((place, questions[-1]))
-            for (place, _), found in zip(going, self._nearest([question for _, question in going]), strict=True):
-                texts[place] += f"{_RETRIEVED} {found}.\n"
-            running = [place for place, _ in going]
+            subquestions: dict[int, str] = {}  # by text
+            continuations = self._write_on([texts[index] for index in running])
+            for index, continuation in zip(running, continuations, strict=True):
+                # What the model writes behind the marks is not its to say: the store retrieves, the answer comes later.
+                thought, retrieves, _ = continuation.partition(_RETRIEVED)
+                before_answer, answers, _ = thought.partition(_FINAL)
+                questions = _SUBQUESTION.findall(before_answer)
+                if answers:
+                    texts[index] = _end_line(texts[index] + before_answer)
+                elif retrieves and questions and hop < self.config.hops:
+                    texts[index] = _end_line(texts[index] + thought)
+                    subquestions[index] = questions[-1]
+            running = list(subquestions)
             if not running:
                 break
+            facts = self._nearest_facts(list(subquestions.values()))
+            for index, fact_text in zip(running, facts, strict=True):
+                texts[index] += f"{_RETRIEVED} {fact_text}.\n"
         return [text + _FINAL for text in texts]
 
     def opening(self, question: str) -> str:
-        """Worked questions and the new one."""
-        shown = DEMONSTRATIONS[: self.config.demonstrations]
-        return "".join(f"{text}\n" for text in shown) + f"Question: {question}\n"
+        """Return the worked questions and the new one."""
+        demonstrations = DEMONSTRATIONS[: self.config.demonstrations]
+        return "".join(f"{text}\n" for text in demonstrations) + f"Question: {question}\n"
 
-    def _continued(self, texts: Sequence[str]) -> list[str]:
-        """What the model writes next, until it is out of tokens."""
+    def _write_on(self, texts: Sequence[str]) -> list[str]:
+        """Return what the model writes next, until it is out of tokens.
+
+        Raises:
+            EditStateError: the writer knows no model.
+        """
         if self.reader is None:
             raise EditStateError(
                 "this edit lets the edited model take questions apart: pass "
                 "`written(model, prompts, Reader(view, encoder))`"
             )
-        made = generate(self.reader.view, self.reader.encoder, texts, max_new_tokens=self.config.new_tokens)
-        return [item.text for item in made]
+        generations = generate(self.reader.view, self.reader.encoder, texts, max_new_tokens=self.config.new_tokens)
+        return [generation.text for generation in generations]
 
-    def _nearest(self, questions: Sequence[str]) -> list[str]:
-        """The stored fact that is most like each question; there is always one, related or not."""
-        places: list[int] = self.likeness(questions).argmax(-1).tolist() if questions else []
-        return [fact(self.facts[place].text, self.facts[place].target) for place in places]
+    def _nearest_facts(self, questions: Sequence[str]) -> list[str]:
+        """Return the stored fact that is most like each question; there is always one, related or not."""
+        indices: list[int] = self.likeness(questions).argmax(-1).tolist()
+        return [statement(self.facts[index].text, self.facts[index].target) for index in indices]
 
 
 class Mello:
@@ -159,14 +167,14 @@ class Mello:
         """Put the facts into the store."""
         config: MelloConfig = context.config
         reader = Reader(view, context.encoder)
-        facts = remembered(batch, context)
+        facts = session_facts(batch, context)
         with context.stages("encode"):
-            writer = MelloWriter(facts, embedded(facts, config, reader, context), config)
+            writer = MelloWriter(facts, embed_facts(facts, config, reader, context), config)
         for request in batch.requests:
             context.encoder.encode(writer.opening(request.text), request.target)
         return prompt_edit(writer, facts, view, context, self.name)
 
 
-def _line(text: str) -> str:
-    """The text with the end of its last line."""
+def _end_line(text: str) -> str:
+    """Return the text with one line break at its end."""
     return f"{text.rstrip()}\n"

@@ -11,9 +11,10 @@ from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities
 from kecore.batch import RequestBatch
 from kecore.edit import PromptEdit, PromptWriter, Reader
+from kecore.engine.session_facts import session_facts
 from kecore.model import ModelView
-from kecore_methods.prompt.store import ScopeConfig, ScopeWriter, embedded
-from kecore_methods.prompt.wording import check_lengths, preface, prompt_edit, remembered
+from kecore_methods.prompt.store import ScopeConfig, ScopeWriter, embed_facts
+from kecore_methods.prompt.wording import check_lengths, preface, prompt_edit
 
 __all__ = ["Retrieval", "RetrievalConfig", "RetrievalWriter"]
 
@@ -30,13 +31,15 @@ class RetrievalWriter(ScopeWriter[RetrievalConfig]):
     Config = RetrievalConfig
 
     def write(self, prompts: Sequence[str]) -> list[str]:
-        """The facts in scope, nearest last, then the prompt; the prompt alone where none is in scope."""
-        return [
-            preface(self.config, [self.facts[i] for i in reversed(found[: self.config.most])], prompt)
-            if found
-            else prompt
-            for prompt, found in zip(prompts, self.in_scope(prompts), strict=True)
-        ]
+        """Return the facts in scope, nearest last, then the prompt; the prompt alone where none is in scope."""
+        texts: list[str] = []
+        for prompt, in_scope in zip(prompts, self.in_scope(prompts), strict=True):
+            if not in_scope:
+                texts.append(prompt)
+                continue
+            nearest = [self.facts[i] for i in in_scope[: self.config.most]]
+            texts.append(preface(self.config, reversed(nearest), prompt))
+        return texts
 
 
 class Retrieval:
@@ -57,8 +60,8 @@ class Retrieval:
         config: RetrievalConfig = context.config
         _ = config.least  # refused here, not at the first prompt
         reader = Reader(view, context.encoder)
-        facts = remembered(batch, context)
+        facts = session_facts(batch, context)
         with context.stages("encode"):
-            writer = RetrievalWriter(facts, embedded(facts, config, reader, context), config)
+            writer = RetrievalWriter(facts, embed_facts(facts, config, reader, context), config)
             check_lengths(writer, batch.requests, reader)
         return prompt_edit(writer, facts, view, context, self.name)

@@ -20,7 +20,7 @@ from kecore.edit import PromptEdit, PromptWriter, Reader
 from kecore.encoders import CHARACTERS, MINILM, MODEL, load_sentence_encoder
 from kecore_methods.prompt.wording import WordingConfig
 
-__all__ = ["EncoderConfig", "ScopeConfig", "ScopeWriter", "StoreWriter", "embedded"]
+__all__ = ["EncoderConfig", "ScopeConfig", "ScopeWriter", "StoreWriter", "embed_facts"]
 
 SW = TypeVar("SW", bound="StoreWriter[Any]")
 EC = TypeVar("EC", bound="EncoderConfig")
@@ -33,7 +33,7 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n")
 
 
 class EncoderConfig(MethodConfig):
-    """How it is found out how alike two texts are."""
+    """The sentence encoder by which texts are compared."""
 
     encoder: str = Field(
         default=MINILM,
@@ -62,20 +62,20 @@ class ScopeConfig(WordingConfig, EncoderConfig):
 
     @property
     def least(self) -> float:
-        """The threshold.
+        """The threshold in force, the encoder's own unless one is given.
 
         Raises:
             ConfigError: none is given, and none is known for this encoder.
         """
         if self.threshold is not None:
             return self.threshold
-        known = _THRESHOLDS.get((self.encoder, self.named))
-        if known is None:
+        threshold = _THRESHOLDS.get((self.encoder, self.named))
+        if threshold is None:
             raise ConfigError(
                 f"no threshold is known for encoder '{self.encoder}'; give one, such as threshold=0.5, tuned on facts "
                 "that are not to be edited"
             )
-        return known
+        return threshold
 
 
 class StoreWriter(PromptWriter, Generic[EC]):
@@ -97,67 +97,87 @@ class StoreWriter(PromptWriter, Generic[EC]):
 
     @abstractmethod
     def write(self, prompts: Sequence[str]) -> list[str]:
-        """What the model reads instead of each prompt."""
+        """Return what the model reads instead of each prompt."""
 
     def settings(self) -> dict[str, Any]:
-        """The facts and the configuration."""
+        """Return the facts and the configuration."""
         return {"facts": [request.to_json() for request in self.facts], "config": self.config.to_json()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The index."""
+        """Return the embeddings."""
         return {"embeddings": self.embeddings}
 
     @classmethod
     def restore(cls: type[SW], settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SW:
-        """The writer with this store."""
+        """Return the writer with this store."""
         facts = [EditRequest(**request) for request in settings["facts"]]
         config: Any = cls.Config.make(settings["config"])
         return cls(facts, tensors["embeddings"], config)
 
     def to(self: SW, reader: Reader) -> SW:
-        """The same store for this model."""
-        made = copy.copy(self)
-        made.reader = reader
-        return made
+        """Return the same store for this model."""
+        writer = copy.copy(self)
+        writer.reader = reader
+        return writer
 
     def likeness(self, texts: Sequence[str]) -> Tensor:
-        """``[texts, facts]``: cosine of each text, or of its last sentence if that is more alike, with each fact."""
-        last = [next((s for s in reversed(_SENTENCE.split(text)) if s.strip()), text) for text in texts]
+        """Return the cosine of each text, or of its last sentence if that is more alike, with each fact.
+
+        Returns:
+            ``[texts, facts]``.
+        """
+        last_sentences = [_last_sentence(text) for text in texts]
         embed = load_sentence_encoder(self.config.encoder, self.reader)
-        return torch.maximum(embed(texts) @ self.embeddings.T, embed(last) @ self.embeddings.T)
+        of_texts = embed(texts) @ self.embeddings.T
+        of_last_sentences = embed(last_sentences) @ self.embeddings.T
+        return torch.maximum(of_texts, of_last_sentences)
 
 
 class ScopeWriter(StoreWriter[SC]):
     """A :class:`StoreWriter` that knows which facts a prompt is about."""
 
     def in_scope(self, prompts: Sequence[str]) -> list[list[int]]:
-        """For each prompt the places of the facts that it is about, nearest first."""
-        named = [self._named(prompt) for prompt in prompts]
-        found: list[list[int]] = [[] for _ in prompts]
-        asked = [i for i, places in enumerate(named) if places]
-        if asked:
-            rows: list[list[float]] = self.likeness([prompts[i] for i in asked]).tolist()
-            for i, row in zip(asked, rows, strict=True):
-                places = [place for place in named[i] if row[place] >= self.config.least]
-                found[i] = sorted(places, key=lambda place, row=row: -row[place])
-        return found
+        """Return for each prompt the indices of the facts that it is about, nearest first."""
+        candidates = [self._named_facts(prompt) for prompt in prompts]
+        in_scope: list[list[int]] = [[] for _ in prompts]
+        # Only prompts that name a subject are encoded, which is what takes long.
+        encoded = [i for i, facts in enumerate(candidates) if facts]
+        if not encoded:
+            return in_scope
+        cosines: list[list[float]] = self.likeness([prompts[i] for i in encoded]).tolist()
+        for i, cosine in zip(encoded, cosines, strict=True):
+            facts = [fact for fact in candidates[i] if cosine[fact] >= self.config.least]
+            in_scope[i] = sorted(facts, key=lambda fact, cosine=cosine: -cosine[fact])
+        return in_scope
 
-    def _named(self, prompt: str) -> list[int]:
-        """Facts whose subject the prompt names; all where that is not asked for."""
+    def _named_facts(self, prompt: str) -> list[int]:
+        """Return the indices of facts whose subject the prompt names; all where it need not name any."""
         if not self.config.named:
             return list(range(len(self.facts)))
         text = prompt.casefold()
         return [i for i, request in enumerate(self.facts) if request.subject.casefold() in text]
 
 
-def embedded(facts: Sequence[EditRequest], config: EncoderConfig, reader: Reader, context: MethodContext) -> Tensor:
-    """``[facts, width]``: the facts' prompts as the encoder sees them; those of earlier edits are not encoded again."""
-    known: dict[str, Tensor] = {}
+def _last_sentence(text: str) -> str:
+    """Return the last sentence that is not blank, or the text itself."""
+    for sentence in reversed(_SENTENCE.split(text)):
+        if sentence.strip():
+            return sentence
+    return text
+
+
+def embed_facts(facts: Sequence[EditRequest], config: EncoderConfig, reader: Reader, context: MethodContext) -> Tensor:
+    """Return the embeddings of the facts' prompts, ``[facts, width]``; those of earlier edits are taken from there."""
+    embeddings: dict[str, Tensor] = {}
     for edit in context.earlier:
-        writer = edit.effect if isinstance(edit, PromptEdit) else None
-        if isinstance(writer, StoreWriter) and writer.config.encoder == config.encoder:
-            known |= dict(zip((request.text for request in writer.facts), writer.embeddings, strict=True))
-    new = [request.text for request in facts if request.text not in known]
-    if new:
-        known |= dict(zip(new, load_sentence_encoder(config.encoder, reader)(new), strict=True))
-    return torch.stack([known[request.text] for request in facts])
+        if not isinstance(edit, PromptEdit) or not isinstance(edit.effect, StoreWriter):
+            continue
+        writer: StoreWriter[Any] = edit.effect
+        if writer.config.encoder == config.encoder:
+            texts = [request.text for request in writer.facts]
+            embeddings |= dict(zip(texts, writer.embeddings, strict=True))
+    new_texts = [request.text for request in facts if request.text not in embeddings]
+    if new_texts:
+        embed = load_sentence_encoder(config.encoder, reader)
+        embeddings |= dict(zip(new_texts, embed(new_texts), strict=True))
+    return torch.stack([embeddings[request.text] for request in facts])

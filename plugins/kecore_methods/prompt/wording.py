@@ -1,4 +1,4 @@
-"""How facts and prompts are put into words, and which facts an edit holds."""
+"""How facts and prompts are put into words, and the edits that write them before a prompt."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from pydantic import AfterValidator, Field
 from kecore.api.config import MethodConfig
 from kecore.api.method import MethodContext
 from kecore.api.types import EditRequest
-from kecore.batch import RequestBatch
 from kecore.edit import PromptEdit, PromptWriter, Reader
 from kecore.model import ModelView
 from kecore.text import separator
 
-__all__ = ["FACT", "PROMPT", "WordingConfig", "check_lengths", "fact", "preface", "prompt_edit", "remembered"]
+__all__ = ["FACT", "PROMPT", "WordingConfig", "check_lengths", "preface", "prompt_edit", "statement"]
 
 FACT, PROMPT = "{fact}", "{prompt}"
 
@@ -43,26 +42,16 @@ class WordingConfig(MethodConfig):
     )
 
 
-def fact(prompt: str, target: str) -> str:
-    """A fact as a statement: the prompt and what follows it."""
+def statement(prompt: str, target: str) -> str:
+    """Return a fact as a statement: the prompt and what follows it."""
     return f"{prompt}{separator(prompt, target)}{target}"
 
 
 def preface(wording: WordingConfig, facts: Iterable[EditRequest], prompt: str) -> str:
-    """Facts, one after another, and the prompt behind them."""
-    told = "".join(wording.fact.replace(FACT, fact(request.text, request.target)) for request in facts)
-    return told + wording.prompt.replace(PROMPT, prompt)
-
-
-def remembered(batch: RequestBatch, context: MethodContext) -> tuple[EditRequest, ...]:
-    """All facts that an edit is to hold: those of the earlier edits of this method, and the new ones.
-
-    A new fact takes the place of an earlier one about the same prompt. New ones are sorted, since the order of a batch
-    means nothing.
-    """
-    asked = {request.text for request in batch.requests}
-    earlier = [request for edit in context.earlier for request in edit.requests if request.text not in asked]
-    return (*earlier, *sorted(batch.requests, key=lambda request: (request.text, request.id)))
+    """Return the facts, one after another, and the prompt behind them."""
+    statements = [statement(request.text, request.target) for request in facts]
+    preceding = "".join(wording.fact.replace(FACT, text) for text in statements)
+    return preceding + wording.prompt.replace(PROMPT, prompt)
 
 
 def check_lengths(writer: PromptWriter, requests: Sequence[EditRequest], reader: Reader) -> None:
@@ -79,7 +68,7 @@ def check_lengths(writer: PromptWriter, requests: Sequence[EditRequest], reader:
 def prompt_edit(
     writer: PromptWriter, facts: Sequence[EditRequest], view: ModelView, context: MethodContext, method: str
 ) -> PromptEdit:
-    """The edit of a writer that holds all of ``facts``, those of earlier edits among them."""
+    """Return the edit of a writer that holds all of ``facts``, those of earlier edits among them."""
     return PromptEdit(
         effect=writer,
         supersedes=True,

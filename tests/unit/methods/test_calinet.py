@@ -13,7 +13,7 @@ from kecore.api.errors import ConfigError
 from kecore.engine.texts import load_passages
 from kecore_methods.memory.calinet import CaliNet
 from kecore_methods.memory.neurons import Block, Neurons
-from kecore_methods.memory.unrelated import at_tokens
+from kecore_methods.memory.unrelated import read_token_queries
 
 CONFIG: dict[str, Any] = {"steps": 25, "slots": 6, "contexts": 1, "context_tokens": 3}
 
@@ -39,7 +39,7 @@ def test_slots_are_trained_on_all_facts_together(editor: Editor) -> None:
     with plain.view.frozen():
         for i, layer in enumerate((1, 2)):  # the paper's slots have no biases: these take the mean off, and no more
             ids = [plain.encoder.encode(" ".join(words[:24])).ids[:24] for words in load_passages()]
-            at_mean = at_tokens(plain.view, plain.encoder, ids, Block.of(plain.view, layer)).mean(0)
+            at_mean = read_token_queries(plain.view, plain.encoder, ids, Block.of(plain.view, layer)).mean(0)
             assert torch.allclose(at_mean @ made.keys[i].t(), -made.biases[i], atol=1e-5)
     assert [pair[1] for pair in made.blocks] == [f"model.layers.{i}.mlp.down_proj" for i in (1, 2)]
     assert all(mean(editor, request) > old + 1 for request, old in zip((FACT, OTHER), before, strict=True))

@@ -64,7 +64,7 @@ def test_rules_are_those_of_the_algorithm() -> None:
     queries = [(point, "abc"[i % 3]) for i, point in enumerate(points)]
     entries, rules = Entries.empty(2, 4), []
     for key, label in queries:
-        rules.append(entries.place(torch.tensor(key), [ord(label)], 0.3)[0])
+        rules.append(entries.make_room(torch.tensor(key), [ord(label)], 0.3)[0])
     assert set(rules) == {"new", "expand", "split", "replace"}
     wanted = by_hand(queries, 0.3)
     assert torch.allclose(entries.keys, torch.tensor([entry["key"] for entry in wanted]))
@@ -74,8 +74,8 @@ def test_rules_are_those_of_the_algorithm() -> None:
 
 def test_labels_of_different_length_differ() -> None:
     entries = Entries.empty(2, 4)
-    assert entries.place(torch.tensor([0.0, 0.0]), [7], 1.0) == ("new", 0)
-    assert entries.place(torch.tensor([1.0, 0.0]), [7, 8], 1.0) == ("split", 1)
+    assert entries.make_room(torch.tensor([0.0, 0.0]), [7], 1.0) == ("new", 0)
+    assert entries.make_room(torch.tensor([1.0, 0.0]), [7, 8], 1.0) == ("split", 1)
     assert entries.labels.tolist() == [[7, -1], [7, 8]]
     assert entries.radii.tolist() == [0.5, 0.5]
 

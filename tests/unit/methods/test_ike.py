@@ -17,7 +17,7 @@ from kecore.api.types import Probe
 from kecore.edit import written
 from kecore.encoders import CHARACTERS, load_sentence_encoder
 from kecore.testing import tiny_model, tiny_tokenizer
-from kecore_methods.prompt.ike import IkeConfig, demonstration, nearest
+from kecore_methods.prompt.ike import IkeConfig, choose_examples, demonstration
 
 FRANCE = EditRequest("The capital of {} is", "France", "Rome", "Paris")
 COOK = EditRequest("{} is the chief executive of", "Tim Cook", "Microsoft")
@@ -102,11 +102,11 @@ def test_the_new_fact_itself_can_be_the_last_demonstration(editor: Editor) -> No
 
 def test_kinds_come_in_their_shares_and_a_small_pool_is_used_up() -> None:
     examples = [EditRecord(EditRequest("Number {} is", f"n{i}", "even")) for i in range(40)]
-    (chosen,) = nearest(torch.linspace(0, 1, 40)[None], [FRANCE], examples, 32)
+    (chosen,) = choose_examples(torch.linspace(0, 1, 40)[None], [FRANCE], examples, 32)
     assert [i for i, _ in chosen] == list(range(8, 40))
     kinds = [kind for _, kind in chosen]
     assert (kinds.count("copy"), kinds.count("update"), kinds.count("retain")) == (4, 12, 16)
-    (every,) = nearest(torch.zeros(1, 40), [FRANCE], examples, 100)
+    (every,) = choose_examples(torch.zeros(1, 40), [FRANCE], examples, 100)
     assert sorted(i for i, _ in every) == list(range(40))
 
 

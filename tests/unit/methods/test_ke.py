@@ -65,7 +65,7 @@ def test_the_fact_and_the_models_answer_are_read() -> None:
         texts = reader.texts(items)
         factors = reader.factors(texts)
         said = reader.logits(texts).argmax(-1)
-        assert factors.said == tuple(tuple(said[texts.row == i].tolist()) for i in range(3))
+        assert factors.answers == tuple(tuple(said[texts.row == i].tolist()) for i in range(3))
         h = network.read(view, items, factors)
         alone = network.read(view, items[1:2], factors.one(1))
         torch.testing.assert_close(alone[0], h[1], rtol=1e-5, atol=1e-6)

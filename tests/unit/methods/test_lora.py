@@ -25,13 +25,13 @@ from kecore.testing.snapshot import Snapshot
 peft = pytest.importorskip("peft")
 
 from kecore.engine.tuning import Targets, in_contexts  # noqa: E402
-from kecore_methods.finetune.adapter import AdapterConfig, adapted, linear_maps, plan_adapter  # noqa: E402
-from kecore_methods.finetune.lora import Lora, lora_kind, non_orthogonality  # noqa: E402
+from kecore_methods.finetune.adapter import AdapterConfig, AdapterTraining, adapted, linear_maps, plan_adapter  # noqa: E402
+from kecore_methods.finetune.lora import Lora, non_orthogonality  # noqa: E402
 
 FACTS = [EditRequest("The capital of {}", "Italy", "Apple"), EditRequest("The company of {}", "Tim Cook", "French")]
 PROMPT = torch.tensor([[7, 33, 104, 21, 80]])
 KINDS: dict[str, Callable[[], Any]] = {
-    "lora": lambda: lora_kind(AdapterConfig(rank=3, alpha=5), peft),
+    "lora": lambda: AdapterTraining(AdapterConfig(rank=3, alpha=5)).peft_config(peft, 10),
     "adalora": lambda: peft.AdaLoraConfig(init_r=3, target_r=2, lora_alpha=5, total_step=10, tinit=1, tfinal=1),
 }
 
@@ -129,10 +129,11 @@ def test_layers_below_the_adapter_run_once_and_change_nothing() -> None:
         handle.remove()
     assert calls == [1, 1, 3, 3]
 
-    def whole(view: ModelView, encoder: Any, _: Any, items: Any, _layer: int, _kept: Any) -> Targets:
-        return Targets(view, encoder, items, 0, "target_new")
+    class Whole(AdapterTraining):
+        def make_batch(self, view: ModelView, encoder: Any, wordings: Any, layer: int, preserved: Any) -> Targets:
+            return super().make_batch(view, encoder, wordings, 0, preserved)
 
-    slow = plan_adapter(view, batch, context, "lora", lambda peft, _: lora_kind(config, peft), make=whole)
+    slow = plan_adapter(view, batch, context, "lora", Whole(config))
     (got,), (expected,) = edit.updates.values(), slow.updates.values()
     assert torch.allclose(got.matrix(), expected.matrix(), rtol=1e-3, atol=1e-6)
     assert edit.notes["loss"] == pytest.approx(slow.notes["loss"], abs=1e-4)

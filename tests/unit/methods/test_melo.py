@@ -116,7 +116,7 @@ def test_database_follows_its_rules() -> None:
     points += points[:4]  # asked again, most with another label
     entries = [(point, "abc"[i % 3]) for i, point in enumerate(points)]
     clusters = Clusters.empty(2)
-    rules = [clusters.place(torch.tensor(key), [ord(label)], 0.9, i) for i, (key, label) in enumerate(entries)]
+    rules = [clusters.put(torch.tensor(key), [ord(label)], 0.9, i) for i, (key, label) in enumerate(entries)]
     assert set(rules) == {"new", "join", "split", "replace"}
     wanted = by_hand(entries, 0.9)
     assert torch.allclose(clusters.centres, torch.tensor([c["centre"] for c in wanted]), atol=1e-5)

@@ -184,7 +184,7 @@ def test_factors_of_different_lengths_are_stacked() -> None:
 
     parts = [ones(2), ones(4)]
     both = Factors.stack(parts)
-    assert both.said == ((2,), (4,))
+    assert both.answers == ((2,), (4,))
     assert both.mask.tolist() == [[True, True, False, False], [True] * 4]
     assert both.inputs[0].shape == (2, 4, 2)
     assert float(both.deltas[0][0].sum()) == 6

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kecore.api.errors import UnsupportedModelError
 from kecore.model import ModelView
 from kecore.testing import tiny_model
-from kecore_methods.memory.neurons import Block, Neurons, queries
+from kecore_methods.memory.neurons import Block, Neurons, read_queries
 
 IDS = torch.tensor([[7, 33, 104, 21, 80, 9], [5, 6, 77, 0, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
@@ -118,7 +118,7 @@ def test_queries_are_what_the_block_reads() -> None:
     from kecore.text import Rows
 
     rows = Rows(IDS, MASK, torch.zeros(2, dtype=torch.long))
-    found = queries(view, rows, block)
+    found = read_queries(view, rows, block)
     real = MASK.bool()
     assert torch.allclose(found[real], seen[0][real], atol=1e-5)
 

@@ -18,8 +18,7 @@ from kecore.testing.snapshot import Snapshot
 peft = pytest.importorskip("peft")
 pytest.importorskip("bitsandbytes")
 
-from kecore_methods.finetune.adapter import AdapterConfig, adapted, linear_maps  # noqa: E402
-from kecore_methods.finetune.lora import lora_kind  # noqa: E402
+from kecore_methods.finetune.adapter import AdapterConfig, AdapterTraining, adapted, linear_maps  # noqa: E402
 from kecore_methods.finetune.qlora import QLoraConfig, quantised  # noqa: E402
 
 FACTS = [EditRequest("The capital of {}", "Italy", "Apple"), EditRequest("The company of {}", "Tim Cook", "French")]
@@ -78,7 +77,7 @@ def test_the_adapter_stands_on_the_base() -> None:
     before = Snapshot(model)
     with view.frozen(), torch.no_grad(), quantised(view, double=False):
         base = model(PROMPT).logits
-        with adapted(view, lora_kind(AdapterConfig(rank=3, alpha=5), peft), maps) as adapter:
+        with adapted(view, AdapterTraining(AdapterConfig(rank=3, alpha=5)).peft_config(peft, 10), maps) as adapter:
             assert {type(adapter.layer(path)).__name__ for path in maps} == {"Linear4bit"}
             torch.manual_seed(0)
             for parameter in adapter.parameters():

@@ -139,7 +139,7 @@ def test_counterfactual_is_attention_over_the_edit() -> None:
     query = net.read(states)[0].query
     scalars = {name: math.exp(float(value)) for name, value in net.scalars.items()}
     for index, follows in ((0, [4, 5, 6, 7, NOTHING]), (1, [9, 2, NOTHING])):
-        found = net.spoken(hidden, query, entries, index, head)
+        found = net.counterfactual(hidden, query, entries, index, head)
         for i in range(3):
             weights = [math.exp(5 + float(net.scalars["nothing"]))]
             weights += [

@@ -12,7 +12,7 @@ from memory_setting import FACT, FAR, OTHER, logits, mean, opened, writes_with_a
 from kecore import Editor, EditRequest, ModuleEdit
 from kecore.api.errors import ConfigError, KecoreWarning
 from kecore.inference import score_continuations
-from kecore_methods.memory.neurons import Block, Neurons, queries
+from kecore_methods.memory.neurons import Block, Neurons, read_queries
 from kecore_methods.memory.t_patcher import TPatcher, locality_loss
 
 CONFIG: dict[str, Any] = {"steps": 40, "passages": 8, "others": 4}
@@ -72,7 +72,9 @@ def test_texts_at_which_no_patch_is_active_are_bitwise_as_they_were(architecture
     own = logits(editor, FACT.text)
     with editor.view.frozen():
         block = Block.of(editor.view, 3)
-        read = [queries(editor.view, editor.encoder.rows([editor.encoder.encode(text).ids]), block) for text in FAR]
+        read = [
+            read_queries(editor.view, editor.encoder.rows([editor.encoder.encode(text).ids]), block) for text in FAR
+        ]
     patch = effect(editor.edit(FACT, TPatcher, **CONFIG))
     silent = [bool((query @ patch.keys[0].t() + patch.biases[0] <= 0).all()) for query in read]
     assert any(silent)

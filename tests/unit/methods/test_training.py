@@ -9,7 +9,7 @@ from memory_setting import FACT, OTHER, logits, opened
 from kecore import Editor
 from kecore.batch import RequestBatch
 from kecore.engine.texts import load_passages, prompts_about_others
-from kecore.engine.tuning import KeptConfig, Targets
+from kecore.engine.tuning import PreservingConfig, Targets
 
 LAYER = 2
 
@@ -25,14 +25,16 @@ def test_loss_is_that_of_the_targets_and_the_kl_of_what_is_kept(weight: float) -
     """Against the model itself with the change in its weight, one prompt at a time in float64."""
     editor = opened()
     facts = [FACT, OTHER]
-    config = KeptConfig(others=3, others_weight=weight)
+    config = PreservingConfig(others=3, others_weight=weight)
     kept = [text for fact in facts for text in prompts_about_others(fact, load_passages()[:3])]
     assert len(set(kept)) == 6
     before = [logits(editor, text)[0, -1].double().log_softmax(-1) for text in kept]
     delta = change(editor)
     with editor.view.frozen():
         items = RequestBatch.of(facts, editor.encoder).encodings
-        targets = Targets(editor.view, editor.encoder, items, LAYER, "target_new", config.kept(editor.encoder, facts))
+        targets = Targets(
+            editor.view, editor.encoder, items, LAYER, "target_new", config.prompts_to_preserve(editor.encoder, facts)
+        )
         assert float(targets.scores()[1]) == pytest.approx(0, abs=1e-6)  # nothing has moved yet
         found = float(targets.loss({LAYER: delta}))
         own = float(Targets(editor.view, editor.encoder, items, LAYER, "target_new").loss({LAYER: delta}))

@@ -22,7 +22,8 @@ from kecore import Editor, EditRequest, ModuleEdit
 from kecore.api.errors import ConfigError
 from kecore.edit import suspended
 from kecore.engine.tuning import Targets
-from kecore_methods.memory.wise import SideMemories, Wise, ties
+from kecore_methods.memory.side_memories import SideMemories, ties
+from kecore_methods.memory.wise import Wise
 
 THIRD = EditRequest("The mother tongue of {} is", "Léon Blum", "Danube")
 FAR = ("Where does the Danube", "It flows to the")
