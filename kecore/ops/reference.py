@@ -73,7 +73,7 @@ def factor_product(factor: Tensor, x: Tensor, transposed: bool) -> Tensor:
 
 
 def gram_solve(white: Tensor, ridge: Tensor, shares: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return Gram matrices ``G``, weights ``(G + ridge I)⁻¹ P`` and the extreme pivots of each system's Cholesky factor.
+    """Return Gram matrices ``G``, weights ``(G + ridge I)⁻¹ P`` and extreme pivots of each system's Cholesky factor.
 
     Args:
         white: ``[batch, d, n]`` float32.
