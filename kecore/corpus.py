@@ -80,6 +80,7 @@ class Corpus:
             if len(reservoir) < count:
                 reservoir.append(passage)
                 continue
+            # Passage number `index` stays with probability count / (index + 1), in the place of any other.
             slot = rng.randrange(index + 1)
             if slot < count:
                 reservoir[slot] = passage
@@ -91,15 +92,16 @@ class Corpus:
         return TextSample(reservoir, text_hash.hexdigest()[:32], self.sources, seed)
 
     def passages(self) -> Iterator[str]:
-        """Paragraphs of a useful length, in order."""
+        """Yield paragraphs of a useful length, in order."""
         for source in self.sources:
-            texts = _hub(source) if source.startswith("hf:") else _file(Path(source))
+            texts = _read_hub(source) if source.startswith("hf:") else _read_file(Path(source))
             for text in texts:
                 for paragraph in text.split("\n\n"):
                     yield from _cut(" ".join(paragraph.split()))
 
 
 def _cut(text: str) -> Iterator[str]:
+    """Yield pieces of at most the longest length, cut at white space; a rest that is too short is dropped."""
     while len(text) > _LONGEST:
         end = text.rfind(" ", 1, _LONGEST)
         if end <= 0:
@@ -110,9 +112,10 @@ def _cut(text: str) -> Iterator[str]:
         yield text
 
 
-def _file(path: Path) -> Iterator[str]:
+def _read_file(path: Path) -> Iterator[str]:
+    """Yield the texts of a file, by what its name says that it holds."""
     suffixes = [s for s in path.suffixes if s != ".gz"]
-    with _opened(path) as file:
+    with _open(path) as file:
         try:
             if suffixes and suffixes[-1] == ".jsonl":
                 for number, line in enumerate(file, 1):
@@ -130,11 +133,14 @@ def _file(path: Path) -> Iterator[str]:
             raise DataFormatError(f"{path}: cannot be read as text: {error}") from error
 
 
-def _opened(path: Path) -> IO[str]:
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+def _open(path: Path) -> IO[str]:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    return path.open(encoding="utf-8")
 
 
 def _text(record: Any, where: str) -> str:
+    """Return the text of a record; ``where`` says in an error which record it is."""
     if isinstance(record, str):
         return record
     if isinstance(record, dict):
@@ -145,7 +151,8 @@ def _text(record: Any, where: str) -> str:
     raise DataFormatError(f"{where}: expected a record with a 'text' field, got {', '.join(map(str, keys))}")
 
 
-def _hub(source: str) -> Iterator[str]:
+def _read_hub(source: str) -> Iterator[str]:
+    """Yield the texts of a data set of the Hugging Face hub, streamed."""
     try:
         from datasets import load_dataset  # pyright: ignore[reportMissingImports] - an extra
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What this installation can do, as data: versions, devices, methods, cache, demo model, native ops.
+"""Reports what this installation can do, as data: versions, devices, methods, cache, demo model, native ops.
 
 Nothing here raises for a broken part: finding those is what the report is for.
 """
@@ -114,7 +114,7 @@ class Report:
     problems: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
+        """Return the report as JSON values."""
         return {**asdict(self), "methods": [method.to_json() for method in self.methods]}
 
 
@@ -170,7 +170,7 @@ def _version(package: str) -> str | None:
 
 
 def _bfloat16_speed() -> float:
-    """How many times as fast as float32's the CPU's bfloat16 products are, by a product of a few milliseconds."""
+    """Measure how many times as fast as float32's the CPU's bfloat16 products are, by one of a few milliseconds."""
     seconds: list[float] = []
     for dtype in (torch.float32, torch.bfloat16):
         x, weight = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
@@ -186,8 +186,12 @@ def _bfloat16_speed() -> float:
 def _devices() -> tuple[Device, ...]:
     if not torch.cuda.is_available():
         return ()
-    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    return tuple(Device(d.name, d.total_memory, f"{d.major}.{d.minor}") for d in found)
+    devices: list[Device] = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        capability = f"{properties.major}.{properties.minor}"
+        devices.append(Device(properties.name, properties.total_memory, capability))
+    return tuple(devices)
 
 
 def _cache() -> Cache:
@@ -203,18 +207,18 @@ def _cache() -> Cache:
 
 
 def _backends() -> tuple[tuple[Backend, ...], bool, list[str]]:
-    """The native operations, whether what was asked for is refused, and what is wrong with them."""
+    """Check the native operations: what runs them, whether what was asked for is refused, and what is wrong."""
     from kecore.ops import measure
 
     try:
-        found = tuple(Backend(*row) for row in measure.self_test())
+        backends = tuple(Backend(*row) for row in measure.self_test())
     except (NativeError, ConfigError) as error:
         return (), True, [str(error)]
     except Exception as error:  # noqa: BLE001 - a report on broken compilers must survive them
         return (), True, [f"the native operations cannot be inspected: {type(error).__name__}: {error}"]
     wrong = [
         f"{b.op} of {b.backend} is off by {b.relative_error:.1e}: set KECORE_NATIVE=off, and report it with this text"
-        for b in found
+        for b in backends
         if measure.is_wrong(b.op, b.relative_error)
     ]
-    return found, False, wrong
+    return backends, False, wrong

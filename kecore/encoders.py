@@ -1,4 +1,4 @@
-"""Sentence encoders: from texts to unit vectors whose products say how alike the texts are.
+"""Sentence encoders turn texts into unit vectors whose products say how alike the texts are.
 
 Methods that retrieve (demonstrations, facts that a prompt is about) choose one by name:
 
@@ -42,7 +42,7 @@ _BUCKETS = 4096
 
 
 def load_sentence_encoder(name: str, reader: Reader | None = None) -> Embed:
-    """The encoder of a name.
+    """Load the encoder of a name.
 
     Args:
         name: :data:`MINILM`, :data:`MODEL`, :data:`CHARACTERS`, a directory or a Hub id.
@@ -61,12 +61,12 @@ def load_sentence_encoder(name: str, reader: Reader | None = None) -> Embed:
                 f"encoder '{MODEL}' asks the edited model itself: pass `written(model, prompts, Reader(view, encoder))`"
             )
         return lambda texts: _hidden_states(reader, texts)
-    return _pooled(name)
+    return _load_pooled(name)
 
 
 @cache
-def _pooled(name: str) -> Embed:
-    """Mean of the last hidden states of an encoder; loaded once a process."""
+def _load_pooled(name: str) -> Embed:
+    """Load an encoder, once a process, that returns the mean of a text's last hidden states."""
     model, tokenizer = load_encoder(name)
 
     @torch.no_grad()
@@ -80,8 +80,9 @@ def _pooled(name: str) -> Embed:
                 max_length=_LONGEST,
                 return_tensors="pt",
             )
-            mask = batch["attention_mask"].unsqueeze(-1)
-            rows.append((model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1))
+            mask = batch["attention_mask"].unsqueeze(-1)  # [texts, tokens, 1]
+            states = model(**batch).last_hidden_state  # [texts, tokens, width]
+            rows.append((states * mask).sum(1) / mask.sum(1))  # [texts, width]
         return normalize(torch.cat(rows), dim=-1) if rows else torch.empty(0)
 
     return embed
@@ -89,7 +90,7 @@ def _pooled(name: str) -> Embed:
 
 @torch.no_grad()
 def _hidden_states(reader: Reader, texts: Sequence[str]) -> Tensor:
-    """Mean output of the middle layer over a text's tokens, the first left out: it gathers attention, not meaning."""
+    """Average the middle layer's output over a text's tokens, without the first: it gathers attention, not meaning."""
     from kecore.text import Encoder
 
     view, layer = reader.view, len(reader.view.layers) // 2
@@ -98,17 +99,20 @@ def _hidden_states(reader: Reader, texts: Sequence[str]) -> Tensor:
     with view.frozen():
         for text in texts:
             ids = encoder.encode(text).ids
-            states = view.forward(encoder.rows([ids]), stop=layer, hidden=[layer]).hidden[layer][0]
+            states = view.forward(encoder.rows([ids]), stop=layer, hidden=[layer]).hidden[layer][0]  # [tokens, width]
             rows.append(states[min(1, len(ids) - 1) :].float().mean(0).cpu())
     return normalize(torch.stack(rows), dim=-1)
 
 
 def _character_ngrams(texts: Sequence[str]) -> Tensor:
-    """Logarithmic counts of the character n-grams inside words, hashed."""
-    found = torch.zeros(len(texts), _BUCKETS)
-    for row, text in zip(found, texts, strict=True):
-        words = [f" {word} " for word in text.lower().split()]
-        grams = Counter(word[i : i + n] for n in _ORDERS for word in words for i in range(len(word) - n + 1))
+    """Return logarithmic counts of the character n-grams inside words, hashed into buckets."""
+    counts = torch.zeros(len(texts), _BUCKETS)
+    for row, text in zip(counts, texts, strict=True):
+        grams: Counter[str] = Counter()
+        for n in _ORDERS:
+            for word in text.lower().split():
+                padded = f" {word} "
+                grams.update(padded[i : i + n] for i in range(len(padded) - n + 1))
         for gram, count in grams.items():
             row[zlib.crc32(gram.encode()) % _BUCKETS] += 1 + math.log(count)
-    return normalize(found, dim=-1)
+    return normalize(counts, dim=-1)

@@ -1,4 +1,4 @@
-"""Writing and reading kecore's files: whole or not at all, checked by digest, never pickles."""
+"""Writes and reads kecore's files: whole or not at all, checked by digest, never pickles."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def explain_write_errors(path: Path) -> Iterator[None]:
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
-    """Let ``write`` make a file beside ``path``, then move it into place in one step.
+    """Let ``write`` make a file in the folder of ``path``, then move it into place in one step.
 
     A full disk or an interrupt leaves what was at ``path`` as it was, and no stray file.
 
@@ -100,8 +100,9 @@ def write_tensors(path: Path, kind: str, header: Mapping[str, Any], tensors: Map
         tensors: written contiguous, from any device.
     """
     stored = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    head = {"kind": kind, "digest": _digest(stored), **header}
-    metadata = {_KEY: json.dumps({**head, _HEADER: _header_digest(head)}, ensure_ascii=False)}
+    full_header = {"kind": kind, "digest": _digest(stored), **header}
+    signed_header = {**full_header, _HEADER: _header_digest(full_header)}
+    metadata = {_KEY: json.dumps(signed_header, ensure_ascii=False)}
     # safetensors refuses an empty set of tensors only on reading; a placeholder keeps files uniform.
     payload = stored or {"empty": torch.zeros(0)}
     return write_atomic(path, lambda p: save_file(payload, p, metadata=metadata))
@@ -124,7 +125,7 @@ def read_tensors(
     Raises:
         ArtifactError: missing, truncated, corrupt, foreign, of another kind, or of a newer format.
     """
-    header, tensors = _opened(path, kind)
+    header, tensors = _read_unverified(path, kind)
     header_digest = header.pop(_HEADER, None)
     if header.get("kind") != kind:
         raise ArtifactError(f"{path}: expected a kecore {kind}, got a kecore {header.get('kind')}")
@@ -142,7 +143,7 @@ def read_tensors(
 
 
 def read_kind(path: Path, expected: str = "artifact") -> str:
-    """What a file written by :func:`write_tensors` says it holds; no tensor is read.
+    """Return what a file written by :func:`write_tensors` says it holds; no tensor is read.
 
     Args:
         path: the file.
@@ -151,40 +152,45 @@ def read_kind(path: Path, expected: str = "artifact") -> str:
     Raises:
         ArtifactError: missing, truncated, corrupt or foreign.
     """
-    return str(_opened(path, expected, tensors=False)[0].get("kind"))
+    header, _ = _read_unverified(path, expected, with_tensors=False)
+    return str(header.get("kind"))
 
 
-def _opened(path: Path, expected: str, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors as they stand in a file, unverified."""
+def _read_unverified(
+    path: Path, expected: str, *, with_tensors: bool = True
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return header and tensors as they stand in a file."""
     if not path.is_file():
         raise ArtifactError(f"{path}: no such file or directory; expected a kecore {expected}")
     try:
         with safe_open(path, framework="pt") as file:
-            raw = (file.metadata() or {}).get(_KEY)
-            found = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
+            raw_header = (file.metadata() or {}).get(_KEY)
+            tensors: dict[str, Tensor] = {}
+            if with_tensors:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(
             f"{path}: truncated or not a safetensors file ({error}); copy it again or make it anew"
         ) from error
-    if raw is None:
+    if raw_header is None:
         raise ArtifactError(f"{path}: a safetensors file without a kecore header; expected a kecore {expected}")
     try:
-        header = dict(json.loads(raw))
+        header = dict(json.loads(raw_header))
     except (ValueError, TypeError) as error:
         raise ArtifactError(f"{path}: the header is corrupt ({error})") from error
-    return header, found
+    return header, tensors
 
 
 def cache_dir() -> Path:
-    """Where kecore keeps what it made from other files: ``$KECORE_CACHE``, or ``~/.cache/kecore``."""
+    """Return the folder of what kecore made from other files: ``$KECORE_CACHE``, or ``~/.cache/kecore``."""
     return Path(os.environ.get("KECORE_CACHE") or Path.home() / ".cache" / "kecore")
 
 
 def load_or_make(folder: str, name: str, kind: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors that were made before, memory-mapped from kecore's cache; else made now and kept there.
+    """Load tensors that were made before from kecore's cache, memory-mapped; else make them and store them there.
 
-    Another process that wants the same waits for this one. A damaged file is made anew. A cache that cannot be
-    written costs the time to make them each time, and nothing else.
+    Another process that asks for the same tensors waits for this one. A damaged file is made anew. A cache that cannot
+    be written costs the time to make them each time, and nothing else.
 
     Args:
         folder: name of a folder in the cache.
@@ -195,7 +201,7 @@ def load_or_make(folder: str, name: str, kind: str, make: Callable[[], dict[str,
     from filelock import FileLock
 
     file = cache_dir() / folder / f"{name}.safetensors"
-    made: dict[str, Tensor] | None = None
+    tensors: dict[str, Tensor] | None = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
@@ -204,25 +210,25 @@ def load_or_make(folder: str, name: str, kind: str, make: Callable[[], dict[str,
                     return read_tensors(file, kind)[1]
                 except ArtifactError as error:
                     logger.info("made anew: %s", error)
-            made = make()
-            write_tensors(file, kind, {}, made)
+            tensors = make()
+            write_tensors(file, kind, {}, tensors)
         return read_tensors(file, kind, verify=False)[1]
     except OSError as error:
         logger.info("not kept in the cache: %s", error)
-        return made if made is not None else make()
+        return tensors if tensors is not None else make()
 
 
 def _header_digest(header: Mapping[str, Any]) -> str:
-    # As it is read back: JSON has no tuples and no number keys.
+    # Digest the header as it will be read back: JSON has no tuples and no number keys.
     plain = json.loads(json.dumps(dict(header)))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    h = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
-        h.update(f"{name}\0{tuple(tensor.shape)}\0{tensor.dtype}\0".encode())
+        digest.update(f"{name}\0{tuple(tensor.shape)}\0{tensor.dtype}\0".encode())
         if tensor.numel():
-            h.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return h.hexdigest()[:32]
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]

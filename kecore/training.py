@@ -1,4 +1,4 @@
-"""Training a method that needs it: one loop for all of them, deterministic, and continued after a kill.
+"""Trains a method that needs it: one loop for all of them, deterministic, and continued after a kill.
 
 A method's ``prepare`` returns a :class:`Learner`, which knows how to make one step; everything else is here: which
 records are held out, which records a step sees, seeds, checkpoints, the held-out curve, and the choice of the best
@@ -76,15 +76,15 @@ class Learner(Protocol):
     """
 
     def step(self, records: Sequence[EditRecord]) -> float:
-        """Make one update from these records; the loss, for people."""
+        """Make one update from these records and return the loss, for people."""
         ...
 
     def evaluate(self, records: Sequence[EditRecord]) -> Mapping[str, float]:
-        """Figures on records that are not trained on: ``loss``, by which the best step is chosen, and others."""
+        """Measure on records that are not trained on: ``loss``, by which the best step is chosen, and other figures."""
         ...
 
     def state(self) -> Mapping[str, Tensor]:
-        """Everything that a continuation needs: parameters, the optimiser's moments, running statistics."""
+        """Return everything that a continuation needs: parameters, the optimiser's moments, running statistics."""
         ...
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -92,13 +92,13 @@ class Learner(Protocol):
         ...
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """What ``plan`` will need, as the training is now."""
+        """Return what ``plan`` will need, as the training is now."""
         ...
 
 
 @runtime_checkable
 class Trainable(Protocol):
-    """What a method that trains has beside an :class:`~kecore.api.method.EditMethod`'s attributes.
+    """A method that trains: what it has on top of an :class:`~kecore.api.method.EditMethod`'s attributes.
 
     Attributes:
         schedule: how long it trains unless told otherwise.
@@ -107,7 +107,7 @@ class Trainable(Protocol):
     schedule: Schedule
 
     def prepare(self, view: ModelView, records: Sequence[EditRecord], context: MethodContext) -> Learner:
-        """A learner for this model.
+        """Make a learner for this model.
 
         Args:
             view: the unedited model.
@@ -138,8 +138,8 @@ class _Run:
         header, tensors = read_tensors(self.file, _KIND)
         if header["of"] != self.identity:
             return  # of another model, configuration or data: start anew and overwrite it
-        self.learner.restore({k.removeprefix("state/"): t for k, t in tensors.items() if k.startswith("state/")})
-        self.best = {k.removeprefix("best/"): t for k, t in tensors.items() if k.startswith("best/")}
+        self.learner.restore(_select_prefix(tensors, "state/"))
+        self.best = _select_prefix(tensors, "best/")
         self.step = self.resumed = header["step"]
         self.curve, self.seconds = header["curve"], header["seconds"]
 
@@ -149,7 +149,8 @@ class _Run:
             return
         header = {"of": self.identity, "step": self.step, "curve": self.curve, "seconds": self.seconds}
         tensors = {f"state/{name}": t for name, t in self.learner.state().items()}
-        write_tensors(self.file, _KIND, header, tensors | {f"best/{name}": t for name, t in self.best.items()})
+        tensors |= {f"best/{name}": t for name, t in self.best.items()}
+        write_tensors(self.file, _KIND, header, tensors)
         self.saved = time.monotonic()
 
     def measure(self, records: Sequence[EditRecord], report: Report | None) -> None:
@@ -162,15 +163,20 @@ class _Run:
                 f"the held-out loss is {point['loss']} after {self.step} steps; lower the learning rates, or load the "
                 "model in float32"
             )
-        if all(point["loss"] < other["loss"] for other in self.curve):
+        if all(point["loss"] < earlier["loss"] for earlier in self.curve):
             self.best = {name: t.detach().to("cpu", copy=True) for name, t in self.learner.tensors().items()}
         self.curve.append(point)
         if report is not None:
             report(point)
 
 
+def _select_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, named without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def module_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """A module and its optimiser as tensors, for :meth:`Learner.state`."""
+    """Return a module and its optimiser as tensors, for :meth:`Learner.state`."""
     tensors = {f"module/{name}": tensor.detach() for name, tensor in module.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in values.items()}
@@ -179,7 +185,7 @@ def module_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 def restore_module(module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
     """Undo :func:`module_state`, for :meth:`Learner.restore`."""
-    module.load_state_dict({k.removeprefix("module/"): t for k, t in state.items() if k.startswith("module/")})
+    module.load_state_dict(_select_prefix(state, "module/"))
     moments: dict[int, dict[str, Tensor]] = {}
     for key, tensor in state.items():
         if key.startswith("optimizer/"):
@@ -230,7 +236,7 @@ def train(
         )
     schedule = schedule or instance.schedule
     config = config or method.Config.make({})
-    kept, held_out = _split(records, schedule, seed)
+    trained_on, held_out = _split(records, schedule, seed)
     context = MethodContext(config=config, encoder=encoder, seed=seed, progress=progress)
     context.base = context.fingerprint(view)
     identity = {
@@ -246,9 +252,17 @@ def train(
     with view.frozen():
         torch.manual_seed(seed)
         file = Path(out) / _PARTIAL if out is not None else None
-        run = _Run(instance.prepare(view, kept, context), identity, file)
+        run = _Run(instance.prepare(view, trained_on, context), identity, file)
         run.resume()
-        _loop(run, kept, held_out, schedule, seed, progress, report)
+        _loop(
+            run,
+            trained_on=trained_on,
+            held_out=held_out,
+            schedule=schedule,
+            seed=seed,
+            progress=progress,
+            report=report,
+        )
     trained = TrainedEditor(
         tensors=run.best,
         method=method.name,
@@ -259,7 +273,7 @@ def train(
         seed=seed,
         record={
             "data": identity["data"],
-            "records": len(kept),
+            "records": len(trained_on),
             "schedule": asdict(schedule),
             "chat": encoder.chat,
             "best_step": min(run.curve, key=lambda point: point["loss"])["step"],
@@ -275,20 +289,23 @@ def train(
 
 def _loop(
     run: _Run,
-    kept: Sequence[EditRecord],
+    *,
+    trained_on: Sequence[EditRecord],
     held_out: Sequence[EditRecord],
     schedule: Schedule,
     seed: int,
     progress: Progress,
     report: Report | None,
 ) -> None:
+    """Make the steps that are left, with a measurement, a checkpoint and a report where each is due."""
     if not run.curve:
         run.measure(held_out, report)
-    order: dict[int, list[int]] = {}
+    orders: dict[int, list[int]] = {}
     while run.step < schedule.steps:
         begin = time.monotonic()
         torch.manual_seed(_seed(seed, "step", run.step))
-        batch = [kept[i] for i in _places(run.step, schedule.batch_size, len(kept), seed, order)]
+        indices = _records_of_step(run.step, size=schedule.batch_size, count=len(trained_on), seed=seed, orders=orders)
+        batch = [trained_on[index] for index in indices]
         loss = run.learner.step(batch)
         if not math.isfinite(loss):
             raise NonFiniteError(
@@ -303,19 +320,27 @@ def _loop(
         progress("train", run.step, schedule.steps)
 
 
-def _places(step: int, size: int, count: int, seed: int, order: dict[int, list[int]]) -> list[int]:
-    """Which records a step sees: each epoch goes through all of them in an order of its own."""
-    found: list[int] = []
-    for place in range(step * size, (step + 1) * size):
-        epoch, rest = divmod(place, count)
-        if epoch not in order:
-            order[epoch] = torch.randperm(count, generator=_generator(seed, "epoch", epoch)).tolist()
-        found.append(order[epoch][rest])
-    return found
+def _records_of_step(step: int, *, size: int, count: int, seed: int, orders: dict[int, list[int]]) -> list[int]:
+    """Return which records a step sees: each epoch goes through all of them in an order of its own.
+
+    Args:
+        step: number of the step, from 0.
+        size: records of one step.
+        count: records in all.
+        seed: seed of the training.
+        orders: the order of each epoch that was asked for before; new ones are added.
+    """
+    indices: list[int] = []
+    for drawn in range(step * size, (step + 1) * size):  # records drawn since the first step
+        epoch, index = divmod(drawn, count)
+        if epoch not in orders:
+            orders[epoch] = torch.randperm(count, generator=_generator(seed, "epoch", epoch)).tolist()
+        indices.append(orders[epoch][index])
+    return indices
 
 
 def _split(records: Sequence[EditRecord], schedule: Schedule, seed: int) -> tuple[list[EditRecord], list[EditRecord]]:
-    """Records to train on and held-out ones, which share no subject."""
+    """Return records to train on and held-out ones, which share no subject."""
     if len(records) <= schedule.held_out:
         raise DataFormatError(
             f"{len(records)} records are too few to hold out {schedule.held_out} and train on the others; give more, "
@@ -324,23 +349,24 @@ def _split(records: Sequence[EditRecord], schedule: Schedule, seed: int) -> tupl
     order = torch.randperm(len(records), generator=_generator(seed, "held-out", 0)).tolist()
     held_out = [records[i] for i in order[: schedule.held_out]]
     subjects = {record.request.subject for record in held_out}
-    kept = [records[i] for i in sorted(order[schedule.held_out :]) if records[i].request.subject not in subjects]
-    if not kept:
+    remaining = [records[i] for i in sorted(order[schedule.held_out :])]
+    trained_on = [record for record in remaining if record.request.subject not in subjects]
+    if not trained_on:
         raise DataFormatError("every record shares its subject with a held-out one; give records of more subjects")
-    return kept, held_out
+    return trained_on, held_out
 
 
-def _generator(seed: int, what: str, index: int) -> torch.Generator:
-    return torch.Generator().manual_seed(_seed(seed, what, index))
+def _generator(seed: int, purpose: str, index: int) -> torch.Generator:
+    return torch.Generator().manual_seed(_seed(seed, purpose, index))
 
 
-def _seed(seed: int, what: str, index: int) -> int:
-    """A seed for one purpose, independent of all the others."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {what} {index}".encode()).digest()[:7], "big")
+def _seed(seed: int, purpose: str, index: int) -> int:
+    """Derive a seed for one purpose, independent of all the others."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {purpose} {index}".encode()).digest()[:7], "big")
 
 
 def _digest(records: Sequence[EditRecord]) -> str:
-    """Digest of the records' content, wherever they came from."""
+    """Digest the records' content, wherever they came from."""
     from kecore.evaluate import record_to_json
 
     plain = [record_to_json(replace(record, source="")) for record in records]

@@ -1,4 +1,4 @@
-"""What a command shows: results on stdout, all else on stderr, stages timed, long ones with a bar."""
+"""The screen of a command: results on stdout, all else on stderr, stages timed, long ones with a bar."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ class Screen:
 
     @classmethod
     def of(cls, context: typer.Context) -> Screen:
-        """The screen of the command that is running."""
-        found = context.find_root().obj
-        return found if isinstance(found, cls) else cls()
+        """Return the screen of the command that is running."""
+        screen = context.find_root().obj
+        return screen if isinstance(screen, cls) else cls()
 
     def show(self, *parts: RenderableType) -> None:
         """Print a part of the result for people; nothing where JSON was asked for."""
@@ -146,7 +146,7 @@ class _Count(MofNCompleteColumn):
 
 
 def to_plain_json(value: Any) -> Any:
-    """``value`` as JSON can hold it: paths as text, NaN and infinity as null."""
+    """Turn a value into what JSON can hold: paths as text, NaN and infinity as null."""
     if isinstance(value, Mapping):
         return {str(key): to_plain_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -157,45 +157,55 @@ def to_plain_json(value: Any) -> Any:
 
 
 def replace_controls(text: str) -> str:
-    """Text without control characters, which a model may write and a terminal would obey."""
-    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) == "Cc" and c != "\n" else c for c in text)
+    """Replace control characters other than line breaks, which a model may write and a terminal would obey."""
+
+    def is_control(character: str) -> bool:
+        return unicodedata.category(character) == "Cc" and character != "\n"
+
+    return "".join("\N{REPLACEMENT CHARACTER}" if is_control(character) else character for character in text)
 
 
 def count_noun(number: int, noun: str) -> str:
-    """A number of things: ``1 fact``, ``2 facts``."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    """Write a number of things: ``1 fact``, ``2 facts``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def format_seconds(value: float) -> str:
-    """A duration for people."""
+    """Write a duration for people."""
+    if value < 0.1:
+        return f"{1000 * value:.0f} ms"
     if value < 100:
-        return f"{value:.1f} s" if value >= 0.1 else f"{1000 * value:.0f} ms"
-    minutes, rest = divmod(round(value), 60)
+        return f"{value:.1f} s"
+    minutes, seconds = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s"
 
 
 def format_bytes(count: int | None) -> str:
-    """A number of bytes for people."""
+    """Write a number of bytes for people."""
     if count is None:
         return "unknown"
+    if count < 1024:
+        return f"{count} bytes"
     value = float(count)
-    for unit in ("bytes", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+    for unit in ("KiB", "MiB"):
         value /= 1024
-    return f"{value:.2f} GiB"
+        if value < 1024:
+            return f"{value:.1f} {unit}"
+    return f"{value / 1024:.2f} GiB"
 
 
 def format_score(value: float | None) -> str:
-    """A score for people; a dash where it could not be taken."""
+    """Write a score for people; a dash where it could not be taken."""
     return "-" if value is None else f"{value:.3f}"
 
 
 def make_table(
     *headers: str, rows: Sequence[Sequence[str]], title: str = "", right: Sequence[int] = (), lines: bool = False
 ) -> Table:
-    """A table of plain text.
+    """Make a table of plain text.
 
     Args:
         headers: one for each column.
@@ -204,22 +214,22 @@ def make_table(
         right: indices of columns that are set flush right.
         lines: lines between the rows, for cells of many words.
     """
-    made = Table(
+    table = Table(
         title=title or None, title_justify="left", title_style="bold", header_style="dim", box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0), show_lines=lines,
     )  # fmt: skip
     for index, header in enumerate(headers):
-        made.add_column(header, justify="right" if index in right else "left", overflow="fold")
+        table.add_column(header, justify="right" if index in right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*(escape(replace_controls(cell)) for cell in row))
-    return made
+        table.add_row(*(escape(replace_controls(cell)) for cell in row))
+    return table
 
 
 def make_fields(values: Mapping[str, str]) -> Table:
-    """Names and values in two columns without lines."""
-    made = Table.grid(padding=(0, 2))
-    made.add_column(style="bold", no_wrap=True)
-    made.add_column(overflow="fold")
+    """Make a table of names and values in two columns without lines."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in values.items():
-        made.add_row(escape(name), escape(replace_controls(value)))
-    return made
+        table.add_row(escape(name), escape(replace_controls(value)))
+    return table

@@ -1,4 +1,4 @@
-"""From an exception to one line on stderr, an object on stdout where JSON was asked for, and an exit code."""
+"""Turns an exception into one line on stderr, an object on stdout where JSON was asked for, and an exit code."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ def report_errors(screen: Screen) -> Iterator[None]:
             _emit(screen, "KeyboardInterrupt", "interrupted")
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
-            message, code = _explained(error)
-            _emit(screen, type(error).__name__, message or _words(error))
+            message, code = _explain(error)
+            _emit(screen, type(error).__name__, message or _message(error))
             if message is None or os.environ.get("KECORE_DEBUG", "0") not in ("", "0"):
                 raise
             _say(screen, error, message)
             raise typer.Exit(code) from None
 
 
-def _explained(error: Exception) -> tuple[str | None, int]:
-    """What to say about an error and the exit code; None where only a traceback helps."""
+def _explain(error: Exception) -> tuple[str | None, int]:
+    """Return what to say about an error, None where only a traceback helps, and the exit code."""
     if isinstance(error, KecoreError):
         return str(error), FAILED if isinstance(error, NumericalError | StorageError) else BAD_INPUT
     if isinstance(error, CheckFailed):
         return str(error), FAILED
     if hasattr(error, "format_message"):  # typer's, about options and arguments
         path = getattr(getattr(error, "ctx", None), "command_path", "kecore")
-        return f"{_words(error).rstrip('.')} (see `{path} --help`)", BAD_INPUT
+        return f"{_message(error).rstrip('.')} (see `{path} --help`)", BAD_INPUT
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
         first = str(error).partition("\n")[0]
         return f"{first} Lower --memory, choose --dtype bfloat16, or use --device cpu", FAILED
@@ -72,8 +72,8 @@ def _emit(screen: Screen, kind: str, message: str) -> None:
     screen.finish({"error": {"type": kind, "message": message}})
 
 
-def _words(error: Exception) -> str:
-    """The message of any exception, typer's own included."""
+def _message(error: Exception) -> str:
+    """Return the message of any exception, typer's own included."""
     formatted: Any = getattr(error, "format_message", None)
     return str(error) if formatted is None else str(formatted()).removeprefix("Invalid value: ")
 

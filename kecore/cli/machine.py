@@ -16,7 +16,7 @@ __all__ = ["measure_cost", "plan_table", "show_cost"]
 
 
 def measure_cost(screen: Screen, device: Any, stages: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """Stage times and memory of the command so far; ``stages`` instead of the screen's own."""
+    """Return stage times and memory of the command so far, as JSON values; ``stages`` instead of the screen's own."""
     import torch
 
     from kecore.memory import peak_bytes
@@ -30,44 +30,41 @@ def measure_cost(screen: Screen, device: Any, stages: Mapping[str, float] | None
 
 
 def plan_table(plans: Sequence[MemoryPlan]) -> Table:
-    """What stages are expected to take in memory, and how they keep within the budget."""
+    """Make a table of what stages are expected to take in memory, and how they keep within the budget."""
     first = plans[0]
-    there = ", ".join(f"{name} {format_bytes(count)}" for name, count in first.held.items())
+    held = ", ".join(f"{name} {format_bytes(count)}" for name, count in first.held.items())
     limit = "no limit known" if first.budget is None else f"budget {format_bytes(first.budget)}"
-    return make_table(
-        "stage",
-        "holds",
-        "micro-batch",
-        "at the peak",
-        rows=[
-            [need.stage, _holds(need), _batches(plan, need), format_bytes(plan.peak(need))]
-            for plan in plans
-            for need in plan.needs
-        ],
-        title=f"Memory: {limit}; there already: {there}",
-        right=(3,),
-    )
+    rows: list[list[str]] = []
+    for plan in plans:
+        for need in plan.needs:
+            rows.append([need.stage, _describe_parts(need), _describe_batch(plan, need), format_bytes(plan.peak(need))])
+    title = f"Memory: {limit}; there already: {held}"
+    return make_table("stage", "holds", "micro-batch", "at the peak", rows=rows, title=title, right=(3,))
 
 
-def _holds(need: Need) -> str:
-    """The largest parts in words; the rest together."""
+def _describe_parts(need: Need) -> str:
+    """Name the three largest parts of what a stage holds; the others together."""
     ordered = sorted(need.parts.items(), key=lambda part: -part[1])
-    shown = [
-        f"{name} {format_bytes(count)}{' from disk' if name in need.mapped else ''}"
-        for name, count in ordered[:3]
-        if count
-    ]
-    rest = sum(count for _, count in ordered[3:])
-    return ", ".join([*shown, *([f"other {format_bytes(rest)}"] if rest else [])]) or "-"
+    words: list[str] = []
+    for name, count in ordered[:3]:
+        if count:
+            origin = " from disk" if name in need.mapped else ""
+            words.append(f"{name} {format_bytes(count)}{origin}")
+    remainder = sum(count for _, count in ordered[3:])
+    if remainder:
+        words.append(f"other {format_bytes(remainder)}")
+    return ", ".join(words) or "-"
 
 
-def _batches(plan: MemoryPlan, need: Need) -> str:
+def _describe_batch(plan: MemoryPlan, need: Need) -> str:
     tokens = need.micro_batch(plan.activations)
-    return f"{tokens:,} of {need.tokens:,} tokens, {format_bytes(need.token * tokens)}" if tokens else "-"
+    if not tokens:
+        return "-"
+    return f"{tokens:,} of {need.tokens:,} tokens, {format_bytes(need.token * tokens)}"
 
 
 def show_cost(screen: Screen, values: Mapping[str, Any]) -> None:
     """Print what :func:`measure_cost` gave."""
-    parts = ", ".join(f"{name} {format_seconds(value)}" for name, value in values["stages"].items())
+    stages = ", ".join(f"{name} {format_seconds(value)}" for name, value in values["stages"].items())
     time, memory = format_seconds(values["total_seconds"]), format_bytes(values["peak_memory_bytes"])
-    screen.show(make_fields({"time": f"{time} in all: {parts}", "memory": f"{memory} at the peak"}))
+    screen.show(make_fields({"time": f"{time} in all: {stages}", "memory": f"{memory} at the peak"}))

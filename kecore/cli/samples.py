@@ -50,33 +50,36 @@ class Sample:
     after: str
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values, and whether the texts differ."""
+        """Return the fields as JSON values, and whether the texts differ."""
         return {**asdict(self.ask), "before": self.before, "after": self.after, "changed": self.before != self.after}
 
 
 def choose_asks(records: Sequence[EditRecord], most: int = 3) -> list[Ask]:
-    """Prompts that show the first edits, and a neighbour that should stay."""
-    shown = [Ask("edit", record.request.text, record.request.target) for record in records[:most]]
-    neighbour = next((record.neighbourhood[0] for record in records[:most] if record.neighbourhood), None)
-    return shown + ([Ask("neighbour", neighbour)] if neighbour is not None else [])
+    """Choose prompts that show the first edits, and a neighbour that should stay."""
+    asks = [Ask("edit", record.request.text, record.request.target) for record in records[:most]]
+    for record in records[:most]:
+        if record.neighbourhood:
+            asks.append(Ask("neighbour", record.neighbourhood[0]))
+            break
+    return asks
 
 
 def continue_prompts(view: ModelView, encoder: Encoder, prompts: Sequence[str], length: int = _LENGTH) -> list[str]:
-    """The model's greedy continuation of each prompt, up to the end of its line."""
+    """Return the model's greedy continuation of each prompt, up to the end of its line."""
     from kecore.inference import generate
 
-    made = generate(view, encoder, prompts, max_new_tokens=length, stop_at_newline=True)
-    return [item.text for item in made]
+    generations = generate(view, encoder, prompts, max_new_tokens=length, stop_at_newline=True)
+    return [generation.text for generation in generations]
 
 
 def samples_table(samples: Sequence[Sample], title: str = "") -> Table:
-    """The samples side by side."""
+    """Make a table of the samples, before and after side by side."""
     rows = [
         (s.ask.prompt, s.ask.wanted or "no change", s.before, s.after if s.after != s.before else "(the same)")
         for s in samples
     ]
-    made = make_table("prompt", "wanted", "before", "after", rows=rows, title=title, lines=True)
-    made.expand = True
-    for column, ratio in zip(made.columns, (3, 2, 4, 4), strict=True):
+    table = make_table("prompt", "wanted", "before", "after", rows=rows, title=title, lines=True)
+    table.expand = True
+    for column, ratio in zip(table.columns, (3, 2, 4, 4), strict=True):
         column.ratio = ratio
-    return made
+    return table

@@ -8,7 +8,7 @@ __all__ = ["micro_batches"]
 
 
 def micro_batches(lengths: Sequence[int], costs: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Group rows of similar length.
+    """Group rows of similar length into batches that keep within a budget.
 
     Args:
         lengths: tokens of each row.

@@ -1,4 +1,4 @@
-"""Writing on from token rows, one token a row at a time."""
+"""A loop's state while text is generated: token rows that grow by one token each at a time."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Decoding:
 
     @torch.no_grad()
     def logits(self) -> Tensor:
-        """Logits of the next token of every row, ``[rows, vocab]``."""
-        every = torch.arange(len(self._step.input_ids), device=self.view.device)
-        last = torch.full_like(every, self._step.input_ids.shape[1] - 1)
-        out = self.view.forward(self._step, at=(every, last), past=self._past, use_cache=True)
+        """Run the model and return the logits of the next token of every row, ``[rows, vocab]``."""
+        row = torch.arange(len(self._step.input_ids), device=self.view.device)
+        last = torch.full_like(row, self._step.input_ids.shape[1] - 1)  # all rows end in the last column
+        out = self.view.forward(self._step, at=(row, last), past=self._past, use_cache=True)
         self._cache = out.cache
         return cast("Tensor", out.logits)
 
@@ -52,32 +52,36 @@ class Decoding:
             going: which rows do go on; the others get padding, of which a row can take more than its context holds.
         """
         token = token.to(self.view.device)
-        one, step = torch.ones_like(token)[:, None], self._step
+        column = token[:, None]  # [rows, 1]
+        column_mask = torch.ones_like(column)
         if going is not None:
-            one *= torch.tensor(going, device=token.device)[:, None]
+            column_mask *= torch.tensor(going, device=token.device)[:, None]
+        step = self._step
         if self._cache is None:  # a model without a key-value cache reads the grown rows again
-            ids, mask = (step.input_ids, token[:, None]), (step.attention_mask, one)
-            self._step = Rows(torch.cat(ids, -1), torch.cat(mask, -1), step.offset)
+            input_ids = torch.cat([step.input_ids, column], dim=-1)
+            attention_mask = torch.cat([step.attention_mask, column_mask], dim=-1)
+            self._step = Rows(input_ids, attention_mask, step.offset)
             return
-        before = step.attention_mask if self._past is None else self._past[1]
-        self._step = Rows(token[:, None], one, torch.zeros_like(token))
-        self._past = self._cache, torch.cat([before, one], -1)
+        past_mask = step.attention_mask if self._past is None else self._past[1]
+        self._step = Rows(column, column_mask, torch.zeros_like(token))
+        self._past = self._cache, torch.cat([past_mask, column_mask], dim=-1)
 
     def keep(self, rows: Sequence[int]) -> bool:
-        """Go on with these rows alone, if that cannot change what they say and is worth a copy of the cache.
+        """Drop all other rows, if that cannot change what these say and is worth a copy of the cache.
 
         Returns:
             Whether it was done. Not over a cache that rows cannot be taken out of, nor with hooks, which may hold
             something for each row.
         """
-        step, index = self._step, torch.tensor(rows, device=self.view.device)
+        step = self._step
+        index = torch.tensor(rows, device=self.view.device)
         if self._past is None:  # no cache: rows are read again in any case
             step = step.select(index)
-            first = int(step.attention_mask.any(0).int().argmax())
+            first = int(step.attention_mask.any(0).int().argmax())  # first column that is not padding in every row
             self._step = Rows(step.input_ids[:, first:], step.attention_mask[:, first:], step.offset - first)
             return True
-        few = len(rows) <= _COMPACT * len(step.input_ids)
-        if not few or hooked(self.view.model) or not self.view.drops_rows:
+        worthwhile = len(rows) <= _COMPACT * len(step.input_ids)
+        if not worthwhile or hooked(self.view.model) or not self.view.drops_rows:
             return False
         cache, mask = self._past
         cache.reorder_cache(index)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -83,63 +82,83 @@ def generate(
     Raises:
         ConfigError: ``max_new_tokens`` or ``top_k`` is below 1.
     """
-    limits = itertools.repeat(max_new_tokens) if isinstance(max_new_tokens, int) else max_new_tokens
-    most = dict(zip(prompts, limits, strict=False))
+    most = _most_new_tokens(prompts, max_new_tokens)
     if min(most.values(), default=1) < 1 or top_k < 1:
         raise ConfigError(f"max_new_tokens and top_k must be at least 1, got {max_new_tokens} and {top_k}")
-    names = list(dict.fromkeys(prompts))
-    ids = [encoder.encode(text).ids for text in written(view.model, names, Reader(view, encoder))]
-    full = math.inf if encoder.max_length is None else encoder.max_length + 1  # the last token is written, not read
-    limit = [int(min(most[name], full - len(row))) for name, row in zip(names, ids, strict=True)]
-    end = _Ending(encoder, _closing_ids(view, encoder), (*stop, *["\n"] * stop_at_newline))
-    draws = [random.Random(f"{seed} {name}") for name in names] if top_k > 1 else []  # noqa: S311 - no secret
-    found: dict[str, Generation] = {}
+    unique = list(dict.fromkeys(prompts))
+    ids = [encoder.encode(text).ids for text in written(view.model, unique, Reader(view, encoder))]
+    room = math.inf if encoder.max_length is None else encoder.max_length + 1  # the last token is written, not read
+    limits = [int(min(most[prompt], room - len(row))) for prompt, row in zip(unique, ids, strict=True)]
+    stops = (*stop, "\n") if stop_at_newline else tuple(stop)
+    ending = _Ending(encoder, _closing_ids(view, encoder), stops)
+    streams: list[random.Random] = []  # one a prompt, where tokens are drawn
+    if top_k > 1:
+        streams = [random.Random(f"{seed} {prompt}") for prompt in unique]  # noqa: S311 - no secret
+    generations: dict[str, Generation] = {}
     with view.frozen(), torch.no_grad():
         # Over a cache a token that was written takes its place there and no more; without one it is read again.
         share = cached_share(view) if view.continues else 1.0
-        costs = [math.ceil(share * count) for count in limit]
-        one = [1] * len(ids)
-        for opening, batch, rows in open_batches(view, encoder, ids, one, costs, batch_tokens, at_ends=True):
+        costs = [math.ceil(share * limit) for limit in limits]
+        keep = [1] * len(ids)  # the last token of each row gives the first logits
+        for opening, batch, rows in open_batches(view, encoder, ids, keep, costs, batch_tokens, at_ends=True):
             decoding = Decoding(view, rows, opening)
-            choose = _Choice(top_k, [draws[i] for i in batch]) if draws else _most_probable
-            new = _decode(decoding, [limit[i] for i in batch], end, choose)
-            found.update((names[i], end.read(text)) for i, text in zip(batch, new, strict=True))
-            progress("generate", len(found), len(names))
-    return [found[prompt] for prompt in prompts]
+            choose = _Sampler(top_k, [streams[index] for index in batch]) if streams else _most_probable
+            texts = _decode(decoding, [limits[index] for index in batch], ending, choose)
+            for index, text in zip(batch, texts, strict=True):
+                generations[unique[index]] = ending.read(text)
+            progress("generate", len(generations), len(unique))
+    return [generations[prompt] for prompt in prompts]
+
+
+def _most_new_tokens(prompts: Sequence[str], max_new_tokens: int | Sequence[int]) -> dict[str, int]:
+    """Return the most tokens to write after each prompt, by prompt."""
+    if isinstance(max_new_tokens, int):
+        return dict.fromkeys(prompts, max_new_tokens)
+    return dict(zip(prompts, max_new_tokens, strict=False))
 
 
 def _closing_ids(view: ModelView, encoder: Encoder) -> frozenset[int]:
-    """Tokens that end a text: the tokenizer's, and those of the model's generation settings."""
+    """Return the tokens that end a text: the tokenizer's, and those of the model's generation settings."""
     settings = getattr(view.model, "generation_config", None)
-    value: Any = getattr(settings, "eos_token_id", None)
-    values: list[Any] = [encoder.tokenizer.eos_token_id, *(value if isinstance(value, list) else [value])]
-    return frozenset(value for value in values if isinstance(value, int))
+    of_model: Any = getattr(settings, "eos_token_id", None)  # a token, a list of tokens, or None
+    candidates: list[Any] = [encoder.tokenizer.eos_token_id]
+    if isinstance(of_model, list):
+        candidates += of_model
+    else:
+        candidates.append(of_model)
+    return frozenset(token for token in candidates if isinstance(token, int))
 
 
 @dataclass(frozen=True, slots=True)
 class _Ending:
-    """When a text is over, and what it then says."""
+    """Decides when a text is over, and reads it."""
 
     encoder: Encoder
     closing: frozenset[int]
     stops: tuple[str, ...]
 
     def text(self, ids: Sequence[int]) -> str:
+        """Decode tokens as far as they can be read."""
         tokenizer = self.encoder.tokenizer
         text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text).lstrip()
 
     def reached(self, ids: Sequence[int]) -> bool:
-        # Decoding a text anew for every token is not free: only where something in it can end it.
-        return ids[-1] in self.closing or (bool(self.stops) and self._cut(self.text(ids)) is not None)
+        """Return whether the text of these tokens is over."""
+        if ids[-1] in self.closing:
+            return True
+        if not self.stops:  # decoding a text anew for every token is not free
+            return False
+        return self._end_of(self.text(ids)) is not None
 
     def read(self, ids: Sequence[int]) -> Generation:
+        """Return what was written, without the token or text that ended it."""
         finished = self.reached(ids)
         text = self.text(ids[:-1] if ids[-1] in self.closing else ids)
-        return Generation(text[: self._cut(text)].strip(), tuple(ids), finished)
+        return Generation(text[: self._end_of(text)].strip(), tuple(ids), finished)
 
-    def _cut(self, text: str) -> int | None:
-        """Where the first text that ends it begins."""
+    def _end_of(self, text: str) -> int | None:
+        """Return where the first stop begins; None where there is none."""
         return min((text.index(stop) for stop in self.stops if stop in text), default=None)
 
 
@@ -148,37 +167,40 @@ def _most_probable(logits: Tensor, _texts: Sequence[int]) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Choice:
+class _Sampler:
     """Draws one of the ``count`` most probable tokens of each row, from the stream of the text that it writes."""
 
     count: int
     streams: Sequence[random.Random]
 
     def __call__(self, logits: Tensor, texts: Sequence[int]) -> Tensor:
-        top, ids = logits.double().topk(min(self.count, logits.shape[-1]))
-        share = top.softmax(-1).cumsum(-1)
-        drawn = torch.tensor([[self.streams[i].random()] for i in texts], dtype=share.dtype, device=share.device)
-        place = (share < drawn).sum(-1, keepdim=True).clamp(max=share.shape[-1] - 1)
-        return ids.gather(-1, place).squeeze(-1)
+        """Return one token a row, ``[rows]``; ``logits`` are ``[rows, vocab]``, ``texts`` the stream of each row."""
+        top, ids = logits.double().topk(min(self.count, logits.shape[-1]))  # [rows, count] each
+        cumulative = top.softmax(-1).cumsum(-1)  # [rows, count]
+        uniform = torch.tensor([[self.streams[i].random()] for i in texts], dtype=cumulative.dtype)  # [rows, 1]
+        drawn = (cumulative < uniform.to(cumulative.device)).sum(-1, keepdim=True)  # [rows, 1]
+        drawn = drawn.clamp(max=cumulative.shape[-1] - 1)  # the last sum may round to less than 1
+        return ids.gather(-1, drawn).squeeze(-1)  # [rows]
 
 
 def _decode(
-    decoding: Decoding, limits: Sequence[int], end: _Ending, choose: Callable[[Tensor, Sequence[int]], Tensor]
+    decoding: Decoding, limits: Sequence[int], ending: _Ending, choose: Callable[[Tensor, Sequence[int]], Tensor]
 ) -> list[list[int]]:
-    """New token ids of each text."""
+    """Write each text to its end or limit and return its new token ids."""
     ids: list[list[int]] = [[] for _ in limits]
-    texts = list(range(len(ids)))  # what the rows of the model's batch write
+    texts = list(range(len(ids)))  # which text each row of the model's batch writes
     running = set(texts)
     while running:
         token = choose(decoding.logits(), texts)
-        for i, value in zip(texts, token.tolist(), strict=True):
-            if i in running:
-                ids[i].append(value)
-                if len(ids[i]) == limits[i] or end.reached(ids[i]):
-                    running.discard(i)
-        going = [i in running for i in texts]
+        for text, value in zip(texts, token.tolist(), strict=True):
+            if text not in running:
+                continue
+            ids[text].append(value)
+            if len(ids[text]) == limits[text] or ending.reached(ids[text]):
+                running.discard(text)
+        going = [text in running for text in texts]
         decoding.append(token, going)
-        places = [place for place, goes in enumerate(going) if goes]
-        if 0 < len(places) < len(texts) and decoding.keep(places):
-            texts = [texts[place] for place in places]
+        rows = [row for row, goes in enumerate(going) if goes]
+        if 0 < len(rows) < len(texts) and decoding.keep(rows):
+            texts = [texts[row] for row in rows]
     return ids

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,13 +33,13 @@ class Opening:
     @torch.no_grad()
     def run(cls, view: ModelView, ids: Sequence[int]) -> Opening:
         """Run the tokens on a model that :attr:`~kecore.model.ModelView.continues`."""
-        row = torch.tensor([list(ids)])
+        row = torch.tensor([list(ids)])  # [1, opening]
         rows = Rows(row, torch.ones_like(row), torch.zeros(1, dtype=torch.long))
-        one = torch.zeros(1, dtype=torch.long)  # nobody needs logits here
-        return cls(ids, view.forward(rows, at=(one, one), use_cache=True).cache)
+        first = torch.zeros(1, dtype=torch.long)  # nobody needs logits: take those of one token, the fewest there are
+        return cls(ids, view.forward(rows, at=(first, first), use_cache=True).cache)
 
     def before(self, rows: Rows) -> tuple[Any, Tensor] | None:
-        """What ``ModelView.forward(past=...)`` takes for rows that follow: a cache of their own, and the whole mask.
+        """Return what ``ModelView.forward(past=...)`` takes for rows that follow: their own cache, and the whole mask.
 
         Positions leave out padding that stands between the opening and a row's tokens.
         """
@@ -48,7 +47,9 @@ class Opening:
             return None
         mask = rows.attention_mask
         cache = copy.deepcopy(self.cache)
+        # Row 0 of the cache is its only one: every row that follows gets a copy of it.
         cache.reorder_cache(torch.zeros(len(mask), dtype=torch.long, device=mask.device))
+        # The opening has no padding: its part of the mask is all ones. [rows, opening + width]
         return cache, torch.cat([mask.new_ones(len(mask), len(self.ids)), mask], dim=1)
 
     def logits_at(self, view: ModelView, rows: Rows, row: Tensor, column: Tensor) -> Tensor:
@@ -62,5 +63,10 @@ NO_OPENING = Opening()
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> list[int]:
-    """The longest sequence that all of these begin with."""
-    return [tokens[0] for tokens in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False))]
+    """Return the longest sequence of tokens that all rows begin with."""
+    prefix: list[int] = []
+    for tokens in zip(*rows, strict=False):  # one column of all rows, up to the end of the shortest
+        if len(set(tokens)) > 1:
+            break
+        prefix.append(tokens[0])
+    return prefix

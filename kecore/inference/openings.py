@@ -1,7 +1,7 @@
 """Micro-batches of token rows, in which what many rows begin with is run once.
 
-That is an edit's facts, demonstrations, worked questions, a chat template. Which rows share it is found in their
-tokens, so that nobody has to say where a prompt came from.
+Rows share the facts that a prompt edit puts before them, demonstrations, worked questions, or a chat template. Which
+rows share what is found in their tokens, so that nobody has to say where a prompt came from.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def open_batches(
     *,
     at_ends: bool = False,
 ) -> Iterator[tuple[Opening, list[int], Rows]]:
-    """Group rows by what they begin with, and those of a group by length.
+    """Group rows by what they begin with, and the rows of a group into micro-batches by length.
 
     The first opening is compared with passes over whole rows, and with ``at_ends`` each one, since padding may matter.
     A model that goes on from it in another way reads the rows that are left whole, and one with hooks reads all of them
@@ -61,21 +61,27 @@ def open_batches(
     Yields:
         An opening, the indices of a micro-batch's rows, and what follows the opening in each of them, padded.
     """
-    heads = [row[: len(row) - kept] for row, kept in zip(rows, keep, strict=True)]
-    left = dict.fromkeys(range(len(rows)))
+    # The part of each row that may be run as an opening.
+    heads = [row[: len(row) - count] for row, count in zip(rows, keep, strict=True)]
+    ungrouped = dict.fromkeys(range(len(rows)))  # a set that keeps the order
 
     def batches(opening: Opening, members: list[int]) -> Iterator[tuple[Opening, list[int], Rows]]:
-        cost = math.ceil(cached_share(view) * len(opening.ids))
-        lengths = [len(rows[i]) - len(opening.ids) for i in members]
-        for chosen in micro_batches(lengths, [costs[i] + cost for i in members], budget):
+        opening_cost = math.ceil(cached_share(view) * len(opening.ids))
+        lengths = [len(rows[index]) - len(opening.ids) for index in members]
+        member_costs = [costs[index] + opening_cost for index in members]
+        for chosen in micro_batches(lengths, member_costs, budget):
             batch = [members[k] for k in chosen]
-            yield opening, batch, _padded(encoder, opening, [rows[i] for i in batch], at_ends)
+            yield opening, batch, _pad_tails(encoder, opening, [rows[index] for index in batch], at_ends)
 
-    groups = group_by_prefix(heads, math.ceil(_PAYS * budget)) if view.left_padding and not hooked(view.model) else []
-    for number, (length, members) in enumerate(groups if groups and view.continues else ()):
+    groups: list[tuple[int, list[int]]] = []
+    if view.left_padding and not hooked(view.model):
+        groups = group_by_prefix(heads, math.ceil(_PAYS * budget))
+    if groups and not view.continues:
+        groups = []  # asked only where there are groups: finding out runs the model
+    for number, (length, members) in enumerate(groups):
         opening = Opening.run(view, heads[members[0]][:length])
-        compared = number == 0 or at_ends
-        if compared and (reason := _differs(view, encoder, opening, [rows[i] for i in members], at_ends)):
+        must_compare = number == 0 or at_ends
+        if must_compare and (reason := _differs(view, encoder, opening, [rows[index] for index in members], at_ends)):
             warnings.warn(
                 f"{type(view.model).__name__} reads what prompts have in common anew for each of them: {reason}",
                 KecoreWarning,
@@ -84,12 +90,12 @@ def open_batches(
             break
         yield from batches(opening, members)
         for index in members:
-            del left[index]
-    yield from batches(NO_OPENING, list(left))
+            del ungrouped[index]
+    yield from batches(NO_OPENING, list(ungrouped))
 
 
 def group_by_prefix(heads: Sequence[Sequence[int]], least: int) -> list[tuple[int, list[int]]]:
-    """Groups of rows that begin alike, each with the number of tokens that its rows share.
+    """Find groups of rows that begin alike, each with the number of tokens that its rows share.
 
     Rows that agree in more tokens are grouped first, by powers of two, so that what many rows share does not hide what
     fewer of them share beyond it.
@@ -102,41 +108,53 @@ def group_by_prefix(heads: Sequence[Sequence[int]], least: int) -> list[tuple[in
         >>> alike([[*range(20), 50], [7, 8], [*range(20), 60]], 20)
         [(20, [0, 2])]
     """
-    found: list[tuple[int, list[int]]] = []
-    left = dict(enumerate(heads))
-    length = 1 << max(map(len, heads), default=0).bit_length()
+    accepted: list[tuple[int, list[int]]] = []
+    ungrouped = dict(enumerate(heads))
+    longest = max(map(len, heads), default=0)
+    length = 1 << longest.bit_length()
     while (length := length // 2) >= _SHORT:
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index, head in left.items():
+        candidates: dict[tuple[int, ...], list[int]] = {}
+        for index, head in ungrouped.items():
             if len(head) >= length:
-                groups.setdefault(tuple(head[:length]), []).append(index)
-        for members in groups.values():
-            shared = len(common_prefix([left[index] for index in members]))
+                candidates.setdefault(tuple(head[:length]), []).append(index)
+        for members in candidates.values():
+            # They agree in `length` tokens at the least, perhaps in more.
+            shared = len(common_prefix([ungrouped[index] for index in members]))
             if len(members) > 1 and shared * (len(members) - 1) >= least:
-                found.append((shared, members))
+                accepted.append((shared, members))
                 for index in members:
-                    del left[index]
-    return found
+                    del ungrouped[index]
+    return accepted
 
 
 @torch.no_grad()
 def _differs(view: ModelView, encoder: Encoder, opening: Opening, rows: Sequence[Sequence[int]], at_ends: bool) -> str:
-    """Why an opening must not be used: a row ends in other logits behind it than it does whole.
+    """Say why an opening must not be used: a row ends in other logits behind it than it does whole.
 
-    The shortest row, and where that is padded the longest, which says how far.
+    The shortest row is compared, and where padding stands behind the opening the longest too: from it follows how much
+    of it.
+
+    Returns:
+        The reason in words; empty where the opening can be used.
     """
-    some = [min(rows, key=len), *([max(rows, key=len)] if at_ends else [])]
-    found, wanted = (_last(view, _padded(encoder, before, some, at_ends), before) for before in (opening, NO_OPENING))
-    error = difference(found, wanted)
-    return f"logits behind it differ by {error:.1e}" if not error <= rounding(view, wanted.dtype) else ""
+    compared = [min(rows, key=len)]
+    if at_ends:
+        compared.append(max(rows, key=len))
+    behind_opening = _last_logits(view, _pad_tails(encoder, opening, compared, at_ends), opening)
+    whole = _last_logits(view, _pad_tails(encoder, NO_OPENING, compared, at_ends), NO_OPENING)
+    error = difference(behind_opening, whole)
+    if error <= rounding(view, whole.dtype):
+        return ""
+    return f"logits behind it differ by {error:.1e}"  # NaN too
 
 
-def _padded(encoder: Encoder, opening: Opening, rows: Sequence[Sequence[int]], at_ends: bool) -> Rows:
-    """What follows an opening."""
+def _pad_tails(encoder: Encoder, opening: Opening, rows: Sequence[Sequence[int]], at_ends: bool) -> Rows:
+    """Pad what follows the opening in each row to one rectangle."""
     tails = [row[len(opening.ids) :] for row in rows]
-    return encoder.rows(tails, [len(tail) - 1 for tail in tails] if at_ends else None)
+    last_columns = [len(tail) - 1 for tail in tails] if at_ends else None
+    return encoder.rows(tails, last_columns)
 
 
-def _last(view: ModelView, rows: Rows, opening: Opening) -> Tensor:
-    """Logits behind the last token of each row."""
+def _last_logits(view: ModelView, rows: Rows, opening: Opening) -> Tensor:
+    """Return the logits behind the last token of each row, ``[rows, vocab]``."""
     return opening.logits_at(view, rows, torch.arange(len(rows.offset)), rows.ends - 1)

@@ -103,14 +103,16 @@ def score_continuations(
         RequestError: a continuation has no tokens, or nothing stands before it.
     """
     unique = list(dict.fromkeys(pairs))
-    read = written(view.model, [prompt for prompt, _ in unique], Reader(view, encoder))
-    encoded = {pair: encoder.encode(text, pair[1]) for pair, text in zip(unique, read, strict=True)}
-    for pair, item in encoded.items():
-        if not 0 < item.start < len(item.ids):
+    prompts = written(view.model, [prompt for prompt, _ in unique], Reader(view, encoder))  # as edits rewrite them
+    row_of_pair: dict[tuple[str, str], tuple[tuple[int, ...], int]] = {}
+    for pair, prompt in zip(unique, prompts, strict=True):
+        encoded = encoder.encode(prompt, pair[1])
+        if not 0 < encoded.start < len(encoded.ids):
             raise RequestError(f"a continuation is scored after a prompt and both need tokens, got {pair!r}")
-    rows = list(dict.fromkeys((item.ids, item.start) for item in encoded.values()))
+        row_of_pair[pair] = (encoded.ids, encoded.start)
+    rows = list(dict.fromkeys(row_of_pair.values()))
     scores = dict(zip(rows, score_tokens(view, encoder, rows, batch_tokens, progress), strict=True))
-    return [scores[encoded[pair].ids, encoded[pair].start] for pair in pairs]
+    return [scores[row_of_pair[pair]] for pair in pairs]
 
 
 def score_tokens(
@@ -132,28 +134,69 @@ def score_tokens(
     Returns:
         One score a row, in order.
     """
-    contexts: dict[tuple[int, ...], list[int]] = {}
-    for i, (ids, _) in enumerate(rows):
-        contexts.setdefault(ids[:-1], []).append(i)
-    texts = list(contexts)
-    # Rows of one context ask for its last places; the longest continuation asks for the most.
-    firsts = [min(rows[i][1] for i in contexts[text]) for text in texts]
-    places = [len(text) + 1 - first for text, first in zip(texts, firsts, strict=True)]
+    contexts = _group_by_context(rows)
+    columns = [context.columns for context in contexts]
     scores: dict[int, ContinuationScore] = {}
     done = 0
     with view.frozen():
-        for batch, logits in _logits(view, encoder, texts, places, batch_tokens):
-            begins = itertools.accumulate((places[k] for k in batch), initial=0)
-            own = [
-                (i, begin + rows[i][1] - firsts[k], rows[i][0][rows[i][1] :])
-                for k, begin in zip(batch, begins, strict=False)
-                for i in contexts[texts[k]]
-            ]
-            found = _scores(logits, [(begin, ids) for _, begin, ids in own])
-            scores.update(zip((i for i, _, _ in own), found, strict=True))
+        for batch, logits in _logits(view, encoder, [context.ids for context in contexts], columns, batch_tokens):
+            pieces: list[_Piece] = []
+            begin = 0  # row of `logits` that stands for the first column a context asks for
+            for index in batch:
+                context = contexts[index]
+                for row in context.rows:
+                    ids, start = rows[row]
+                    pieces.append(_Piece(row, begin + start - context.first, ids[start:]))
+                begin += context.columns
+            scores.update(_scores(logits, pieces))
             done += len(batch)
-            progress("score", done, len(texts))
-    return [scores[i] for i in range(len(rows))]
+            progress("score", done, len(contexts))
+    return [scores[row] for row in range(len(rows))]
+
+
+@dataclass(slots=True)
+class _Context:
+    """Tokens that one or more rows have before their last one, and that the model reads once for all of them.
+
+    Args:
+        ids: the tokens.
+        first: lowest index of a token that one of the rows is scored from.
+        rows: indices of the rows.
+    """
+
+    ids: tuple[int, ...]
+    first: int
+    rows: list[int]
+
+    @property
+    def columns(self) -> int:
+        """How many of the last columns have to give logits: the longest continuation asks for the most."""
+        return len(self.ids) + 1 - self.first
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """The continuation of one row, in the logits of a micro-batch.
+
+    Args:
+        row: index of the row.
+        begin: row of the logits that predicts the first token; the next ones follow it.
+        ids: the continuation's tokens.
+    """
+
+    row: int
+    begin: int
+    ids: tuple[int, ...]
+
+
+def _group_by_context(rows: Sequence[tuple[tuple[int, ...], int]]) -> list[_Context]:
+    """Bring together the rows that agree in all tokens but the last."""
+    contexts: dict[tuple[int, ...], _Context] = {}
+    for row, (ids, start) in enumerate(rows):
+        context = contexts.setdefault(ids[:-1], _Context(ids[:-1], start, []))
+        context.first = min(context.first, start)
+        context.rows.append(row)
+    return list(contexts.values())
 
 
 def next_tokens(
@@ -164,50 +207,74 @@ def next_tokens(
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress = silent,
 ) -> list[Tensor]:
-    """What a model says after prompts: one distribution each, natural-log probabilities ``[vocab]`` in main memory.
+    """Return the distribution of the next token after each prompt.
 
-    float32, or float64 for a float64 model.
+    Args:
+        view: the model.
+        encoder: decides special tokens and template.
+        prompts: equal prompts are run once.
+        batch_tokens: padded tokens of one micro-batch.
+        progress: called after each micro-batch.
+
+    Returns:
+        One tensor of natural-log probabilities a prompt, ``[vocab]``, in main memory; float32, or float64 for a
+        float64 model.
     """
-    names = list(dict.fromkeys(prompts))
-    ids = [encoder.encode(text).ids for text in written(view.model, names, Reader(view, encoder))]
-    found: dict[str, Tensor] = {}
+    unique = list(dict.fromkeys(prompts))
+    ids = [encoder.encode(text).ids for text in written(view.model, unique, Reader(view, encoder))]
+    distributions: dict[str, Tensor] = {}
     with view.frozen():
         for batch, logits in _logits(view, encoder, ids, [1] * len(ids), batch_tokens):
-            values = logits.log_softmax(-1).cpu()
-            found.update((names[i], value.clone()) for i, value in zip(batch, values, strict=True))
-            progress("distributions", len(found), len(names))
-    return [found[prompt] for prompt in prompts]
+            log_probs = logits.log_softmax(-1).cpu()  # [rows of the batch, vocab]
+            for index, row in zip(batch, log_probs, strict=True):
+                distributions[unique[index]] = row.clone()  # a view would keep the whole batch
+            progress("distributions", len(distributions), len(unique))
+    return [distributions[prompt] for prompt in prompts]
 
 
 def _logits(
-    view: ModelView, encoder: Encoder, texts: Sequence[tuple[int, ...]], places: Sequence[int], batch_tokens: int
+    view: ModelView, encoder: Encoder, texts: Sequence[tuple[int, ...]], columns: Sequence[int], batch_tokens: int
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Logits of the last ``places[i]`` columns of each text ``i``.
+    """Compute logits of the last ``columns[i]`` columns of each text ``i``.
 
     Yields:
-        The texts of a micro-batch, and their logits one after another, ``[sum, vocab]``.
+        The indices of a micro-batch's texts, and their logits one text after another: ``[sum of columns, vocab]``.
     """
-    # Columns that are asked for have to run with their text.
-    costs = [_LOGITS_COST * n for n in places]
-    for opening, batch, padded in open_batches(view, encoder, texts, places, costs, batch_tokens):
-        asked = [places[i] for i in batch]
-        row = torch.repeat_interleave(torch.arange(len(batch)), torch.tensor(asked))
-        column = torch.cat([torch.arange(end - n, end) for end, n in zip(padded.ends.tolist(), asked, strict=True)])
-        logits = opening.logits_at(view, padded, row, column)
-        yield batch, logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    costs = [_LOGITS_COST * count for count in columns]
+    # A column whose logits are wanted has to run with its text, not with the opening: `columns` is what is kept.
+    for opening, batch, padded in open_batches(view, encoder, texts, columns, costs, batch_tokens):
+        row_indices: list[Tensor] = []
+        column_indices: list[Tensor] = []
+        for row, (index, end) in enumerate(zip(batch, padded.ends.tolist(), strict=True)):
+            row_indices.append(torch.full((columns[index],), row))
+            column_indices.append(torch.arange(end - columns[index], end))
+        logits = opening.logits_at(view, padded, torch.cat(row_indices), torch.cat(column_indices))
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        yield batch, logits
 
 
-def _scores(logits: Tensor, asked: Sequence[tuple[int, tuple[int, ...]]]) -> list[ContinuationScore]:
-    """Score continuations: token ids whose first token is predicted by row ``begin`` of the logits."""
-    norm = logits.logsumexp(-1)
-    broken = ~norm.isfinite()
+def _scores(logits: Tensor, pieces: Sequence[_Piece]) -> dict[int, ContinuationScore]:
+    """Score continuations by the logits ``[n, vocab]`` of their micro-batch.
+
+    Returns:
+        The score of each row, by the row's index.
+    """
+    normaliser = logits.logsumexp(-1)  # [n]
+    broken = ~normaliser.isfinite()  # [n]: the logits of these rows overflowed
     argmax = logits.argmax(-1).masked_fill(broken, -1).tolist()
-    place = torch.tensor([begin + k for begin, ids in asked for k in range(len(ids))])
-    token = torch.tensor([id for _, ids in asked for id in ids])
-    place, token = place.to(logits.device), token.to(logits.device)
-    picked = (logits[place, token] - norm[place]).masked_fill(broken[place], -math.inf)
-    log_probs = iter(picked.tolist())
-    return [
-        ContinuationScore(tuple(itertools.islice(log_probs, len(ids))), ids, tuple(argmax[begin : begin + len(ids)]))
-        for begin, ids in asked
-    ]
+    positions: list[int] = []
+    tokens: list[int] = []
+    for piece in pieces:
+        positions += range(piece.begin, piece.begin + len(piece.ids))
+        tokens += piece.ids
+    position = torch.tensor(positions, device=logits.device)  # [t], t tokens of all continuations
+    token = torch.tensor(tokens, device=logits.device)  # [t]
+    log_prob = (logits[position, token] - normaliser[position]).masked_fill(broken[position], -math.inf)  # [t]
+    remaining = iter(log_prob.tolist())
+    scores: dict[int, ContinuationScore] = {}
+    for piece in pieces:
+        count = len(piece.ids)
+        predicted = tuple(argmax[piece.begin : piece.begin + count])
+        scores[piece.row] = ContinuationScore(tuple(itertools.islice(remaining, count)), piece.ids, predicted)
+    return scores

@@ -60,7 +60,7 @@ def second_moment_(
     rows: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Moments:
-    """Add ``keysᵀ keys`` to a symmetric moment, in place; to those of several layers at once.
+    """Add ``keysᵀ keys`` to a symmetric moment in place, or to the moments of several layers in one call.
 
     Args:
         moment: ``[d, d]`` float64 or float32, rows contiguous; or one for each layer. Only what is on or below the
@@ -85,15 +85,25 @@ def second_moment_(
         NativeError: ``KECORE_NATIVE`` asks for native code that cannot be had.
     """
     moments = [moment] if isinstance(moment, Tensor) else list(moment)
-    every = [keys] if isinstance(keys, Tensor) else list(keys)
-    check_moments(moments, every)
-    check_choice(every, rows, mask)
+    layer_keys = [keys] if isinstance(keys, Tensor) else list(keys)
+    check_moments(moments, layer_keys)
+    check_choice(layer_keys, rows, mask)
     if not moments:
         return moment
-    every = [x if x.shape[1] < 2 or x.stride(1) == 1 else x.contiguous() for x in every]
-    rows, mask = (x if x is None else x.contiguous() for x in (rows, mask))
-    loader.implementation(moments[0].device).second_moment_(moments, every, rows, mask)
+    layer_keys = [_with_contiguous_rows(x) for x in layer_keys]
+    if rows is not None:
+        rows = rows.contiguous()
+    if mask is not None:
+        mask = mask.contiguous()
+    loader.implementation(moments[0].device).second_moment_(moments, layer_keys, rows, mask)
     return moment
+
+
+def _with_contiguous_rows(matrix: Tensor) -> Tensor:
+    """Return the matrix, copied only where the elements of a row do not stand one after another."""
+    if matrix.shape[1] < 2 or matrix.stride(1) == 1:
+        return matrix
+    return matrix.contiguous()
 
 
 def kv_solve(
@@ -103,7 +113,7 @@ def kv_solve(
     inverse_factor: Tensor | None = None,
     shares: Tensor | None = None,
 ) -> Solution:
-    """Smallest update that maps new keys to residuals and preserved keys to zero.
+    """Find the smallest update that maps new keys to residuals and preserved keys to zero.
 
     With ``W = C⁻¹K``, ``G = KᵀW`` the update is ``Δ = R (αI + G)⁻¹ Wᵀ`` (push-through form of MEMIT eq. 14,
     arXiv 2210.07229), an ``n x n`` system instead of ``d x d``; with more keys than columns the equal ``d x d`` one
@@ -133,10 +143,11 @@ def kv_solve(
         NativeError: ``KECORE_NATIVE`` asks for native code that cannot be had.
     """
     ridges = torch.tensor([float(ridge)], dtype=torch.float64, device=keys.device)
-    found = kv_solve_batch(
-        keys[None], residuals[None], ridges, inverse_factor, None if shares is None else shares[None]
-    )
-    return Solution(found.U[0], found.V[0], float(found.edit_residual), float(found.condition))
+    if shares is not None:
+        shares = shares[None]
+    # A batch of one system.
+    solutions = kv_solve_batch(keys[None], residuals[None], ridges, inverse_factor, shares)
+    return Solution(solutions.U[0], solutions.V[0], float(solutions.edit_residual), float(solutions.condition))
 
 
 @torch.no_grad()
@@ -147,7 +158,7 @@ def kv_solve_batch(
     inverse_factor: Tensor | None = None,
     shares: Tensor | None = None,
 ) -> Solutions:
-    """:func:`kv_solve` of many systems of one shape: layers, or edits that are judged one by one.
+    """Run :func:`kv_solve` for many systems of one shape: layers, or edits that are judged one by one.
 
     Args:
         keys: ``[batch, d_in, n_old + c]``.
@@ -163,28 +174,33 @@ def kv_solve_batch(
         NativeError: ``KECORE_NATIVE`` asks for native code that cannot be had.
     """
     check_systems(keys, residuals, ridge, inverse_factor, shares)
-    k = keys.to(torch.float32).contiguous()
-    u = residuals.to(torch.float32)
-    alpha = ridge.to(k.device, torch.float64).contiguous()
-    parts = None if shares is None else shares.to(torch.float64).contiguous()
+    keys = keys.to(torch.float32).contiguous()
+    residuals = residuals.to(torch.float32)  # the left factor U as it stands: the update is R Vᵀ
+    ridge = ridge.to(keys.device, torch.float64).contiguous()
+    if shares is not None:
+        shares = shares.to(torch.float64).contiguous()
     if inverse_factor is not None and inverse_factor.stride(-1) != 1:
         inverse_factor = inverse_factor.contiguous()
-    v, residual, condition = loader.implementation(k.device).kv_solve(k, u, alpha, inverse_factor, parts)
-    finite = torch.isfinite(k).all() & torch.isfinite(u).all()
-    fine, solved = torch.stack([finite, (condition <= _SINGULAR).all()]).tolist()  # one wait for the device
-    if not fine:
+    solve = loader.implementation(keys.device).kv_solve
+    right, edit_residual, condition = solve(keys, residuals, ridge, inverse_factor, shares)
+    finite = torch.isfinite(keys).all() & torch.isfinite(residuals).all()
+    well_conditioned = (condition <= _SINGULAR).all()
+    is_finite, is_solved = torch.stack([finite, well_conditioned]).tolist()  # one wait for the device
+    if not is_finite:
         raise NonFiniteError("keys and residuals must be finite; the model or the target values overflowed")
-    if not solved:
-        raise NumericalError(_advice(k, alpha, condition, inverse_factor))
-    return Solutions(u, v, residual, condition)
+    if not is_solved:
+        raise NumericalError(_explain_singular(keys, ridge, condition, inverse_factor))
+    return Solutions(residuals, right, edit_residual, condition)
 
 
-def _advice(keys: Tensor, ridge: Tensor, condition: Tensor, factor: Tensor | None) -> str:
-    """What to do about the worst conditioned system."""
+def _explain_singular(keys: Tensor, ridge: Tensor, condition: Tensor, factor: Tensor | None) -> str:
+    """Say what is wrong with the worst conditioned system and what to do about it."""
     worst = int(condition.argmax())
-    size = keys[worst].double().square().sum()
+    white = keys[worst].double()  # [d_in, n]
     if factor is not None:
-        size = ((factor if factor.ndim == 2 else factor[worst]).double() @ keys[worst].double()).square().sum()
+        worst_factor = factor if factor.ndim == 2 else factor[worst]
+        white = worst_factor.double() @ white
+    size = white.square().sum()  # trace of the Gram matrix
     n = keys.shape[2]
     system = f" of system {worst}" if len(keys) > 1 else ""
     return (

@@ -1,4 +1,4 @@
-"""Which implementation the ops run with: compiled ahead, compiled at first use, or torch.
+"""Chooses which implementation the ops run with: compiled ahead, compiled at first use, or torch.
 
 ``KECORE_NATIVE`` chooses:
 
@@ -50,7 +50,7 @@ _resolved: Backend | None = None
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """What runs the ops.
+    """The implementation that runs the ops, and why.
 
     Args:
         kind: ``aot``, ``jit`` or ``torch``.
@@ -72,7 +72,7 @@ class _Unavailable(Exception):
 
 
 def native_mode() -> str:
-    """The value of ``KECORE_NATIVE``.
+    """Return the value of ``KECORE_NATIVE``.
 
     Raises:
         ConfigError: it is none of :data:`MODES`.
@@ -84,7 +84,7 @@ def native_mode() -> str:
 
 
 def active_backend() -> Backend:
-    """What runs the ops in this process; chosen, loaded and perhaps compiled at the first call.
+    """Return what runs the ops in this process; it is chosen, loaded and perhaps compiled at the first call.
 
     Raises:
         NativeError: ``KECORE_NATIVE`` asks for a native library that cannot be had.
@@ -99,44 +99,47 @@ def active_backend() -> Backend:
 
 
 def implementation(device: torch.device) -> Any:
-    """What offers the ops for tensors on a device: ``torch.ops.kecore``, or the torch implementations."""
-    here = active_backend().library is not None and device.type == "cpu"
-    native = not why_no_cuda() if device.type == "cuda" else here
+    """Return the namespace of the ops for tensors on a device: ``torch.ops.kecore``, or :mod:`kecore.ops.reference`."""
+    if device.type == "cuda":
+        native = not why_no_cuda()
+    else:
+        native = device.type == "cpu" and active_backend().library is not None
     return torch.ops.kecore if native else reference
 
 
 def why_no_cuda() -> str:
-    """Why CUDA tensors run in torch; empty where CUDA kernels run them."""
+    """Say why CUDA tensors run in torch; empty where CUDA kernels run them."""
     return active_backend().cuda or _try_cuda()
 
 
 def _resolve() -> Backend:
-    asked = native_mode()
-    if asked == "off":
+    """Load the first library that can be had of the kinds that ``KECORE_NATIVE`` allows; torch where there is none."""
+    mode = native_mode()
+    if mode == "off":
         return Backend("torch", "KECORE_NATIVE=off")
-    tried: list[str] = []
-    forced = asked != "auto"
+    forced = mode != "auto"
     if not forced and (reason := _not_worth_it()):
         return Backend("torch", reason)
     load: dict[str, Callable[[bool], tuple[Path, str]]] = {"aot": _load_aot, "jit": _load_jit}
-    for kind in MODES[asked]:
+    failures: list[str] = []
+    for kind in MODES[mode]:
         try:
             library, cuda = load[kind](forced)
         except _Unavailable as error:
-            tried.append(f"{kind}: {error}")
+            failures.append(f"{kind}: {error}")
             continue
         isa = _isa(library)
         if torch.cuda.is_available() and cuda:
             logger.warning("kecore runs CUDA tensors in torch: %s", cuda)
-        return Backend(kind, "; ".join([*tried, f"CPU kernels use {isa}"]), library, isa, cuda)
-    reason = "; ".join(tried)
+        return Backend(kind, "; ".join([*failures, f"CPU kernels use {isa}"]), library, isa, cuda)
+    reason = "; ".join(failures)
     if forced:
-        raise NativeError(f"KECORE_NATIVE={asked}, but there is no native library: {reason}")
+        raise NativeError(f"KECORE_NATIVE={mode}, but there is no native library: {reason}")
     return Backend("torch", reason)
 
 
 def _not_worth_it() -> str:
-    """Why torch is as fast on this processor; empty where native kernels are faster."""
+    """Say why torch is as fast on this processor; empty where native kernels are faster."""
     capability = torch.backends.cpu.get_cpu_capability()
     if not torch.cuda.is_available() and not capability.startswith("AVX"):
         return f"torch is faster on this processor ({platform.machine()}, {capability}): no kernels for its vectors"
@@ -144,6 +147,7 @@ def _not_worth_it() -> str:
 
 
 def _load_aot(forced: bool) -> tuple[Path, str]:
+    """Load the library that came with the package; return its file and why it has no CUDA kernels, if it has none."""
     package = Path(_build.__file__).parent
     for suffix in EXTENSION_SUFFIXES:
         library = package / f"_C{suffix}"
@@ -157,6 +161,7 @@ def _load_aot(forced: bool) -> tuple[Path, str]:
 
 
 def _load_jit(forced: bool) -> tuple[Path, str]:
+    """Load the library that was compiled here before, or compile it; returns as :func:`_load_aot` does."""
     _check_tools()
     home, no_cuda = _cuda_home()
     folder = _root() / f"kecore_{_fingerprint(home)}"
@@ -215,9 +220,11 @@ def _compile(folder: Path, home: Path | None) -> None:
 
 
 def _last_line(error: BaseException) -> str:
+    """Return the last line of a message that speaks of an error, else its last line, else the exception's name."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "error" in line.lower()]
-    return (telling or lines or [type(error).__name__])[-1][:300]
+    error_lines = [line for line in lines if "error" in line.lower()]
+    candidates = error_lines or lines or [type(error).__name__]
+    return candidates[-1][:300]
 
 
 def _check_tools() -> None:
@@ -233,23 +240,26 @@ def _check_tools() -> None:
 
 
 def _root() -> Path:
-    """Where torch keeps extensions that it compiled."""
-    given = os.environ.get("TORCH_EXTENSIONS_DIR")
-    return Path(given) if given else Path.home() / ".cache" / "torch_extensions"
+    """Return the folder of extensions that torch compiled."""
+    configured = os.environ.get("TORCH_EXTENSIONS_DIR")
+    return Path(configured) if configured else Path.home() / ".cache" / "torch_extensions"
 
 
 def _fingerprint(home: Path | None) -> str:
-    """Digest of everything that the library depends on."""
-    parts = [torch.__version__, platform.machine(), os.environ.get("CXX", ""), str(home or "")]
-    parts += [*_build.CXX_FLAGS, *_build.DEFINES, *_build.NVCC_FLAGS, *(_architectures() if home else ())]
-    digest = hashlib.sha256("\0".join(parts).encode())
-    for file in sorted(file for part in ("kernels", "binding") for file in (_build.source_dir() / part).iterdir()):
+    """Return a digest of everything that the library depends on."""
+    settings = [torch.__version__, platform.machine(), os.environ.get("CXX", ""), str(home or "")]
+    settings += [*_build.CXX_FLAGS, *_build.DEFINES, *_build.NVCC_FLAGS]
+    if home:
+        settings += _architectures()
+    digest = hashlib.sha256("\0".join(settings).encode())
+    files = [*(_build.source_dir() / "kernels").iterdir(), *(_build.source_dir() / "binding").iterdir()]
+    for file in sorted(files):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def _cuda_home() -> tuple[Path | None, str]:
-    """Where nvcc stands, if this torch can use it, else why not."""
+    """Return the toolkit's folder if this torch can use it, else None, and why not."""
     if torch.version.cuda is None:
         return None, "torch is built without CUDA"
     for variable in ("CUDA_HOME", "CUDA_PATH"):
@@ -260,21 +270,25 @@ def _cuda_home() -> tuple[Path | None, str]:
         if torch.version.cuda.startswith("13."):
             return wheels, ""
         return None, f"the installed compiler wheels are of CUDA 13, torch is of {torch.version.cuda}; set CUDA_HOME"
-    found = shutil.which("nvcc")
-    if found:
-        return Path(found).resolve().parent.parent, ""
+    nvcc = shutil.which("nvcc")
+    if nvcc:
+        return Path(nvcc).resolve().parent.parent, ""
     return None, "no nvcc; pip install 'kecore[cuda]', or set CUDA_HOME to a toolkit"
 
 
 def _architectures() -> list[str]:
-    """Those of the devices here, or of every release where there is none."""
-    capabilities = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
-    # Kernels for Hopper use instructions of its architecture-specific set.
-    return sorted(f"{a}{b}" + "a" * ((a, b) == (9, 0)) for a, b in capabilities) or list(_build.ARCHITECTURES)
+    """Return the architectures of the devices here, or those of every release where there is no device."""
+    architectures: set[str] = set()
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        # Kernels for Hopper use instructions of its architecture-specific set.
+        suffix = "a" if (major, minor) == (9, 0) else ""
+        architectures.add(f"{major}{minor}{suffix}")
+    return sorted(architectures) or list(_build.ARCHITECTURES)
 
 
 def _cuda_link(folder: Path, home: Path | None) -> list[str]:
-    """The wheels have ``lib`` instead of ``lib64`` and only a versioned runtime library."""
+    """Return linker flags for the compiler wheels: they have ``lib``, not ``lib64``, and only a versioned runtime."""
     if home is None or (home / "lib64" / "libcudart.so").exists():
         return []
     versioned = sorted((home / "lib").glob("libcudart.so.*"))
@@ -297,7 +311,7 @@ def _has_cuda(library: Path) -> bool:
 
 @cache
 def _try_cuda() -> str:
-    """Why the CUDA kernels do not run on this machine's device; empty where they do."""
+    """Say why the CUDA kernels do not run on this machine's device; empty where they do."""
     moment = torch.zeros(1, 1, dtype=torch.float64, device="cuda")
     try:
         torch.ops.kecore.second_moment_([moment], [torch.ones(2, 1, device="cuda")])

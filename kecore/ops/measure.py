@@ -1,4 +1,4 @@
-"""How right and how fast the ops are on this machine, against the best that torch can do and what peers do.
+"""Measures how right and how fast the ops are on this machine, against the best that torch can do and what peers do.
 
 Every competitor is compared with float64 before it is timed, and all of one row run in turn, so that ratios hold
 even where other work shares the machine.
@@ -50,7 +50,7 @@ class MomentCase:
         return (noise + 0.2).to(self.device, self.dtype)
 
     def competitors(self) -> dict[str, Callable[[], Tensor]]:
-        """By name, a function that adds the keys to its own moment and returns that."""
+        """Return, by name, functions that add the keys to a moment of their own and return that."""
         x, d = self.keys, self.d
         native = torch.zeros(d, d, dtype=torch.float64, device=self.device)
         panels = torch.zeros(d, d, device=self.device)
@@ -77,12 +77,12 @@ class MomentCase:
         return {"native": lambda: second_moment_(native, x), "torch": as_panels, "peers": as_peers}
 
     def error(self, moment: Tensor) -> float:
-        """Relative error of a moment to which the keys were added once, over some of its rows."""
-        rows = torch.linspace(0, self.d - 1, min(self.d, 64)).long().to(self.device)
-        x = self.keys.double()
-        wanted = x[:, rows].t() @ x
-        lower = torch.arange(self.d, device=self.device) <= rows[:, None]
-        return _error(moment[rows].double() * lower, wanted * lower)
+        """Return the relative error of a moment to which the keys were added once, over some of its rows."""
+        rows = torch.linspace(0, self.d - 1, min(self.d, 64)).long().to(self.device)  # [r]
+        keys = self.keys.double()
+        exact = keys[:, rows].t() @ keys  # [r, d]
+        lower = torch.arange(self.d, device=self.device) <= rows[:, None]  # [r, d]: what the op writes
+        return _relative_error(moment[rows].double() * lower, exact * lower)
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class SolveCase:
         return torch.randn(self.d_out, self.n, generator=torch.Generator().manual_seed(2)).to(self.device)
 
     def competitors(self) -> dict[str, Callable[[], Tensor]]:
-        """By name, a function that returns the update's right factor ``[d, n]``."""
+        """Return, by name, functions that return the update's right factor ``[d, n]``."""
         keys, residuals, ridge = self.keys, self.residuals, float(self.d)
         ridges = torch.tensor([ridge], dtype=torch.float64, device=self.device)
 
@@ -155,7 +155,7 @@ class SolveCase:
         }
 
     @cached_property
-    def wanted(self) -> Tensor:
+    def exact(self) -> Tensor:
         """The exact right factor: float64, and L solved as the two diagonals that it is."""
         keys = self.keys.double().cpu()
         y = keys.clone()
@@ -168,8 +168,8 @@ class SolveCase:
         return torch.linalg.solve(system, w, left=False).to(self.device)
 
     def error(self, right: Tensor) -> float:
-        """Relative error of a right factor."""
-        return _error(right.double(), self.wanted)
+        """Return the relative error of a right factor."""
+        return _relative_error(right.double(), self.exact)
 
 
 Case = MomentCase | SolveCase
@@ -196,15 +196,22 @@ def measure_cases(progress: Callable[[str], None] = lambda _: None) -> dict[str,
         ``{op: [{d, n, dtype, native_s, torch_s, peers_s, relative_error}]}``, times in seconds, the error that of the
         native result.
     """
-    found: dict[str, list[dict[str, Any]]] = {}
+    rows: dict[str, list[dict[str, Any]]] = {}
     for case in CASES:
         progress(f"{case.op} d={case.d} n={case.n}")
-        found.setdefault(case.op, []).append(measure_case(case))
-    return found
+        rows.setdefault(case.op, []).append(measure_case(case))
+    return rows
 
 
 def measure_case(case: Case) -> dict[str, Any]:
-    """Measure one case, all competitors in turn; each has been run once and found right before."""
+    """Check each competitor's result, then time all of them in turn.
+
+    Returns:
+        One row of :func:`measure_cases`.
+
+    Raises:
+        KecoreError: a result is wrong.
+    """
     competitors = case.competitors()
     errors = {name: case.error(run()) for name, run in competitors.items()}
     wrong = {name: error for name, error in errors.items() if error > 10 * _WORST[case.op]}
@@ -219,7 +226,7 @@ def measure_case(case: Case) -> dict[str, Any]:
         "d": case.d,
         "n": case.n,
         "dtype": str(case.dtype).removeprefix("torch."),
-        **{f"{name}_s": min(taken) for name, taken in times.items()},
+        **{f"{name}_s": min(seconds) for name, seconds in times.items()},
         "relative_error": errors["native"],
     }
 
@@ -233,7 +240,7 @@ def _seconds(run: Callable[[], Tensor], device: str) -> float:
 
 
 def self_test() -> list[tuple[str, str, str, float]]:
-    """Which implementation each op uses on each device, and how far it is from float64.
+    """Report which implementation each op uses on each device, and how far it is from float64.
 
     Returns:
         ``(op, implementation, reason, relative error)``; the op with its device where that is no CPU.
@@ -242,21 +249,23 @@ def self_test() -> list[tuple[str, str, str, float]]:
         NativeError: ``KECORE_NATIVE`` asks for native code that cannot be had.
     """
     backend = loader.active_backend()
-    found: list[tuple[str, str, str, float]] = []
-    for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
+    checks: list[tuple[str, str, str, float]] = []
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    for device in devices:
         native = loader.implementation(torch.device(device)) is not reference
         reason = loader.why_no_cuda() if device == "cuda" and not native else backend.reason
         for case in (MomentCase(200, 500, device=device), SolveCase(150, 12, device=device)):
             error = case.error(case.competitors()["native"]())
             name = case.op if device == "cpu" else f"{case.op} on {device}"
-            found.append((name, backend.kind if native else "torch", reason, error))
-    return found
+            checks.append((name, backend.kind if native else "torch", reason, error))
+    return checks
 
 
 def is_wrong(op: str, error: float) -> bool:
-    """Whether a self-test's error means that something is broken."""
-    return not error <= _WORST[op.split()[0]]
+    """Return whether a self-test's error means that something is broken."""
+    op_name = op.split()[0]  # "kv_solve on cuda"
+    return not error <= _WORST[op_name]  # NaN is wrong too
 
 
-def _error(got: Tensor, wanted: Tensor) -> float:
-    return float((got - wanted).norm() / wanted.norm())
+def _relative_error(result: Tensor, exact: Tensor) -> float:
+    return float((result - exact).norm() / exact.norm())

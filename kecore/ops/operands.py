@@ -1,9 +1,9 @@
-"""What the ops refuse, and in which words."""
+"""Checks of the ops' operands: each refusal says what was expected and what came."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, product
 
 import torch
 from torch import Tensor
@@ -45,8 +45,8 @@ def check_moments(moments: Sequence[Tensor], keys: Sequence[Tensor]) -> None:
 
 
 def _check_apart(moments: Sequence[Tensor], keys: Sequence[Tensor]) -> None:
-    pairs = [*combinations(moments, 2), *((moment, key) for moment in moments for key in keys)]
-    if any(_share_memory(a, b) for a, b in pairs):
+    """Refuse moments that share memory with each other or with keys: they are written while the others are read."""
+    if any(_share_memory(a, b) for a, b in (*combinations(moments, 2), *product(moments, keys))):
         raise OperandError("expected moments that share no memory with each other or with the keys")
 
 

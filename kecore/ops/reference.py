@@ -1,4 +1,4 @@
-"""The ops in torch: what runs where no native kernel does, and what native kernels are compared with."""
+"""The ops in torch. They run where no native kernel does, and native kernels are compared with them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COLUMNS = {"cpu": 128, "cuda": 64}
 
 @contextmanager
 def _single_precision(device: torch.device) -> Iterator[None]:
-    """Products of float32 stay in float32, whatever the caller allows elsewhere (TF32, bfloat16, autocast)."""
+    """Keep products of float32 in float32, whatever the caller allows elsewhere (TF32, bfloat16, autocast)."""
     backends: Any = torch.backends
     backend = backends.cuda.matmul if device.type == "cuda" else backends.mkldnn.matmul
     before = backend.fp32_precision
@@ -38,38 +38,42 @@ def second_moment_(
 ) -> None:
     """``moments[i] += keys[i][chosen]ᵀ keys[i][chosen]`` on and below the diagonal."""
     chosen = mask if rows is None else rows
-    for moment, all_keys in zip(moments, keys, strict=True):
+    for moment, layer_keys in zip(moments, keys, strict=True):
+        if chosen is not None:
+            layer_keys = layer_keys[chosen]  # [n, d]
         with _single_precision(moment.device):
-            x = all_keys if chosen is None else all_keys[chosen]
-            for part in x.split(_TOKENS):
-                _add_panels(moment, part)
+            for chunk in layer_keys.split(_TOKENS):  # [at most _TOKENS, d]
+                _add_panels(moment, chunk)
 
 
-def _add_panels(moment: Tensor, x: Tensor) -> None:
+def _add_panels(moment: Tensor, keys: Tensor) -> None:
+    """Add ``keysᵀ keys`` to the lower triangle ``[d, d]``, panel of columns by panel; keys are ``[n, d]``."""
     # CUDA multiplies 16-bit keys as they are and sums in float32; elsewhere the result would be rounded to 16 bits.
-    tensor_cores = x.is_cuda and x.dtype != torch.float32
-    x = x if tensor_cores else x.float()
+    tensor_cores = keys.is_cuda and keys.dtype != torch.float32
+    if not tensor_cores:
+        keys = keys.float()
     d = len(moment)
     for begin in range(0, d, _PANEL):
         end = min(begin + _PANEL, d)
-        left, right = x[:, begin:].t(), x[:, begin:end]
+        left, right = keys[:, begin:].t(), keys[:, begin:end]
+        # [d - begin, panel]
         product = torch.mm(left, right, out_dtype=torch.float32) if tensor_cores else left @ right
-        below = moment[begin:, begin:end]
-        below[end - begin :] += product[end - begin :]
-        below[: end - begin] += product[: end - begin].tril()
+        panel = moment[begin:, begin:end]  # [d - begin, panel]: the square on the diagonal, then what is below it
+        panel[end - begin :] += product[end - begin :]
+        panel[: end - begin] += product[: end - begin].tril()
 
 
 def factor_product(factor: Tensor, x: Tensor, transposed: bool) -> Tensor:
     """``L⁻¹ x`` or ``L⁻ᵀ x``: factor ``[d, d]`` lower triangular, zero above; x ``[batch, d, n]``; both float32."""
     with _single_precision(x.device):
         batch, d, n = x.shape
-        columns = x.permute(1, 0, 2).reshape(d, batch * n)
+        columns = x.permute(1, 0, 2).reshape(d, batch * n)  # all systems share the factor: one product for all
         product = (factor.t() if transposed else factor) @ columns
         return product.reshape(d, batch, n).permute(1, 0, 2).contiguous()
 
 
 def gram_solve(white: Tensor, ridge: Tensor, shares: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Gram matrices ``G``, weights ``(G + ridge I)⁻¹ P`` and the extreme pivots of each system's Cholesky factor.
+    """Return Gram matrices ``G``, weights ``(G + ridge I)⁻¹ P`` and extreme pivots of each system's Cholesky factor.
 
     Args:
         white: ``[batch, d, n]`` float32.
@@ -87,20 +91,23 @@ def gram_solve(white: Tensor, ridge: Tensor, shares: Tensor | None) -> tuple[Ten
 
 
 def _targets(gram: Tensor, shares: Tensor | None) -> Tensor:
+    """Return ``P [batch, n, u]``: zero for the earlier keys, then the shares of the new ones."""
     batch, n, _ = gram.shape
     if shares is None:
         return torch.eye(n, dtype=gram.dtype, device=gram.device).expand(batch, n, n)
-    return torch.cat([shares.new_zeros(batch, n - shares.shape[1], shares.shape[2]), shares], dim=1)
+    earlier = shares.new_zeros(batch, n - shares.shape[1], shares.shape[2])
+    return torch.cat([earlier, shares], dim=1)
 
 
 def _spd_solve(matrix: Tensor, ridge: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """``(matrix + ridge I)⁻¹ right`` and the pivots of its factor, by Cholesky."""
+    """Return ``(matrix + ridge I)⁻¹ right`` and the extreme pivots ``[batch, 2]`` of its Cholesky factor."""
     system = matrix.clone()
     system.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
     factor, info = torch.linalg.cholesky_ex(system)
     diagonal = factor.diagonal(dim1=1, dim2=2)
-    smallest = torch.where(info == 0, diagonal.amin(1), 0.0)
-    return torch.cholesky_solve(right, factor).contiguous(), torch.stack([diagonal.amax(1), smallest], dim=1)
+    smallest = torch.where(info == 0, diagonal.amin(1), 0.0)  # info tells where it is not positive definite
+    pivots = torch.stack([diagonal.amax(1), smallest], dim=1)
+    return torch.cholesky_solve(right, factor).contiguous(), pivots
 
 
 def kv_solve(
@@ -109,9 +116,9 @@ def kv_solve(
     ridge: Tensor,
     inverse_factor: Tensor | None = None,
     shares: Tensor | None = None,
-    parts: Any = None,
+    kernels: Any = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The right factor of each system's update, its edit residual and its condition.
+    """Return the right factor of each system's update, its edit residual and its condition.
 
     Args:
         keys: ``[batch, d, n]`` float32.
@@ -119,52 +126,71 @@ def kv_solve(
         ridge: ``[batch]`` float64.
         inverse_factor: ``[d, d]``, or ``[batch, d, d]`` for one a system; float32.
         shares: ``[batch, c, u]`` float64; None for the identity (``c = u``).
-        parts: what offers ``factor_product`` and ``gram_solve``; this module by default.
+        kernels: namespace that offers ``factor_product`` and ``gram_solve``; this module by default.
 
     Returns:
         ``V [batch, d, u]`` float32; ``[batch]`` float64 twice. The condition is infinite where a system is not
         positive definite; V is undefined there.
     """
-    this = sys.modules[__name__]
-    parts = parts or this
+    this_module = sys.modules[__name__]
+    kernels = kernels or this_module
     batch, d, n = keys.shape
     u = residuals.shape[2]
     if shares is None and u < n:  # the last keys get their own residual, those before them zero
         shares = torch.eye(u, dtype=torch.float64, device=keys.device).expand(batch, u, u).contiguous()
-    product = parts if batch * n >= _FEW else this
-    white = keys if inverse_factor is None else _whiten(product, inverse_factor, keys, False)
+    new = n if shares is None else shares.shape[1]  # how many of the keys, the last ones, are to be written
+    multiplier = kernels if batch * n >= _FEW else this_module
+    white = keys  # L⁻¹ K [batch, d, n]
+    if inverse_factor is not None:
+        white = _whiten(multiplier, inverse_factor, keys, transposed=False)
     r = residuals.double()
-    # What the update gives on the new keys is multiplied from the left: [u, c] would be the largest tensor of all.
+    # What the update gives on the new keys, [batch, d_out, new], is multiplied from the left: its product with the
+    # shares, [u, c], would be the largest tensor of all.
     if n > d:
-        v, given, pivots = _primal(white, ridge, shares, r)
+        white_v, achieved, pivots = _solve_primal(white, ridge, shares, r)
+        v = white_v
+        if inverse_factor is not None:
+            v = _whiten(multiplier, inverse_factor, white_v, transposed=True)
     else:
-        solver = parts if n <= _COLUMNS.get(keys.device.type, 0) else this
+        solver = kernels if n <= _COLUMNS.get(keys.device.type, 0) else this_module
         gram, weights, pivots = solver.gram_solve(white, ridge, shares)
-        back = white if inverse_factor is None else _whiten(product, inverse_factor, white, True)
-        v = (back.double() @ weights).float()
-        given = (r @ weights.mT) @ gram[:, :, n - (n if shares is None else shares.shape[1]) :]
-    if n > d and inverse_factor is not None:
-        v = _whiten(product, inverse_factor, v, True)
-    wanted = r if shares is None else r @ shares.mT
-    residual = (given - wanted).flatten(1).norm(dim=1) / wanted.flatten(1).norm(dim=1).clamp(min=1e-300)
-    return v, residual, (pivots[:, 0] / pivots[:, 1]).square().nan_to_num(nan=float("inf"))
+        back = white  # C⁻¹ K
+        if inverse_factor is not None:
+            back = _whiten(multiplier, inverse_factor, white, transposed=True)
+        v = (back.double() @ weights).float()  # [batch, d, u]
+        achieved = (r @ weights.mT) @ gram[:, :, n - new :]
+    wanted = r if shares is None else r @ shares.mT  # [batch, d_out, new]
+    missed = (achieved - wanted).flatten(1).norm(dim=1)  # [batch]
+    edit_residual = missed / wanted.flatten(1).norm(dim=1).clamp(min=1e-300)
+    condition = (pivots[:, 0] / pivots[:, 1]).square().nan_to_num(nan=float("inf"))
+    return v, edit_residual, condition
 
 
-def _primal(white: Tensor, ridge: Tensor, shares: Tensor | None, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """More keys than columns: a ``d x d`` system, ``(ridge I + Y Yᵀ)⁻¹ Y P``, equal by push-through.
+def _solve_primal(white: Tensor, ridge: Tensor, shares: Tensor | None, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Solve the ``d x d`` system ``(ridge I + Y Yᵀ)⁻¹ Y P``, equal by push-through; for more keys than columns.
+
+    Args:
+        white: ``Y [batch, d, n]``.
+        ridge: ``[batch]`` float64.
+        shares: ``[batch, c, u]`` float64, the last rows of ``P``; None for the identity.
+        r: ``[batch, d_out, u]`` float64.
 
     Returns:
         Right factors in white coordinates ``[batch, d, u]``, what the update gives on the new keys
-        ``[batch, d_out, c]``, pivots.
+        ``[batch, d_out, c]``, pivots ``[batch, 2]``.
     """
     y = white.double()
-    new = y if shares is None else y[:, :, -shares.shape[1] :]
-    v, pivots = _spd_solve(y @ y.mT, ridge, new if shares is None else new @ shares)
-    return v.float(), (r @ v.mT) @ new, pivots
+    new_keys = y if shares is None else y[:, :, -shares.shape[1] :]  # [batch, d, c]
+    right = new_keys if shares is None else new_keys @ shares  # [batch, d, u]
+    v, pivots = _spd_solve(y @ y.mT, ridge, right)
+    return v.float(), (r @ v.mT) @ new_keys, pivots
 
 
-def _whiten(parts: Any, factor: Tensor, x: Tensor, transposed: bool) -> Tensor:
+def _whiten(kernels: Any, factor: Tensor, x: Tensor, transposed: bool) -> Tensor:
+    """Multiply ``x [batch, d, n]`` by ``L⁻¹``, or ``L⁻ᵀ``: one factor for all systems, or one a system."""
     if factor.ndim == 2:
-        return parts.factor_product(factor, x, transposed)
-    each = zip(factor, x.split(1), strict=True)
-    return torch.cat([parts.factor_product(one, columns, transposed) for one, columns in each])
+        return kernels.factor_product(factor, x, transposed)
+    products: list[Tensor] = []
+    for system_factor, system in zip(factor, x.split(1), strict=True):
+        products.append(kernels.factor_product(system_factor, system, transposed))
+    return torch.cat(products)

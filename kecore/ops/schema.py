@@ -36,7 +36,7 @@ def _kv_solve(
     inverse_factor: Tensor | None = None,
     shares: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The composition, over whichever kernels of its parts are there."""
+    """Run the composition of ops over whichever kernels its two inner ops have."""
     return reference.kv_solve(keys, residuals, ridge, inverse_factor, shares, torch.ops.kecore)
 
 
@@ -69,8 +69,9 @@ def _fake_gram_solve(white: Tensor, ridge: Tensor, shares: Tensor | None) -> tup
     _check(white.ndim == 3, lambda: f"expected white [batch, d, n], got {white.shape}")
     batch, _, n = white.shape
     u = n if shares is None else shares.shape[2]
-    sizes = ((batch, n, n), (batch, n, u), (batch, 2))
-    gram, weights, pivots = (white.new_empty(size, dtype=torch.float64) for size in sizes)
+    gram = white.new_empty((batch, n, n), dtype=torch.float64)
+    weights = white.new_empty((batch, n, u), dtype=torch.float64)
+    pivots = white.new_empty((batch, 2), dtype=torch.float64)
     return gram, weights, pivots
 
 
@@ -86,8 +87,8 @@ def _fake_kv_solve(
         lambda: f"expected keys [batch, d, n] and residuals [batch, d_out, u], got {keys.shape}, {residuals.shape}",
     )
     batch, d, _ = keys.shape
-    numbers = keys.new_empty(batch, dtype=torch.float64)
-    return keys.new_empty(batch, d, residuals.shape[2]), numbers, torch.empty_like(numbers)
+    edit_residual = keys.new_empty(batch, dtype=torch.float64)
+    return keys.new_empty(batch, d, residuals.shape[2]), edit_residual, torch.empty_like(edit_residual)
 
 
 for _name, _fake in {

@@ -1,4 +1,4 @@
-"""Collecting key statistics: one pass over packed tokens serves all layers and stops at the last one.
+"""Collects key statistics: one pass over packed tokens serves all layers and stops at the last one.
 
 Peers run the whole model once per layer over a hundred thousand documents; here the number of tokens follows from the
 key width (a small multiple is enough: arXiv 2506.04226), with a figure that tells whether it was.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kecore.api.errors import KecoreWarning, NonFiniteError
-from kecore.api.identity import Fingerprint
+from kecore.api.identity import Fingerprint, type_name
 from kecore.api.progress import Progress, silent
 from kecore.corpus import Corpus, TextSample
 from kecore.files import read_tensors, write_tensors
@@ -41,7 +41,7 @@ _CHARACTERS_PER_PASSAGE = 100  # lower bound, to size the reservoir
 
 
 def token_budget(view: ModelView) -> int:
-    """Tokens that estimate the second moment well enough for the model's key width."""
+    """Return how many tokens estimate the second moment well enough for the model's key width."""
     return TOKENS_PER_WIDTH * max(layer.value_projection.d_in for layer in view.layers)
 
 
@@ -93,30 +93,37 @@ def collect_statistics(
         NonFiniteError: the keys hold NaN or infinity.
     """
     layers = sorted({view.layer(i).index for i in layers})
-    wanted = tokens or token_budget(view)
-    sample = text if isinstance(text, TextSample) else sample_text(text, wanted, seed)
+    budget = tokens or token_budget(view)
+    sample = text if isinstance(text, TextSample) else sample_text(text, budget, seed)
     identity = view.identity()
-    base = {i: Fingerprint.of(identity, view.dtype, weights_below(view, i)) for i in layers}
-    sequence = min(SEQUENCE, view.max_length or SEQUENCE)
-    name = None if precision is None else str(precision).removeprefix("torch.")
     blank = KeyStatistics(
         moments={},
         tokens=0,
-        base=base,
+        base={i: Fingerprint.of(identity, view.dtype, weights_below(view, i)) for i in layers},
         corpus=sample.digest,
         sources=sample.sources,
         seed=sample.seed,
-        sequence=sequence,
-        precision=name,
+        sequence=min(SEQUENCE, view.max_length or SEQUENCE),
+        precision=None if precision is None else type_name(precision),
     )
-    run = _Run(view, blank, layers, wanted, until, Path(out) if out is not None else None)
-    rows = _packed_rows(encoder, sample.passages, blank.sequence, wanted)
+    run = _Run(
+        view=view,
+        blank=blank,
+        layers=layers,
+        budget=budget,
+        until=until,
+        partial=Path(out) / _PARTIAL if out is not None else None,
+    )
+    run.resume()
+    rows = _pack_rows(encoder, sample.passages, blank.sequence, budget)
     with view.frozen(), view.cast(precision):
-        run.over(rows, _tokens_per_pass(view, layers, memory), progress)
+        run.add_rows(rows, _tokens_per_pass(view, layers, memory), progress)
     result = run.result()
     del run  # its sums are the result's moments, which are mapped from the file in a moment
-    if until is not None and not max(result.convergence.values(), default=math.inf) <= until:
-        warnings.warn(_unconverged(result, until), KecoreWarning, stacklevel=2)
+    if until is not None:
+        worst = max(result.convergence.values(), default=math.inf)
+        if not worst <= until:  # NaN too
+            warnings.warn(_not_converged(result.tokens, worst, until), KecoreWarning, stacklevel=2)
     if out is None:
         return result
     file = result.save(out)
@@ -125,18 +132,19 @@ def collect_statistics(
 
 
 def collection_need(view: ModelView, layers: Sequence[int], tokens: int, precision: torch.dtype | None = None) -> Need:
-    """What collecting the statistics of these layers takes in memory."""
+    """Estimate what collecting the statistics of these layers takes in memory."""
     widths = [view.layer(i).value_projection.d_in for i in layers]
-    row = min(SEQUENCE, view.max_length or SEQUENCE)
+    row_length = min(SEQUENCE, view.max_length or SEQUENCE)
+    squares = sum(width * width for width in widths)
     parts = {
-        "sums": sum(8 * d * d for d in widths),
-        "sums at half": sum(4 * d * d for d in widths),
-        "comparison": 16 * max(widths) ** 2,
-        "checkpoint": sum(4 * d * d for d in widths),
+        "sums": 8 * squares,  # float64
+        "sums at half": 4 * squares,  # half of each matrix, float64
+        "comparison": 16 * max(widths) ** 2,  # two matrices of the widest layer, float64
+        "checkpoint": 4 * squares,
     }
     parts |= cast_bytes(view, precision)
-    token = forward_bytes(view) + 4 * sum(widths)
-    return Need("statistics", parts, token, min(tokens, pass_tokens(view)), row)
+    token_bytes = forward_bytes(view) + 4 * sum(widths)
+    return Need("statistics", parts, token_bytes, min(tokens, pass_tokens(view)), row_length)
 
 
 def _tokens_per_pass(view: ModelView, layers: Sequence[int], memory: int | None) -> int:
@@ -144,152 +152,194 @@ def _tokens_per_pass(view: ModelView, layers: Sequence[int], memory: int | None)
     return most if memory is None else collection_need(view, layers, most).micro_batch(memory)
 
 
-def _unconverged(found: KeyStatistics, until: float) -> str:
-    worst = max(found.convergence.values(), default=math.inf)
+def _not_converged(tokens: int, worst: float, until: float) -> str:
     return (
-        f"the key statistics still change by {worst:.3g} from half of their {found.tokens:,} tokens to all of them "
+        f"the key statistics still change by {worst:.3g} from half of their {tokens:,} tokens to all of them "
         f"(asked for {until:g}); take more tokens, or more text if it was used up"
     )
 
 
 class _Run:
-    """Sums of a collection under way, and its checkpoints."""
+    """Sums of a collection under way, and its checkpoints.
+
+    Args:
+        view: the model, frozen by the caller.
+        blank: the statistics without moments: what identifies the collection.
+        layers: layers to collect, ascending.
+        budget: tokens to collect.
+        until: relative change at which to stop early; None to use the whole budget.
+        partial: file of the checkpoints; None to write none.
+    """
 
     def __init__(
         self,
+        *,
         view: ModelView,
         blank: KeyStatistics,
         layers: list[int],
-        wanted: int,
+        budget: int,
         until: float | None,
-        out: Path | None,
+        partial: Path | None,
     ) -> None:
-        self.view, self.blank, self.layers, self.wanted, self.until = view, blank, layers, wanted, until
-        self.partial = out / _PARTIAL if out is not None else None
+        self.view, self.blank, self.layers, self.budget, self.until = view, blank, layers, budget, until
+        self.partial = partial
         self.sums = {i: _zeros(view.layers[i].value_projection) for i in layers}
-        self.half: dict[int, Tensor] = {}  # packed
-        self.rows = self.tokens = self.half_tokens = self.compared = 0
+        self.half: dict[int, Tensor] = {}  # triangles of the sums at the last mark
+        self.rows = self.tokens = 0
+        self.half_tokens = 0  # tokens in `half`
+        self.compared_tokens = 0  # tokens at the last comparison with `half`
         self.convergence: dict[int, float] = {}
-        # Where the sums are kept, to be compared with later ones. Fewer tokens than columns say nothing.
-        self.marks = [wanted / 2]
-        while until is not None and self.marks[-1] / 2 >= max(len(c) for c in self.sums.values()):
-            self.marks.append(self.marks[-1] / 2)
-        self._resume()
+        self.marks = self._choose_marks()
 
-    def over(self, rows: Iterator[list[int]], most: int, progress: Progress) -> None:
+    def _choose_marks(self) -> list[float]:
+        """Token counts at which the sums are stored, to be compared with later ones."""
+        widest = max(len(moment) for moment in self.sums.values())
+        marks = [self.budget / 2]
+        # Fewer tokens than columns say nothing.
+        while self.until is not None and marks[-1] / 2 >= widest:
+            marks.append(marks[-1] / 2)
+        return marks
+
+    def add_rows(self, rows: Iterator[list[int]], most_tokens: int, progress: Progress) -> None:
+        """Add rows until the budget is used up or the sums have converged.
+
+        Args:
+            rows: packed rows, from the first one of the collection; those that a checkpoint holds are skipped.
+            most_tokens: tokens of one pass through the model.
+            progress: called with tokens done.
+        """
         saved = time.monotonic()
         for _ in range(self.rows):
             next(rows, None)
-        progress("statistics", self.tokens, self.wanted)
-        while batch := list(islice(rows, max(1, most // self.blank.sequence))):
+        progress("statistics", self.tokens, self.budget)
+        rows_per_pass = max(1, most_tokens // self.blank.sequence)
+        while batch := list(islice(rows, rows_per_pass)):
             self._add(batch)
-            progress("statistics", min(self.tokens, self.wanted), self.wanted)
-            if self._arrived() and self._converged():
+            progress("statistics", min(self.tokens, self.budget), self.budget)
+            if self._passed_mark() and self._compare_with_mark():
                 return
             if self.partial is not None and time.monotonic() - saved > _SAVE_EVERY:
-                self._checkpoint()
+                self._checkpoint(self.partial)
                 saved = time.monotonic()
 
-    def _arrived(self) -> bool:
-        """Whether a mark was passed since the last one."""
+    def _passed_mark(self) -> bool:
+        """Return whether a mark was passed since the sums were last stored."""
         return any(self.half_tokens < mark <= self.tokens for mark in self.marks)
 
-    def _converged(self) -> bool:
-        """Compare with the sums of the mark before, if early stopping is asked for; else keep these instead."""
+    def _compare_with_mark(self) -> bool:
+        """Compare with the sums of the mark before, if early stopping is asked for, and store these if it goes on.
+
+        Returns:
+            Whether the collection may stop here.
+        """
         if self.half and self.until is not None:
             self.convergence = self._change()
             if max(self.convergence.values()) <= self.until:
                 return True
-        self.half = {i: pack_triangle(c).cpu() for i, c in self.sums.items()}
-        self.half_tokens = self.compared = self.tokens
+        self.half = {i: pack_triangle(moment).cpu() for i, moment in self.sums.items()}
+        self.half_tokens = self.compared_tokens = self.tokens
         return False
 
     def _change(self) -> dict[int, float]:
-        self.compared = self.tokens
-        return {
-            i: action_change(self.half[i] / self.half_tokens, pack_triangle(c).cpu() / self.tokens)
-            for i, c in self.sums.items()
-        }
+        """Measure each layer's relative change of the inverse moment since the last mark."""
+        self.compared_tokens = self.tokens
+        changes: dict[int, float] = {}
+        for i, moment in self.sums.items():
+            earlier = self.half[i] / self.half_tokens
+            changes[i] = action_change(earlier, pack_triangle(moment).cpu() / self.tokens)
+        return changes
 
     @torch.no_grad()
     def _add(self, batch: list[list[int]]) -> None:
+        """Run a batch of token rows through the model and add the keys of its real tokens to the sums."""
         width = max(map(len, batch))
-        ids = torch.zeros(len(batch), width, dtype=torch.long)
+        ids = torch.zeros(len(batch), width, dtype=torch.long)  # [rows, width]
         mask = torch.zeros_like(ids)
         for i, row in enumerate(batch):
-            ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
+            ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = 1
         rows = Rows(ids, mask, torch.zeros(len(batch), dtype=torch.long))
-        keys = self.view.forward(rows, stop=self.layers[-1], keys=self.layers).keys
-        real = mask.bool().flatten()
-        for device in {c.device for c in self.sums.values()}:
-            here = [i for i in self.layers if self.sums[i].device == device]
-            every = [keys[i].flatten(0, 1).to(device) for i in here]
-            if every[0].dtype == torch.float64:
-                every = [x.float() for x in every]
-            second_moment_([self.sums[i] for i in here], every, mask=real.to(device))
+        keys = self.view.forward(rows, stop=self.layers[-1], keys=self.layers).keys  # each [rows, width, d_in]
+        is_real = mask.bool().flatten()  # [rows * width]
+        for device in {moment.device for moment in self.sums.values()}:
+            layers = [i for i in self.layers if self.sums[i].device == device]
+            layer_keys = [keys[i].flatten(0, 1).to(device) for i in layers]  # each [rows * width, d_in]
+            if layer_keys[0].dtype == torch.float64:
+                layer_keys = [x.float() for x in layer_keys]
+            second_moment_([self.sums[i] for i in layers], layer_keys, mask=is_real.to(device))
         self.rows += len(batch)
         self.tokens += int(mask.sum())
 
     def result(self) -> KeyStatistics:
-        """The statistics, in the memory of the sums."""
-        for i, c in self.sums.items():
-            if not bool(torch.isfinite(c.diagonal()).all()):  # a square that is finite has finite factors
+        """Return the statistics, in the memory of the sums.
+
+        Raises:
+            NonFiniteError: the keys of a layer hold NaN or infinity.
+        """
+        for i, moment in self.sums.items():
+            if not bool(torch.isfinite(moment.diagonal()).all()):  # a square that is finite has finite factors
                 raise NonFiniteError(
                     f"the keys of layer {i} hold NaN or infinity; load the model in float32 or bfloat16"
                 )
-        if self.half and self.compared < self.tokens:
+        if self.half and self.compared_tokens < self.tokens:
             self.convergence = self._change()
-        moments = {i: symmetrise_(c.cpu().div_(max(1, self.tokens))) for i, c in self.sums.items()}
+        count = max(1, self.tokens)
+        moments = {i: symmetrise_(moment.cpu().div_(count)) for i, moment in self.sums.items()}
         return replace(self.blank, moments=moments, tokens=self.tokens, convergence=self.convergence)
 
     def _identity(self) -> dict[str, Any]:
+        """Everything that a checkpoint must agree in to be continued, as JSON values."""
         header = self.blank.header()
-        return {**header, "layers": self.layers, "wanted": self.wanted, "until": self.until}
+        return {**header, "layers": self.layers, "wanted": self.budget, "until": self.until}
 
-    def _checkpoint(self) -> None:
-        if self.partial is None:
-            return
+    def _checkpoint(self, file: Path) -> None:
         header = {"of": self._identity(), "rows": self.rows, "counts": [self.tokens, self.half_tokens]}
-        sums = {f"sum/{i}": pack_triangle(c) for i, c in self.sums.items()}
-        tensors = sums | {f"half/{i}": c for i, c in self.half.items()}
-        write_tensors(self.partial, KIND + "-partial", header, tensors)
+        tensors = {f"sum/{i}": pack_triangle(moment) for i, moment in self.sums.items()}
+        tensors |= {f"half/{i}": triangle for i, triangle in self.half.items()}
+        write_tensors(file, KIND + "-partial", header, tensors)
 
-    def _resume(self) -> None:
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one of this very collection."""
         if self.partial is None or not self.partial.is_file():
             return
         header, tensors = read_tensors(self.partial, KIND + "-partial")
         if header["of"] != self._identity():
             return  # of another model, text or request: start anew and overwrite it
-        self.rows, (self.tokens, self.half_tokens) = header["rows"], header["counts"]
-        self.compared = self.half_tokens
+        self.rows = header["rows"]
+        self.tokens, self.half_tokens = header["counts"]
+        self.compared_tokens = self.half_tokens
         for i in self.layers:
             self.sums[i].copy_(unpack_triangle(tensors[f"sum/{i}"]))
-        self.half = {i: tensors[f"half/{i}"] for i in self.layers if f"half/{i}" in tensors}
+            if f"half/{i}" in tensors:
+                self.half[i] = tensors[f"half/{i}"]
 
 
-def _packed_rows(encoder: Encoder, passages: Sequence[str], length: int, tokens: int) -> Iterator[list[int]]:
-    """Passages one after the other with an end token between them, cut into rows of equal length."""
+def _pack_rows(encoder: Encoder, passages: Sequence[str], length: int, tokens: int) -> Iterator[list[int]]:
+    """Yield passages one after the other with an end token between them, cut into rows of equal length."""
     tokenizer = encoder.tokenizer
     end = tokenizer.eos_token_id
     buffer: list[int] = []
-    left = tokens
+    remaining = tokens
     for passage in passages:
         buffer += tokenizer(passage, add_special_tokens=False)["input_ids"]
         if end is not None:
             buffer.append(end)
         while len(buffer) >= length:
-            row, buffer = buffer[: min(length, left)], buffer[length:]
+            row, buffer = buffer[: min(length, remaining)], buffer[length:]
             yield row
-            left -= len(row)
-            if left <= 0:
+            remaining -= len(row)
+            if remaining <= 0:
                 return
     if buffer:
-        yield buffer[:left]
+        yield buffer[:remaining]
 
 
 def _zeros(projection: LinearView) -> Tensor:
-    """Sums of a layer's keys: beside them on a GPU; on the CPU otherwise, for not every device has float64."""
+    """Make room for the sums of a layer's keys, ``[d_in, d_in]`` float64.
+
+    Beside the layer on a GPU; on the CPU otherwise, for not every device has float64.
+    """
     device = projection.weight.device
-    return torch.zeros(
-        projection.d_in, projection.d_in, dtype=torch.float64, device=device if device.type == "cuda" else "cpu"
-    )
+    if device.type != "cuda":
+        device = torch.device("cpu")
+    return torch.zeros(projection.d_in, projection.d_in, dtype=torch.float64, device=device)

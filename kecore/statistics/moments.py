@@ -36,7 +36,7 @@ _FILE = "statistics.safetensors"
 KIND = "key-statistics"
 _FORMAT = 1
 SEQUENCE = 512
-_WORTH_KEEPING = 1024  # columns below which a factor is made as quickly as it is read
+_WORTH_STORING = 1024  # columns below which a factor is made as quickly as it is read
 _METHOD = "1"  # of deriving factors and spectra: raised when other numbers would come out
 
 
@@ -89,7 +89,7 @@ class KeyStatistics:
             )
 
     def moment(self, layer: int) -> Tensor:
-        """The second moment of one layer, ``[d_in, d_in]`` float64.
+        """Return the second moment of one layer, ``[d_in, d_in]`` float64.
 
         Raises:
             StatisticsMismatchError: the layer was not collected.
@@ -98,7 +98,7 @@ class KeyStatistics:
         return self.moments[layer]
 
     def width(self, layer: int) -> int:
-        """``d_in`` of one layer.
+        """Return the key width ``d_in`` of one layer.
 
         Raises:
             StatisticsMismatchError: the layer was not collected.
@@ -106,17 +106,18 @@ class KeyStatistics:
         return triangle_width(self._triangle(layer))
 
     def mean_square(self, layer: int) -> float:
-        """Mean square of a key's coordinates: the moment's mean diagonal, read without unpacking it.
+        """Return the mean square of a key's coordinates: the moment's mean diagonal, read without unpacking it.
 
         Raises:
             StatisticsMismatchError: the layer was not collected.
         """
         triangle = self._triangle(layer)
-        place = torch.arange(triangle_width(triangle))
-        return float(triangle[place * (place + 3) // 2].mean())
+        row = torch.arange(triangle_width(triangle))  # [d_in]
+        # Row i begins at i (i + 1) / 2 and ends with its diagonal element, i places on.
+        return float(triangle[row * (row + 3) // 2].mean())
 
     def factor(self, layer: int, ridge: float = 0.0) -> Tensor:
-        """``L⁻¹`` of ``C + ridge·mean(diag C)·I = L Lᵀ``, ``[d_in, d_in]`` float32.
+        """Return ``L⁻¹`` of ``C + ridge·mean(diag C)·I = L Lᵀ``, ``[d_in, d_in]`` float32.
 
         Factored in float64 once, kept in float32: its condition is the square root of C's
         (error of a solve at condition 1e8: 1e-4, where a float32 solve of C fails).
@@ -125,23 +126,23 @@ class KeyStatistics:
             NumericalError: C is singular; names the ridge that helps.
         """
 
-        def make() -> dict[str, Tensor]:
-            c = unpack_triangle(self._triangle(layer))
-            c.diagonal().add_(ridge * float(c.diagonal().mean()))
-            lower = cholesky_(c)
+        def factorise() -> dict[str, Tensor]:
+            moment = unpack_triangle(self._triangle(layer))
+            moment.diagonal().add_(ridge * float(moment.diagonal().mean()))
+            lower = cholesky_(moment)
             if lower is None:
                 raise NumericalError(
-                    f"the key statistics of layer {layer} are singular ({self.tokens} tokens for width {len(c)}); "
+                    f"the key statistics of layer {layer} are singular ({self.tokens} tokens for width {len(moment)}); "
                     f"collect more tokens, or use a ridge of at least {max(1e-6, 10 * ridge):.0e}"
                 )
-            return {"factor": torch.empty(c.shape, dtype=torch.float32).copy_(invert_(lower))}
+            return {"factor": torch.empty(moment.shape, dtype=torch.float32).copy_(invert_(lower))}
 
-        return self._derived("factor", layer, ridge, make)["factor"]
+        return self._load_or_derive("factor", layer, ridge, factorise)["factor"]
 
     def spectrum(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Eigenvalues (descending) ``[d_in]`` and eigenvectors ``[d_in, d_in]`` of C, float64."""
+        """Return eigenvalues (descending) ``[d_in]`` and eigenvectors ``[d_in, d_in]`` of C, float64."""
 
-        def make() -> dict[str, Tensor]:
+        def decompose() -> dict[str, Tensor]:
             threads = torch.get_num_threads()
             torch.set_num_threads(1)  # two LAPACK threads on busy cores were measured 20x slower
             try:
@@ -150,25 +151,29 @@ class KeyStatistics:
                 torch.set_num_threads(threads)
             return {"values": values.flip(0), "vectors": vectors.flip(1)}
 
-        found = self._derived("spectrum", layer, 0.0, make)
-        return found["values"], found["vectors"]
+        spectrum = self._load_or_derive("spectrum", layer, 0.0, decompose)
+        return spectrum["values"], spectrum["vectors"]
 
     def _triangle(self, layer: int) -> Tensor:
+        """Return the lower triangle of a layer's moment, packed; see :mod:`kecore.statistics.triangular`."""
         self.need(layer)
-        mapped = self.moments
-        return mapped.triangles[layer] if isinstance(mapped, _Mapped) else pack_triangle(mapped[layer])
+        if isinstance(self.moments, _MappedMoments):
+            return self.moments.triangles[layer]
+        return pack_triangle(self.moments[layer])
 
-    def _derived(self, what: str, layer: int, ridge: float, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """What follows from a moment alone: made once, kept on disk by content, and memory-mapped from there."""
-        key = (what, layer, ridge)
+    def _load_or_derive(
+        self, kind: str, layer: int, ridge: float, derive: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return what follows from a moment alone: derived once, stored by content, and memory-mapped from there."""
+        key = (kind, layer, ridge)
         if key not in self._memo:
             triangle = self._triangle(layer)
-            if triangle.numel() < _WORTH_KEEPING**2 // 2:
-                self._memo[key] = make()
+            if triangle.numel() < _WORTH_STORING**2 // 2:
+                self._memo[key] = derive()
             else:
                 digest = hashlib.sha256(triangle.numpy().data)
-                digest.update(repr((_METHOD, what, ridge)).encode())
-                self._memo[key] = load_or_make(f"{what}s", digest.hexdigest()[:32], what, make)
+                digest.update(repr((_METHOD, kind, ridge)).encode())
+                self._memo[key] = load_or_make(f"{kind}s", digest.hexdigest()[:32], kind, derive)
         return self._memo[key]
 
     def check(self, view: ModelView, identity: Identity | None = None) -> None:
@@ -197,7 +202,7 @@ class KeyStatistics:
         return write_tensors(file, KIND, self.header(), {f"{i}": self._triangle(i) for i in self.layers})
 
     def header(self) -> dict[str, Any]:
-        """What identifies the statistics, as JSON values."""
+        """Return what identifies the statistics, as JSON values."""
         return {
             "format": _FORMAT,
             "version": self.version,
@@ -221,7 +226,7 @@ class KeyStatistics:
         path = Path(path)
         header, tensors = read_tensors(path / _FILE if path.is_dir() else path, KIND, newest=_FORMAT)
         return cls(
-            moments=_Mapped({int(i): t for i, t in tensors.items()}),
+            moments=_MappedMoments({int(i): t for i, t in tensors.items()}),
             tokens=header["tokens"],
             base={int(i): Fingerprint(**f) for i, f in header["base"].items()},
             corpus=header["corpus"],
@@ -234,18 +239,18 @@ class KeyStatistics:
         )
 
 
-class _Mapped(Mapping[int, Tensor]):
-    """Moments in a memory-mapped file; one is unpacked when asked for, and forgotten when nobody holds it."""
+class _MappedMoments(Mapping[int, Tensor]):
+    """Moments in a memory-mapped file; one is unpacked when asked for, and forgotten when nobody refers to it."""
 
     def __init__(self, triangles: dict[int, Tensor]) -> None:
         self.triangles = triangles
-        self._held: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+        self._unpacked: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
 
     def __getitem__(self, layer: int) -> Tensor:
-        found = self._held.get(layer)
-        if found is None:
-            found = self._held[layer] = unpack_triangle(self.triangles[layer])
-        return found
+        moment = self._unpacked.get(layer)
+        if moment is None:
+            moment = self._unpacked[layer] = unpack_triangle(self.triangles[layer])
+        return moment
 
     def __contains__(self, layer: object) -> bool:
         return layer in self.triangles
@@ -258,11 +263,18 @@ class _Mapped(Mapping[int, Tensor]):
 
 
 def weights_below(view: ModelView, layer: int) -> Callable[[str], bool]:
-    """Names of the parameters that the keys of ``layer`` depend on."""
-    above = tuple(f"{part.name}." for part in view.layers[layer + 1 :])
-    outside = {id(p) for m in (view.final_norm, view.unembedding) if m is not None for p in m.parameters()}
+    """Return a test of names: whether the keys of ``layer`` depend on the parameter of that name."""
+    above = tuple(f"{block.name}." for block in view.layers[layer + 1 :])
+    after_layers: set[int] = set()
+    for module in (view.final_norm, view.unembedding):
+        if module is not None:
+            after_layers |= {id(parameter) for parameter in module.parameters()}
     embedding = view.model.get_input_embeddings()  # type: ignore[operator, union-attr]
-    outside -= {id(p) for p in embedding.parameters()}
-    skipped = {name for name, p in view.model.named_parameters() if id(p) in outside}
-    skipped.add(view.layers[layer].value_projection.name)
-    return lambda name: name not in skipped and not name.startswith(above)
+    after_layers -= {id(parameter) for parameter in embedding.parameters()}  # the unembedding may be tied to it
+    skipped = {name for name, parameter in view.model.named_parameters() if id(parameter) in after_layers}
+    skipped.add(view.layers[layer].value_projection.name)  # it reads the keys
+
+    def is_below(name: str) -> bool:
+        return name not in skipped and not name.startswith(above)
+
+    return is_below

@@ -13,28 +13,29 @@ _PANEL = 512  # rows that are worked on at once
 
 
 def pack_triangle(matrix: Tensor) -> Tensor:
-    """The lower triangle of ``[d, d]``, row after row: ``[d (d + 1) / 2]``."""
-    out = matrix.new_empty(len(matrix) * (len(matrix) + 1) // 2)
+    """Return the lower triangle of ``[d, d]``, row after row: ``[d (d + 1) / 2]``."""
+    triangle = matrix.new_empty(len(matrix) * (len(matrix) + 1) // 2)
     begin = 0
     for i, row in enumerate(matrix):
-        out[begin : begin + i + 1] = row[: i + 1]
+        triangle[begin : begin + i + 1] = row[: i + 1]
         begin += i + 1
-    return out
+    return triangle
 
 
 def unpack_triangle(triangle: Tensor) -> Tensor:
-    """The symmetric matrix of a :func:`pack_triangle` triangle."""
+    """Return the symmetric matrix ``[d, d]`` that :func:`pack_triangle` made this triangle of."""
     d = triangle_width(triangle)
-    out = triangle.new_empty(d, d)
+    matrix = triangle.new_empty(d, d)
     begin = 0
     for i in range(d):
-        out[i, : i + 1] = triangle[begin : begin + i + 1]
+        matrix[i, : i + 1] = triangle[begin : begin + i + 1]
         begin += i + 1
-    return symmetrise_(out)
+    return symmetrise_(matrix)
 
 
 def triangle_width(triangle: Tensor) -> int:
-    """Columns of the matrix that was :func:`pack_triangle`."""
+    """Return the columns of the matrix that :func:`pack_triangle` made this triangle of."""
+    # n = d (d + 1) / 2 solved for d
     return (math.isqrt(8 * triangle.numel() + 1) - 1) // 2
 
 
@@ -50,7 +51,7 @@ def symmetrise_(lower: Tensor) -> Tensor:
 
 
 def cholesky_(matrix: Tensor) -> Tensor | None:
-    """``L`` of ``A = L Lᵀ``, in the place of the symmetric ``A``; None where A is not positive definite."""
+    """Factor a symmetric matrix ``A = L Lᵀ`` in place, and return ``L``; None where A is not positive definite."""
     # In LAPACK's layout, by columns, the factor can be written over the matrix; a symmetric one is its own transpose.
     columns = matrix.t()
     info = torch.empty(0, dtype=torch.int32, device=matrix.device)
@@ -59,30 +60,34 @@ def cholesky_(matrix: Tensor) -> Tensor | None:
 
 
 def invert_(lower: Tensor) -> Tensor:
-    """``L⁻¹`` in the place of the lower triangular ``L``: panel of rows by panel, from the top."""
+    """Invert a lower triangular matrix in place, one panel of rows after the other from the top, and return it."""
     d = len(lower)
     for begin in range(0, d, _PANEL):
         end = min(begin + _PANEL, d)
         block = lower[begin:end, begin:end]
         eye = torch.eye(end - begin, dtype=lower.dtype, device=lower.device)
         block.copy_(torch.linalg.solve_triangular(block, eye, upper=False))
+        # Of [[A, 0], [B, D]] the inverse is [[A⁻¹, 0], [-D⁻¹ B A⁻¹, D⁻¹]]; the rows above hold A⁻¹ already.
         left = lower[begin:end, :begin]
         left.copy_(block @ (left @ lower[:begin, :begin]).neg_())
     return lower
 
 
 def action_change(half: Tensor, whole: Tensor) -> float:
-    """Relative change of ``C⁻¹`` on random keys drawn from C, from one second moment to a later one.
+    """Measure how much ``C⁻¹ k`` changes for random keys, from one second moment to a later one.
 
     Args:
-        half: the earlier one, :func:`pack_triangle`.
-        whole: the later one, :func:`pack_triangle`.
+        half: triangle of the earlier moment.
+        whole: triangle of the later moment, from which the keys are drawn.
+
+    Returns:
+        ``‖C₁⁻¹ k - C₂⁻¹ k‖ / ‖C₂⁻¹ k‖`` over all keys; NaN where a moment is not finite.
     """
     later = unpack_triangle(whole)
     ridge = 1e-4 * float(later.diagonal().mean())
     noise = torch.randn(len(later), 16, dtype=later.dtype, generator=torch.Generator().manual_seed(0))
     lower = _factor(later, ridge)
-    keys = lower @ noise
+    keys = lower @ noise  # [d, 16]: their second moment is C
     new = torch.cholesky_solve(keys, lower)
     del later, lower  # one matrix at a time
     old = torch.cholesky_solve(keys, _factor(unpack_triangle(half), ridge))
@@ -90,8 +95,9 @@ def action_change(half: Tensor, whole: Tensor) -> float:
 
 
 def _factor(matrix: Tensor, ridge: float) -> Tensor:
+    """Factor ``matrix + ridge I`` in place; NaN throughout where that is not positive definite."""
     matrix.diagonal().add_(ridge)
     lower = cholesky_(matrix)
-    if lower is None:  # keys that overflowed; whoever collects them says so
+    if lower is None:  # the keys overflowed; `collect_statistics` refuses them with the layer's number
         return torch.full_like(matrix, float("nan"))
     return lower

@@ -1,4 +1,4 @@
-"""What a method under test stands on: a tiny model with all that a plan is given, and one plan that was watched."""
+"""The bench of a method under test: a tiny model with all that a plan is given, and one plan that was watched."""
 
 from __future__ import annotations
 
@@ -137,19 +137,19 @@ class Bench:
         self.method, self.capabilities = trial.method, trial.method.capabilities
 
     def view(self) -> ModelView:
-        """The unedited model, read."""
+        """Return a view of a fresh copy of the unedited model."""
         return copy.deepcopy(_read(self.architecture))
 
     def model(self) -> nn.Module:
-        """The unedited model."""
+        """Return a fresh copy of the unedited model."""
         return self.view().model
 
     def encoder(self, view: ModelView) -> Encoder:
-        """The model's tokenizer."""
+        """Return an encoder over the model's tokenizer."""
         return Encoder(_tokenizer(self.architecture), max_length=view.max_length)
 
     def statistics(self) -> KeyStatistics | None:
-        """Key statistics, for methods that declare a need of them."""
+        """Return key statistics, for methods that declare a need of them."""
         return self._statistics if self.capabilities.needs_statistics else None
 
     @cached_property
@@ -157,7 +157,7 @@ class Bench:
         return copy.deepcopy(_statistics(self.architecture))  # a method that spoils its own spoils nobody else's
 
     def trained(self) -> TrainedEditor | None:
-        """What a short training leaves, for methods that declare a need of it."""
+        """Return the result of a short training, for methods that declare a need of it."""
         return self._trained if self.capabilities.needs_training else None
 
     @cached_property
@@ -173,11 +173,11 @@ class Bench:
         return copy.deepcopy(_TRAINED[key])  # as above
 
     def examples(self) -> tuple[EditRecord, ...]:
-        """A few made-up records, for methods that declare a need of examples."""
+        """Return a few made-up records, for methods that declare a need of examples."""
         return _records() if self.capabilities.needs_examples else ()
 
     def requests(self) -> tuple[EditRequest, ...]:
-        """As many requests as the method plans together."""
+        """Return as many requests as the method plans together."""
         return (*FACTS, *SHARED) if self.capabilities.batch else FACTS[:1]
 
     def plan(
@@ -191,7 +191,7 @@ class Bench:
         progress: Progress = silent,
         **context: Any,
     ) -> Edit:
-        """One plan, in a context of its own; ``context`` holds further fields of it."""
+        """Plan an edit in a context of its own; ``context`` holds further fields of it."""
         cls = method or self.method
         needed = {"statistics": self.statistics(), "trained": self.trained(), "examples": self.examples()}
         fields: dict[str, Any] = {**needed, "seed": seed, "progress": progress, **context}
@@ -203,7 +203,7 @@ class Bench:
 
     @contextmanager
     def session(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Iterator[Session]:
-        """A session over a fresh model."""
+        """Open a session over a fresh model."""
         with _quietly():
             editor = Editor(
                 self.model().to(device, dtype),
@@ -214,15 +214,15 @@ class Bench:
             if dtype == torch.float32:
                 editor.statistics = self.statistics()
             elif self.capabilities.needs_statistics:  # those of the float32 weights belong to other weights
-                editor.statistics = _collected(editor.view, editor.encoder)
+                editor.statistics = _collect(editor.view, editor.encoder)
             yield Session(editor, self)
 
     @cached_property
     def watched(self) -> Watched:
-        """A plan on a model in an unusual state; every later check reads it instead of planning again."""
+        """Plan once on a model in an unusual state; every later check reads this plan instead of planning again."""
         view = self.view()
         model = view.model
-        _dress(model)
+        _make_unusual(model)
         statistics = self.statistics()
         moments = {i: c.clone() for i, c in statistics.moments.items()} if statistics else {}
         trained = self.trained()
@@ -241,29 +241,31 @@ class Bench:
         return Watched(edit, self.requests(), before.differences(), arguments, notes, stages)
 
     def outcome(self, edit: Edit) -> dict[str, Tensor]:
-        """What a fresh model is with the edit on it: its parameters, and its log-probabilities on all prompts."""
+        """Return what a fresh model becomes with the edit on it: parameters, and log-probabilities on all prompts."""
         model = self.model()
         edit.attach(model)
         return {**parameters(model), "log-probabilities": self.answers(model)}
 
     def answers(self, model: nn.Module, texts: Sequence[str] | None = None) -> Tensor:
-        """Next-token log-probabilities, ``[texts, vocab]`` float64; by default of all requests and neighbours."""
+        """Score next tokens: log-probabilities, ``[texts, vocab]`` float64; by default all requests and neighbours."""
         encoder = Encoder(_tokenizer(self.architecture))
-        every = list(texts) if texts else [*(request.text for request in (*FACTS, *SHARED)), *NEIGHBOURS]
+        prompts = [request.text for request in (*FACTS, *SHARED)] + list(NEIGHBOURS)
+        if texts:
+            prompts = list(texts)
         if self.capabilities.kind == "prompt":
-            every = written(model, every, Reader(ModelView.of(model), encoder))
+            prompts = written(model, prompts, Reader(ModelView.of(model), encoder))
         device = next(model.parameters()).device
+        last_logits: list[Tensor] = []
         with torch.no_grad():
-            rows = [
-                model(input_ids=torch.tensor([encoder.encode(text).ids], device=device), use_cache=False).logits[0, -1]
-                for text in every
-            ]
-        return torch.stack(rows).double().log_softmax(-1).cpu()
+            for prompt in prompts:
+                ids = torch.tensor([encoder.encode(prompt).ids], device=device)  # [1, tokens]
+                last_logits.append(model(input_ids=ids, use_cache=False).logits[0, -1])  # [vocab]
+        return torch.stack(last_logits).double().log_softmax(-1).cpu()
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """An editor, and how likely requests are in it."""
+    """An editor with the method under test."""
 
     editor: Editor
     bench: Bench
@@ -273,7 +275,7 @@ class Session:
         return self.editor.edit(requests, self.bench.method, **self.bench.trial.config)
 
     def likelihood(self, *requests: EditRequest) -> list[float]:
-        """Mean log-probability of each request's target tokens.
+        """Return the mean log-probability of each request's target tokens.
 
         A random model cannot take a fact from its prompt. Of a method that changes prompts, this is 0 where what the
         model reads names the target, and minus 1 where it does not.
@@ -287,7 +289,7 @@ class Session:
 
 
 def parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of a model's parameters by name."""
+    """Return copies of a model's parameters by name."""
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
@@ -299,8 +301,8 @@ def _quietly() -> Iterator[None]:
         yield
 
 
-def _dress(model: nn.Module) -> None:
-    """Flags, modes, hooks and gradients that a plan has to put back."""
+def _make_unusual(model: nn.Module) -> None:
+    """Set flags, modes, hooks and gradients that a plan has to put back."""
     model.train()
     first, *_, last = model.parameters()
     last.requires_grad_(False)
@@ -314,7 +316,7 @@ def _seen(_module: nn.Module, _args: Any, _output: Any) -> None:
 
 @cache
 def _read(architecture: str) -> ModelView:
-    """A tiny model, read once: what hands out models copies them with what was read of them."""
+    """Read a tiny model, once: those that hand out models copy it with what was read of it."""
     return ModelView.of(tiny_model(architecture))
 
 
@@ -325,7 +327,7 @@ def _tokenizer(architecture: str) -> Any:
 
 @cache
 def _statistics(architecture: str) -> KeyStatistics:
-    return _collected(copy.deepcopy(_read(architecture)), Encoder(_tokenizer(architecture)))
+    return _collect(copy.deepcopy(_read(architecture)), Encoder(_tokenizer(architecture)))
 
 
 _TRAINED: dict[Any, TrainedEditor] = {}
@@ -333,16 +335,16 @@ _TRAINED: dict[Any, TrainedEditor] = {}
 
 @cache
 def _records() -> tuple[EditRecord, ...]:
-    """Records to train on and to take examples from, about other subjects than the facts."""
+    """Make records to train on and to take examples from, about rephrase subjects than the facts."""
     records: list[EditRecord] = []
-    for i, (subject, (prompt, other)) in enumerate(itertools.product(_SUBJECTS, _RELATIONS)):
+    for i, (subject, (prompt, rephrase)) in enumerate(itertools.product(_SUBJECTS, _RELATIONS)):
         request = EditRequest(prompt, subject, _ANSWERS[i % len(_ANSWERS)])
-        stays = Probe(f"{_TEXT.format(i, i % 90)[: 40 + i]}", (_ANSWERS[(i + 3) % len(_ANSWERS)],))
-        records.append(EditRecord(request, (other.replace("{}", subject),), locality={"unrelated": (stays,)}))
+        unrelated = Probe(f"{_TEXT.format(i, i % 90)[: 40 + i]}", (_ANSWERS[(i + 3) % len(_ANSWERS)],))
+        records.append(EditRecord(request, (rephrase.replace("{}", subject),), locality={"unrelated": (unrelated,)}))
     return tuple(records)
 
 
-def _collected(view: ModelView, encoder: Encoder) -> KeyStatistics:
+def _collect(view: ModelView, encoder: Encoder) -> KeyStatistics:
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.txt"
         text.write_text("\n".join(_TEXT.format(i, i % 90) for i in range(400)), encoding="utf-8")

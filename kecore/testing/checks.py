@@ -1,4 +1,4 @@
-"""What kecore asks of an editing method, one function a promise.
+"""Checks of what kecore asks of an editing method, one function a promise.
 
 A check is given a :class:`~kecore.testing.bench.Bench` and raises
 :class:`~kecore.testing.bench.NonConformance` where the promise is not kept. Which checks a method has to pass
@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ ORDER = 1e-2
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One promise.
+    """One promise that a method makes.
 
     Args:
         name: of the function; part of the test's id.
@@ -180,11 +181,13 @@ def interrupted_plan_leaves_the_model_as_it_was(bench: Bench) -> None:
     model.train()
     stages = bench.watched.stages
     before = Snapshot(model)
-    left = iter(range(len(stages) // 2))
+    calls_left = len(stages) // 2
 
     def interrupt(stage: str, _done: int, _total: int) -> None:
-        if next(left, None) is None:
+        nonlocal calls_left
+        if calls_left == 0:
             raise KeyboardInterrupt(stage)
+        calls_left -= 1
 
     try:
         bench.plan(view, bench.requests(), progress=interrupt)
@@ -209,7 +212,8 @@ def same_seed_same_edit(bench: Bench) -> None:
 @_check()
 def two_models_do_not_mix(bench: Bench) -> None:
     """What was planned for one model has no influence on a plan for another one in the same process."""
-    other = Bench(bench.trial, next((a for a in bench.trial.models if a != bench.architecture), bench.architecture))
+    architectures = [name for name in bench.trial.models if name != bench.architecture]
+    other = Bench(bench.trial, architectures[0] if architectures else bench.architecture)
     bench.plan(bench.view(), bench.requests())
     after = other.outcome(other.plan(other.view(), other.requests()))
     alone = reimport(bench.method)  # with none of the module's variables filled
@@ -229,26 +233,26 @@ def edit_says_what_it_is(bench: Bench) -> None:
     kind = {"weights": WeightEdit, "modules": ModuleEdit, "prompt": PromptEdit}[bench.capabilities.kind]
     if not isinstance(edit, kind):
         raise NonConformance(f"kind '{bench.capabilities.kind}' promises a {kind.__name__}, got {type(edit).__name__}")
-    _well_formed(edit, bench)
-    seen = edit.inspect()
-    json.dumps(seen)
-    _require(seen.get("method") == bench.method.name, f"the edit names the method {seen.get('method')!r}")
-    _require(seen.get("seed") == 0, f"the edit was planned with seed 0 and names {seen.get('seed')!r}")
+    _require_base(edit, bench)
+    _require_portable(edit)
+    shown = edit.inspect()
+    json.dumps(shown)
+    _require(shown.get("method") == bench.method.name, f"the edit names the method {shown.get('method')!r}")
+    _require(shown.get("seed") == 0, f"the edit was planned with seed 0 and names {shown.get('seed')!r}")
     config = bench.method.Config.make(bench.trial.config)
-    _require(bench.method.Config.make(seen.get("config", {})) == config, "the edit names another configuration")
+    _require(bench.method.Config.make(shown.get("config", {})) == config, "the edit names another configuration")
     ids = {request.id for request in bench.watched.requests}
-    named = {request["id"] for request in seen.get("requests", [])}
+    named = {request["id"] for request in shown.get("requests", [])}
     _require(named == ids, f"the edit names requests {sorted(named)}, asked were {sorted(ids)}")
 
 
-def _well_formed(edit: WeightEdit | ModuleEdit | PromptEdit, bench: Bench) -> None:
+def _require_base(edit: WeightEdit | ModuleEdit | PromptEdit, bench: Bench) -> None:
     view = bench.view()
     difference = edit.base.differs(view.identity(), view.dtype)
     _require(not difference, f"the edit names another base model: fingerprint {difference}")
-    _portable(edit)
 
 
-def _portable(edit: WeightEdit | ModuleEdit | PromptEdit) -> None:
+def _require_portable(edit: WeightEdit | ModuleEdit | PromptEdit) -> None:
     if not isinstance(edit, WeightEdit):
         for name, tensor in edit.effect.tensors().items():
             _require(
@@ -257,8 +261,8 @@ def _portable(edit: WeightEdit | ModuleEdit | PromptEdit) -> None:
         json.dumps(edit.effect.settings())
         return
     for name, update in edit.updates.items():
-        parts = (update.U, update.V) if isinstance(update, LowRank) else (update.delta,)
-        kinds = {(part.dtype, part.device.type, part.requires_grad) for part in parts}
+        tensors = (update.U, update.V) if isinstance(update, LowRank) else (update.delta,)
+        kinds = {(tensor.dtype, tensor.device.type, tensor.requires_grad) for tensor in tensors}
         _require(
             kinds == {(torch.float32, "cpu", False)},
             f"the update of {name} must be float32 tensors on the CPU that ask for no gradient; got {kinds}",
@@ -269,16 +273,19 @@ def _portable(edit: WeightEdit | ModuleEdit | PromptEdit) -> None:
 def edit_changes_only_what_it_names(bench: Bench) -> None:
     """An attached edit changes the parameters that it names and no other; one of another kind changes none."""
     edit, model = bench.watched.edit, bench.model()
-    before, buffers = parameters(model), {name: b.clone() for name, b in model.named_buffers()}
+    before = parameters(model)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     answers = bench.answers(model)
-    own = dict(model.named_parameters())
+    now = dict(model.named_parameters())
     edit.attach(model)
-    changed = {name for name, data in before.items() if not torch.equal(own[name], data)}
+    changed = {name for name, data in before.items() if not torch.equal(now[name], data)}
     named = set(edit.updates) if isinstance(edit, WeightEdit) else set[str]()
     _require(changed <= named, f"the edit changes {', '.join(sorted(changed - named))} and does not name it")
     _require(named <= changed, f"the edit names {', '.join(sorted(named - changed))} and does not change it")
-    now = dict(model.named_buffers())
-    moved = [name for name, data in buffers.items() if name not in now or not torch.equal(now[name], data)]
+    buffers_now = dict(model.named_buffers())
+    moved = [
+        name for name, data in buffers.items() if name not in buffers_now or not torch.equal(buffers_now[name], data)
+    ]
     _require(not moved, f"the edit changes the buffers {', '.join(moved)}")
     _require(not torch.equal(bench.answers(model), answers), "the edit changes no answer at all")
 
@@ -291,8 +298,8 @@ def reverting_is_exact(bench: Bench) -> None:
     edit.attach(model)
     edit.revert(model)
     # The same values may come back in other storage.
-    left = [name for name in before.differences() if not name.startswith("identity")]
-    _require(not left, f"attached and taken off, the edit leaves {', '.join(left)}")
+    differences = [name for name in before.differences() if not name.startswith("identity")]
+    _require(not differences, f"attached and taken off, the edit leaves {', '.join(differences)}")
 
 
 @_check(every_model=True)
@@ -303,8 +310,10 @@ def saved_edit_is_the_same_edit(bench: Bench) -> None:
         loaded = load_edit(edit.save(Path(folder) / "edit"), bench.method)
         _same(bench.outcome(edit), bench.outcome(loaded), "with the loaded edit")
     # Figures of the updates are computed anew, in another order of summation.
-    was, now = ({key: value for key, value in e.inspect().items() if key != "updates"} for e in (edit, loaded))
-    _require(was == now, "the loaded edit describes itself otherwise than the saved one")
+    first, second = edit.inspect(), loaded.inspect()
+    first.pop("updates", None)
+    second.pop("updates", None)
+    _require(first == second, "the loaded edit describes itself otherwise than the saved one")
 
 
 # What it is for.
@@ -318,13 +327,14 @@ def targets_become_likelier(bench: Bench) -> None:
         with bench.session() as session:
             texts = [request.text, *NEIGHBOURS]
             before = bench.answers(session.editor.model, texts)
-            _gains(session, (request,), lambda session, request=request: session.edit(request))
+            _require_gains(session, (request,), lambda session, request=request: session.edit(request))
             after = bench.answers(session.editor.model, texts)
-            moved.append((before.exp() * (before - after)).sum(-1))
-    own, others = torch.stack(moved)[:, 0].mean(), torch.stack(moved)[:, 1:].mean()
+            moved.append((before.exp() * (before - after)).sum(-1))  # KL divergence of each text, [texts]
+    divergence = torch.stack(moved)  # [edits, texts], the edited prompt first
+    edited, neighbours = divergence[:, 0].mean(), divergence[:, 1:].mean()
     _require(
-        bool(others < SPILL * own),
-        f"other prompts' answers move by a KL of {float(others):.2f}, the edited ones' by {float(own):.2f}",
+        bool(neighbours < SPILL * edited),
+        f"other prompts' answers move by a KL of {float(neighbours):.2f}, the edited ones' by {float(edited):.2f}",
     )
 
 
@@ -332,15 +342,20 @@ def targets_become_likelier(bench: Bench) -> None:
 def every_request_of_a_batch_counts(bench: Bench) -> None:
     """Requests that are planned together all take effect."""
     with bench.session() as session:
-        _gains(session, FACTS, lambda session: session.edit(*FACTS))
+        _require_gains(session, FACTS, lambda session: session.edit(*FACTS))
 
 
-def _gains(session: Session, requests: Sequence[EditRequest], act: Callable[[Session], object]) -> list[float]:
+def _require_gains(session: Session, requests: Sequence[EditRequest], act: Callable[[Session], object]) -> list[float]:
+    """Act, require that every target became more likely, and return by how much: nats per token."""
     before = session.likelihood(*requests)
     act(session)
-    gains = [new - old for old, new in zip(before, session.likelihood(*requests), strict=True)]
-    short = [f"{r.text!r} {r.target!r}: {gain:+.2f}" for r, gain in zip(requests, gains, strict=True) if gain < GAIN]
-    _require(not short, f"targets must gain at least {GAIN} nats per token, got {'; '.join(short)}")
+    after = session.likelihood(*requests)
+    gains = [new - old for old, new in zip(before, after, strict=True)]
+    too_small: list[str] = []
+    for request, gain in zip(requests, gains, strict=True):
+        if gain < GAIN:
+            too_small.append(f"{request.text!r} {request.target!r}: {gain:+.2f}")
+    _require(not too_small, f"targets must gain at least {GAIN} nats per token, got {'; '.join(too_small)}")
     return gains
 
 
@@ -348,8 +363,9 @@ def _gains(session: Session, requests: Sequence[EditRequest], act: Callable[[Ses
 def order_of_a_batch_does_not_matter(bench: Bench) -> None:
     """The same requests in another order give the same edit, up to rounding."""
     view = bench.view()
-    one, other = (bench.outcome(bench.plan(view, requests))["log-probabilities"] for requests in (FACTS, FACTS[::-1]))
-    error = float((one - other).norm() / one.norm())
+    forward = bench.outcome(bench.plan(view, FACTS))["log-probabilities"]
+    reversed_order = bench.outcome(bench.plan(view, FACTS[::-1]))["log-probabilities"]
+    error = float((forward - reversed_order).norm() / forward.norm())
     _require(error < ORDER, f"the order of the requests changes log-probabilities by {error:.1e}, relative")
 
 
@@ -358,7 +374,7 @@ def several_requests_are_written_or_refused(bench: Bench) -> None:
     """Several requests are written one after another, or refused as a capability."""
     with bench.session() as session:
         try:
-            _gains(session, FACTS[:2], lambda session: session.edit(*FACTS[:2]))
+            _require_gains(session, FACTS[:2], lambda session: session.edit(*FACTS[:2]))
         except UnsupportedCapabilityError:
             _require(not session.editor.history, "a refused batch leaves an edit behind")
 
@@ -378,11 +394,11 @@ def second_edit_keeps_the_first(bench: Bench) -> None:
     first, second = FACTS[0], FACTS[1]
     with bench.session() as session:
         base = session.likelihood(first)[0]
-        (gain,) = _gains(session, (first,), lambda session: session.edit(first))
+        (gain,) = _require_gains(session, (first,), lambda session: session.edit(first))
         middle = parameters(session.editor.model)
-        _gains(session, (second,), lambda session: session.edit(second))
-        left = session.likelihood(first)[0] - base
-        _require(left >= KEPT * gain, f"of a gain of {gain:.2f} nats, {left:.2f} is left after one more edit")
+        _require_gains(session, (second,), lambda session: session.edit(second))
+        remaining = session.likelihood(first)[0] - base
+        _require(remaining >= KEPT * gain, f"of a gain of {gain:.2f} nats, {remaining:.2f} is left after one more edit")
         session.editor.revert()
         _same(middle, parameters(session.editor.model), "after the second edit was taken off")
 
@@ -392,7 +408,7 @@ def declared_types_work(bench: Bench) -> None:
     """Models in every declared weight type are edited, and stay in that type."""
     for name in bench.capabilities.dtypes:
         with bench.session(DTYPES[name]) as session:
-            _gains(session, FACTS[:1], lambda session: session.edit(FACTS[0]))
+            _require_gains(session, FACTS[:1], lambda session: session.edit(FACTS[0]))
             kinds = {parameter.dtype for parameter in session.editor.model.parameters()}
             _require(kinds == {DTYPES[name]}, f"a model in {name} has parameters in {kinds} after the edit")
 
@@ -401,10 +417,10 @@ def declared_types_work(bench: Bench) -> None:
 def works_on_cuda(bench: Bench) -> None:
     """A model on the accelerator is edited there, and the edit's tensors come back to the CPU."""
     with bench.session(device="cuda") as session:
-        _gains(session, FACTS[:1], lambda session: session.edit(FACTS[0]))
+        _require_gains(session, FACTS[:1], lambda session: session.edit(FACTS[0]))
         for entry in session.editor.history:
             if isinstance(entry.edit, WeightEdit | ModuleEdit | PromptEdit):
-                _portable(entry.edit)
+                _require_portable(entry.edit)
         kinds = {parameter.device.type for parameter in session.editor.model.parameters()}
         _require(kinds == {"cuda"}, f"after the edit the model is on {kinds}")
 
@@ -435,13 +451,16 @@ def bad_requests_are_refused(bench: Bench) -> None:
 def what_is_missing_is_asked_for(bench: Bench) -> None:
     """Statistics, training or examples that are needed and not there are asked for by the right error."""
     view = bench.view()
-    call = lambda **given: lambda: bench.plan(view, bench.requests(), **given)  # noqa: E731
-    nothing = {"statistics": None, "trained": None, "examples": ()}
-    _refuses(UnsupportedCapabilityError, call(**nothing), "a plan without what the method needs")
+
+    def planning(**context: Any) -> Callable[[], object]:
+        return lambda: bench.plan(view, bench.requests(), **context)
+
+    nothing = planning(statistics=None, trained=None, examples=())
+    _refuses(UnsupportedCapabilityError, nothing, "a plan without what the method needs")
     trained = bench.trained()
     if trained is not None:
         other = replace(trained, base=Fingerprint(trained.base.dtype, dict.fromkeys(trained.base.digests, "other")))
-        _refuses(ArtifactMismatchError, call(trained=other), "an editor that was trained for another model")
+        _refuses(ArtifactMismatchError, planning(trained=other), "an editor that was trained for another model")
     if bench.capabilities.needs_statistics:
         none = KeyStatistics({}, 0, {}, "")
-        _refuses(StatisticsMismatchError, call(statistics=none), "statistics of other layers")
+        _refuses(StatisticsMismatchError, planning(statistics=none), "statistics of other layers")

@@ -47,7 +47,7 @@ class Case:
 
     @property
     def reason(self) -> str:
-        """Why the method is declared not to pass; empty where it is to pass."""
+        """Return why the method is declared not to pass; empty where it is to pass."""
         return self.bench.trial.expected_failures.get(self.check.name, "")
 
     def __call__(self) -> None:
@@ -60,7 +60,7 @@ class Case:
 
 
 def cases(trial: Trial | type[Any]) -> Iterator[Case]:
-    """Every check that a method has to pass, by its capabilities.
+    """Yield every check that a method has to pass, by its capabilities.
 
     Raises:
         ValueError: an expected failure names no check that applies.
@@ -73,9 +73,11 @@ def cases(trial: Trial | type[Any]) -> Iterator[Case]:
             f"expected failures of {trial.method.name} name no check of it: {', '.join(sorted(unknown))}; "
             f"known: {', '.join(check.name for check in chosen)}"
         )
-    for place, architecture in enumerate(trial.models):
+    for index, architecture in enumerate(trial.models):
         bench = Bench(trial, architecture)
-        yield from (Case(check, bench) for check in chosen if check.every_model or place == 0)
+        for check in chosen:
+            if check.every_model or index == 0:
+                yield Case(check, bench)
 
 
 def parametrize_with_checks(methods: Sequence[Trial | type[Any]]) -> Callable[[F], F]:
@@ -94,9 +96,10 @@ def parametrize_with_checks(methods: Sequence[Trial | type[Any]]) -> Callable[[F
             "parametrize_with_checks needs pytest: pip install pytest, or use check_method"
         ) from error
     parameters: list[Any] = []
-    for case in (case for method in methods for case in cases(method)):
-        marks = [pytest.mark.xfail(reason=case.reason, strict=True)] if case.reason else []
-        parameters.append(pytest.param(case, id=case.id, marks=marks))
+    for method in methods:
+        for case in cases(method):
+            marks = [pytest.mark.xfail(reason=case.reason, strict=True)] if case.reason else []
+            parameters.append(pytest.param(case, id=case.id, marks=marks))
     return pytest.mark.parametrize("check", parameters)
 
 
@@ -106,15 +109,15 @@ def check_method(method: Trial | type[Any]) -> None:
     Raises:
         NonConformance: lists every check that fails, and every expected failure that does not.
     """
-    found: list[str] = []
+    failures: list[str] = []
     for case in cases(method):
         try:
             case()
         except Exception as error:  # noqa: BLE001 - whatever a method raises where it should work is a failed check
             if not case.reason:
-                found.append(f"{case.id}: {type(error).__name__}: {error}")
+                failures.append(f"{case.id}: {type(error).__name__}: {error}")
         else:
             if case.reason:
-                found.append(f"{case.id}: passes, and was expected to fail ({case.reason})")
-    if found:
-        raise NonConformance(f"{len(found)} checks failed:\n" + "\n".join(found))
+                failures.append(f"{case.id}: passes, and was expected to fail ({case.reason})")
+    if failures:
+        raise NonConformance(f"{len(failures)} checks failed:\n" + "\n".join(failures))

@@ -1,4 +1,4 @@
-"""A method's package imported anew, beside the one that is in use."""
+"""Imports a method's package anew, without touching the one that is in use."""
 
 from __future__ import annotations
 
@@ -12,24 +12,27 @@ __all__ = ["reimport"]
 
 
 def reimport(method: type[EditMethod]) -> type[EditMethod]:
-    """The class from a second import of its top-level package, whose variables are as after any first import.
+    """Return the class from a second import of its top-level package, whose variables are as after a first import.
 
     A class that cannot be imported by its name (of a test file, or made in a function) is returned as it is.
     """
     root = method.__module__.partition(".")[0]
     if root == "__main__" or "<locals>" in method.__qualname__:
         return method
-    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == root}
-    for name in before:
-        del sys.modules[name]
+    modules = _forget_modules(root)
     try:
-        found: Any = importlib.import_module(method.__module__)
-        for part in method.__qualname__.split("."):
-            found = getattr(found, part)
-        return cast(type[EditMethod], found)
+        attribute: Any = importlib.import_module(method.__module__)
+        for name in method.__qualname__.split("."):  # a class inside a class has dots in its name
+            attribute = getattr(attribute, name)
+        return cast(type[EditMethod], attribute)
     except ModuleNotFoundError:
         return method
     finally:
-        for name in [name for name in sys.modules if name.partition(".")[0] == root]:
-            del sys.modules[name]
-        sys.modules.update(before)
+        _forget_modules(root)
+        sys.modules.update(modules)
+
+
+def _forget_modules(package: str) -> dict[str, Any]:
+    """Take a package's modules out of ``sys.modules`` and return them by name."""
+    names = [name for name in sys.modules if name.partition(".")[0] == package]
+    return {name: sys.modules.pop(name) for name in names}

@@ -1,4 +1,4 @@
-"""Everything about a model and the process that a function which only reads must leave as it was."""
+"""Records everything about a model and the process that a function which only reads must leave as it was."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Snapshot:
         self._state = self._read(copy=True)
 
     def differences(self) -> list[str]:
-        """What is not bitwise as it was, in words; empty if everything is."""
+        """Return what is not bitwise as it was, in words; empty if everything is."""
         now = self._read(copy=False)
-        names = [*self._state, *(name for name in now if name not in self._state)]
+        names = dict.fromkeys([*self._state, *now])  # each once, in order
         return [name for name in names if not _same(self._state.get(name), now.get(name))]
 
     def _read(self, *, copy: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Watching what a piece of code does outside its own business: output, files, connections."""
+"""Watches what a piece of code does outside its own business: output, files, connections."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["watch_side_effects"]
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CACHES = ("XDG_CACHE_HOME", "HF_HOME", "TORCH_HOME", "TORCH_EXTENSIONS_DIR")
 
-_seen: list[list[str]] = []
+_watchers: list[list[str]] = []  # notes of the blocks that are watched now, the innermost last
 
 
 @contextmanager
@@ -33,17 +33,15 @@ def watch_side_effects() -> Iterator[list[str]]:
     _listen()
     notes: list[str] = []
     out, err = io.StringIO(), io.StringIO()
-    _seen.append(notes)
+    _watchers.append(notes)
     try:
         with redirect_stdout(out), redirect_stderr(err):
             yield notes
     finally:
-        _seen.pop()
-        notes += [
-            f"wrote {text.getvalue()[:80]!r} to {name}"
-            for name, text in (("stdout", out), ("stderr", err))
-            if text.getvalue()
-        ]
+        _watchers.pop()
+        for name, stream in (("stdout", out), ("stderr", err)):
+            if stream.getvalue():
+                notes.append(f"wrote {stream.getvalue()[:80]!r} to {name}")
 
 
 @cache
@@ -53,19 +51,28 @@ def _listen() -> None:
 
 
 def _hear(event: str, args: tuple[Any, ...]) -> None:
-    if not _seen:
+    """Note an audit event for the innermost block that is watched."""
+    if not _watchers:
         return
+    notes = _watchers[-1]
     if event == "open":
         path, mode, flags = args
-        if isinstance(path, int) or not (set(mode or "") & set("wax+") or (flags or 0) & _WRITES):
+        writes = bool(set(mode or "") & set("wax+")) or bool((flags or 0) & _WRITES)
+        if isinstance(path, int) or not writes:
             return
-        place = Path(os.fsdecode(path)).absolute()
-        if not _is_cache(place):
-            _seen[-1].append(f"opened {place} for writing")
-    elif event in ("socket.connect", "socket.getaddrinfo"):
-        _seen[-1].append(f"asked the network: {event} {args[-1] if event == 'socket.connect' else args[0]}")
+        file = Path(os.fsdecode(path)).absolute()
+        if not _is_cache(file):
+            notes.append(f"opened {file} for writing")
+    elif event == "socket.connect":
+        notes.append(f"asked the network: {event} {args[-1]}")
+    elif event == "socket.getaddrinfo":
+        notes.append(f"asked the network: {event} {args[0]}")
 
 
-def _is_cache(place: Path) -> bool:
-    folders = [cache_dir(), Path.home() / ".cache", *(Path(os.environ[n]) for n in _CACHES if os.environ.get(n))]
-    return place == Path(os.devnull) or "__pycache__" in place.parts or any(place.is_relative_to(f) for f in folders)
+def _is_cache(file: Path) -> bool:
+    """Return whether nobody misses or minds the file: the null device, compiled modules, folders of caches."""
+    if file == Path(os.devnull) or "__pycache__" in file.parts:
+        return True
+    folders = [cache_dir(), Path.home() / ".cache"]
+    folders += [Path(os.environ[name]) for name in _CACHES if os.environ.get(name)]
+    return any(file.is_relative_to(folder) for folder in folders)

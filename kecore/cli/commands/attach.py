@@ -1,4 +1,4 @@
-"""``kecore attach`` and ``kecore revert``: from edit files to a checkpoint, and back."""
+"""``kecore attach`` and ``kecore revert`` put edits into a checkpoint and take them out again."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def attach(
 
 
 def _made_for(model: PreTrainedModel, edits: Sequence[NamedEdit]) -> bool:
-    """Whether edits were planned on a model just as it is."""
+    """Return whether edits were planned on the model just as it is."""
     from kecore.api.identity import Identity
 
     identity, dtype = Identity(model), next(model.parameters()).dtype
-    return not any(item.edit.base.differs(identity, dtype) for item in edits)
+    return not any(named.edit.base.differs(identity, dtype) for named in edits)
 
 
 def revert(
@@ -96,35 +96,36 @@ def revert(
             "`kecore attach` wrote. MODEL itself is never changed by kecore"
         )
     named = record.load_edits()
-    gone = set(number or range(1, len(named) + 1))
-    if unknown := sorted(gone - set(range(1, len(named) + 1))):
+    numbers = range(1, len(named) + 1)
+    removed = set(number or numbers)
+    if unknown := sorted(removed - set(numbers)):
         raise ArtifactError(f"{checkpoint} carries edits 1 to {len(named)}, there is no edit {unknown[0]}")
-    kept = [item for place, item in enumerate(named, 1) if place not in gone]
+    remaining = [edit for number, edit in zip(numbers, named, strict=True) if number not in removed]
     loaded = Loading(str(checkpoint), device).load(screen)
     with screen.stage("restore", "putting the base weights back"):
         record.restore(loaded.model)
     screen.show(f"The base weights of '{record.model}' are back, bit for bit (fingerprint {record.base[:12]}).")
-    _write(screen, loaded, kept, out, record.model, taken_off=sorted(gone))
+    _write(screen, loaded, remaining, out, record.model, taken_off=sorted(removed))
 
 
 def _write(screen: Screen, loaded: LoadedModel, edits: Sequence[NamedEdit], out: Path, ref: str, **more: Any) -> None:
-    """Put edits on an unedited model, write it and tell."""
+    """Put edits on an unedited model, write it, and report what was written."""
     from kecore.api.identity import Identity
 
     model = loaded.model
     with screen.stage("attach", f"attaching {count_noun(len(edits), 'edit')}" if edits else "no edits left to attach"):
         identity = Identity(model)
         before = identity.of()
-        names = list(dict.fromkeys(name for item in edits for name in item.edit.updates))
+        names = list(dict.fromkeys(name for named in edits for name in named.edit.updates))
         parameters = dict(model.named_parameters())
         base = {name: parameters[name].data for name in names if name in parameters}
         _warn_of_conflicts(edits)
-        for item in edits:
-            item.edit.attach(model, base=identity)
+        for named in edits:
+            named.edit.attach(model, base=identity)
     with screen.stage("save", f"writing {out}"):
         write_checkpoint(model, loaded.tokenizer, out, ref=ref, edits=edits, base=base, base_digest=before)
     device = next(model.parameters()).device
-    facts = sum(len(item.edit.requests) for item in edits)
+    facts = sum(len(named.edit.requests) for named in edits)
     summary = {
         "checkpoint": str(out),
         "edits": f"{count_noun(len(edits), 'edit')} with {count_noun(facts, 'fact')}",
@@ -137,7 +138,7 @@ def _write(screen: Screen, loaded: LoadedModel, edits: Sequence[NamedEdit], out:
         {
             "checkpoint": str(out),
             "model": ref,
-            "edits": [item.to_json(item.source) for item in edits],
+            "edits": [named.to_json(named.source) for named in edits],
             "parameters": names,
             "base": before,
             "edited": digest(model),
@@ -151,7 +152,7 @@ def _write(screen: Screen, loaded: LoadedModel, edits: Sequence[NamedEdit], out:
 def _warn_of_conflicts(edits: Sequence[NamedEdit]) -> None:
     from kecore.api.types import check_conflicts
 
-    requests = [request for item in edits for request in item.edit.requests]
+    requests = [request for named in edits for request in named.edit.requests]
     if not requests:
         return
     try:

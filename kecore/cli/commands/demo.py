@@ -1,4 +1,4 @@
-"""``kecore demo``: facts of a real model change, stay local, travel in a file, and come off again."""
+"""``kecore demo`` shows that facts of a real model change, stay local, travel in a file, and come off again."""
 
 from __future__ import annotations
 
@@ -81,18 +81,18 @@ def demo(
 
 
 def _asks(records: Sequence[EditRecord]) -> list[Ask]:
-    """What is asked before and after: the headline twice, some records, a neighbour, something unrelated."""
-    first, *others = choose_asks(records, most=3)
-    return [first, Ask("paraphrase", PARAPHRASE, first.wanted), *others, Ask("unrelated", UNRELATED[0])]
+    """Choose what is asked before and after: the headline twice, some records, a neighbour, something unrelated."""
+    headline, *more = choose_asks(records, most=3)
+    return [headline, Ask("paraphrase", PARAPHRASE, headline.wanted), *more, Ask("unrelated", UNRELATED[0])]
 
 
 def _proofs(screen: Screen, outcome: Outcome, loading: Loading) -> dict[str, bool]:
-    """What the demo sets out to show, and whether it holds."""
+    """Check what the demo sets out to show; the claims in words, and whether each holds."""
     from kecore.checkpoint import digest
     from kecore.edit import load_edit
     from kecore.model import ModelView
 
-    editor, told, unrelated = outcome.editor, outcome.samples[0], outcome.samples[-1]
+    editor, headline, unrelated = outcome.editor, outcome.samples[0], outcome.samples[-1]
     base = editor.base.digests[editor.base.dtype]
     edited = digest(editor.model)
     with screen.stage("reload", "putting the saved edit on a fresh model"):
@@ -111,7 +111,7 @@ def _proofs(screen: Screen, outcome: Outcome, loading: Loading) -> dict[str, boo
         reverted = digest(fresh) == base and digest(editor.model) == base
     return {
         f"the model said {HEADLINE['ground_truth']} and now says {HEADLINE['target']}": (
-            HEADLINE["ground_truth"] in told.before and HEADLINE["target"] in told.after
+            HEADLINE["ground_truth"] in headline.before and HEADLINE["target"] in headline.after
         ),
         "an unrelated answer stayed as it was": UNRELATED[1] in unrelated.before and UNRELATED[1] in unrelated.after,
         "the saved edit gives a fresh model the same weights, bit for bit": untouched and same_weights,

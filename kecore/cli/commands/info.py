@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from kecore.api.errors import KecoreWarning
 from kecore.cli import options
-from kecore.cli.console import Screen, format_bytes, make_fields, make_table
+from kecore.cli.console import Screen, count_noun, format_bytes, make_fields, make_table
 from kecore.cli.plugins import CommandGroup
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ def methods(context: typer.Context, as_json: options.AsJson = False) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", KecoreWarning)  # what they say stands in the listing
-        found = registry.default_registry().describe()
-    _show_methods(screen, found)
-    screen.finish({"methods": [method.to_json() for method in found]})
+        offered = registry.default_registry().describe()
+    _show_methods(screen, offered)
+    screen.finish({"methods": [method.to_json() for method in offered]})
 
 
-def _show_methods(screen: Screen, found: list[MethodInfo]) -> None:
-    usable = [method for method in found if not method.error]
+def _show_methods(screen: Screen, offered: list[MethodInfo]) -> None:
+    usable = [method for method in offered if not method.error]
     rows = [
         (method.name, method.kind or "", _abilities(method), f"{method.distribution} {method.version}")
         for method in usable
@@ -45,13 +45,13 @@ def _show_methods(screen: Screen, found: list[MethodInfo]) -> None:
     screen.show(make_table("method", "changes", "can, and needs", "from", rows=rows, title="Editing methods"))
     papers = {method.name: f"{method.reference}\n{method.origin}" for method in usable}
     screen.show(make_fields(papers))
-    for method in found:
+    for method in offered:
         if method.error:
             screen.show(f"[bold red]cannot be used:[/] {escape(method.name)}: {escape(method.error)}")
 
 
 def _abilities(method: MethodInfo) -> str:
-    """A method's capabilities in words."""
+    """Describe a method's capabilities in words."""
     flags = method.capabilities
     if flags is None:
         return ""
@@ -94,67 +94,64 @@ def doctor(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", KecoreWarning)  # what they say stands in the report
             commands = CommandGroup.of(context).plugins.describe()
-        found = make_report(commands)
-    _show_report(screen, found)
-    screen.finish(found.to_json())
-    if found.refused:
+        report = make_report(commands)
+    _show_report(screen, report)
+    screen.finish(report.to_json())
+    if report.refused:
         raise typer.Exit(1)
 
 
 def _show_bench(screen: Screen, measured: dict[str, list[dict[str, Any]]]) -> None:
     for op, rows in measured.items():
-        cells = [
-            (
-                f"{row['d']}",
-                f"{row['n']}",
-                row["dtype"],
-                *(f"{1000 * row[f'{name}_s']:.1f} ms" for name in ("native", "torch", "peers")),
-                *(f"{row[f'{name}_s'] / row['native_s']:.1f} x" for name in ("torch", "peers")),
-                f"{row['relative_error']:.1e}",
-            )
-            for row in rows
-        ]
-        heads = ("d", "n", "keys", "kecore", "torch", "peers", "than torch", "than peers", "error")
-        screen.show(make_table(*heads, rows=cells, title=op))
+        headers = ("d", "n", "keys", "kecore", "torch", "peers", "than torch", "than peers", "error")
+        screen.show(make_table(*headers, rows=[_bench_cells(row) for row in rows], title=op))
 
 
-def _processor(found: Report) -> str:
-    """What the CPU computes with: on one without bfloat16 products, asking for them costs time instead of saving it."""
-    advice = "" if found.bfloat16_speed > 1 else " (leave precision=bfloat16 out)"
+def _bench_cells(row: dict[str, Any]) -> list[str]:
+    """Write one measured case: its size, the times of all, how many times as fast kecore is, and its error."""
+    cells = [str(row["d"]), str(row["n"]), row["dtype"]]
+    cells += [f"{1000 * row[f'{name}_s']:.1f} ms" for name in ("native", "torch", "peers")]
+    cells += [f"{row[f'{name}_s'] / row['native_s']:.1f} x" for name in ("torch", "peers")]
+    return [*cells, f"{row['relative_error']:.1e}"]
+
+
+def _processor(report: Report) -> str:
+    """Describe the CPU: on one without bfloat16 products, asking for them costs time instead of saving it."""
+    advice = "" if report.bfloat16_speed > 1 else " (leave precision=bfloat16 out)"
     return (
-        f"{found.threads} thread{'s' * (found.threads > 1)}, {found.instructions}, "
-        f"bfloat16 at {found.bfloat16_speed:.1f} times the speed of float32{advice}"
+        f"{count_noun(report.threads, 'thread')}, {report.instructions}, "
+        f"bfloat16 at {report.bfloat16_speed:.1f} times the speed of float32{advice}"
     )
 
 
-def _listed(plugins: Sequence[PluginInfo]) -> str:
+def _list_plugins(plugins: Sequence[PluginInfo]) -> str:
     return ", ".join(f"{plugin.name} (cannot be used)" if plugin.error else plugin.name for plugin in plugins)
 
 
-def _show_report(screen: Screen, found: Report) -> None:
-    devices = [f"{device.name} ({format_bytes(device.memory)}, {device.capability})" for device in found.devices]
+def _show_report(screen: Screen, report: Report) -> None:
+    devices = [f"{device.name} ({format_bytes(device.memory)}, {device.capability})" for device in report.devices]
     screen.show(
         make_fields(
             {
-                "kecore": found.kecore,
-                "python": f"{found.python}, {found.platform}",
+                "kecore": report.kecore,
+                "python": f"{report.python}, {report.platform}",
                 "packages": ", ".join(
-                    f"{name} {version or 'not installed'}" for name, version in found.packages.items()
+                    f"{name} {version or 'not installed'}" for name, version in report.packages.items()
                 ),
-                "devices": ", ".join([*devices, f"CPU, {_processor(found)}"]),
-                "CUDA": f"torch is built for {found.cuda_build}" if found.cuda_build else "torch is built without it",
-                "cache": f"{found.cache.path} ({'writable' if found.cache.writable else 'NOT writable'}, "
-                f"{format_bytes(found.cache.free)} free)",
-                "demo model": found.demo or "not installed",
-                "methods": _listed(found.methods),
-                "commands": f"kecore's own, and of plugins: {_listed(found.commands) or 'none'}",
+                "devices": ", ".join([*devices, f"CPU, {_processor(report)}"]),
+                "CUDA": f"torch is built for {report.cuda_build}" if report.cuda_build else "torch is built without it",
+                "cache": f"{report.cache.path} ({'writable' if report.cache.writable else 'NOT writable'}, "
+                f"{format_bytes(report.cache.free)} free)",
+                "demo model": report.demo or "not installed",
+                "methods": _list_plugins(report.methods),
+                "commands": f"kecore's own, and of plugins: {_list_plugins(report.commands) or 'none'}",
             }
         )
     )
-    rows = [(b.op, b.backend, b.reason, f"{b.relative_error:.1e}") for b in found.backends]
+    rows = [(b.op, b.backend, b.reason, f"{b.relative_error:.1e}") for b in report.backends]
     if rows:
         screen.show(make_table("operation", "runs as", "because", "error", rows=rows, title="Native operations"))
-    for problem in found.problems:
+    for problem in report.problems:
         screen.show(f"[bold yellow]problem:[/] {escape(problem)}")
-    if not found.problems:
-        screen.show("[green]No problems found.[/]")
+    if not report.problems:
+        screen.show("[green]No problems report.[/]")

@@ -38,42 +38,42 @@ def inspect(
     """Show what an edit, statistics or a checkpoint holds."""
     screen = Screen.of(context)
     if diff is not None:
-        _differences(screen, path, diff)
+        _show_differences(screen, path, diff)
         return
     record = read_record(path)
     if record is not None:
-        _checkpoint(screen, record)
+        _show_checkpoint(screen, record)
         return
-    file, kind = _kind(path)
+    file, kind = _find_file(path)
     if kind == "key-statistics":
-        _statistics(screen, file)
+        _show_statistics(screen, file)
     elif kind == "trained-editor":
-        _trained(screen, file)
+        _show_trained(screen, file)
     else:
-        _edit(screen, file)
+        _show_edit(screen, file)
 
 
-def _kind(path: Path) -> tuple[Path, str]:
-    """The file that ``path`` leads to, and what it says it holds."""
+def _find_file(path: Path) -> tuple[Path, str]:
+    """Return the file that ``path`` leads to, and what it says it holds."""
     from kecore.files import read_kind
 
     file = path
     if path.is_dir():
-        found = [path / name for name in _FILES if (path / name).is_file()]
-        if not found:
+        files = [path / name for name in _FILES if (path / name).is_file()]
+        if not files:
             raise ArtifactError(
                 f"{path} holds no edit, no key statistics and no record of edits; `kecore probe` looks at plain models"
             )
-        file = found[0]
+        file = files[0]
     return file, read_kind(file, "edit, key statistics or checkpoint")
 
 
-def _edit(screen: Screen, file: Path) -> None:
+def _show_edit(screen: Screen, file: Path) -> None:
     from kecore.edit import load_edit
 
     edit = load_edit(file)
     values: dict[str, Any] = {"kind": "edit", "path": str(file), **edit.inspect()}
-    result = _result_beside(file)
+    result = _read_result(file) or {}
     screen.show(
         make_fields(
             {
@@ -94,100 +94,96 @@ def _edit(screen: Screen, file: Path) -> None:
         ]
         screen.show(make_table("parameter", "shape", "rank", "norm", rows=rows, title="Updates", right=(1, 2, 3)))
     else:
-        screen.show(
-            make_fields(
-                {"effect": values["effect"], **{key: f"{value!s:.80}" for key, value in values["settings"].items()}}
-            )
-        )
+        settings = {key: f"{value!s:.80}" for key, value in values["settings"].items()}
+        screen.show(make_fields({"effect": values["effect"], **settings}))
         rows = [(name, _shape(shape)) for name, shape in values["tensors"].items()]
         screen.show(make_table("tensor", "shape", rows=rows, title="Tensors", right=(1,)))
     facts = [(r.id, r.text, r.target, r.ground_truth or "") for r in edit.requests[:_SHOWN]]
     screen.show(make_table("id", "prompt", "target", "instead of", rows=facts, title="Facts"))
     if len(edit.requests) > _SHOWN:
         screen.show(f"and {len(edit.requests) - _SHOWN} more; --json lists all")
-    if result is not None and result.get("scores"):
-        scores = [
-            (key, format_score(result["scores_before"].get(key)), format_score(value))
-            for key, value in result["scores"].items()
-        ]
-        screen.show(make_table("score", "before", "after", rows=scores, title="Scores, from result.json", right=(1, 2)))
-    scored = {key: (result or {}).get(key) for key in ("scores_before", "scores")}
-    screen.finish({**values, **scored})
+    if result.get("scores"):
+        before = result["scores_before"]
+        rows = [(key, format_score(before.get(key)), format_score(value)) for key, value in result["scores"].items()]
+        screen.show(make_table("score", "before", "after", rows=rows, title="Scores, from result.json", right=(1, 2)))
+    scores = {"scores_before": result.get("scores_before"), "scores": result.get("scores")}
+    screen.finish({**values, **scores})
 
 
 def _shape(sizes: list[int]) -> str:
     return " x ".join(map(str, sizes))
 
 
-def _result_beside(file: Path) -> dict[str, Any] | None:
-    """What ``kecore edit`` wrote about this very edit."""
+def _read_result(file: Path) -> dict[str, Any] | None:
+    """Read what ``kecore edit`` wrote about this very edit; None where there is nothing."""
     path = file.parent / "result.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    same = isinstance(values, dict) and Path(str(values.get("edit_path"))).name == file.name
-    return values if same else None
+    if not isinstance(values, dict) or Path(str(values.get("edit_path"))).name != file.name:
+        return None  # about another edit
+    return values
 
 
-def _statistics(screen: Screen, file: Path) -> None:
+def _show_statistics(screen: Screen, file: Path) -> None:
     from kecore.statistics import KeyStatistics
 
-    found = KeyStatistics.load(file)
+    statistics = KeyStatistics.load(file)
     layers = {
         str(layer): {
-            "width": found.width(layer),
-            "convergence": found.convergence.get(layer),
-            "mean_diagonal": found.mean_square(layer),
+            "width": statistics.width(layer),
+            "convergence": statistics.convergence.get(layer),
+            "mean_diagonal": statistics.mean_square(layer),
         }
-        for layer in found.layers
+        for layer in statistics.layers
     }
     screen.show(
         make_fields(
             {
                 "statistics": f"{file} ({format_bytes(file.stat().st_size)})",
-                "layers": span(found.layers),
-                "tokens": f"{found.tokens:,}, in rows of {found.sequence}",
-                "text": ", ".join(found.sources),
-                "text digest": found.corpus,
-                "made by": f"kecore {found.version}, seed {found.seed}",
+                "layers": span(statistics.layers),
+                "tokens": f"{statistics.tokens:,}, in rows of {statistics.sequence}",
+                "text": ", ".join(statistics.sources),
+                "text digest": statistics.corpus,
+                "made by": f"kecore {statistics.version}, seed {statistics.seed}",
             }
         )
     )
     rows = [
-        (layer, str(x["width"]), f"{x['mean_diagonal']:.4g}", format_score(x["convergence"]))
-        for layer, x in layers.items()
+        (layer, str(figures["width"]), f"{figures['mean_diagonal']:.4g}", format_score(figures["convergence"]))
+        for layer, figures in layers.items()
     ]
     title = "Convergence: change of the inverse from half the tokens to all"
     screen.show(
         make_table("layer", "width", "mean of diagonal", "convergence", rows=rows, title=title, right=(1, 2, 3))
     )
-    screen.finish({"kind": "statistics", "path": str(file), **found.header(), "layers": layers})
+    screen.finish({"kind": "statistics", "path": str(file), **statistics.header(), "layers": layers})
 
 
-def _trained(screen: Screen, file: Path) -> None:
+def _show_trained(screen: Screen, file: Path) -> None:
     from kecore.trained import TrainedEditor
 
-    found = TrainedEditor.load(file)
-    values = found.inspect()
-    record, schedule = found.record, found.record["schedule"]
+    trained = TrainedEditor.load(file)
+    values = trained.inspect()
+    record, schedule = trained.record, trained.record["schedule"]
     screen.show(
         make_fields(
             {
                 "trained editor": f"{file} ({format_bytes(file.stat().st_size)}), {values['numbers']:,} numbers",
-                "method": found.method,
-                "model": ", ".join(f"{name} {value}" for name, value in found.model.items()),
+                "method": trained.method,
+                "model": ", ".join(f"{name} {value}" for name, value in trained.model.items()),
                 "data": f"{record['records']} records, digest {record['data']}",
                 "training": f"{schedule['steps']} steps of {schedule['batch_size']}, {record['seconds']:.0f} s",
-                "made by": f"kecore {found.version}, seed {found.seed}",
+                "made by": f"kecore {trained.version}, seed {trained.seed}",
             }
         ),
-        curve_table(found),
+        curve_table(trained),
     )
     screen.finish({"kind": "trained-editor", "path": str(file), **values})
 
 
-def _checkpoint(screen: Screen, record: Attached) -> None:
+def _show_checkpoint(screen: Screen, record: Attached) -> None:
     screen.show(
         make_fields(
             {
@@ -198,8 +194,8 @@ def _checkpoint(screen: Screen, record: Attached) -> None:
         )
     )
     rows = [
-        (str(place), item["method"], str(len(item["requests"])), item["requests"][0] if item["requests"] else "")
-        for place, item in enumerate(record.edits, 1)
+        (str(number), edit["method"], str(len(edit["requests"])), edit["requests"][0] if edit["requests"] else "")
+        for number, edit in enumerate(record.edits, 1)
     ]
     screen.show(make_table("edit", "method", "facts", "the first", rows=rows, title="Edits", right=(0, 2)))
     screen.commands("To take them off", f"kecore revert {quote(str(record.folder))} --out DIR")
@@ -215,7 +211,7 @@ def _checkpoint(screen: Screen, record: Attached) -> None:
     )
 
 
-def _differences(screen: Screen, path: Path, other: Path) -> None:
+def _show_differences(screen: Screen, path: Path, other: Path) -> None:
     from kecore.edit import load_edit
 
     values = load_edit(path).diff(load_edit(other))
@@ -241,6 +237,7 @@ def _distance(update: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _facts(requests: list[dict[str, Any]]) -> str:
-    shown = [f"{r['prompt'].replace('{}', r['subject'])} {r['target']}" for r in requests[:_SHOWN]]
-    more = [f"and {len(requests) - _SHOWN} more"] if len(requests) > _SHOWN else []
-    return "; ".join(shown + more) or "none"
+    facts = [f"{r['prompt'].replace('{}', r['subject'])} {r['target']}" for r in requests[:_SHOWN]]
+    if len(requests) > _SHOWN:
+        facts.append(f"and {len(requests) - _SHOWN} more")
+    return "; ".join(facts) or "none"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -92,8 +93,14 @@ def train(
     instance = cls()
     if not isinstance(instance, Trainable):
         raise UnsupportedCapabilityError(f"method '{cls.name}' needs no training; use it with `kecore edit` as it is")
-    asked = {"steps": steps, "batch_size": batch_size, "held_out": held_out, "evaluate_every": evaluate_every}
-    schedule = replace(instance.schedule, **{name: value for name, value in asked.items() if value is not None})
+    options_of_schedule = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "held_out": held_out,
+        "evaluate_every": evaluate_every,
+    }
+    changes = {name: value for name, value in options_of_schedule.items() if value is not None}
+    schedule = replace(instance.schedule, **changes)
     config = configured(cls, preset, options.settings(set_))
     config.check_installed()
     records = load_records(data, limit=limit, format=data_format, split=split, variant=variant, sha256=sha256)
@@ -120,28 +127,30 @@ def train(
     screen.commands(
         "Next", f"kecore edit {quote(model)} --method {cls.name} --trained {quote(str(out))} --facts FILE --out my-edit"
     )
-    found = {**trained.inspect(), "path": path, "model_ref": model, "data": data}
-    screen.finish({**found, **spent, **environment(view.device), "warnings": screen.warnings})
+    values = {**trained.inspect(), "path": path, "model_ref": model, "data": data}
+    screen.finish({**values, **spent, **environment(view.device), "warnings": screen.warnings})
 
 
 def curve_table(trained: TrainedEditor) -> Any:
-    """The held-out curve of a training, at most a few of its points."""
+    """Make a table of a training's held-out curve: at most a few of its points, the best and the last among them."""
     curve: list[dict[str, float]] = trained.record["curve"]
     best = trained.record["best_step"]
-    apart = max(1, -(-len(curve) // _SHOWN))
-    shown = [p for i, p in enumerate(curve) if i % apart == 0 or p["step"] == best or i == len(curve) - 1]
+    interval = max(1, math.ceil(len(curve) / _SHOWN))
     names = list(curve[0])
+    rows: list[list[str]] = []
+    for index, point in enumerate(curve):
+        is_best = point["step"] == best
+        if index % interval == 0 or is_best or index == len(curve) - 1:
+            mark = " *" if is_best else ""
+            rows.append([f"{point['step']:.0f}{mark}", *(format_score(point[name]) for name in names[1:])])
     return make_table(
         *names,
-        rows=[
-            [f"{p['step']:.0f}{' *' if p['step'] == best else ''}", *(format_score(p[n]) for n in names[1:])]
-            for p in shown
-        ],
+        rows=rows,
         title=f"On {trained.record['schedule']['held_out']} held-out records (* the step that was kept)",
         right=range(len(names)),
     )
 
 
 def _words(point: Mapping[str, float]) -> str:
-    rest = ", ".join(f"{name} {format_score(value)}" for name, value in point.items() if name != "step")
-    return f"step {point['step']:.0f}: {rest}"
+    figures = ", ".join(f"{name} {format_score(value)}" for name, value in point.items() if name != "step")
+    return f"step {point['step']:.0f}: {figures}"

@@ -113,7 +113,7 @@ def test_a_missing_package(
 @pytest.mark.parametrize("method", ["retrieval", "mello"])
 def test_a_missing_sentence_encoder(kecore: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     monkeypatch.setattr(encoders, "load_encoder", _no_encoder)
-    encoders._pooled.cache_clear()
+    encoders._load_pooled.cache_clear()
     assert "no encoder here" in refused(kecore, tmp_path, *FACT, "--method", method)
 
 

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from kecore.api.errors import ConfigError
 from kecore.inference import generate
 from kecore.inference.decoding import Decoding
-from kecore.inference.generation import _Choice
+from kecore.inference.generation import _Sampler
 from kecore.model import ModelView
 from kecore.model.view import Pass
 from kecore.testing import tiny_model, tiny_tokenizer
@@ -219,7 +219,7 @@ def test_each_prompt_has_its_length(small: World) -> None:
 
 
 def test_draws_are_of_the_most_probable_and_in_proportion() -> None:
-    choose = _Choice(3, [random.Random(f"0 prompt {n}") for n in range(400)])
+    choose = _Sampler(3, [random.Random(f"0 prompt {n}") for n in range(400)])
     logits = torch.log(torch.tensor([0.1, 0.5, 0.15, 0.25])).expand(400, 4)
     counts = torch.bincount(choose(logits, range(400)), minlength=4) / 400
     wanted = torch.tensor([0, 0.5, 0.15, 0.25]) / 0.9

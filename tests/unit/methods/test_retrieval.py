@@ -183,7 +183,7 @@ def test_a_default_encoder_that_is_not_there_is_named_with_its_extra(
 
     monkeypatch.setattr("kecore.models._MINILM_WHEEL", "no_such_package")
     monkeypatch.setattr("kecore.models._MINILM_HUB", "no/such-model")
-    encoders._pooled.cache_clear()
+    encoders._load_pooled.cache_clear()
     with pytest.raises(MissingDependencyError, match=r"pip install 'kecore\[prompt\]'"):
         editor.edit(FACTS[0], "retrieval")
 

@@ -358,7 +358,7 @@ def test_factor_is_the_inverse_cholesky_factor(found: KeyStatistics, ridge: floa
 @pytest.fixture
 def derived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache, where even small factors are kept."""
-    monkeypatch.setattr(moments, "_WORTH_KEEPING", 1)
+    monkeypatch.setattr(moments, "_WORTH_STORING", 1)
     monkeypatch.setenv("KECORE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
