@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +18,9 @@ from kecore.api.errors import ArtifactMismatchError, EditStateError
 from kecore.api.identity import DTYPES, Fingerprint, Identity, type_name
 from kecore.api.types import EditRequest
 from kecore.files import read_tensors, write_tensors
-from kecore.model.hooks import overlaid
+from kecore.model.attachment import Attachment
 
-__all__ = ["BASE", "FILE", "Edit", "attached", "unedited"]
+__all__ = ["FILE", "Edit", "attached", "unedited"]
 
 FILE = "edit.safetensors"
 """Name of an edit's file in a folder."""
@@ -71,12 +70,13 @@ class Edit(ABC):
             EditStateError: the edit is attached already.
             NonFiniteError: new weights overflow the model's type.
         """
-        edits = attached(model)
-        if any(edit is self for edit in edits):
+        attachment = Attachment.of(model)
+        if any(edit is self for edit in attachment.edits):
             raise EditStateError("this edit is attached to the model already; revert it before attaching it again")
         self.check_base(model, base)
-        self._set(model, (*edits, self))
-        _ATTACHED[model] = (*edits, self)
+        edits = (*attachment.edits, self)
+        self._set(model, edits)
+        attachment.edits = edits
 
     def revert(self, model: nn.Module) -> None:
         """Take the edit off; with no edit left the model is what it was, bit for bit.
@@ -84,12 +84,12 @@ class Edit(ABC):
         Raises:
             EditStateError: the edit is not attached, or the weights were changed since by something else.
         """
-        edits = attached(model)
-        if not any(edit is self for edit in edits):
+        attachment = Attachment.of(model)
+        remaining = tuple(edit for edit in attachment.edits if edit is not self)
+        if len(remaining) == len(attachment.edits):
             raise EditStateError("this edit is not attached to the model; attach it first")
-        left = tuple(edit for edit in edits if edit is not self)
-        self._set(model, left)
-        _ATTACHED[model] = left
+        self._set(model, remaining)
+        attachment.edits = remaining
 
     @abstractmethod
     def _set(self, model: nn.Module, edits: tuple[Edit, ...]) -> None:
@@ -178,20 +178,10 @@ class Edit(ABC):
 
 
 def attached(model: nn.Module) -> tuple[Edit, ...]:
-    """The edits that are on ``model`` now, in order."""
-    return _ATTACHED.get(model, ())
+    """Return the edits that are on ``model`` now, in the order in which they were attached."""
+    return Attachment.of(model).edits
 
 
-@contextmanager
-def unedited(model: nn.Module) -> Iterator[None]:
-    """The weights of the base are in place inside the block, whatever edits are attached."""
-    parameters = dict(model.named_parameters())
-    with overlaid({parameters[name]: data for name, data in BASE.get(model, {}).items()}):
-        yield
-
-
-# Keyed by the model object itself and gone with it, so nothing leaks from one model to another.
-_ATTACHED: WeakKeyDictionary[nn.Module, tuple[Edit, ...]] = WeakKeyDictionary()
-
-BASE: WeakKeyDictionary[nn.Module, Mapping[str, Tensor]] = WeakKeyDictionary()
-"""Data of the unedited parameters, by name, of those that attached edits have changed."""
+def unedited(model: nn.Module) -> AbstractContextManager[None]:
+    """Put the weights of the unedited model in place inside the block, whatever edits are attached."""
+    return Attachment.of(model).unedited()

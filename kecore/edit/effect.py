@@ -10,18 +10,19 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from kecore.api import registry
 from kecore.api.errors import ArtifactError, EditStateError, PluginError
 from kecore.api.identity import Identity
-from kecore.edit.base import Edit, attached, unedited
+from kecore.edit.base import Edit, unedited
+from kecore.model.attachment import Attachment, remove_hooks
 from kecore.model.hooks import compiled
 
 if TYPE_CHECKING:
@@ -168,8 +169,6 @@ class EffectEdit(Edit):
             ArtifactError: missing, truncated, corrupt, foreign, or from a newer kecore.
             MethodNotFoundError: the method that made it is not installed.
         """
-        from kecore.api import registry
-
         common, header, tensors = cls._read(path)
         maker = method or registry.default_registry().get(common["method"])
         kind: type[Effect] | None = getattr(maker, "effect", None)
@@ -206,15 +205,16 @@ class ModuleEdit(EffectEdit):
     effects: ClassVar[type[Effect]] = SideModule
 
     def _set(self, model: nn.Module, edits: Sequence[Edit]) -> None:
-        wanted = [edit for edit in acting(edits) if isinstance(edit, ModuleEdit)]
-        on = _HANDLES.setdefault(model, {})
-        # What is to come may fail, what is to go may not: so first the one, then the other.
-        new = {edit: edit._install(model) for edit in wanted if edit not in on}
-        for edit in [edit for edit in on if edit not in wanted]:
-            _remove(on.pop(edit))
-        on.update(new)
+        Attachment.of(model).set_beside([edit for edit in acting(edits) if isinstance(edit, ModuleEdit)])
 
-    def _install(self, model: nn.Module) -> list[RemovableHandle]:
+    def install(self, model: nn.Module) -> list[RemovableHandle]:
+        """Let a copy of the side module act on ``model``, and return the handles of its hooks.
+
+        Users call :meth:`attach`, which keeps the handles and checks the model.
+
+        Raises:
+            EditStateError: the model is compiled.
+        """
         if compiled(model):
             raise EditStateError(
                 "the model is compiled, and compiled code may pass over what acts beside it; attach the edit first, "
@@ -227,7 +227,7 @@ class ModuleEdit(EffectEdit):
             for handle in side.install(model):
                 handles.append(handle)
         except BaseException:
-            _remove(handles)
+            remove_hooks(handles)
             raise
         return handles
 
@@ -263,48 +263,27 @@ def written(model: nn.Module, prompts: Sequence[str], reader: Reader | None = No
     Raises:
         EditStateError: an attached edit asks the model itself, and no ``reader`` is given.
     """
-    if model in _SUSPENDED:
+    attachment = Attachment.of(model)
+    if attachment.prompts_suspended:
         return list(prompts)
-    unique = list(dict.fromkeys(prompts))
-    texts = unique
-    edits = [edit for edit in acting(attached(model)) if isinstance(edit, PromptEdit)]
-    _SUSPENDED[model] = True  # what a writer asks goes to the model as it is
-    try:
+    unique_prompts = list(dict.fromkeys(prompts))
+    texts = unique_prompts
+    edits = [edit for edit in acting(attachment.edits) if isinstance(edit, PromptEdit)]
+    with attachment.without_prompts():  # what a writer asks goes to the model as it is
         for edit in edits:
             writer = edit.effect if reader is None else edit.effect.to(reader)
             texts = writer.write(texts)
-    finally:
-        del _SUSPENDED[model]
-    read = dict(zip(unique, texts, strict=True))
-    return [read[prompt] for prompt in prompts]
+    text_of_prompt = dict(zip(unique_prompts, texts, strict=True))
+    return [text_of_prompt[prompt] for prompt in prompts]
 
 
-@contextmanager
-def suspended(model: nn.Module) -> Iterator[None]:
-    """Side modules and prompt writers have no effect inside the block; edited weights stay.
+def suspended(model: nn.Module) -> AbstractContextManager[None]:
+    """Let side modules and prompt writers have no effect inside the block; edited weights stay.
 
     Raises:
         EditStateError: side modules act on the model, and it was compiled since.
     """
-    on, before = _HANDLES.setdefault(model, {}), model in _SUSPENDED
-    aside = [edit for edit in on if on[edit]]  # a block around this one has put its own aside
-    if aside and compiled(model):  # now, and not when they are to be put back
-        raise EditStateError(
-            f"{len(aside)} edit(s) act beside the model, which was compiled since, so they cannot be put aside for a "
-            "while; make further edits before the model is compiled"
-        )
-    for edit in aside:
-        _remove(on[edit])
-        on[edit] = []
-    _SUSPENDED[model] = True
-    try:
-        yield
-    finally:
-        if not before:
-            del _SUSPENDED[model]
-        for edit in aside:
-            if edit in on:  # and not taken off meanwhile
-                on[edit] = edit._install(model)  # pyright: ignore[reportPrivateUsage]
+    return Attachment.of(model).suspended()
 
 
 @contextmanager
@@ -322,13 +301,3 @@ def acting(edits: Iterable[Edit]) -> list[Edit]:
             found = [other for other in found if other.method != edit.method]
         found.append(edit)
     return found
-
-
-def _remove(handles: Iterable[RemovableHandle]) -> None:
-    for handle in handles:
-        handle.remove()
-
-
-# Hooks of the side modules that act on a model now.
-_HANDLES: WeakKeyDictionary[nn.Module, dict[ModuleEdit, list[RemovableHandle]]] = WeakKeyDictionary()
-_SUSPENDED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()

@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from kecore.api.errors import ArtifactError, ArtifactMismatchError, EditStateError, NonFiniteError
+from kecore.api.errors import ArtifactError, ArtifactMismatchError, NonFiniteError
 from kecore.api.identity import Identity
-from kecore.edit.base import BASE, Edit
+from kecore.edit.base import Edit
 from kecore.edit.updates import Dense, LowRank, Update, factored, numbers_of, shape_of, updated
+from kecore.model.attachment import Attachment
 
 __all__ = ["WeightEdit", "merge"]
 
@@ -68,24 +68,10 @@ class WeightEdit(Edit):
         super().check_base(model, base)
 
     def _set(self, model: nn.Module, edits: Sequence[Edit]) -> None:
-        weights = [edit for edit in edits if isinstance(edit, WeightEdit)]
-        parameters, before = dict(model.named_parameters()), BASE.get(model, {})
-        for name, (data, mark) in _CURRENT.get(model, {}).items():
-            if _touched(parameters[name], data, mark):
-                raise EditStateError(
-                    f"{name} was changed by something else since the edit was attached; kecore will not overwrite "
-                    "that change"
-                )
-        names = dict.fromkeys(name for edit in weights for name in edit.updates)
-        base = {name: before.get(name, parameters[name].data).to(parameters[name].data) for name in names}
-        new = _edited(model, weights, base)
-        # Nothing can fail from here on: the model is never left half-edited.
-        for name, data in before.items():
-            parameters[name].data = data.to(parameters[name].data)
-        for parameter, data in new.items():
-            parameter.data = data
-        BASE[model] = base
-        _CURRENT[model] = {name: (parameters[name].data, _mark(parameters[name])) for name in names}
+        weight_edits = [edit for edit in edits if isinstance(edit, WeightEdit)]
+        attachment = Attachment.of(model)
+        attachment.check_weights()
+        attachment.write_weights(_edited_weights(attachment, weight_edits))
 
     def _content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors: dict[str, Tensor] = {}
@@ -171,38 +157,21 @@ def merge(edits: Sequence[WeightEdit]) -> WeightEdit:
     )
 
 
-def _edited(model: nn.Module, edits: Sequence[WeightEdit], base: Mapping[str, Tensor]) -> dict[nn.Parameter, Tensor]:
-    """New data of every parameter that ``edits`` change: base plus all updates in float32, rounded once.
+def _edited_weights(attachment: Attachment, edits: Sequence[WeightEdit]) -> dict[str, Tensor]:
+    """Return new data of every parameter that ``edits`` change: base plus all updates in float32, rounded once.
 
     Args:
-        model: the model.
-        edits: in the order they were attached.
-        base: data of the unedited parameters, by name.
+        attachment: what is on the model.
+        edits: in the order in which they were attached.
 
     Raises:
         NonFiniteError: a new weight overflows the model's type.
     """
-    parameters = dict(model.named_parameters())
-    result: dict[nn.Parameter, Tensor] = {}
-    for name in dict.fromkeys(name for edit in edits for name in edit.updates):
-        changes = [edit.updates[name] for edit in edits if name in edit.updates]
-        transposed = any(name in edit.transposed for edit in edits)
-        result[parameters[name]] = updated(name, base[name], changes, transposed)
-    return result
-
-
-# What was last written to each changed parameter, so that somebody else's writes are noticed.
-_CURRENT: WeakKeyDictionary[nn.Module, dict[str, tuple[Tensor, tuple[int, int]]]] = WeakKeyDictionary()
-
-
-def _touched(parameter: nn.Parameter, data: Tensor, mark: tuple[int, int]) -> bool:
-    """Whether a parameter was written since; a move to another device or type is not a change."""
-    if parameter.data_ptr() == data.data_ptr():
-        return _mark(parameter) != mark
-    return not torch.equal(parameter.data, data.to(parameter.data))
-
-
-def _mark(parameter: nn.Parameter) -> tuple[int, int]:
-    """Changes when a parameter is written: torch's own count, which misses writes to ``.data``, and a sum of bits."""
-    bits = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}[parameter.element_size()]
-    return parameter._version, int(parameter.data.view(bits).sum(dtype=torch.int64))
+    changes: dict[str, list[Update]] = {}
+    transposed: set[str] = set()
+    for edit in edits:
+        transposed |= edit.transposed
+        for name, update in edit.updates.items():
+            changes.setdefault(name, []).append(update)
+    base = attachment.base_data(changes)
+    return {name: updated(name, base[name], updates, name in transposed) for name, updates in changes.items()}

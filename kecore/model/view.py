@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kecore.api.errors import LayerError
 from kecore.api.identity import Identity
 from kecore.model import hooks
+from kecore.model.attachment import Attachment
 from kecore.model.attention import on_cpu
 from kecore.model.caches import cache_keyword, kept_cache
 from kecore.model.gemm import by_onednn
@@ -109,10 +110,9 @@ class ModelView:
         Raises:
             UnsupportedModelError: the structure cannot be read; names what was found.
         """
-        from kecore.edit.effect import suspended
         from kecore.model.probe import probe
 
-        with suspended(model):  # what acts beside the model is no part of its structure
+        with Attachment.of(model).suspended():  # what acts beside the model is no part of its structure
             return probe(model, value_projection)
 
     @property
