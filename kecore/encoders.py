@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kecore.api.errors import EditStateError
+from kecore.model.sites import Output
 from kecore.models import MINILM, load_encoder
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def _hidden_states(reader: Reader, texts: Sequence[str]) -> Tensor:
     with view.frozen():
         for text in texts:
             ids = encoder.encode(text).ids
-            states = view.forward(encoder.rows([ids]), stop=layer, hidden=[layer]).hidden[layer][0]  # [tokens, width]
+            site = Output(layer)
+            states = view.run(encoder.rows([ids]), taps=[site], last=layer)[site][0]  # [tokens, width]
             rows.append(states[min(1, len(ids) - 1) :].float().mean(0).cpu())
     return normalize(torch.stack(rows), dim=-1)
 

@@ -72,5 +72,5 @@ def export_adapter(edit: WeightEdit, folder: str | Path, *, base: str = "") -> P
 
 
 def _padded(factor: Tensor, rank: int) -> Tensor:
-    """``[d, rank]``: a factor with columns of zeros behind its own."""
+    """Return ``[d, rank]``: a factor with columns of zeros behind its own."""
     return torch.nn.functional.pad(factor, (0, rank - factor.shape[1]))

@@ -1,4 +1,4 @@
-"""What all edits have in common: how they came about, which are on a model, and reading them back."""
+"""Edit: what all edits have in common, and which of them are on a model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _STATE = "state/"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Edit(ABC):
-    """What a method returns and a user keeps: attach it, take it off, save it, share it.
+    """An edit is what a method returns and a user keeps: attach it, take it off, save it, share it.
 
     Args:
         base: fingerprint of the model that the edit was planned on.
@@ -56,7 +56,7 @@ class Edit(ABC):
     version: str = __version__
 
     kind: ClassVar[str]
-    """What a file says it holds."""
+    """The kind of edit, as a file names it."""
 
     def attach(self, model: nn.Module, *, base: Identity | None = None) -> None:
         """Put the edit on ``model``; nothing is changed unless all of it can be.
@@ -124,7 +124,7 @@ class Edit(ABC):
         path = Path(path)
         file = path if path.suffix == ".safetensors" else path / FILE
         tensors = {_STATE + name: tensor for name, tensor in self.state.items()}
-        own, more = self._content()
+        content, header_fields = self._content()
         header = {
             "format": _FORMAT,
             "version": self.version,
@@ -135,17 +135,17 @@ class Edit(ABC):
             "base": {"dtype": self.base.dtype, "digests": dict(self.base.digests)},
             "notes": dict(self.notes),
             "requests": [request.to_json() for request in self.requests],
-            **more,
+            **header_fields,
         }
-        return write_tensors(file, self.kind, header, tensors | own)
+        return write_tensors(file, self.kind, header, tensors | content)
 
     @abstractmethod
     def _content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What only this kind of edit has: tensors by name, and JSON values for the header."""
+        """Return what only this kind of edit has: tensors by name, and JSON values for the header."""
 
     @classmethod
     def _read(cls, path: str | Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
-        """The common fields of a file as arguments, its header, and the tensors that only this kind has."""
+        """Return the common fields of a file as arguments, its header, and the tensors that only this kind has."""
         path = Path(path)
         header, tensors = read_tensors(path / FILE if path.is_dir() else path, cls.kind, newest=_FORMAT)
         state = {name.removeprefix(_STATE): tensors.pop(name) for name in list(tensors) if name.startswith(_STATE)}
@@ -154,7 +154,7 @@ class Edit(ABC):
         return {**fields, "base": Fingerprint(**header["base"]), "requests": requests, "state": state}, header, tensors
 
     def inspect(self) -> dict[str, Any]:
-        """What the edit is, as JSON values."""
+        """Return what the edit is, as JSON values."""
         return {
             "method": self.method,
             "version": self.version,
@@ -167,13 +167,14 @@ class Edit(ABC):
         }
 
     def diff(self, other: Edit) -> dict[str, Any]:
-        """How another edit differs: method, base, and requests on one side only."""
-        mine, theirs = ({(r.text, r.target): r for r in e.requests} for e in (self, other))
+        """Return how another edit differs: method, base, and requests on one side only."""
+        mine = {(request.text, request.target): request for request in self.requests}
+        theirs = {(request.text, request.target): request for request in other.requests}
         return {
             "same_base": self.base == other.base,
             "methods": [self.method, other.method],
-            "only_in_first": [r.to_json() for key, r in mine.items() if key not in theirs],
-            "only_in_second": [r.to_json() for key, r in theirs.items() if key not in mine],
+            "only_in_first": [request.to_json() for key, request in mine.items() if key not in theirs],
+            "only_in_second": [request.to_json() for key, request in theirs.items() if key not in mine],
         }
 
 

@@ -43,24 +43,24 @@ __all__ = [
 
 
 class Effect(ABC):
-    """What an edit does while it is attached, and how that is kept in a file."""
+    """An effect is what an edit does while it is attached, and how that is kept in a file."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Everything but tensors, as JSON values."""
+        """Return everything but tensors, as JSON values."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors, by name."""
+        """Return the tensors, by name."""
 
     @classmethod
     @abstractmethod
     def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Effect:
-        """The effect that :meth:`settings` and :meth:`tensors` were taken from."""
+        """Make the effect again from what :meth:`settings` and :meth:`tensors` returned."""
 
 
 class SideModule(nn.Module, Effect):
-    """What acts beside an unchanged model: GRACE's codebook, WISE's side memory, SERAC's scope classifier.
+    """A module that acts beside an unchanged model: GRACE's codebook, WISE's side memory, SERAC's scope classifier.
 
     A subclass is built from its settings alone, ``cls(**settings)``, with parameters or buffers of the right
     shapes, and hooks itself into a model. What is attached is a copy on the model's device, so that whatever it
@@ -69,7 +69,7 @@ class SideModule(nn.Module, Effect):
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Arguments of the class, as JSON values."""
+        """Return the arguments of the class, as JSON values."""
 
     @abstractmethod
     def install(self, model: nn.Module) -> Iterable[RemovableHandle]:
@@ -80,19 +80,19 @@ class SideModule(nn.Module, Effect):
         """
 
     def tensors(self) -> dict[str, Tensor]:
-        """The module's own parameters and buffers."""
+        """Return the module's own parameters and buffers."""
         return dict(self.state_dict())
 
     @classmethod
     def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SideModule:
         """Build the module and fill it."""
-        made = cls(**settings)
-        made.load_state_dict(dict(tensors))
-        return made
+        module = cls(**settings)
+        module.load_state_dict(dict(tensors))
+        return module
 
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
-        """The module itself, not a copy, acts on ``model`` inside the block: for methods that train it."""
+        """Let the module itself, not a copy, act on ``model`` inside the block: for methods that train it."""
         handles = list(self.install(model))
         try:
             yield
@@ -103,7 +103,7 @@ class SideModule(nn.Module, Effect):
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Who reads what a prompt writer writes.
+    """The model that reads what a prompt writer writes.
 
     Args:
         view: the model.
@@ -115,15 +115,16 @@ class Reader:
 
 
 class PromptWriter(Effect):
-    """What stands between a user's prompt and the model: a fact, demonstrations, whatever was retrieved for it."""
+    """A prompt writer puts something before a user's prompt: a fact, demonstrations, whatever was retrieved for it."""
 
     @abstractmethod
     def write(self, prompts: Sequence[str]) -> list[str]:
-        """What the model reads instead of each prompt; a prompt out of the edit's scope comes back as it is."""
+        """Return what the model reads instead of each prompt; a prompt out of the edit's scope comes back as it is."""
 
     def to(self, reader: Reader) -> PromptWriter:
-        """The writer for one reader: one that asks the model itself returns a copy that knows it; others do not care.
+        """Return the writer for one reader.
 
+        A writer that asks the model itself returns a copy that knows the reader; others return themselves.
         What such a writer asks is not written by any edit, itself included; edited weights and side modules act.
         """
         del reader
@@ -177,11 +178,12 @@ class EffectEdit(Edit):
                 f"{path}: method '{common['method']}' does not say how to read its edits (no {cls.effects.__name__} "
                 "under `effect`); install the version that made the file"
             )
-        own = {name.removeprefix("effect/"): tensor for name, tensor in tensors.items()}
-        return cls(effect=kind.restore(header["effect"], own), supersedes=header["supersedes"], **common)
+        effect_tensors = {name.removeprefix("effect/"): tensor for name, tensor in tensors.items()}
+        effect = kind.restore(header["effect"], effect_tensors)
+        return cls(effect=effect, supersedes=header["supersedes"], **common)
 
     def inspect(self) -> dict[str, Any]:
-        """Method, requests, settings and tensors, as JSON values."""
+        """Return method, requests, settings and tensors, as JSON values."""
         tensors = self.effect.tensors()
         return {
             **super().inspect(),
@@ -249,11 +251,11 @@ class PromptEdit(EffectEdit):
         """Texts fit every model."""
 
     def _set(self, model: nn.Module, edits: Sequence[Edit]) -> None:
-        """What :func:`attached` tells is all that there is."""
+        """Do nothing: the attachment's list of edits is all that there is."""
 
 
 def written(model: nn.Module, prompts: Sequence[str], reader: Reader | None = None) -> list[str]:
-    """What ``model`` is to read for these prompts, with the prompt edits that are attached to it.
+    """Return what ``model`` is to read for these prompts, with the prompt edits that are attached to it.
 
     Args:
         model: the model.
@@ -288,16 +290,20 @@ def suspended(model: nn.Module) -> AbstractContextManager[None]:
 
 @contextmanager
 def without_edits(model: nn.Module) -> Iterator[None]:
-    """Inside the block the model is what it was before its edits: the base's weights, and nothing beside them."""
+    """Let the model be what it was before its edits inside the block: the base's weights, and nothing beside them."""
     with suspended(model), unedited(model):
         yield
 
 
 def acting(edits: Iterable[Edit]) -> list[Edit]:
-    """Of edits in the order they were attached those that act: all but what a later one of its method supersedes."""
-    found: list[Edit] = []
+    """Return the edits that act: all but those that a later one of the same method supersedes.
+
+    Args:
+        edits: in the order in which they were attached.
+    """
+    acting_edits: list[Edit] = []
     for edit in edits:
         if isinstance(edit, EffectEdit) and edit.supersedes:
-            found = [other for other in found if other.method != edit.method]
-        found.append(edit)
-    return found
+            acting_edits = [earlier for earlier in acting_edits if earlier.method != edit.method]
+        acting_edits.append(edit)
+    return acting_edits

@@ -31,12 +31,13 @@ class LowRank:
         return int(self.U.shape[1])
 
     def matrix(self) -> Tensor:
-        """``[d_out, d_in]`` float32."""
+        """Return the update as a matrix, ``[d_out, d_in]`` float32."""
         return self.U @ self.V.t()
 
     def norm(self) -> float:
-        """Frobenius norm, without forming the matrix."""
-        gram = (self.U.double().t() @ self.U.double()) * (self.V.double().t() @ self.V.double())
+        """Return the Frobenius norm, without forming the matrix."""
+        u, v = self.U.double(), self.V.double()
+        gram = (u.t() @ u) * (v.t() @ v)  # [r, r], whose sum is the squared norm
         return float(gram.sum().clamp(min=0).sqrt())
 
 
@@ -56,11 +57,11 @@ class Dense:
         return min(self.delta.shape)
 
     def matrix(self) -> Tensor:
-        """``[d_out, d_in]`` float32."""
+        """Return the update, ``[d_out, d_in]`` float32."""
         return self.delta
 
     def norm(self) -> float:
-        """Frobenius norm."""
+        """Return the Frobenius norm."""
         return float(self.delta.double().norm())
 
 
@@ -68,7 +69,7 @@ Update = LowRank | Dense
 
 
 def factored(u: Tensor, v: Tensor) -> Update:
-    """``U Vᵀ`` in as few numbers as it takes: thousands of facts have more columns than a matrix has.
+    """Return ``U Vᵀ`` in as few numbers as it takes: thousands of facts have more columns than a matrix has.
 
     Args:
         u: ``[d_out, r]`` float32.
@@ -79,7 +80,7 @@ def factored(u: Tensor, v: Tensor) -> Update:
 
 
 def updated(name: str, data: Tensor, changes: Sequence[Update], transposed: bool) -> Tensor:
-    """A weight with updates added in float32 and rounded once to its own type.
+    """Return a weight with updates added in float32 and rounded once to its own type.
 
     Args:
         name: for the error message.
@@ -101,12 +102,14 @@ def updated(name: str, data: Tensor, changes: Sequence[Update], transposed: bool
 
 
 def shape_of(update: Update) -> tuple[int, int]:
-    """``(d_out, d_in)``."""
+    """Return ``(d_out, d_in)``."""
     if isinstance(update, LowRank):
         return int(update.U.shape[0]), int(update.V.shape[0])
     return int(update.delta.shape[0]), int(update.delta.shape[1])
 
 
 def numbers_of(update: Update) -> int:
-    """How many numbers it is kept in."""
-    return update.U.numel() + update.V.numel() if isinstance(update, LowRank) else update.delta.numel()
+    """Return how many numbers an update is kept in."""
+    if isinstance(update, LowRank):
+        return update.U.numel() + update.V.numel()
+    return update.delta.numel()

@@ -43,8 +43,8 @@ class WeightEdit(Edit):
 
     def __post_init__(self) -> None:
         for name, update in self.updates.items():
-            parts = (update.U, update.V) if isinstance(update, LowRank) else (update.delta,)
-            if not all(bool(torch.isfinite(part).all()) for part in parts):
+            tensors = [update.U, update.V] if isinstance(update, LowRank) else [update.delta]
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
                 raise NonFiniteError(
                     f"the update of {name} holds NaN or infinity, so it was not attached; lower the learning rate "
                     "or edit the model in float32"
@@ -92,15 +92,15 @@ class WeightEdit(Edit):
         common, header, tensors = cls._read(path)
         updates: dict[str, Update] = {}
         for key, tensor in tensors.items():
-            part, _, name = key.partition("/")
-            if part == "U":
+            factor, _, name = key.partition("/")
+            if factor == "U":
                 updates[name] = LowRank(tensor, tensors[f"V/{name}"])
-            elif part == "D":
+            elif factor == "D":
                 updates[name] = Dense(tensor)
         return cls(updates=updates, transposed=frozenset(header["transposed"]), **common)
 
     def inspect(self) -> dict[str, Any]:
-        """Method, requests, and the size of each update, as JSON values."""
+        """Return method, requests, and the size of each update, as JSON values."""
         return {
             **super().inspect(),
             "updates": {
@@ -110,7 +110,7 @@ class WeightEdit(Edit):
         }
 
     def diff(self, other: Edit) -> dict[str, Any]:
-        """How another edit differs: requests on one side only, and the distance of the updates."""
+        """Return how another edit differs: requests on one side only, and the distance of the updates."""
         updates: dict[str, Any] = {}
         theirs = other.updates if isinstance(other, WeightEdit) else {}
         for name in sorted({*self.updates, *theirs}):
@@ -128,7 +128,7 @@ class WeightEdit(Edit):
 
 
 def merge(edits: Sequence[WeightEdit]) -> WeightEdit:
-    """One edit that does what several do together; ranks add up, until a whole matrix takes less room.
+    """Return one edit that does what several do together; ranks add up, until a whole matrix takes less room.
 
     Raises:
         ArtifactError: no edits.
@@ -141,12 +141,14 @@ def merge(edits: Sequence[WeightEdit]) -> WeightEdit:
         raise ArtifactMismatchError("the edits were made for different base models and cannot be merged")
     updates: dict[str, Update] = {}
     for name in dict.fromkeys(name for edit in edits for name in edit.updates):
-        parts = [edit.updates[name] for edit in edits if name in edit.updates]
-        if all(isinstance(part, LowRank) for part in parts):
-            low = [part for part in parts if isinstance(part, LowRank)]
-            updates[name] = factored(torch.cat([p.U for p in low], 1), torch.cat([p.V for p in low], 1))
+        changes = [edit.updates[name] for edit in edits if name in edit.updates]
+        low_rank = [change for change in changes if isinstance(change, LowRank)]
+        if len(low_rank) == len(changes):
+            u = torch.cat([change.U for change in low_rank], 1)  # [d_out, sum of ranks]
+            v = torch.cat([change.V for change in low_rank], 1)  # [d_in, sum of ranks]
+            updates[name] = factored(u, v)
         else:
-            updates[name] = Dense(torch.stack([part.matrix() for part in parts]).sum(0))
+            updates[name] = Dense(torch.stack([change.matrix() for change in changes]).sum(0))
     return WeightEdit(
         updates=updates,
         base=first.base,

@@ -17,6 +17,7 @@ from kecore.api.errors import NonFiniteError
 from kecore.batch import RequestBatch
 from kecore.memory import forward_bytes, pass_tokens
 from kecore.model import ModelView
+from kecore.model.sites import Key, Output, Site, Start, Value
 from kecore.model.view import Pass
 from kecore.statistics.triangular import cholesky_
 from kecore.text import Rows
@@ -131,12 +132,14 @@ class KeyPass:
         keys: list[Tensor] = []
         outputs: list[Tensor] = []
         for place, (index, rows, hidden) in enumerate(self.chunks):
-            resume = (self.below + 1, hidden) if self.below is not None and hidden is not None else None
-            keep = {layer - 1, last} if layer else {last}
-            keep = {i for i in keep if resume is None or i >= resume[0]}
-            out = self.view.forward(rows, resume=resume, stop=last, keys=[layer], hidden=sorted(keep), values=[last])
-            self.chunks[place] = (index, rows, out.hidden.get(layer - 1, hidden))
-            keys.append(_last(out.keys[layer]))
+            first = Start(self.below + 1, hidden) if self.below is not None and hidden is not None else None
+            lowest = 0 if first is None else first.layer
+            taps: list[Site] = [Key(layer), Output(last), Value(last)]
+            if layer - 1 >= lowest:
+                taps.append(Output(layer - 1))
+            out = self.view.run(rows, taps=taps, first=first, last=last)
+            self.chunks[place] = (index, rows, out.taps.get(Output(layer - 1), hidden))
+            keys.append(_last(out[Key(layer)]))
             outputs.append(self._given(out))
         if layer:
             self.below = layer - 1
@@ -147,14 +150,14 @@ class KeyPass:
         found: list[Tensor] = []
         with torch.no_grad():
             for _, rows, _ in self.chunks:
-                out = self.view.forward(rows, stop=last, hidden=[last], values=[last])
+                out = self.view.run(rows, taps=[Output(last), Value(last)], last=last)
                 found.append(self._given(out))
         return self.weight @ self._ordered(found)
 
     def _given(self, out: Pass) -> Tensor:
         """What the last edited layer gives at the lookup token, in units of its value projection."""
         last = self.layers[-1]
-        return _last(out.values[last]) if self.scale is None else _last(out.hidden[last]) / self.scale
+        return _last(out[Value(last)]) if self.scale is None else _last(out[Output(last)]) / self.scale
 
     def _ordered(self, parts: list[Tensor]) -> Tensor:
         """Rows of all chunks in their original order, on the CPU."""

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from kecore.model import ModelView
 from kecore.model.caches import given_cache, kept_cache
 from kecore.model.hooks import first_tensor
+from kecore.model.sites import Output, Value
 from kecore.model.view import Pass
 
 Act = Callable[[Tensor, Tensor, Tensor, "Passes"], Tensor]
@@ -133,5 +134,5 @@ def residual_stream(view: ModelView, layer: int, out: Pass) -> Tensor:
     """
     scale = view.layers[layer].residual_scale
     if scale is None:
-        return out.values[layer]
-    return out.hidden[layer] / scale
+        return out[Value(layer)]
+    return out[Output(layer)] / scale

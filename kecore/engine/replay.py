@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from kecore.api.errors import KecoreWarning
 from kecore.inference.opening import common_prefix
 from kecore.model import ModelView
+from kecore.model.sites import ModuleOutput, Output, Patch, Site, Start, Value
 from kecore.model.verify import difference, rounding
 from kecore.text import Encoder, Rows
 
@@ -102,7 +103,7 @@ class Replay:
         some = some.to(whole.input_ids.device)
         ends = whole.input_ids.shape[1] - 1 - whole.attention_mask[some].flip(1).argmax(1)
         row = torch.arange(len(some), device=some.device)
-        expected = self.view.forward(whole.select(some), at=(row, ends)).logits
+        expected = self.view.run(whole.select(some), at=(row, ends)).logits
         try:
             self._set_up(whole, mode)
             cut = column - self.column
@@ -120,7 +121,6 @@ class Replay:
         ) as error:
             self._reset(whole, column)
             return f"{type(error).__name__}: {error}"
-        assert expected is not None  # noqa: S101 - a pass without a stop has logits
         error = difference(got, expected)
         if error > rounding(self.view, expected.dtype):
             self._reset(whole, column)
@@ -144,8 +144,8 @@ class Replay:
         """What the lowest layer that has to run again reads; None where that is the first."""
         if self.start == 0:
             return None
-        below = self.start - 1
-        return self.view.forward(self.rows, past=self.past, stop=below, hidden=[below]).hidden[below]
+        below = Output(self.start - 1)
+        return self.view.run(self.rows, taps=[below], last=below.layer, past=self.past)[below]
 
     def _run(self, delta: Tensor, row: Tensor, column: Tensor, noise: Tensor | None = None) -> Tensor:
         def add(part: Tensor) -> Callable[[Tensor], Tensor]:
@@ -157,7 +157,10 @@ class Replay:
             return change
 
         parts = delta.split(self.view.width, dim=1)
-        resume, change = None, dict(zip((self.layer, self.mixer), map(add, parts), strict=False))
+        first: Start | None = None
+        patches: dict[Site, Patch] = {Value(self.layer): add(parts[0])}
+        if self.mixer is not None:
+            patches[ModuleOutput(self.mixer)] = add(parts[1])
         if self.hidden is not None:
             hidden = self.hidden.clone()
             if noise is not None:
@@ -165,11 +168,9 @@ class Replay:
                 after += noise[:, : after.shape[1]].to(hidden)
             if self.scale is not None:
                 hidden[:, self.column] += self.scale * delta.to(hidden)
-                change = {}
-            resume = (self.start, hidden)
-        logits = self.view.forward(self.rows, resume=resume, change=change, at=(row, column), past=self.past).logits
-        assert logits is not None  # noqa: S101 - a pass without a stop has logits
-        return logits
+                patches = {}
+            first = Start(self.start, hidden)
+        return self.view.run(self.rows, patches=patches, first=first, at=(row, column), past=self.past).logits
 
     def logits(self, delta: Tensor, row: Tensor, place: Tensor, noise: Tensor | None = None) -> Tensor:
         """Logits with a vector added at each row's lookup token.
@@ -202,10 +203,11 @@ class Replay:
         if self.scale is not None and self.hidden is not None:
             found = [self.hidden]
         else:
-            beside: list[Tensor] = []
-            keep = {} if self.mixer is None else {self.mixer: lambda output: beside.append(output) or output}
-            out = self.view.forward(self.rows, past=self.past, stop=layer, hidden=[layer], values=[layer], change=keep)
-            found = [(out.values if self.scale is None else out.hidden)[layer], *beside]
+            taps: list[Site] = [Value(layer) if self.scale is None else Output(layer)]
+            if self.mixer is not None:
+                taps.append(ModuleOutput(self.mixer))
+            out = self.view.run(self.rows, taps=taps, last=layer, past=self.past)
+            found = [out[site] for site in taps]
         at = torch.stack([part[rows, self.column] for part in found], dim=1)
         return at.float().norm(dim=2) / abs(self.scale or 1.0)
 
@@ -280,7 +282,7 @@ class _Before:
             mask = torch.cat([past[1], mask], dim=1)
             past = (past[0], mask)
         one = torch.zeros(1, dtype=torch.long)  # nobody needs logits here, and they would be the largest part
-        cache = self.view.forward(rows, at=(one, one), past=past, use_cache=True).cache
+        cache = self.view.run(rows, at=(one, one), past=past, use_cache=True).cache
         if cache is None:
             raise ValueError("the model keeps no key-value cache")
         return cache, mask

@@ -21,6 +21,7 @@ from kecore.engine.layers import at_depth
 from kecore.engine.texts import load_passages, prompts_about_others
 from kecore.memory import Need, backward_bytes, logits_bytes
 from kecore.model import ModelView
+from kecore.model.sites import Beside, Output, Patch, Site, Start, Value
 from kecore.text import Encoded, Encoder, Rows, join_context
 
 __all__ = [
@@ -200,7 +201,7 @@ class Targets:
         column: ``[targets]``, column that predicts it.
         token: ``[targets]``, its id.
         length: ``[count]`` float32, tokens of each target.
-        resume: the tuned layer, and the hidden states ``[rows, width, d_model]`` below it; None at the first layer.
+        first: where passes begin: at the tuned layer, with the hidden states below it; None at the first layer.
     """
 
     def __init__(
@@ -236,11 +237,11 @@ class Targets:
         )
         # Where logits are read: at the targets, then at the last token of what is preserved.
         self._positions = torch.cat([self.row, last_row]), torch.cat([self.column, last_column])
-        self.resume = None
+        self.first: Start | None = None
         if layer:
+            below = Output(layer - 1)
             with torch.no_grad():
-                below = view.forward(self.rows, stop=layer - 1, hidden=[layer - 1]).hidden[layer - 1]
-            self.resume = (layer, below)
+                self.first = Start(layer, view.run(self.rows, taps=[below], last=below.layer)[below])
         self._before: Tensor | None = None  # [preserved, vocab], log-probabilities of the model as it is now
         if preserved is not None:
             with torch.no_grad():
@@ -248,14 +249,14 @@ class Targets:
 
     def _logits(self, add: Mapping[int, Tensor | Callable[[Tensor], Tensor]] | None = None) -> Tensor:
         """Return logits ``[targets + preserved, vocab]`` float32: at the targets, then at preserved prompts' ends."""
-        out = self.view.forward(self.rows, resume=self.resume, at=self._positions, add=add)
-        return out.logits.float()  # type: ignore[union-attr]
+        patches: dict[Site, Patch] = {Value(layer): Beside(change) for layer, change in (add or {}).items()}
+        return self.view.run(self.rows, patches=patches, first=self.first, at=self._positions).logits.float()
 
     def scores(self, add: Mapping[int, Tensor | Callable[[Tensor], Tensor]] | None = None) -> tuple[Tensor, Tensor]:
         """Return the log-probability of each target, ``[count]`` float32, and the weighted KL of what is preserved.
 
         Args:
-            add: changes of value projections; see :meth:`ModelView.forward`.
+            add: layer to what acts beside its value projection; see :class:`~kecore.model.sites.Beside`.
         """
         target_logits, preserved_logits = self._logits(add).tensor_split([len(self.token)])
         token_logits = target_logits.gather(1, self.token[:, None]).squeeze(1)  # [targets]

@@ -35,6 +35,7 @@ from kecore.engine.graphs import Function, record
 from kecore.engine.replay import Replay
 from kecore.memory import backward_bytes, cached_bytes, logits_bytes
 from kecore.model import ModelView
+from kecore.model.sites import Output
 from kecore.text import Encoder
 
 __all__ = ["Coupling", "ValueSettings", "Values", "optimise_values", "said"]
@@ -207,7 +208,7 @@ def _noise_bank(view: ModelView, encoder: Encoder, contexts: Sequence[str], laye
     if not texts:
         return torch.zeros(1, view.width, device=view.device)
     rows = encoder.rows(texts)
-    found = view.forward(rows, stop=layer, hidden=[layer]).hidden[layer]
+    found = view.run(rows, taps=[Output(layer)], last=layer)[Output(layer)]
     # The first token of a text is an outlier in most models: attention rests on it.
     real = (rows.attention_mask.cumsum(-1) > 1) & rows.attention_mask.bool()
     spread = found[real.to(found.device)].float().std(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -40,9 +40,9 @@ class Decoding:
         """Run the model and return the logits of the next token of every row, ``[rows, vocab]``."""
         row = torch.arange(len(self._step.input_ids), device=self.view.device)
         last = torch.full_like(row, self._step.input_ids.shape[1] - 1)  # all rows end in the last column
-        out = self.view.forward(self._step, at=(row, last), past=self._past, use_cache=True)
+        out = self.view.run(self._step, at=(row, last), past=self._past, use_cache=True)
         self._cache = out.cache
-        return cast("Tensor", out.logits)
+        return out.logits
 
     def append(self, token: Tensor, going: Sequence[bool] | None = None) -> None:
         """Let every row go on with a token.

@@ -36,10 +36,10 @@ class Opening:
         row = torch.tensor([list(ids)])  # [1, opening]
         rows = Rows(row, torch.ones_like(row), torch.zeros(1, dtype=torch.long))
         first = torch.zeros(1, dtype=torch.long)  # nobody needs logits: take those of one token, the fewest there are
-        return cls(ids, view.forward(rows, at=(first, first), use_cache=True).cache)
+        return cls(ids, view.run(rows, at=(first, first), use_cache=True).cache)
 
     def before(self, rows: Rows) -> tuple[Any, Tensor] | None:
-        """Return what ``ModelView.forward(past=...)`` takes for rows that follow: their own cache, and the whole mask.
+        """Return what ``ModelView.run(past=...)`` takes for rows that follow: their own cache, and the whole mask.
 
         Positions leave out padding that stands between the opening and a row's tokens.
         """

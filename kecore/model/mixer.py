@@ -6,24 +6,27 @@ Only methods that change it ask for it, so it is looked for when they do, again 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from kecore.api.errors import UnsupportedModelError
-from kecore.model import hooks
+from kecore.model.sites import ModuleOutput, Output, Patch, Site, Value
 from kecore.model.verify import BROKEN, probe_ids
-from kecore.model.view import ModelView, Pass
 from kecore.text import Rows
+
+if TYPE_CHECKING:
+    from kecore.model.view import ModelView, Pass
 
 __all__ = ["mixer"]
 
-_PLACE = 3  # the token whose vector is changed
+_COLUMN = 3  # of the token whose vector is changed
 _LENGTH = 4.0  # of the change, in units of the hidden state: what is linear is so at any length
 
 
 def mixer(view: ModelView, layer: int) -> nn.Module:
-    """The outermost module whose output enters the residual stream of a layer and does not come from its FFN.
+    """Return the outermost module whose output enters a layer's residual stream and does not come from its FFN.
 
     With the value projection's output held fast, a vector added to that module's output at one token changes the
     layer's output there by a multiple of the vector, and nowhere else.
@@ -31,16 +34,16 @@ def mixer(view: ModelView, layer: int) -> nn.Module:
     Raises:
         UnsupportedModelError: there is none, as where a norm stands behind the sum of both.
     """
-    part = view.layers[layer]
-    projection = part.value_projection.module
-    inner = [m for m in part.module.modules() if m is not part.module and projection not in set(m.modules())]
+    whole = view.layers[layer].module
+    projection = view.layers[layer].value_projection.module
+    candidates = [m for m in whole.modules() if m is not whole and projection not in set(m.modules())]
     ids = probe_ids(view.model)
     rows = Rows(ids, torch.ones_like(ids), torch.zeros(1, dtype=torch.long))
     with view.frozen(), torch.no_grad():
-        plain = view.forward(rows, stop=layer, hidden=[layer], values=[layer])
-        for module in inner:
+        unchanged = view.run(rows, taps=[Output(layer), Value(layer)], last=layer)
+        for module in candidates:
             try:
-                if _enters(view, layer, rows, plain, module):
+                if _enters_stream(view, layer, rows, unchanged, module):
                     return module
             except BROKEN:  # it is not called, or what it returns is not a state of the tokens
                 continue
@@ -50,23 +53,34 @@ def mixer(view: ModelView, layer: int) -> nn.Module:
     )
 
 
-def _enters(view: ModelView, layer: int, rows: Rows, plain: Pass, module: nn.Module) -> bool:
-    before, value = plain.hidden[layer], plain.values[layer]
+def _enters_stream(view: ModelView, layer: int, rows: Rows, unchanged: Pass, module: nn.Module) -> bool:
+    """Return whether the module's output enters the layer's output, and does not come from the value projection."""
+    hidden, value = unchanged[Output(layer)], unchanged[Value(layer)]  # [1, tokens, d_model] each
     noise = torch.randn(view.width, generator=torch.Generator().manual_seed(0))
-    bump = torch.zeros_like(before)
-    bump[0, _PLACE] = (noise * _LENGTH * before[0, _PLACE].float().norm().cpu() / noise.norm()).to(bump)
-    if not torch.equal(*(_output(view, layer, rows, module, lambda x, by=by: x + by) for by in (0, bump))):
-        return False  # it reads what the value projection writes
-    change: dict[int | nn.Module, Callable[[Tensor], Tensor]] = {layer: lambda _: value, module: lambda x: x + bump}
-    moved = view.forward(rows, stop=layer, hidden=[layer], change=change).hidden[layer] - before
-    moved, bump = moved.float(), bump.float()
+    length = _LENGTH * hidden[0, _COLUMN].float().norm().cpu()
+    bump = torch.zeros_like(hidden)
+    bump[0, _COLUMN] = (noise * length / noise.norm()).to(bump)
+
+    def add_bump(output: Tensor) -> Tensor:
+        return output + bump
+
+    plain_output = _module_output(view, layer, rows, module, lambda output: output)
+    bumped_output = _module_output(view, layer, rows, module, add_bump)
+    if not torch.equal(plain_output, bumped_output):
+        return False  # the module reads what the value projection writes
+    patches: dict[Site, Patch] = {Value(layer): lambda _: value, ModuleOutput(module): add_bump}
+    changed = view.run(rows, taps=[Output(layer)], patches=patches, last=layer)[Output(layer)]
+    moved, bump = (changed - hidden).float(), bump.float()
     scale = (moved * bump).sum() / bump.square().sum()
-    loose = max(1e-3, 8 * torch.finfo(before.dtype).eps)
-    return float(scale.abs()) > loose and float((moved - scale * bump).norm()) < loose * float((scale * bump).norm())
+    tolerance = max(1e-3, 8 * torch.finfo(hidden.dtype).eps)
+    if float(scale.abs()) <= tolerance:
+        return False
+    return float((moved - scale * bump).norm()) < tolerance * float((scale * bump).norm())
 
 
-def _output(view: ModelView, layer: int, rows: Rows, module: nn.Module, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """What a module returns with the value projection's output changed."""
-    with hooks.capture([module]) as found:
-        view.forward(rows, stop=layer, change={layer: change})
-    return found[0]
+def _module_output(
+    view: ModelView, layer: int, rows: Rows, module: nn.Module, change: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Return what a module returns when the value projection's output is changed."""
+    site = ModuleOutput(module)
+    return view.run(rows, taps=[site], patches={Value(layer): change}, last=layer)[site]

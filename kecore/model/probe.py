@@ -8,18 +8,19 @@ believed once :mod:`kecore.model.verify` has perturbed it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from kecore.api.errors import KecoreError, NonFiniteError, UnsupportedModelError
+from kecore.api.errors import NonFiniteError, UnsupportedModelError
 from kecore.model import hooks
+from kecore.model.layer import LayerView
 from kecore.model.linear import LinearView, orientation
-from kecore.model.verify import BROKEN, TOKENS, probe_ids, verified
-from kecore.model.view import LayerView, ModelView
+from kecore.model.verify import BROKEN, TOKENS, probe_ids
 
-__all__ = ["probe"]
+__all__ = ["Structure", "probe"]
 
 _LEAST_SHARE = 0.1
 """Of a layer's weights outside attention, in the value projection: a third in most, a sixth in hybrids."""
@@ -27,39 +28,50 @@ _LEAST_SHARE = 0.1
 _NAME_IT = "Name one with ModelView.of(model, value_projection='path.inside.layer')"
 
 
-def probe(model: nn.Module, value_projection: str | None = None) -> ModelView:
-    """Build a :class:`ModelView`; see :meth:`ModelView.of`."""
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What was found in a model, before it is verified.
+
+    Args:
+        layers: the decoder stack.
+        width: width of the residual stream.
+        final_norm: the module between the last layer and the unembedding, if there is one.
+        unembedding: the module that turns hidden states into logits.
+        logits: ``[1, TOKENS, vocab]``, the model's own on :func:`probe_ids`, called plainly.
+    """
+
+    layers: tuple[LayerView, ...]
+    width: int
+    final_norm: nn.Module | None
+    unembedding: nn.Module
+    logits: Tensor
+
+
+def probe(model: nn.Module, value_projection: str | None = None) -> Structure:
+    """Read a model's structure; see :meth:`kecore.model.view.ModelView.of`, which freezes the model before."""
     _refuse_out_of_reach(model)
     unembedding = _unembedding(model)
-    with hooks.frozen(model), torch.no_grad():
-        trace = _Trace(model)
-        logits = trace.run()
-        runs = _decoder_stack(type(model).__name__, trace)
-        if value_projection is None:
-            for run in runs:
-                _refuse_experts(run, unembedding)
-        width = _width(type(model).__name__, runs)
-        layers = tuple(
-            LayerView(
-                index,
-                run.name,
-                run.module,
-                _value_projection(run, trace.inside(run.module), width, value_projection),
-                None,
-                0 if isinstance(run.output, Tensor) else len(run.output),
-            )
-            for index, run in enumerate(runs)
+    trace = _Trace(model)
+    logits = trace.run()
+    runs = _decoder_stack(type(model).__name__, trace)
+    if value_projection is None:
+        for run in runs:
+            _refuse_experts(run, unembedding)
+    width = _width(type(model).__name__, runs)
+    layers = tuple(
+        LayerView(
+            index,
+            run.name,
+            run.module,
+            _value_projection(run, trace.inside(run.module), width, value_projection),
+            None,
+            0 if isinstance(run.output, Tensor) else len(run.output),
         )
-        after = [call.module for call in trace.calls[runs[-1].calls_before :]]
-        final_norm = next((m for m in after if m is not unembedding), None)
-        try:
-            return verified(ModelView(model, layers, width, final_norm, unembedding), logits)
-        except KecoreError:
-            raise
-        except BROKEN as error:
-            raise UnsupportedModelError(
-                f"{type(model).__name__} cannot be run in pieces ({type(error).__name__}: {error})"
-            ) from error
+        for index, run in enumerate(runs)
+    )
+    modules_after = [call.module for call in trace.calls[runs[-1].calls_before :]]
+    final_norm = next((module for module in modules_after if module is not unembedding), None)
+    return Structure(layers, width, final_norm, unembedding, logits)
 
 
 def _refuse_out_of_reach(model: nn.Module) -> None:

@@ -16,14 +16,18 @@ import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from kecore.api.errors import UnsupportedModelError
 from kecore.model.caches import kept_cache
-from kecore.model.view import LayerView, ModelView, Pass
+from kecore.model.sites import Output, Patch, Site, Start, Value
 from kecore.text import Rows
+
+if TYPE_CHECKING:
+    from kecore.model.view import LayerView, ModelView, Pass
 
 __all__ = ["BROKEN", "TOKENS", "continues", "difference", "probe_ids", "rounding", "verified"]
 
@@ -38,14 +42,14 @@ BROKEN = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, Asse
 
 
 def probe_ids(model: nn.Module) -> Tensor:
-    """``[1, TOKENS]`` distinct token ids, away from the special ones that usually open the vocabulary."""
+    """Return ``[1, TOKENS]`` distinct token ids, away from the special ones that usually open the vocabulary."""
     weight = model.get_input_embeddings().weight  # type: ignore[operator, union-attr]
     ids = [(weight.shape[0] // 2 + 7 * i) % weight.shape[0] for i in range(TOKENS)]
     return torch.tensor([ids], device=weight.device)
 
 
 def verified(view: ModelView, logits: Tensor) -> ModelView:
-    """The view with everything in it that takes a pass to find out, once all of it has been checked.
+    """Return the view with everything in it that takes a pass to find out, once all of it has been checked.
 
     Args:
         view: what the probe has found.
@@ -56,22 +60,23 @@ def verified(view: ModelView, logits: Tensor) -> ModelView:
     """
     ids = probe_ids(view.model).expand(1 + len(_LENGTHS), -1)
     rows = Rows(ids, torch.ones_like(ids), torch.zeros(len(ids), dtype=torch.long))
-    every = range(len(view.layers))
+    layers = range(len(view.layers))
     view = _positioned(view, rows, logits)
-    whole = view.forward(rows, hidden=every, values=every)
+    whole = view.run(rows, taps=[*map(Output, layers), *map(Value, layers)])
     _check_own_weights(view)
-    view = _ordered(view, whole.hidden[every[-1]][0])
+    view = _ordered(view, whole[Output(layers[-1])][0])
     view = _resumable(view, rows, whole)
-    scales = [_residual_scale(view, part, rows, whole) for part in view.layers]
+    verified_layers = [
+        replace(layer, residual_scale=_residual_scale(view, layer, rows, whole)) for layer in view.layers
+    ]
     _check_end(view, rows, whole)
     _check_gather(view, rows, whole)
-    layers = (replace(part, residual_scale=scale) for part, scale in zip(view.layers, scales, strict=True))
-    return replace(view, layers=tuple(layers))
+    return replace(view, layers=tuple(verified_layers))
 
 
 @torch.no_grad()
 def continues(view: ModelView, *, dropping: bool = False) -> bool:
-    """Whether passes over a cache, one token each, give what one pass over all tokens gives; also behind padding.
+    """Return whether passes over a cache, one token each, give what one pass gives over all; also behind padding.
 
     A cache that a model hands out may want to be called in a way of its own (recurrent states do).
 
@@ -103,12 +108,12 @@ def continues(view: ModelView, *, dropping: bool = False) -> bool:
 
 
 def _positioned(view: ModelView, rows: Rows, logits: Tensor) -> ModelView:
-    """The view, with ``positions`` off if the model takes none or counts in another way."""
-    takes = "position_ids" in inspect.signature(view.model.forward).parameters
-    for positions in (True, False)[not takes :]:
+    """Return the view, with ``positions`` off if the model takes none or counts in another way."""
+    takes_position_ids = "position_ids" in inspect.signature(view.model.forward).parameters
+    candidates = [True, False] if takes_position_ids else [False]
+    for positions in candidates:
         view = replace(view, positions=positions)
-        found = view.forward(rows).logits
-        if found is not None and difference(found[0], logits[0]) <= rounding(view):
+        if difference(view.run(rows).logits[0], logits[0]) <= rounding(view):
             return view
     raise UnsupportedModelError(
         f"{type(view.model).__name__}: equal rows give other logits together than one of them alone"
@@ -116,11 +121,11 @@ def _positioned(view: ModelView, rows: Rows, logits: Tensor) -> ModelView:
 
 
 def _check_own_weights(view: ModelView) -> None:
-    """An edit of one layer's projection must not be an edit of another's."""
-    seen: dict[int, str] = {}
-    for part in view.layers:
-        projection = part.value_projection
-        other = seen.setdefault(id(projection.parameter), projection.name)
+    """Refuse layers that share a value projection: an edit of one would be an edit of the other."""
+    name_of_parameter: dict[int, str] = {}
+    for layer in view.layers:
+        projection = layer.value_projection
+        other = name_of_parameter.setdefault(id(projection.parameter), projection.name)
         if other != projection.name:
             raise UnsupportedModelError(
                 f"{projection.name} and {other} are one parameter; layers that share their weights cannot be edited "
@@ -128,12 +133,13 @@ def _check_own_weights(view: ModelView) -> None:
             )
 
 
-def _below(view: ModelView, layer: int, whole: Pass) -> tuple[int, Tensor] | None:
-    return (layer, whole.hidden[layer - 1]) if layer else None
+def _start(layer: int, whole: Pass) -> Start | None:
+    """Return where a pass begins that runs a layer on what the whole pass gave it."""
+    return Start(layer, whole[Output(layer - 1)]) if layer > 0 else None
 
 
 def _resumable(view: ModelView, rows: Rows, whole: Pass) -> ModelView:
-    """The view, with ``skips`` off if a layer needs more of the lower ones than their output."""
+    """Return the view, with ``skips`` off if a layer needs more of the lower ones than their output."""
     for skips in (True, False):
         view = replace(view, skips=skips)
         reason = _chain_error(view, rows, whole)
@@ -146,29 +152,31 @@ def _resumable(view: ModelView, rows: Rows, whole: Pass) -> ModelView:
 
 
 def _chain_error(view: ModelView, rows: Rows, whole: Pass) -> str:
-    for part in view.layers[1:]:
+    """Return why the layers do not go on from one another's outputs; empty if they do."""
+    for layer in view.layers[1:]:
+        output = Output(layer.index)
         try:
-            below = _below(view, part.index, whole)
-            again = view.forward(rows, resume=below, stop=part.index, hidden=[part.index]).hidden[part.index]
+            again = view.run(rows, taps=[output], first=_start(layer.index, whole), last=layer.index)[output]
         except BROKEN as error:
-            return f"{part.name} fails on its own ({type(error).__name__}: {error})"
-        error = difference(again, whole.hidden[part.index])
+            return f"{layer.name} fails on its own ({type(error).__name__}: {error})"
+        error = difference(again, whole[output])
         if error > _close(view):
-            return f"{part.name} gives another output (relative difference {error:.1e})"
+            return f"{layer.name} gives another output (relative difference {error:.1e})"
     return ""
 
 
-def _bumps(view: ModelView, part: LayerView, whole: Pass) -> Tensor:
-    """``[2, d_model]``: random vectors of the size of what flows there."""
+def _bumps(view: ModelView, layer: int, whole: Pass) -> Tensor:
+    """Return random vectors ``[2, d_model]`` of the size of what flows in a layer."""
     # At this token alone: the first one of a text may be thousands of times larger.
-    values, hidden = whole.values[part.index][0, _PLACE].float(), whole.hidden[part.index][0, _PLACE].float()
-    generator = torch.Generator().manual_seed(part.index)
+    value = whole[Value(layer)][0, _PLACE].float()  # [d_model]
+    hidden = whole[Output(layer)][0, _PLACE].float()  # [d_model]
+    generator = torch.Generator().manual_seed(layer)
     noise = torch.randn(len(_LENGTHS), view.width, generator=generator).to(hidden)
-    return torch.tensor(_LENGTHS).to(hidden)[:, None] * (values.std() + hidden.std()) * noise
+    return torch.tensor(_LENGTHS).to(hidden)[:, None] * (value.std() + hidden.std()) * noise
 
 
 def _added(bumps: Tensor) -> Callable[[Tensor], Tensor]:
-    """Adds a vector to every row but the first, at one token."""
+    """Return a patch that adds a vector to every row but the first, at one token."""
 
     def add(output: Tensor) -> Tensor:
         output = output.clone()
@@ -179,38 +187,43 @@ def _added(bumps: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _moved(new: Tensor, old: Tensor) -> tuple[float, float]:
-    """Least relative change at the token that was changed, and the largest at any other, ``[rows, tokens, n]``."""
-    change = (new - old)[1:].float().norm(dim=-1) / old[1:].float().norm(dim=-1).clamp(min=1e-30)
+    """Return the least relative change at the token that was changed, and the largest at any other.
+
+    Args:
+        new: ``[rows, tokens, n]``, of which all rows but the first were changed at one token.
+        old: the same without the change.
+    """
+    length = old[1:].float().norm(dim=-1).clamp(min=1e-30)  # [rows - 1, tokens]
+    change = (new - old)[1:].float().norm(dim=-1) / length  # [rows - 1, tokens]
     others = torch.cat([change[:, :_PLACE], change[:, _PLACE + 1 :]], 1)
     return float(change[:, _PLACE].min()), float(others.max())
 
 
-def _residual_scale(view: ModelView, part: LayerView, rows: Rows, whole: Pass) -> float | None:
-    bumps = _bumps(view, part, whole)
-    below = _below(view, part.index, whole)
-    out = view.forward(rows, resume=below, stop=part.index, hidden=[part.index], change={part.index: _added(bumps)})
-    there, elsewhere = _moved(out.hidden[part.index], whole.hidden[part.index])
-    eps = torch.finfo(part.value_projection.weight.dtype).eps
+def _residual_scale(view: ModelView, layer: LayerView, rows: Rows, whole: Pass) -> float | None:
+    """Return how much of a vector added to the value arrives in the layer's output; None if a norm is between."""
+    index, output, bumps = layer.index, Output(layer.index), _bumps(view, layer.index, whole)
+    patches: dict[Site, Patch] = {Value(index): _added(bumps)}
+    changed = view.run(rows, taps=[output], patches=patches, first=_start(index, whole), last=index)[output]
+    there, elsewhere = _moved(changed, whole[output])
+    eps = torch.finfo(layer.value_projection.weight.dtype).eps
     if there <= 8 * eps or elsewhere > _close(view):
         raise UnsupportedModelError(
-            f"{part.value_projection.name}: a change of this map's output at one token must change the layer's "
+            f"{layer.value_projection.name}: a change of this map's output at one token must change the layer's "
             f"output at that token alone; it changed by a part of {there:.2g} there and by {elsewhere:.2g} elsewhere. "
             "Name another map with ModelView.of(model, value_projection='path.inside.layer')"
         )
-    here = (out.hidden[part.index][1:] - out.hidden[part.index][:1])[:, _PLACE].float()
-    scale = float((here * bumps).sum() / (bumps * bumps).sum())
-    if difference(scale * bumps, here) > max(1e-3, 8 * eps):
+    arrived = (changed[1:] - changed[:1])[:, _PLACE].float()  # [2, d_model]
+    scale = float((arrived * bumps).sum() / (bumps * bumps).sum())
+    if difference(scale * bumps, arrived) > max(1e-3, 8 * eps):
         return None
     return 1.0 if abs(scale - 1) < max(1e-3, 8 * eps) else scale
 
 
 def _check_end(view: ModelView, rows: Rows, whole: Pass) -> None:
-    """What the last layer writes at a token must decide the logits of that token, and of no other."""
+    """Check that what the last layer writes at a token decides the logits of that token, and of no other."""
     last = view.layers[-1]
-    change = {last.index: _added(_bumps(view, last, whole))}
-    logits = view.forward(rows, resume=_below(view, last.index, whole), change=change).logits
-    if logits is None or whole.logits is None:
-        raise TypeError("a pass without a stop has logits")
+    patches: dict[Site, Patch] = {Value(last.index): _added(_bumps(view, last.index, whole))}
+    logits = view.run(rows, patches=patches, first=_start(last.index, whole)).logits
     there, elsewhere = _moved(logits, whole.logits)
     if there <= _close(view) or elsewhere > _close(view):
         raise UnsupportedModelError(
@@ -221,42 +234,44 @@ def _check_end(view: ModelView, rows: Rows, whole: Pass) -> None:
 
 
 def _ordered(view: ModelView, expected: Tensor) -> ModelView:
-    """The view, with ``left_padding`` off if it matters; refuses models in which tokens see later ones."""
+    """Return the view, with ``left_padding`` off if it matters; refuse models in which tokens see later ones."""
     ids = probe_ids(view.model)
     # Not the model's own padding token: only the attention mask says what is padding.
-    padding, other = ids[:, 1 : 1 + _PADDING], ids[:, -_PADDING:]
-    real, none = torch.ones_like(ids), torch.zeros_like(padding)
-    end = ids.clone()
-    end[0, -1] = ids[0, 0]
-    right, left = torch.cat((real, none), 1), torch.cat((none, real), 1)
+    padding, other_padding = ids[:, 1 : 1 + _PADDING], ids[:, -_PADDING:]
+    other_end = ids.clone()
+    other_end[0, -1] = ids[0, 0]
+    tokens_and_padding = [(ids, padding), (other_end, padding), (padding, ids), (other_padding, ids)]
+    right_padded = torch.cat([torch.ones_like(ids), torch.zeros_like(padding)], 1)
+    left_padded = torch.cat([torch.zeros_like(padding), torch.ones_like(ids)], 1)
     rows = Rows(
-        torch.cat([torch.cat(r, 1) for r in ((ids, padding), (end, padding), (padding, ids), (other, ids))]),
-        torch.cat([right, right, left, left]),
+        torch.cat([torch.cat(row, 1) for row in tokens_and_padding]),  # [4, tokens + padding]
+        torch.cat([right_padded, right_padded, left_padded, left_padded]),
         torch.tensor([0, 0, _PADDING, _PADDING]),
     )
     last = len(view.layers) - 1
-    found = view.forward(rows, stop=last, hidden=[last]).hidden[last]
-    alone, changed = found[:2, : TOKENS - 1]
+    states = view.run(rows, taps=[Output(last)], last=last)[Output(last)]  # [4, tokens + padding, d_model]
+    alone, changed = states[:2, : TOKENS - 1]
     seen = difference(changed, alone)
     if seen > _close(view):
         raise UnsupportedModelError(
             f"{type(view.model).__name__} is not causal: a later token changes an earlier one (relative difference "
             f"{seen:.1e})"
         )
-    before, before_other = found[2:, _PADDING:]
+    before, before_other = states[2:, _PADDING:]
     ignored = difference(before_other, before) <= _close(view) and difference(before, expected) <= rounding(view)
     return replace(view, left_padding=ignored)
 
 
 def _check_gather(view: ModelView, rows: Rows, whole: Pass) -> None:
-    place = (torch.zeros(1, dtype=torch.long), torch.tensor([_PLACE]))
+    """Check that the unembedding gives the logits of a token from the hidden state of that token alone."""
+    at = (torch.zeros(1, dtype=torch.long), torch.tensor([_PLACE]))
     last = len(view.layers) - 1
     try:
-        alone = view.forward(rows, resume=_below(view, last, whole), at=place).logits
-        reason = ""
+        alone = view.run(rows, first=_start(last, whole), at=at).logits
+        error_size, reason = difference(alone[0], whole.logits[0, _PLACE]), ""
     except BROKEN as error:
-        alone, reason = None, f" ({type(error).__name__}: {error})"
-    if alone is None or whole.logits is None or difference(alone[0], whole.logits[0, _PLACE]) > _close(view):
+        error_size, reason = float("inf"), f" ({type(error).__name__}: {error})"
+    if error_size > _close(view):
         raise UnsupportedModelError(
             f"{type(view.model).__name__}: {type(view.unembedding).__name__} as output embedding does not give "
             f"the model's logits from the hidden state of single tokens{reason}"
@@ -264,7 +279,7 @@ def _check_gather(view: ModelView, rows: Rows, whole: Pass) -> None:
 
 
 def difference(got: Tensor, expected: Tensor) -> float:
-    """Norm of the difference relative to what is expected; infinite where shapes differ."""
+    """Return the norm of the difference relative to what is expected; infinite where shapes differ."""
     if got.shape != expected.shape:
         return float("inf")
     scale = expected.float().norm().clamp(min=torch.finfo(torch.float32).tiny)
@@ -272,10 +287,10 @@ def difference(got: Tensor, expected: Tensor) -> float:
 
 
 def _close(view: ModelView) -> float:
-    """Relative difference that equal computations may show: none, but for the order of sums."""
+    """Return the relative difference that equal computations may show: none, but for the order of sums."""
     return min(0.03, rounding(view))
 
 
 def rounding(view: ModelView, dtype: torch.dtype | None = None) -> float:
-    """Relative difference that rounding may make between passes of different shape."""
+    """Return the relative difference that rounding may make between passes of different shape."""
     return min(0.1, 64 * torch.finfo(dtype or view.dtype).eps * len(view.layers) ** 0.5)

@@ -2,73 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from kecore.api.errors import LayerError
+from kecore.api.errors import KecoreError, LayerError, UnsupportedModelError
 from kecore.api.identity import Identity
 from kecore.model import hooks
 from kecore.model.attachment import Attachment
 from kecore.model.attention import on_cpu
 from kecore.model.caches import cache_keyword, kept_cache
 from kecore.model.gemm import by_onednn
-from kecore.model.linear import LinearView
+from kecore.model.layer import LayerView
+from kecore.model.layout import RightPadding
+from kecore.model.probe import probe
+from kecore.model.sites import Beside, Key, ModuleOutput, Output, Patch, Site, Start, Value
+from kecore.model.verify import BROKEN, continues, verified
 
 if TYPE_CHECKING:
     from kecore.text import Rows
 
-__all__ = ["LayerView", "ModelView", "Pass"]
+__all__ = ["ModelView", "Pass"]
 
 _CONTEXT_LENGTH = ("max_position_embeddings", "max_seq_len", "max_target_positions")
 """What configurations call it: the last two are MPT's and Whisper's."""
 
 
-@dataclass(frozen=True, slots=True)
-class LayerView:
-    """One decoder layer.
-
-    Args:
-        index: position in the stack.
-        name: module path.
-        module: the layer.
-        value_projection: the linear map whose input is the key and whose output enters the residual
-            stream: the feed-forward block's last matrix.
-        residual_scale: ``c`` where adding ``v`` to the projection's output adds ``c v`` to the layer's
-            output; None where something (a norm after the block) stands between them.
-        items: length of the tuple that the layer returns; 0 where it returns a bare tensor.
-    """
-
-    index: int
-    name: str
-    module: nn.Module
-    value_projection: LinearView
-    residual_scale: float | None
-    items: int = 0
-
-
 @dataclass(slots=True)
 class Pass:
-    """What a partial forward pass brought back.
+    """What a pass brought back; ``result[site]`` is the tensor at a tapped site.
 
     Args:
-        logits: the model's logits, None if the pass was stopped before them.
-        hidden: layer index to that layer's output ``[rows, width, d_model]``.
-        keys: layer index to the input of its value projection ``[rows, width, d_in]``.
-        values: layer index to the output of its value projection ``[rows, width, d_model]``.
+        taps: tapped site to tensor ``[rows, width, n]``, detached; before the patch of the same site, if it has one.
         cache: the key-value cache, when asked for.
+        scores: see :attr:`logits`; None where the pass ended before them.
     """
 
-    logits: Tensor | None = None
-    hidden: dict[int, Tensor] = field(default_factory=dict)
-    keys: dict[int, Tensor] = field(default_factory=dict)
-    values: dict[int, Tensor] = field(default_factory=dict)
+    taps: dict[Site, Tensor] = field(default_factory=dict[Site, Tensor])
     cache: Any = None
+    scores: Tensor | None = None
+
+    def __getitem__(self, site: Site) -> Tensor:
+        """Return what stood at a tapped site."""
+        return self.taps[site]
+
+    @property
+    def logits(self) -> Tensor:
+        """The model's logits, ``[rows, width, vocab]``, or ``[k, vocab]`` at chosen places.
+
+        Raises:
+            LayerError: the pass ended before them.
+        """
+        if self.scores is None:
+            raise LayerError("the pass ended at its last layer, before the logits; run it without `last`")
+        return self.scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,10 +102,24 @@ class ModelView:
         Raises:
             UnsupportedModelError: the structure cannot be read; names what was found.
         """
-        from kecore.model.probe import probe
-
-        with Attachment.of(model).suspended():  # what acts beside the model is no part of its structure
-            return probe(model, value_projection)
+        # What acts beside the model is no part of its structure.
+        with Attachment.of(model).suspended(), hooks.frozen(model), torch.no_grad():
+            structure = probe(model, value_projection)
+            view = cls(
+                model,
+                layers=structure.layers,
+                width=structure.width,
+                final_norm=structure.final_norm,
+                unembedding=structure.unembedding,
+            )
+            try:
+                return verified(view, structure.logits)
+            except KecoreError:
+                raise
+            except BROKEN as error:
+                raise UnsupportedModelError(
+                    f"{type(model).__name__} cannot be run in pieces ({type(error).__name__}: {error})"
+                ) from error
 
     @property
     def device(self) -> torch.device:
@@ -129,30 +135,32 @@ class ModelView:
     def max_length(self) -> int | None:
         """Context length in tokens; None where the architecture sets no limit."""
         config = self.model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
-        named = (getattr(config, name, None) for name in _CONTEXT_LENGTH)
-        value = next((n for n in named if isinstance(n, int) and n > 0), None)
+        lengths = [getattr(config, name, None) for name in _CONTEXT_LENGTH]
+        length = next((n for n in lengths if isinstance(n, int) and n > 0), None)
+        if length is None:
+            return None
         words = cast("Any", self.model).get_input_embeddings()
-        tables = (m for m in self.model.modules() if isinstance(m, nn.Embedding) and m is not words)
-        # RoBERTa and its kin count places from behind the padding token's.
-        unused = [t.padding_idx + 1 for t in tables if t.num_embeddings == value and t.padding_idx is not None]
-        return value and value - max(unused, default=0)
+        unused = 0
+        for table in self.model.modules():
+            if not isinstance(table, nn.Embedding) or table is words or table.num_embeddings != length:
+                continue
+            if table.padding_idx is not None:
+                # RoBERTa and its kin count places from behind the padding token's.
+                unused = max(unused, int(table.padding_idx) + 1)
+        return length - unused
 
     @cached_property
     def continues(self) -> bool:
         """Whether passes over the model's cache give what one pass over all tokens does; found out when first asked."""
-        from kecore.model.verify import continues
-
         return continues(self)
 
     @cached_property
     def drops_rows(self) -> bool:
         """Whether rows can be taken out of the model's cache without changing the others; found out when asked."""
-        from kecore.model.verify import continues
-
         return self.continues and continues(self, dropping=True)
 
     def layer(self, index: int) -> LayerView:
-        """One layer.
+        """Return one layer.
 
         Raises:
             LayerError: the model has no such layer.
@@ -162,7 +170,7 @@ class ModelView:
         return self.layers[index]
 
     def identity(self) -> Identity:
-        """Fingerprints of the weights as they are now."""
+        """Return the fingerprints of the weights as they are now."""
         return Identity(self.model)
 
     @contextmanager
@@ -173,91 +181,107 @@ class ModelView:
 
     def cast(self, dtype: torch.dtype | None) -> AbstractContextManager[None]:
         """Let every weight hold its value in another type inside a block; None leaves them as they are."""
-        others = (p for p in self.model.parameters() if p.is_floating_point() and p.dtype != dtype)
-        return self.overlay({p: p.data.to(dtype) for p in others} if dtype is not None else {})
+        if dtype is None:
+            return self.overlay({})
+        others = [p for p in self.model.parameters() if p.is_floating_point() and p.dtype != dtype]
+        return self.overlay({parameter: parameter.data.to(dtype) for parameter in others})
 
-    def forward(
+    def run(
         self,
         rows: Rows,
         *,
-        resume: tuple[int, Tensor] | None = None,
-        stop: int | None = None,
-        hidden: Collection[int] = (),
-        keys: Collection[int] = (),
-        values: Collection[int] = (),
-        change: Mapping[Any, Callable[[Tensor], Tensor]] | None = None,
-        add: Mapping[int, Tensor | Callable[[Tensor], Tensor]] | None = None,
+        taps: Iterable[Site] = (),
+        patches: Mapping[Site, Patch] | None = None,
+        first: Start | None = None,
+        last: int | None = None,
         at: tuple[Tensor, Tensor] | None = None,
         past: tuple[Any, Tensor] | None = None,
         use_cache: bool = False,
     ) -> Pass:
-        """Run the model, or a piece of it, on token rows.
+        """Run the model, or some of its layers, on token rows.
 
         Args:
             rows: the tokens, left- and right-padded as they come.
-            resume: ``(l, hidden)``: skip the layers below ``l`` and feed ``hidden`` to layer ``l``.
-            stop: end after this layer; there are no logits then.
-            hidden: layers whose output is wanted.
-            keys: layers whose keys (input of the value projection) are wanted.
-            values: layers whose value projection's output is wanted.
-            change: layer index to a function applied to the output of its value projection; or any module to one
-                applied to its own, which must be a state of the tokens.
-            add: layer index to a matrix ``[d_out, d_in]`` that acts beside its value projection
-                (differentiable, unlike an overlay), or to a function of its keys ``[rows, width, d_in]``.
+            taps: sites whose tensors are wanted back.
+            patches: site to what changes the tensor there.
+            first: where to begin: the layers below are skipped. By default at the tokens.
+            last: the layer to end after; there are no logits then.
             at: ``(row [k], column [k])``: places whose logits are wanted. Only these hidden states go
                 through the unembedding, and ``logits`` is ``[k, vocab]``.
             past: ``(cache, mask)``: a cache that holds the columns before ``rows``, and the attention
                 mask ``[rows, past + width]``.
             use_cache: return the cache of this pass, of a model that goes on from one as it should.
+
+        Raises:
+            LayerError: the model has no such layer, or the pass did not reach a tapped site.
         """
-        out = Pass()
-        layout = _Layout(rows) if past is None and not self.left_padding else None
-        if layout is not None:
-            rows, at, use_cache = layout.rows(rows), layout.at(at), False
-            resume = (resume[0], layout.to_right(resume[1])) if resume else None
-        shape = rows.input_ids.shape
+        layout = None
+        if past is None and not self.left_padding:
+            layout = RightPadding(rows)
+            rows, first, at, use_cache = layout.rows(rows), layout.start(first), layout.places(at), False
+        taps, patches = tuple(taps), patches or {}
+        shape = rows.input_ids.shape  # [rows, width]
+        result = Pass()
         with ExitStack() as stack:
-            captured: list[tuple[dict[int, Tensor], list[int], list[Tensor]]] = []
-            for store, wanted in ((out.hidden, hidden), (out.values, values), (out.keys, keys)):
-                modules = [
-                    self.layers[i].module if store is out.hidden else self.layers[i].value_projection.module
-                    for i in wanted
-                ]
-                found = stack.enter_context(hooks.capture(modules, inputs=store is out.keys))
-                captured.append((store, list(wanted), found))
-            for index, function in (change or {}).items():
-                module = self.layers[index].value_projection.module if isinstance(index, int) else index
-                stack.enter_context(hooks.substitute(module, _shaped(function, shape, layout)))
-            for index, extra in (add or {}).items():
-                extra = extra if isinstance(extra, Tensor) else _shaped(extra, shape, layout)
-                stack.enter_context(hooks.beside(self.layers[index].value_projection.module, extra))
-            if resume is not None and resume[0] > 0:
-                stack.enter_context(hooks.resumed(self, *resume))
+            # Taps come before patches, so that a tap sees what the model made.
+            captured = {site: stack.enter_context(self._captured(site)) for site in taps}
+            for site, patch in patches.items():
+                stack.enter_context(self._patched(site, patch, shape, layout))
+            if first is not None and first.layer > 0:
+                stack.enter_context(hooks.resumed(self, first.layer, first.hidden))
             if at is not None:
                 stack.enter_context(hooks.substitute(self.unembedding, _gather(at), inputs=True))
-            if stop is not None:
-                only_keys = stop in keys and stop not in hidden and stop not in values and not change
-                last = self.layers[stop]
-                module = last.value_projection.module if only_keys else last.module
-                stack.enter_context(hooks.stopped(module, inputs=only_keys))
+            if last is not None:
+                stack.enter_context(self._stopped(last, taps, patches))
             stack.enter_context(by_onednn(self.layers[0].value_projection.parameter))
             stack.enter_context(on_cpu(self.model, self.device))
-            result = self.model(**self.arguments(rows, past, use_cache))
-            out.logits = result.logits if at is None else result.logits[0]
-            out.cache = kept_cache(result) if use_cache else None
-        if out.cache is not None and not self.continues:
-            out.cache = None
-        for store, wanted, found in captured:
-            # Some architectures flatten rows and columns before their feed-forward block.
-            for index, tensor in zip(wanted, found, strict=True):
-                tensor = tensor.reshape(*shape, tensor.shape[-1])
-                store[index] = tensor if layout is None else layout.to_left(tensor)
-        if layout is not None and out.logits is not None and at is None:
-            out.logits = layout.to_left(out.logits)
-        return out
+            output = self.model(**self.arguments(rows, past, use_cache))
+            result.scores = output.logits if at is None else output.logits[0]
+            result.cache = kept_cache(output) if use_cache else None
+        if result.cache is not None and not self.continues:
+            result.cache = None
+        for site, tensors in captured.items():
+            result.taps[site] = _state_of_tokens(site, tensors[0], shape, layout)
+        if layout is not None and result.scores is not None and at is None:
+            result.scores = layout.to_left(result.scores)
+        return result
+
+    def _module(self, site: Site) -> nn.Module:
+        """Return the module that writes a site, or reads it if it is a key."""
+        match site:
+            case ModuleOutput(module):
+                return module
+            case Output(layer):
+                return self.layer(layer).module
+            case Key(layer) | Value(layer):
+                return self.layer(layer).value_projection.module
+
+    def _captured(self, site: Site) -> AbstractContextManager[list[Tensor]]:
+        """Keep the tensor at a site in a list of one."""
+        return hooks.capture([self._module(site)], inputs=isinstance(site, Key))
+
+    def _patched(
+        self, site: Site, patch: Patch, shape: torch.Size, layout: RightPadding | None
+    ) -> AbstractContextManager[None]:
+        """Let a patch act at a site."""
+        module = self._module(site)
+        if not isinstance(patch, Beside):
+            return hooks.substitute(module, _on_rows(patch, shape, layout), inputs=isinstance(site, Key))
+        if isinstance(patch.change, Tensor):
+            return hooks.beside(module, patch.change)
+        return hooks.beside(module, _on_rows(patch.change, shape, layout))
+
+    def _stopped(
+        self, last: int, taps: Collection[Site], patches: Mapping[Site, Patch]
+    ) -> AbstractContextManager[None]:
+        """End the pass after a layer, or before its value projection where nothing behind that is wanted."""
+        behind = [site for site in taps if site in (Output(last), Value(last)) or isinstance(site, ModuleOutput)]
+        if Key(last) in taps and not behind and not patches:
+            return hooks.stopped(self._module(Key(last)), inputs=True)
+        return hooks.stopped(self._module(Output(last)))
 
     def arguments(self, rows: Rows, past: tuple[Any, Tensor] | None = None, use_cache: bool = False) -> dict[str, Any]:
-        """What the model's own ``forward`` is called with for a pass; see :meth:`forward`."""
+        """Return what the model's own ``forward`` is called with for a pass; see :meth:`run`."""
         rows = rows.to(self.device)
         arguments: dict[str, Any] = {
             "input_ids": rows.input_ids,
@@ -276,58 +300,44 @@ class ModelView:
 
     @torch.no_grad()
     def logits_at(self, rows: Rows, row: Tensor, column: Tensor, past: tuple[Any, Tensor] | None = None) -> Tensor:
-        """Logits of the unchanged model at chosen places.
+        """Return the logits of the unchanged model at chosen places.
 
         Args:
             rows: token rows.
             row: ``[k]`` row indices.
             column: ``[k]`` column indices.
-            past: what stands before the rows; see :meth:`forward`.
+            past: what stands before the rows; see :meth:`run`.
 
         Returns:
             ``[k, vocab]`` in the model's dtype.
         """
         rows = rows.to(self.device)
-        logits = self.forward(rows, at=(row, column), past=past).logits
-        return torch.empty(0) if logits is None else logits
+        return self.run(rows, at=(row, column), past=past).logits
 
     def frozen(self) -> Any:
-        """Context: evaluation mode, frozen weights, random state untouched; restored on exit."""
+        """Return a context with evaluation mode, frozen weights, random state untouched; restored on exit."""
         return hooks.frozen(self.model)
 
 
-class _Layout:
-    """The same rows with all padding on the right: each row's columns rotated by its offset."""
-
-    def __init__(self, rows: Rows) -> None:
-        width = rows.input_ids.shape[1]
-        self.offset = rows.offset
-        self.columns = (torch.arange(width) + rows.offset.cpu()[:, None]) % width
-        self.inverse = (torch.arange(width) - rows.offset.cpu()[:, None]) % width
-
-    def to_right(self, x: Tensor) -> Tensor:
-        """Rotate ``[rows, width, ...]`` so that the tokens come first."""
-        return x[torch.arange(len(x))[:, None], self.columns]
-
-    def to_left(self, x: Tensor) -> Tensor:
-        """Undo :meth:`to_right`."""
-        return x[torch.arange(len(x))[:, None], self.inverse]
-
-    def rows(self, rows: Rows) -> Rows:
-        """Rotated token rows."""
-        moved = self.to_right(rows.input_ids), self.to_right(rows.attention_mask)
-        return replace(rows, input_ids=moved[0], attention_mask=moved[1], offset=torch.zeros_like(rows.offset))
-
-    def at(self, at: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
-        """Rotated places."""
-        return at and (at[0], at[1] - self.offset.to(at[0].device)[at[0]])
+def _state_of_tokens(site: Site, tensor: Tensor | None, shape: torch.Size, layout: RightPadding | None) -> Tensor:
+    """Return what was captured at a site as ``[rows, width, n]``, with the columns that the caller's rows have."""
+    if tensor is None:
+        raise LayerError(
+            f"the pass did not reach {site}; tap what runs between its first and last layer, of modules those that the "
+            "model calls"
+        )
+    # Some architectures flatten rows and columns before their feed-forward block.
+    tensor = tensor.reshape(*shape, tensor.shape[-1])  # [rows, width, n]
+    return tensor if layout is None else layout.to_left(tensor)
 
 
-def _shaped(
-    function: Callable[[Tensor], Tensor], shape: torch.Size, layout: _Layout | None
+def _on_rows(
+    function: Callable[[Tensor], Tensor], shape: torch.Size, layout: RightPadding | None
 ) -> Callable[[Tensor], Tensor]:
+    """Let a function of ``[rows, width, n]`` be one of what a module returns, which may be flat or rotated."""
+
     def change(output: Tensor) -> Tensor:
-        x = output.reshape(*shape, output.shape[-1])
+        x = output.reshape(*shape, output.shape[-1])  # [rows, width, n]
         x = function(x) if layout is None else layout.to_right(function(layout.to_left(x)))
         return x.reshape(*output.shape[:-1], x.shape[-1])
 

@@ -25,6 +25,7 @@ from kecore.corpus import Corpus, TextSample
 from kecore.files import read_tensors, write_tensors
 from kecore.memory import Need, cast_bytes, forward_bytes, pass_tokens
 from kecore.model import LinearView, ModelView
+from kecore.model.sites import Key
 from kecore.ops import second_moment_
 from kecore.statistics.moments import KIND, SEQUENCE, KeyStatistics, weights_below
 from kecore.statistics.triangular import action_change, pack_triangle, symmetrise_, unpack_triangle
@@ -259,11 +260,11 @@ class _Run:
             ids[i, : len(row)] = torch.tensor(row)
             mask[i, : len(row)] = 1
         rows = Rows(ids, mask, torch.zeros(len(batch), dtype=torch.long))
-        keys = self.view.forward(rows, stop=self.layers[-1], keys=self.layers).keys  # each [rows, width, d_in]
+        keys = self.view.run(rows, taps=map(Key, self.layers), last=self.layers[-1])  # each [rows, width, d_in]
         is_real = mask.bool().flatten()  # [rows * width]
         for device in {moment.device for moment in self.sums.values()}:
             layers = [i for i in self.layers if self.sums[i].device == device]
-            layer_keys = [keys[i].flatten(0, 1).to(device) for i in layers]  # each [rows * width, d_in]
+            layer_keys = [keys[Key(i)].flatten(0, 1).to(device) for i in layers]  # each [rows * width, d_in]
             if layer_keys[0].dtype == torch.float64:
                 layer_keys = [x.float() for x in layer_keys]
             second_moment_([self.sums[i] for i in layers], layer_keys, mask=is_real.to(device))

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kecore.api.errors import LayerError, RequestError
+from kecore.api.errors import RequestError
 from kecore.api.progress import Progress, silent
 from kecore.model import ModelView
 from kecore.model.mixer import mixer
+from kecore.model.sites import ModuleOutput, Output, Patch, Site, Start
 from kecore.text import Encoder, Rows
 
 __all__ = ["KINDS", "ROLES", "Averages", "Known", "Trace", "Tracer", "average", "suggested_layers"]
@@ -202,9 +203,7 @@ class Tracer:
     def _rows(self, ids: Sequence[int], count: int) -> Rows:
         return self.encoder.rows([ids] * count).to(self.view.device)
 
-    def _probability(self, logits: Tensor | None, answer: int) -> Tensor:
-        if logits is None:  # guaranteed by the pass, which is not stopped early
-            raise LayerError("the pass ended before the logits")
+    def _probability(self, logits: Tensor, answer: int) -> Tensor:
         return logits.float().softmax(-1)[:, answer]
 
     def _clean(self, ids: Sequence[int]) -> tuple[float, int, dict[str, dict[int, Tensor]]]:
@@ -217,14 +216,11 @@ class Tracer:
 
             return change
 
-        out = self.view.forward(
-            self._rows(ids, 1),
-            change={m: keep(kind, i) for kind, sites in self._modules.items() for i, m in enumerate(sites)},
-            at=_last(1, len(ids), self.view.device),
-        )
-        logits = out.logits
-        if logits is None:
-            raise LayerError("the pass ended before the logits")
+        patches: dict[Site, Patch] = {}
+        for kind, modules in self._modules.items():
+            patches |= {ModuleOutput(module): keep(kind, layer) for layer, module in enumerate(modules)}
+        at = _last(1, len(ids), self.view.device)
+        logits = self.view.run(self._rows(ids, 1), patches=patches, at=at).logits
         answer = int(logits[0].argmax())
         return float(self._probability(logits, answer)), answer, states
 
@@ -234,7 +230,7 @@ class Tracer:
         shape = (self.samples, last - first + 1, self.view.width)
         return self.deviation * torch.randn(shape, generator=generator)
 
-    def _corruption(self, first: int, last: int, count: int) -> dict[Any, Callable[[Tensor], Tensor]]:
+    def _corruption(self, first: int, last: int, count: int) -> dict[Site, Patch]:
         """What adds the noise: row ``r`` of the pass gets sample ``r mod samples``."""
         noise = self._noise(first, last)
 
@@ -244,16 +240,18 @@ class Tracer:
             out[:, first : last + 1] += added
             return out
 
-        return {self.view.model.get_input_embeddings(): change}  # type: ignore[operator, union-attr]
+        return {ModuleOutput(self.view.model.get_input_embeddings()): change}  # type: ignore[operator, union-attr]
 
     def _corrupted(self, ids: Sequence[int], first: int, last: int, answer: int) -> tuple[dict[int, Tensor], float]:
-        out = self.view.forward(
+        layers = range(len(self.view.layers))
+        out = self.view.run(
             self._rows(ids, self.samples),
-            hidden=range(len(self.view.layers)),
-            change=self._corruption(first, last, self.samples),
+            taps=map(Output, layers),
+            patches=self._corruption(first, last, self.samples),
             at=_last(self.samples, len(ids), self.view.device),
         )
-        return out.hidden, float(self._probability(out.logits, answer).mean())
+        hidden = {layer: out[Output(layer)] for layer in layers}
+        return hidden, float(self._probability(out.logits, answer).mean())
 
     def _restored(
         self,
@@ -276,14 +274,14 @@ class Tracer:
             count = len(part) * samples
             row = torch.arange(count, device=self.view.device)
             column = torch.tensor(part, device=self.view.device).repeat_interleave(samples)
-            changes = self._corruption(*subject, count)
+            patches = self._corruption(*subject, count)
             for index in window:
-                changes[self._modules[kind][index]] = _restoring(states[index], row, column)
-            out = self.view.forward(
+                patches[ModuleOutput(self._modules[kind][index])] = _restoring(states[index], row, column)
+            out = self.view.run(
                 self._rows(ids, count),
+                patches=patches,
                 # The layers below compute what they did in the corrupted run.
-                resume=(lowest, below[lowest - 1].repeat(len(part), 1, 1)) if lowest else None,
-                change=changes,
+                first=Start(lowest, below[lowest - 1].repeat(len(part), 1, 1)) if lowest else None,
                 at=_last(count, width, self.view.device),
             )
             found.append(self._probability(out.logits, answer).view(len(part), samples).mean(1).cpu())

@@ -18,11 +18,12 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from kecore.api.errors import KecoreWarning, UnsupportedModelError
+from kecore.api.errors import KecoreWarning, LayerError, UnsupportedModelError
 from kecore.engine.replay import Replay
 from kecore.inference.decoding import Decoding
 from kecore.inference.openings import open_batches
 from kecore.model import ModelView
+from kecore.model.sites import Key, Output, Start, Value
 from kecore.testing import Snapshot, architectures, tiny_model, tiny_tokenizer
 from kecore.text import Encoder, Rows
 
@@ -150,28 +151,27 @@ def test_pieces_of_a_pass_equal_the_whole(architecture: str, encoder: Encoder) -
 
 def check_pieces(view: ModelView, rows: Rows, expected: list[Plain]) -> None:
     every = range(len(view.layers))
-    whole = view.forward(rows, hidden=every, keys=every, values=every)
-    assert whole.logits is not None
+    whole = view.run(rows, taps=[site(layer) for site in (Output, Key, Value) for layer in every])
     places = [(r, c) for r, ids in enumerate(IDS) for c in range(len(ids))]
     row = torch.tensor([r for r, _ in places])
     column = torch.tensor([c for _, c in places]) + rows.offset[row]
     logits = torch.cat([one.logits for one in expected])
     assert difference(whole.logits[row, column], logits) < TIGHT
-    for found, kind in ((whole.hidden, "hidden"), (whole.keys, "keys"), (whole.values, "values")):
+    for site, kind in ((Output, "hidden"), (Key, "keys"), (Value, "values")):
         for layer in every:
             wanted = torch.cat([getattr(one, kind)[layer] for one in expected])
-            assert difference(found[layer][row, column], wanted) < TIGHT, (kind, layer)
+            assert difference(whole[site(layer)][row, column], wanted) < TIGHT, (kind, layer)
     assert difference(view.logits_at(rows, row, column), logits) < TIGHT
     some = torch.tensor([3, 0, len(row) - 1])
     for layer in every[1:]:
-        below = (layer, whole.hidden[layer - 1])
-        again = view.forward(rows, resume=below, at=(row[some], column[some]), keys=[layer])
-        assert again.logits is not None
+        first, key, output = Start(layer, whole[Output(layer - 1)]), Key(layer), Output(layer)
+        again = view.run(rows, taps=[key], first=first, at=(row[some], column[some]))
         assert difference(again.logits, logits[some]) < TIGHT
-        assert difference(again.keys[layer][row, column], whole.keys[layer][row, column]) < TIGHT
-        upto = view.forward(rows, resume=below, stop=layer, hidden=[layer])
-        assert upto.logits is None
-        assert difference(upto.hidden[layer][row, column], whole.hidden[layer][row, column]) < TIGHT
+        assert difference(again[key][row, column], whole[key][row, column]) < TIGHT
+        upto = view.run(rows, taps=[output], first=first, last=layer)
+        with pytest.raises(LayerError, match="before the logits"):
+            _ = upto.logits
+        assert difference(upto[output][row, column], whole[output][row, column]) < TIGHT
 
 
 @pytest.mark.parametrize("architecture", EDITED)
@@ -207,7 +207,7 @@ def test_the_context_holds_as_many_tokens_as_is_said(architecture: str) -> None:
     ids = torch.randint(5, 200, (1, view.max_length or 600), generator=torch.Generator().manual_seed(0))
     rows = Rows(ids, torch.ones_like(ids), torch.zeros(1, dtype=torch.long))
     with view.frozen(), torch.no_grad():
-        assert view.forward(rows).logits is not None
+        assert view.run(rows).logits.shape[:2] == ids.shape
 
 
 _PAST_ITS_WINDOW = pytest.mark.xfail(

@@ -14,6 +14,7 @@ from kecore import Corpus, Editor, EditRequest, KeyStatistics, memory
 from kecore.api.errors import KecoreWarning, MemoryBudgetError
 from kecore.memory import MemoryPlan, Need, backward_bytes, make_plan
 from kecore.model import ModelView
+from kecore.model.sites import Output, Start
 from kecore.statistics import collect_statistics, collection_need
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore.text import Rows
@@ -117,11 +118,11 @@ def kept(view: ModelView, layer: int) -> float:
 
     with view.frozen():
         with torch.no_grad():
-            hidden = view.forward(tokens, stop=layer, hidden=[layer]).hidden[layer]
+            hidden = view.run(tokens, taps=[Output(layer)], last=layer)[Output(layer)]
         hidden = hidden.clone().requires_grad_(True)
         at = torch.arange(rows), torch.full((rows,), width - 1)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            view.forward(tokens, resume=(layer + 1, hidden), at=at)
+            view.run(tokens, first=Start(layer + 1, hidden), at=at)
     return sum(stored.values()) / (rows * width)
 
 

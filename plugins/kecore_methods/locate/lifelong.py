@@ -18,6 +18,7 @@ from kecore.api.errors import NonFiniteError
 from kecore.api.progress import Progress, silent
 from kecore.memory import backward_bytes
 from kecore.model import ModelView
+from kecore.model.sites import Key, Value
 from kecore.text import Encoded, Encoder
 
 __all__ = ["Features", "Running", "features"]
@@ -108,14 +109,13 @@ def _backward(view: ModelView, encoder: Encoder, texts: Sequence[Encoded], layer
         shape = (*rows.input_ids.shape, projection.d_out)
         added[layer] = torch.zeros(shape, dtype=view.dtype, device=projection.weight.device, requires_grad=True)
     with torch.enable_grad():
-        out = view.forward(
+        out = view.run(
             rows,
-            keys=layers,
-            values=layers,
-            change={layer: lambda output, zero=zero: output + zero for layer, zero in added.items()},
+            taps=[*map(Key, layers), *map(Value, layers)],
+            patches={Value(layer): zero.add for layer, zero in added.items()},
             at=(row, column),
         )
-        logits = out.logits.float()  # type: ignore[union-attr]
+        logits = out.logits.float()
         loss = torch.nn.functional.cross_entropy(logits, token, reduction="sum")
         gradients = torch.autograd.grad(loss, list(added.values()))
 
@@ -126,7 +126,7 @@ def _backward(view: ModelView, encoder: Encoder, texts: Sequence[Encoded], layer
     tokens: dict[int, _Tokens] = {}
     for layer, gradient in zip(added, gradients, strict=True):
         tokens[layer] = _Tokens(
-            keys=at_targets(out.keys[layer]), gradients=at_targets(gradient), outputs=at_targets(out.values[layer])
+            keys=at_targets(out[Key(layer)]), gradients=at_targets(gradient), outputs=at_targets(out[Value(layer)])
         )
     return tokens
 

@@ -14,6 +14,7 @@ from kecore.engine.keys import Keys, Prompts
 from kecore.engine.needs import Shape
 from kecore.engine.spread import Residuals, Spread
 from kecore.model import ModelView
+from kecore.model.sites import Output, Value
 from kecore_methods.locate.memit import LeastSquares
 
 __all__ = ["ForwardReplay", "MemitFE", "replayed_targets"]
@@ -70,12 +71,12 @@ def replayed_targets(prompts: Prompts, layers: tuple[int, ...], delta: Tensor) -
             output[:, -1] += chunk_added.to(output)  # the last token is the subject's
             return output
 
-        out = view.forward(rows, stop=later[-1], hidden=later, change={layers[0]: add_value})
+        out = view.run(rows, taps=map(Output, later), patches={Value(layers[0]): add_value}, last=later[-1])
         for layer in later:
             scale = view.layers[layer].residual_scale
             if scale is None:
                 raise LayerError(f"layer {layer} has a norm behind its feed-forward block; edit one layer only")
-            carried[layer][index] = out.hidden[layer][:, -1].float().cpu() / scale
+            carried[layer][index] = out[Output(layer)][:, -1].float().cpu() / scale
     return targets | {layer: first.weight @ rows for layer, rows in carried.items()}
 
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kecore.api.errors import LayerError
 from kecore.api.progress import Progress, silent
 from kecore.engine.replay import Replay
 from kecore.memory import Need, backward_bytes, cached_bytes, logits_bytes
 from kecore.model import ModelView
+from kecore.model.sites import Key
 from kecore.text import Encoder
 
 __all__ = ["Attributions", "Neuron", "attribute", "attribution_need", "knowledge_neurons", "next_tokens"]
@@ -104,8 +104,10 @@ def attribute(
     with view.frozen():
         with torch.no_grad():
             rows = encoder.rows(ids, lookups)
-            out = view.forward(rows, keys=layers, at=(prompts_index, torch.full_like(prompts_index, max(lookups))))
-        keys = [out.keys[layer][:, -1].float() for layer in layers]  # [prompts, d_in] of each layer
+            out = view.run(
+                rows, taps=map(Key, layers), at=(prompts_index, torch.full_like(prompts_index, max(lookups)))
+            )
+        keys = [out[Key(layer)][:, -1].float() for layer in layers]  # [prompts, d_in] of each layer
         scores: list[Tensor] = []
         first_replay = Replay(view, encoder, ids, lookups, 0)
         rows_at_once = max(1, memory // _row_bytes(view, max(lookups) + 1))
@@ -118,8 +120,6 @@ def attribute(
             )
             scores.append((keys[layer] * (gradient @ weight)).cpu())  # [prompts, d_in]
             progress("attribution", layer + 1, len(layers))
-    if out.logits is None:  # guaranteed by the pass, which is not stopped early
-        raise LayerError("the pass ended before the logits")
     clean = out.logits.float().softmax(-1)[prompts_index, answer].cpu()
     return Attributions(clean, tuple(scores), tuple(key.cpu() for key in keys))
 

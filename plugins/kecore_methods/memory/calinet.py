@@ -20,6 +20,7 @@ from kecore.engine.side import side_edit
 from kecore.engine.tuning import PreservingConfig, Targets, Wording, batch_need, estimate_items, in_contexts, train
 from kecore.memory import Need
 from kecore.model import ModelView
+from kecore.model.sites import Output, Value
 from kecore_methods.memory.neurons import Block, Neurons, read_queries
 from kecore_methods.memory.unrelated import Scale, unrelated_queries
 
@@ -194,7 +195,8 @@ class _Slots:
         first = self.batches[0]
         real = first.rows.attention_mask.bool()  # [rows, width]
         with torch.no_grad():
-            out = view.forward(first.rows, resume=first.resume, stop=layers[-1], hidden=layers, values=layers)
+            taps = [*map(Output, layers), *map(Value, layers)]
+            out = view.run(first.rows, taps=taps, first=first.first, last=layers[-1])
         generator = torch.Generator().manual_seed(self.context.seed * 1_000_003 + self.earlier[0].shape[1])
         keys: list[Tensor] = []  # [slots, d_in] of each block
         key_units: list[Tensor] = []
@@ -207,7 +209,7 @@ class _Slots:
             keys.append(mixture / (length * mixture.norm(dim=-1, keepdim=True)))
             # In these units a step of Adam changes what a slot reads, and the layer's output, by the learning rate.
             key_units.append(1 / (length * block.d_in**0.5))
-            stream = residual_stream(view, block.layer, out)[real.to(out.values[block.layer].device)]
+            stream = residual_stream(view, block.layer, out)[real.to(out[Value(block.layer)].device)]
             value_units.append(stream.float().square().mean().sqrt())
         self.first_keys = torch.stack(keys).to(view.device)  # [blocks, slots, d_in]
         self.key_unit = torch.stack(key_units).to(view.device)[:, None, None]  # [blocks, 1, 1]

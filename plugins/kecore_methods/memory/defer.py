@@ -22,6 +22,7 @@ from kecore.engine.side import side_edit
 from kecore.engine.tuning import Targets, batch_need, choose_layer, train
 from kecore.memory import Need
 from kecore.model import ModelView
+from kecore.model.sites import Key
 from kecore.text import Encoded
 
 __all__ = ["Defer", "DeferConfig", "SideNetwork"]
@@ -206,8 +207,8 @@ def _tune(
     config: DeferConfig = context.config
     batch = Targets(view, context.encoder, [item], layer, "target_new")
     with torch.no_grad():
-        found = view.forward(batch.rows, resume=batch.resume, stop=layer, keys=[layer])
-    keys = found.keys[layer][0, : len(item.ids) - 1].float()  # the gate does not change what it reads
+        found = view.run(batch.rows, taps=[Key(layer)], first=batch.first, last=layer)
+    keys = found[Key(layer)][0, : len(item.ids) - 1].float()  # the gate does not change what it reads
     # The gate has to be open at the tokens that predict the target, and closed at those of the prompt before them.
     predicts_target = torch.arange(len(keys), device=keys.device) >= item.start - 1  # [tokens]
     units = _units(view, layer, config)

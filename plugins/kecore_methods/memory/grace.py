@@ -22,6 +22,7 @@ from kecore.engine.side import side_edit
 from kecore.engine.tuning import Targets, batch_need, choose_layer, train
 from kecore.memory import Need
 from kecore.model import ModelView
+from kecore.model.sites import Key, Value
 from kecore.text import Encoded
 
 __all__ = ["Codebook", "Entries", "Grace", "GraceConfig", "nearest"]
@@ -296,9 +297,9 @@ def _write(view: ModelView, context: MethodContext, layer: int, entries: Entries
     batch = Targets(view, context.encoder, [item], layer, "target_new")
     column = item.start - 1
     with torch.no_grad():
-        found = view.forward(batch.rows, resume=batch.resume, stop=layer, keys=[layer], values=[layer])
-    key = found.keys[layer][0, column].float().cpu()
-    out = found.values[layer][0, column].float().cpu()
+        found = view.run(batch.rows, taps=[Key(layer), Value(layer)], first=batch.first, last=layer)
+    key = found[Key(layer)][0, column].float().cpu()
+    out = found[Value(layer)][0, column].float().cpu()
     radius = config.radius
     if radius is None:
         radius = config.relative_radius * float(key.norm())

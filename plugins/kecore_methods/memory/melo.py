@@ -23,6 +23,7 @@ from kecore.engine.side import side_edit
 from kecore.engine.tuning import Targets, batch_need, choose_layer, train
 from kecore.memory import Need
 from kecore.model import ModelView
+from kecore.model.sites import Key, Output, Value
 from kecore_methods.memory.dynamic_lora import Clusters, DynamicLora
 
 __all__ = ["Melo", "MeloConfig"]
@@ -240,7 +241,7 @@ class _Block:
         columns = [self._key_column(item) for item in items]
         rows = encoder.rows([item.ids for item in items]).to(view.device)
         with torch.no_grad():
-            found = view.forward(rows, stop=book.layer, keys=[book.layer]).keys[book.layer]
+            found = view.run(rows, taps=[Key(book.layer)], last=book.layer)[Key(book.layer)]
         return found[torch.arange(len(items)), columns].float().cpu()
 
     def _key_column(self, item: Located) -> int:
@@ -254,9 +255,8 @@ class _Block:
         config, book, layers = self.config, self.book, self.book.layers
         batch = Targets(self.view, self.context.encoder, self.items, layers[0], "target_new")
         with torch.no_grad():
-            out = self.view.forward(
-                batch.rows, resume=batch.resume, stop=layers[-1], keys=layers, values=layers, hidden=layers
-            )
+            taps = [*map(Key, layers), *map(Value, layers), *map(Output, layers)]
+            out = self.view.run(batch.rows, taps=taps, first=batch.first, last=layers[-1])
         begin = torch.tensor(self.columns, device=batch.rows.input_ids.device)[:, None]
         column = torch.arange(batch.rows.input_ids.shape[1], device=begin.device)
         active = (column >= begin) & batch.rows.attention_mask.bool()  # [rows, width]
@@ -264,8 +264,8 @@ class _Block:
         earlier_block = self._earlier_block()
         layer_blocks: list[_LayerBlock] = []
         for i, layer in enumerate(layers):
-            tokens = active.to(out.keys[layer].device)
-            length = float(out.keys[layer][tokens].float().norm(dim=-1).mean())
+            tokens = active.to(out[Key(layer)].device)
+            length = float(out[Key(layer)][tokens].float().norm(dim=-1).mean())
             stream = residual_stream(self.view, layer, out)[tokens].float()  # [active tokens, d_out]
             # As in LoRA the block begins without an effect: one factor random, the other zero.
             down = torch.randn(config.rank, book.down[i].shape[2], generator=generator) / length

@@ -16,6 +16,7 @@ from kecore.api.errors import UnsupportedModelError
 from kecore.edit import SideModule
 from kecore.model import ModelView, hooks
 from kecore.model.hooks import first_tensor
+from kecore.model.sites import Key, ModuleOutput, Start
 from kecore.model.verify import BROKEN, probe_ids
 from kecore.text import Rows
 
@@ -77,7 +78,7 @@ class Block:
                 if isinstance(weight, Tensor) and weight.ndim == 2 and not isinstance(module, nn.Embedding):
                     handles.append(module.register_forward_hook(note_width(path)))
             with torch.no_grad():
-                key = view.forward(rows, stop=layer, keys=[layer]).keys[layer]
+                key = view.run(rows, taps=[Key(layer)], last=layer)[Key(layer)]
         finally:
             for handle in handles:
                 handle.remove()
@@ -105,24 +106,24 @@ def _key_depends_on(view: ModelView, layer: int, rows: Rows, key: Tensor, module
         return output
 
     try:
-        moved = view.forward(rows, stop=layer, keys=[layer], change={module: change}).keys[layer]
+        moved = view.run(rows, taps=[Key(layer)], patches={ModuleOutput(module): change}, last=layer)[Key(layer)]
     except BROKEN:  # what it returns is not a state of the tokens
         return False
     return not torch.equal(moved[0, _PROBED_TOKEN], key[0, _PROBED_TOKEN])
 
 
 @torch.no_grad()
-def read_queries(view: ModelView, rows: Rows, block: Block, resume: tuple[int, Tensor] | None = None) -> Tensor:
+def read_queries(view: ModelView, rows: Rows, block: Block, first: Start | None = None) -> Tensor:
     """Return the block's input at every token, ``[rows, width, d_in]`` float32; the model is frozen by the caller.
 
     Args:
         view: the model.
         rows: aligned at their first token.
         block: the block.
-        resume: the hidden states below it, if they are at hand; see :meth:`ModelView.forward`.
+        first: the hidden states below it, if they are at hand; see :meth:`ModelView.run`.
     """
     with hooks.capture([view.model.get_submodule(block.reader)], inputs=True) as inputs:
-        view.forward(rows, resume=resume, stop=block.layer)
+        view.run(rows, first=first, last=block.layer)
     # Some architectures flatten rows and columns before the block.
     return inputs[0].reshape(*rows.input_ids.shape, block.d_in).float()  # [rows, width, d_in]
 

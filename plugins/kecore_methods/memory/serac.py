@@ -23,6 +23,7 @@ from kecore.engine.tuning import choose_layer
 from kecore.memory import Need, forward_bytes
 from kecore.model import ModelView
 from kecore.model.hooks import first_tensor
+from kecore.model.sites import Output
 from kecore.text import Encoded, Encoder
 from kecore.training import Schedule
 from kecore_methods.memory.serac_learner import SeracLearner
@@ -357,8 +358,8 @@ def _read_entries(
         items: each fact's prompt with its target.
     """
     rows = encoder.rows([item.ids for item in items]).to(view.device)
-    found = view.forward(rows, stop=layers[1], hidden=sorted({*layers})).hidden
-    states = torch.cat([found[layer] for layer in layers], -1)  # [facts, tokens, 2 · width]
+    out = view.run(rows, taps=[Output(layer) for layer in sorted({*layers})], last=layers[1])
+    states = torch.cat([out[Output(layer)] for layer in layers], -1)  # [facts, tokens, 2 · width]
     entries: list[Entries] = []
     for fact, item, state in zip(facts, items, states, strict=True):
         subject = item.last_token_of(fact.subject_span)

@@ -15,6 +15,7 @@ from kecore.api.errors import DataFormatError
 from kecore.api.method import MethodContext
 from kecore.api.types import EditRecord, EditRequest
 from kecore.model import ModelView
+from kecore.model.sites import Output, Start
 from kecore.text import Encoded
 from kecore.training import module_state, restore_module
 from kecore_methods.memory.serac_network import FAR, Entries, SeracNetwork, not_any
@@ -198,13 +199,9 @@ class SeracLearner:
                     changed.append(hidden[r])
             return torch.stack(changed)
 
-        out = view.forward(
-            rows,
-            resume=(last, pad_sequence(below, batch_first=True)) if below else None,
-            change={view.layers[last].module: speak},
-            at=(row, column),
-        )
-        return out.logits.float(), row, token  # type: ignore[union-attr]
+        first = Start(last, pad_sequence(below, batch_first=True)) if below else None
+        out = view.run(rows, patches={Output(last): speak}, first=first, at=(row, column))
+        return out.logits.float(), row, token
 
     def _prepared(self, record: EditRecord) -> _Prepared:
         """What the unedited model makes of a record: computed alone, so that it depends on no other, and kept."""
@@ -239,13 +236,13 @@ class SeracLearner:
         hidden = {*self.layers, last} - {-1}
         rows = self.encoder.rows(ids).to(self.view.device)
         with torch.no_grad():
-            found = self.view.forward(rows, stop=max(hidden), hidden=sorted(hidden)).hidden
-        both = torch.cat([found[layer] for layer in self.layers], -1)  # [texts, tokens, 2 · width]
+            out = self.view.run(rows, taps=map(Output, sorted(hidden)), last=max(hidden))
+        both = torch.cat([out[Output(layer)] for layer in self.layers], -1)  # [texts, tokens, 2 · width]
         # Copies, or one text would hold the memory of all.
         states = [both[i, : len(ids[i])].clone() for i in range(len(ids))]
         below: list[Tensor] = []
-        if last in found:
-            below = [found[last][i, : len(ids[i])].clone() for i in range(wordings)]
+        if Output(last) in out.taps:
+            below = [out[Output(last)][i, : len(ids[i])].clone() for i in range(wordings)]
         return states, below
 
     def _near_misses(self, request: EditRequest) -> list[str]:

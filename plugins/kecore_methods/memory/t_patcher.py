@@ -20,6 +20,7 @@ from kecore.engine.texts import load_passages, prompts_about_others
 from kecore.engine.tuning import Targets, batch_need, choose_layer, train
 from kecore.memory import Need, forward_bytes
 from kecore.model import ModelView
+from kecore.model.sites import Output, Value
 from kecore.text import Encoded
 from kecore_methods.memory.neurons import Activation, Block, Neurons, read_queries
 from kecore_methods.memory.unrelated import ROWS, Unrelated, read_token_queries, unrelated_queries
@@ -243,11 +244,11 @@ class _Writer:
         self.batch = Targets(view, encoder, [item], layer, "target_new")
         place = (self.batch.row, self.batch.column)
         with torch.no_grad(), patches.neurons(self.config.activation).on(view.model):
-            out = view.forward(self.batch.rows, resume=self.batch.resume, at=place, hidden=[layer], values=[layer])
-        mistaken = out.logits.argmax(-1) != self.batch.token  # type: ignore[union-attr]
+            out = view.run(self.batch.rows, taps=[Output(layer), Value(layer)], first=self.batch.first, at=place)
+        mistaken = out.logits.argmax(-1) != self.batch.token
         columns = self.batch.column[mistaken]
         # One patch for each mistaken token: its query, and the size of what its value has to outweigh.
-        self.queries = read_queries(view, self.batch.rows, block, self.batch.resume)[0, columns]  # [patches, d_in]
+        self.queries = read_queries(view, self.batch.rows, block, self.batch.first)[0, columns]  # [patches, d_in]
         stream = residual_stream(view, layer, out)[0, columns]  # [patches, d_out]
         self.value_unit = stream.float().square().mean(-1, keepdim=True).sqrt()  # [patches, 1]
         self.unrelated = self._unrelated_coordinates(request, unrelated.queries)  # [m, d_in]

@@ -22,6 +22,7 @@ from kecore.engine.texts import load_passages, prompts_about_others
 from kecore.engine.tuning import Targets, batch_need, choose_layer, train
 from kecore.memory import Need
 from kecore.model import ModelView
+from kecore.model.sites import Key, Value
 from kecore.text import Rows
 from kecore_methods.memory.side_memories import SideMemories, ties
 
@@ -313,9 +314,9 @@ class _Writer:
 def _read_keys(view: ModelView, rows: Rows, layer: int) -> tuple[Tensor, float]:
     """Return ``[rows, width, d_in]`` keys at the layer, which no side memory changes, and the output's mean length."""
     with torch.no_grad():
-        out = view.forward(rows, stop=layer, keys=[layer], values=[layer])
-    length = out.values[layer].float().norm(dim=-1)[rows.attention_mask.bool()].mean()
-    return out.keys[layer].float(), float(length)
+        out = view.run(rows, taps=[Key(layer), Value(layer)], last=layer)
+    length = out[Value(layer)].float().norm(dim=-1)[rows.attention_mask.bool()].mean()
+    return out[Key(layer)].float(), float(length)
 
 
 def _length(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kecore.api.errors import NonFiniteError
 from kecore.model import LinearView, ModelView
+from kecore.model.sites import Beside, Key, Output, Patch, Site, Start, Value
 from kecore.text import Encoded, Encoder, Rows
 
 __all__ = ["Factors", "Reader", "Shifts", "Texts", "group_requests", "low_rank", "nll", "row_means", "unit_step"]
@@ -117,7 +118,7 @@ class Reader:
             return []
         ids = [item.ids[:-1] for item in items]
         with torch.no_grad():
-            found = self.view.forward(self._rows(ids), stop=first, hidden=[first]).hidden[first]
+            found = self.view.run(self._rows(ids), taps=[Output(first)], last=first)[Output(first)]
         # Copies, or one text would hold the memory of all.
         return [state[: len(row)].clone() for row, state in zip(ids, found, strict=True)]
 
@@ -151,11 +152,11 @@ class Reader:
             shifts: updates of the value projections, differentiable; needs ``group``.
             group: ``[rows]``: which group's update each row has.
         """
-        add: dict[int, _RowUpdate] = {}
+        patches: dict[Site, Patch] = {}
         if shifts is not None and group is not None:
-            add = {layer: _RowUpdate(u, v, group) for layer, (u, v) in shifts.items()}
-        out = self.view.forward(texts.rows, resume=self._resume(texts), at=(texts.row, texts.column), add=add)
-        return out.logits.float()  # type: ignore[union-attr]
+            patches = {Value(layer): Beside(_RowUpdate(u, v, group)) for layer, (u, v) in shifts.items()}
+        at = texts.row, texts.column
+        return self.view.run(texts.rows, patches=patches, first=self._start(texts), at=at).logits.float()
 
     def factors(self, texts: Texts) -> Factors:
         """Return the gradient factors of each row as a request of its own, from one backward pass.
@@ -166,15 +167,15 @@ class Reader:
         # The gradient with respect to an output is that of a zero added to it.
         zeros = {layer: self._zero_output(layer, texts.rows) for layer in self.layers}
         with torch.enable_grad():
-            out = self.view.forward(
+            out = self.view.run(
                 texts.rows,
-                resume=self._resume(texts),
-                keys=self.layers,
-                change={layer: lambda output, zero=zero: output + zero for layer, zero in zeros.items()},
+                taps=map(Key, self.layers),
+                patches={Value(layer): zero.add for layer, zero in zeros.items()},
+                first=self._start(texts),
                 at=(texts.row, texts.column),
             )
             # The sum over rows of each one's mean: no row's gradient depends on another's.
-            logits = out.logits.float()  # type: ignore[union-attr]
+            logits = out.logits.float()
             loss = row_means(nll(logits, texts), texts).sum()
             gradients = torch.autograd.grad(loss, list(zeros.values()))
         if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
@@ -183,7 +184,7 @@ class Reader:
         deltas = dict(zip(self.layers, gradients, strict=True))
         likeliest = logits.argmax(-1)  # [targets]
         return Factors(
-            inputs={layer: out.keys[layer].float() * mask[..., None] for layer in self.layers},
+            inputs={layer: out[Key(layer)].float() * mask[..., None] for layer in self.layers},
             deltas={layer: delta.float() * mask[..., None] for layer, delta in deltas.items()},
             mask=mask,
             answers=tuple(tuple(likeliest[texts.row == i].tolist()) for i in range(texts.count)),
@@ -196,7 +197,7 @@ class Reader:
         shape = (*rows.input_ids.shape, projection.d_out)
         return torch.zeros(shape, dtype=weight.dtype, device=weight.device, requires_grad=True)
 
-    def _resume(self, texts: Texts) -> tuple[int, Tensor] | None:
+    def _start(self, texts: Texts) -> Start | None:
         if texts.below is None:
             return None
         return self.layers[0], texts.below

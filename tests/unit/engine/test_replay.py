@@ -12,6 +12,7 @@ from transformers import DynamicCache
 from kecore.api.errors import KecoreWarning
 from kecore.engine.replay import Replay
 from kecore.model import ModelView
+from kecore.model.sites import Output, Value
 from kecore.testing import Snapshot, tiny_model, tiny_tokenizer
 from kecore.text import Encoder
 
@@ -57,13 +58,13 @@ def test_openings_are_run_once(architecture: str, encoder: Encoder, monkeypatch:
     row, place = torch.tensor(places).t()
     delta = torch.randn(len(SHARED), view.width, generator=torch.Generator().manual_seed(0))
     tokens: list[int] = []
-    forward = ModelView.forward
+    original = ModelView.run
 
     def counting(self: ModelView, rows: Any, **more: Any) -> Any:
         tokens.append(int(rows.attention_mask.sum()) if more.get("use_cache") else 0)
-        return forward(self, rows, **more)
+        return original(self, rows, **more)
 
-    monkeypatch.setattr(ModelView, "forward", counting)
+    monkeypatch.setattr(ModelView, "run", counting)
     found: dict[str, Tensor] = {}
     run: dict[str, int] = {}
     with view.frozen(), torch.no_grad():
@@ -174,11 +175,12 @@ def test_reference_is_the_layers_output_in_units_of_the_projection(encoder: Enco
         norms = {}
         with view.frozen(), torch.no_grad():
             rows = encoder.rows(IDS)
-            out = view.forward(rows, hidden=[1], values=[1])
+            out = view.run(rows, taps=[Output(1), Value(1)])
             for mode in ("cached", "upper", "full"):
                 norms[mode] = Replay(view, encoder, IDS, LOOKUPS, 1, mode).lookup_norm(torch.tensor([2, 0]))[:, 0]
         scale = view.layers[1].residual_scale
-        wanted = (out.values if scale is None else out.hidden)[1][torch.tensor([2, 0]), torch.tensor([2, 4])]
+        reference = out[Value(1)] if scale is None else out[Output(1)]
+        wanted = reference[torch.tensor([2, 0]), torch.tensor([2, 4])]
         torch.testing.assert_close(norms["cached"], wanted.norm(dim=1) / (scale or 1.0))
         for mode in ("upper", "full"):
             torch.testing.assert_close(norms[mode], norms["cached"])

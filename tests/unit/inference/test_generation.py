@@ -51,14 +51,14 @@ def test_equal_prompts_keep_their_places(small: World) -> None:
 
 def test_a_model_without_cache_reads_the_text_again(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
     cached = generate(small.view, small.encoder, PROMPTS, max_new_tokens=6)
-    forward = ModelView.forward
+    run = ModelView.run
 
     def without(self: ModelView, *args: object, **kwargs: object) -> Pass:
-        out = forward(self, *args, **kwargs)  # type: ignore[arg-type]
+        out = run(self, *args, **kwargs)  # type: ignore[arg-type]
         out.cache = None
         return out
 
-    monkeypatch.setattr(ModelView, "forward", without)
+    monkeypatch.setattr(ModelView, "run", without)
     assert generate(small.view, small.encoder, PROMPTS, max_new_tokens=6) == cached
 
 
@@ -68,7 +68,7 @@ def _scripted(world: World, monkeypatch: pytest.MonkeyPatch, texts: list[str]) -
     script = [[*tokenizer(t, add_special_tokens=False)["input_ids"], 0] for t in texts]
     prompts: list[list[int]] = []
 
-    def forward(self: ModelView, rows: Rows, **_: object) -> Pass:
+    def run(self: ModelView, rows: Rows, **_: object) -> Pass:
         read = [ids[mask.bool()].tolist() for ids, mask in zip(rows.input_ids, rows.attention_mask, strict=True)]
         prompts.extend(read if not prompts else [])
         logits = torch.zeros(len(read), len(tokenizer))
@@ -79,9 +79,9 @@ def _scripted(world: World, monkeypatch: pytest.MonkeyPatch, texts: list[str]) -
                 if len(ids) >= len(prompt) and ids == [*prompt, *text[: len(ids) - len(prompt)]]
             }
             row[says] = 1
-        return Pass(logits=logits)
+        return Pass(scores=logits)
 
-    monkeypatch.setattr(ModelView, "forward", forward)
+    monkeypatch.setattr(ModelView, "run", run)
 
 
 def test_ends_at_newline_only_when_asked(small: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,7 +200,7 @@ def test_pass_that_was_stopped_leaves_nothing_behind(editor: Editor) -> None:
     layer = editor.view.layers[0].module
     passes.handles.append(layer.register_forward_hook(lambda *_: seen.append(passes.mask is not None)))
     rows = editor.encoder.rows([editor.encoder.encode(FACT.text).ids])
-    editor.view.forward(rows, stop=0)
+    editor.view.run(rows, last=0)
     assert seen == [True]
     assert passes.mask is None
     for handle in passes.handles:

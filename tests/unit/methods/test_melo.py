@@ -23,6 +23,7 @@ from kecore import Editor, EditRequest, ModuleEdit
 from kecore.api.errors import ConfigError
 from kecore.engine import contexts
 from kecore.inference import score_continuations
+from kecore.model.sites import Key
 from kecore.text import join_context
 from kecore_methods.memory.dynamic_lora import Clusters, DynamicLora
 from kecore_methods.memory.melo import Melo
@@ -146,7 +147,7 @@ def test_keys_are_those_of_the_subject_alone_and_behind_prefixes(editor: Editor)
         end = text.index(FACT.subject) + len(FACT.subject)
         item = editor.encoder.encode(text)
         column = max(i for i, (begin, _) in enumerate(item.spans) if begin < end)
-        found = editor.view.forward(editor.encoder.rows([item.ids]), keys=[1]).keys[1]
+        found = editor.view.run(editor.encoder.rows([item.ids]), taps=[Key(1)])[Key(1)]
         keys.append(found[0, column])
     edit = editor.edit(FACT, Melo, **{**CONFIG, "contexts": 3, "context_tokens": 4, "layer": 1})
     wanted = torch.stack([torch.stack(keys[1:]).mean(0), keys[0]])

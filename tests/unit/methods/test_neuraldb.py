@@ -14,6 +14,7 @@ from torch.nn.functional import cosine_similarity
 from kecore import Editor, EditRequest, ModuleEdit
 from kecore.api.errors import ConfigError
 from kecore.inference import score_continuations
+from kecore.model.sites import Key
 from kecore_methods.memory.neuraldb import Database, NeuralDb
 
 SAME = EditRequest("A river in {} is the", "Italy", "Danube")
@@ -78,7 +79,7 @@ def test_entry_of_a_subject_is_its_key_and_adds_its_value(editor: Editor) -> Non
         ids = editor.encoder.encode(text).ids
         rows = editor.encoder.rows([ids])
         column = len(ids) - len(editor.encoder.encode(FACT.text).ids) + len(last) - 1
-        keys.append(editor.view.forward(rows, keys=[layer]).keys[layer][0, column])
+        keys.append(editor.view.run(rows, taps=[Key(layer)])[Key(layer)][0, column])
     assert torch.allclose(edit.effect.keys[0], torch.stack(keys).mean(0), atol=1e-4)
 
 

@@ -19,6 +19,7 @@ from kecore.api.errors import ArtifactMismatchError, ConfigError, DataFormatErro
 from kecore.edit import load_edit
 from kecore.engine.passes import Passes
 from kecore.inference import score_continuations
+from kecore.model.sites import Output, Start
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore.training import train
 from kecore_methods.memory.serac import EditMemory, Serac, SeracConfig
@@ -331,11 +332,11 @@ def test_pass_that_skips_a_layer_is_the_models_own(editor: Editor) -> None:
     """A pass that begins above the layer where subjects are read knows nothing of them."""
     rows = editor.encoder.rows([editor.encoder.encode(FACT.text).ids])
     with torch.no_grad():
-        below = editor.view.forward(rows, stop=2, hidden=[2]).hidden[2]
-        own = editor.view.forward(rows).logits
+        below = editor.view.run(rows, taps=[Output(2)], last=2)[Output(2)]
+        own = editor.view.run(rows).logits
         editor.edit(FACT, Serac)
-        assert not torch.equal(editor.view.forward(rows).logits, own)
-        assert torch.equal(editor.view.forward(rows, resume=(3, below)).logits, own)
+        assert not torch.equal(editor.view.run(rows).logits, own)
+        assert torch.equal(editor.view.run(rows, first=Start(3, below)).logits, own)
 
 
 def test_threshold_is_free_and_other_fields_are_not(editor: Editor) -> None:

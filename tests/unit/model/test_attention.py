@@ -109,7 +109,7 @@ def test_a_pass_is_the_models_own_and_its_configuration_is_as_before(width: int)
     mask[0, :2] = 0
     rows = Rows(ids, mask, torch.tensor([2, 0]))
     with torch.no_grad():
-        got = view.forward(rows).logits
+        got = view.run(rows).logits
         wanted = model(input_ids=ids, attention_mask=mask, position_ids=rows.position_ids, use_cache=False).logits
     assert got is not None
     torch.testing.assert_close(got[mask.bool()], wanted[mask.bool()], rtol=1e-4, atol=1e-5)

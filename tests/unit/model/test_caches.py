@@ -46,6 +46,6 @@ def test_a_pass_with_a_cache_uses_no_name_that_is_going_away(
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     with view.frozen(), torch.no_grad(), warnings.catch_warnings(), caplog.at_level(logging.WARNING):
         warnings.simplefilter("error")
-        cache = view.forward(rows, use_cache=True).cache
-        view.forward(step, past=(cache, torch.ones(1, 4, dtype=torch.long)))
+        cache = view.run(rows, use_cache=True).cache
+        view.run(step, past=(cache, torch.ones(1, 4, dtype=torch.long)))
     assert "deprecated" not in caplog.text

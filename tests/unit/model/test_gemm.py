@@ -109,7 +109,7 @@ def test_a_models_products_go_through(architecture: str, calls: list[Any]) -> No
     rows = Encoder(tiny_tokenizer()).rows([[3, 4, 5], [6, 7]])
     expected = view.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits
     with view.frozen(), torch.no_grad():
-        got = view.forward(rows).logits
+        got = view.run(rows).logits
     assert len(calls) > 2 * len(view.layers)
     assert got is not None
     torch.testing.assert_close(got[0], expected[0], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,74 @@
+"""Sites: names of the tensors inside a model that a pass can hand out or change.
+
+A site is a value: ``Output(3)`` is the hidden state behind layer 3 of whichever model is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+__all__ = ["Beside", "Key", "ModuleOutput", "Output", "Patch", "Site", "Start", "Value"]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The hidden state that a layer hands on, ``[rows, width, d_model]``."""
+
+    layer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """The input of a layer's value projection, ``[rows, width, d_in]``."""
+
+    layer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """The output of a layer's value projection, ``[rows, width, d_model]``."""
+
+    layer: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleOutput:
+    """The output of any module of the model, which must be a state of the tokens, ``[rows, width, n]``."""
+
+    module: nn.Module
+
+
+Site: TypeAlias = Output | Key | Value | ModuleOutput
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Beside:
+    """A patch that acts beside a value projection: what it makes of the key is added to the value.
+
+    Args:
+        change: a matrix ``[d_out, d_in]`` (differentiable, unlike an overlay), or a function of the keys
+            ``[rows, width, d_in]`` that returns ``[rows, width, d_out]``.
+    """
+
+    change: Tensor | Callable[[Tensor], Tensor]
+
+
+Patch: TypeAlias = Callable[[Tensor], Tensor] | Beside
+"""A function from what stands at a site to what shall stand there, both ``[rows, width, n]``, or :class:`Beside`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Start:
+    """Where a pass begins that leaves out the layers below.
+
+    Args:
+        layer: the first layer that runs.
+        hidden: ``[rows, width, d_model]``, the output of the layer before, which is fed to it.
+    """
+
+    layer: int
+    hidden: Tensor
