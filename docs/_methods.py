@@ -15,7 +15,7 @@ _BLOCK = re.compile(r"(<!-- methods: [^\n]*-->\n).*?(<!-- /methods -->)", re.DOT
 
 
 def table() -> str:
-    """One row for each built-in method, from its capabilities."""
+    """Make a table with one row for each built-in method, from its capabilities."""
     lines = [
         "| method | changes | many at once | edits an edited model | needs | paper |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -24,15 +24,12 @@ def table() -> str:
         if info.distribution != registry.HOME or info.capabilities is None:
             continue
         can = info.capabilities
-        needs = [
-            word
-            for word, wanted in (
-                ("key statistics", can.needs_statistics),
-                ("training", can.needs_training),
-                ("examples", can.needs_examples),
-            )
-            if wanted
-        ]
+        flags = {
+            "key statistics": can.needs_statistics,
+            "training": can.needs_training,
+            "examples": can.needs_examples,
+        }
+        needs = [word for word, needed in flags.items() if needed]
         lines.append(
             f"| [`{info.name}`](docs/methods/{info.name}.md) | {can.kind} | {_word(can.batch, 'one by one')} "
             f"| {_word(can.sequential, 'no')} | {', '.join(needs) or 'nothing'} | {info.reference} |"
@@ -41,8 +38,8 @@ def table() -> str:
 
 
 def page() -> str:
-    """README.md as it should be."""
-    return _BLOCK.sub(lambda found: found[1] + table() + found[2], PAGE.read_text(encoding="utf-8"))
+    """Return README.md as it should be."""
+    return _BLOCK.sub(lambda block: block[1] + table() + block[2], PAGE.read_text(encoding="utf-8"))
 
 
 def _word(holds: bool, otherwise: str) -> str:

@@ -20,24 +20,31 @@ BLOCK = re.compile(r"(?<=^```console\n).*?(?=^```$)", flags=re.MULTILINE | re.DO
 
 
 def commands(text: str) -> list[str]:
-    """Every command of a page, in order."""
-    return [line[2:] for block in BLOCK.findall(text) for line in block.splitlines() if line.startswith("$ ")]
+    """Return every command of a page, in order."""
+    page_commands: list[str] = []
+    for block in BLOCK.findall(text):
+        page_commands += _commands_of_block(block)
+    return page_commands
+
+
+def _commands_of_block(block: str) -> list[str]:
+    return [line.removeprefix("$ ") for line in block.splitlines() if line.startswith("$ ")]
 
 
 def refreshed(text: str, run: Callable[[str], str]) -> str:
-    """The page with each command's output below it."""
+    """Return the page with each command's output below it."""
 
-    def block(found: re.Match[str]) -> str:
-        return "\n".join(f"$ {command}\n{run(command)}" for command in commands(f"```console\n{found[0]}```\n"))
+    def refresh(match: re.Match[str]) -> str:
+        return "\n".join(f"$ {command}\n{run(command)}" for command in _commands_of_block(match[0]))
 
-    return BLOCK.sub(block, text)
+    return BLOCK.sub(refresh, text)
 
 
 def _shell(home: str) -> Callable[[str], str]:
-    """Runs commands as a newcomer would: in a home directory with nothing in it."""
+    """Return a function that runs a command as a newcomer would: in a home directory with nothing in it."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    own = {"HOME": home, "PATH": path, "COLUMNS": "100", "PYTHONUNBUFFERED": "1", "KECORE_CACHE": ""}
-    environment = {**os.environ, **own}
+    variables = {"HOME": home, "PATH": path, "COLUMNS": "100", "PYTHONUNBUFFERED": "1", "KECORE_CACHE": ""}
+    environment = {**os.environ, **variables}
     bash = shutil.which("bash") or "bash"
 
     def run(command: str) -> str:
