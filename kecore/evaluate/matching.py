@@ -6,7 +6,10 @@ import re
 import unicodedata
 from typing import Literal
 
-__all__ = ["matches", "normalise"]
+__all__ = ["Match", "matches", "normalise"]
+
+Match = Literal["prefix", "contains", "exact"]
+"""Whether a text must begin with an answer, hold it, or equal it."""
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
@@ -26,9 +29,7 @@ def normalise(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", words).split()) or " ".join(folded.split())
 
 
-def matches(
-    text: str, answer: str, match: Literal["prefix", "contains", "exact"] = "prefix", *, loose: bool = True
-) -> bool:
+def matches(text: str, answer: str, match: Match = "prefix", *, loose: bool = True) -> bool:
     """Whether ``text`` begins with, holds or equals ``answer``, in whole words.
 
     Args:
@@ -52,10 +53,10 @@ def matches(
     )
 
 
-def _cut(text: str, place: int) -> bool:
-    """Whether a word may end at ``place``: not between two letters or digits of a script with spaces."""
-    if not 0 < place < len(text):
+def _cut(text: str, index: int) -> bool:
+    """Whether a word may end at ``index``: not between two letters or digits of a script with spaces."""
+    if not 0 < index < len(text):
         return True
-    pair = text[place - 1 : place + 1]
+    pair = text[index - 1 : index + 1]
     wide = any(unicodedata.east_asian_width(c) in "WF" for c in pair)
     return wide or not all(c.isalnum() for c in pair)
