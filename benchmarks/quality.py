@@ -19,15 +19,14 @@ import torch
 
 from kecore import Corpus, Editor, Protocol
 from kecore.api import registry
-from kecore.cli.console import Screen
 from kecore.files import write_json
 from kecore.statistics import collect_statistics
 from kecore_bench.plan import BASELINES, BenchPlan
+from kecore_bench.processes import run_plan
 from kecore_bench.report import Table, results, tables
 from kecore_bench.report.results import Row
 from kecore_bench.report.text import markdown
 from kecore_bench.store import Store
-from kecore_bench.workplace import carry_out
 
 
 def main() -> None:
@@ -52,7 +51,7 @@ def main() -> None:
         if names:
             plan = planned(options, names, edits)
             with Store(options.cache / f"{edits}.sqlite", plan.protocol) as store:
-                cells = carry_out(Screen(), plan, store)
+                cells = run_plan(plan, store)
                 ours = results(store, keys={cell.spec.key for cell in cells})
             found += ours
             made += tables(ours)

@@ -38,6 +38,7 @@ __all__ = [
     "TokenizerError",
     "UnsupportedCapabilityError",
     "UnsupportedModelError",
+    "WorkerError",
 ]
 
 
@@ -115,6 +116,10 @@ class StorageError(KecoreError, OSError):
 
 class StoreInUseError(KecoreError, RuntimeError):
     """Another run is writing to the store of results."""
+
+
+class WorkerError(KecoreError, RuntimeError):
+    """A process of several that share a run ended badly, or could not begin."""
 
 
 class EditStateError(KecoreError, RuntimeError):

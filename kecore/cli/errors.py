@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import typer
 from rich.markup import escape
 
-from kecore.api.errors import KecoreError, KecoreWarning, NumericalError, StorageError
+from kecore.api.errors import KecoreError, KecoreWarning, NumericalError, StorageError, WorkerError
 from kecore.cli.console import Screen
 
 __all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "CheckFailed", "report_errors"]
@@ -49,7 +49,7 @@ def report_errors(screen: Screen) -> Iterator[None]:
 def _explain(error: Exception) -> tuple[str | None, int]:
     """Return what to say about an error, None where only a traceback helps, and the exit code."""
     if isinstance(error, KecoreError):
-        return str(error), FAILED if isinstance(error, NumericalError | StorageError) else BAD_INPUT
+        return str(error), FAILED if isinstance(error, NumericalError | StorageError | WorkerError) else BAD_INPUT
     if isinstance(error, CheckFailed):
         return str(error), FAILED
     if hasattr(error, "format_message"):  # typer's, about options and arguments

@@ -6,9 +6,12 @@ import csv
 import json
 import math
 import os
+import runpy
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean
@@ -18,27 +21,27 @@ import pytest
 from typer.testing import CliRunner
 
 from kecore import data, models
-from kecore.api.errors import ArtifactError, ProtocolMismatchError, StoreInUseError
+from kecore.api.errors import ArtifactError, ConfigError, ProtocolMismatchError, StoreInUseError, WorkerError
 from kecore.cli import app
-from kecore.cli.console import Screen
 from kecore.editor import Editor
 from kecore.evaluate.cost import edit_bytes
 from kecore.evaluate.protocol import Protocol
 from kecore.memory import reset_peak
 from kecore.testing import tiny_model, tiny_tokenizer
-from kecore_bench.bench import run
+from kecore_bench.bench import run_cells
 from kecore_bench.cells import Cell, cells_of
 from kecore_bench.plan import BenchPlan
+from kecore_bench.processes import run_plan
 from kecore_bench.report import FORMATS, results, tables, write_report
 from kecore_bench.store import BEFORE, Store
-from kecore_bench.workplace import Desk, carry_out
+from kecore_bench.workplace import Workplace
 
 FACTS = data.path("counterfact_sample.jsonl")
 OTHERS = ("ice", "retrieval", "lora")
 KILLED = """
 import os, signal, sys
 from kecore.cli import app
-from kecore.evaluate import bench, store
+from kecore_bench import bench, store
 
 bench.BLOCK = 2
 add, left = store.Store.add, [int(sys.argv[1])]
@@ -78,9 +81,9 @@ def plan(tiny: Path, size: int = 3, **protocol: Any) -> BenchPlan:
 def bench(path: Path | str, wanted: BenchPlan, shard: tuple[int, int] = (0, 1)) -> list[Cell]:
     with Store(path, wanted.protocol) as store:
         if shard == (0, 1):
-            return carry_out(Screen(), wanted, store)
+            return run_plan(wanted, store)
         cells = cells_of(wanted)
-        run(cells, store, Desk(wanted), shard=shard)
+        run_cells(cells, store, Workplace(wanted), shard=shard)
         return cells
 
 
@@ -210,7 +213,7 @@ def test_costs_of_each_edit(
 ) -> None:
     wanted = plan(tiny, edits=edits, **fields)
     bench(tmp_path / "s.sqlite", wanted)
-    editor = Desk(wanted).open(str(tiny))
+    editor = Workplace(wanted).open(str(tiny))
     records = cells_of(wanted)[1].records
     one = editor.edit(records[:1], "ft-m", steps=1)  # a dense matrix, whatever the number of facts
     with Store(tmp_path / "s.sqlite") as store:
@@ -373,6 +376,75 @@ def test_protocols_do_not_mix(tiny: Path, tmp_path: Path) -> None:
     done = invoke("bench", tmp_path / "one.sqlite", "--model", tiny, "--facts", FACTS)
     assert done.exit_code == 2
     assert "ProtocolMismatchError" in done.stderr
+
+
+def test_the_example_of_the_docs_runs(
+    root: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (root / "docs" / "evaluate.md").read_text(encoding="utf-8").partition("## In Python")[2]
+    example = text.split("```")[1].removeprefix("python\n")
+    for shown, used in (('"demo"', repr(str(tiny))), ('"facts.jsonl"', repr(str(FACTS)))):
+        assert example.count(shown) == 1
+        example = example.replace(shown, used)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "example.py").write_text(example, encoding="utf-8")
+    runpy.run_path(str(tmp_path / "example.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        f"unedited, {FACTS.name}: 4 records before",
+        f"ft-m steps=5, {FACTS.name}: 4 records after",
+    ]
+    title = f"{tiny.name}, 4 records of {FACTS.name}"
+    assert [line.split(" 0.")[0].split(" 1.")[0] for line in lines[2:]] == [
+        f"{title} unedited",
+        f"{title} ft-m steps=5",
+    ]
+
+
+def test_a_plan_is_run_without_the_command_line(tiny: Path, tmp_path: Path) -> None:
+    told: dict[str, list[str]] = {"log": [], "stage": [], "progress": []}
+
+    @contextmanager
+    def stage(name: str, doing: str) -> Iterator[None]:
+        told["stage"].append(f"{name}: {doing}")
+        yield
+
+    wanted = plan(tiny, 2)
+    with Store(tmp_path / "s.sqlite", wanted.protocol) as store:
+        cells = run_plan(
+            wanted,
+            store,
+            log=told["log"].append,
+            stage=stage,
+            progress=lambda name, done, total: told["progress"].append(name),
+        )
+        assert [cell.spec.label for cell in cells] == ["unedited", "ft-m"]
+        assert not any(cell.missing(store) for cell in cells)
+        assert [row.label for row in tables(results(store))[0].rows] == ["unedited", "ft-m"]
+    assert [line.split(",")[0] for line in told["log"]] == ["unedited", "ft-m"]
+    assert told["stage"] == [
+        f"load: loading {tiny}",
+        "read: reading the model's structure and fingerprint",
+        "unedited: running unedited",
+        "ft-m: running ft-m",
+    ]
+    assert "scoring before" in told["progress"]
+
+
+def test_processes_forward_what_they_say_and_why_they_end(tiny: Path, tmp_path: Path) -> None:
+    log: list[str] = []
+    wanted = plan(tiny, 2)
+    with Store(tmp_path / "s.sqlite", wanted.protocol) as store:
+        run_plan(wanted, store, jobs=2, log=log.append)
+    assert [line.split(",")[0] for line in log] == ["unedited"], "the first process's share"
+    broken = wanted.model_copy(update={"models": (str(tmp_path / "nothing"),)})
+    with (
+        Store(tmp_path / "t.sqlite", wanted.protocol) as store,
+        pytest.raises(WorkerError, match=r"2 of 2 processes ended with exit code 1 \(ModelLoadError: .*goes on from"),
+    ):
+        run_plan(broken, store, jobs=2)
+    with Store(":memory:", wanted.protocol) as store, pytest.raises(ConfigError, match="give it a file"):
+        run_plan(wanted, store, jobs=2)
 
 
 def test_two_writers(tiny: Path, tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from kecore.api import registry
 from kecore.api.errors import ArtifactMismatchError, ConfigError, EditStateError, UnsupportedCapabilityError
 from kecore.api.types import Probe
 from kecore.cli import app
-from kecore.cli.console import Screen
 from kecore.editor import Editor
 from kecore.model import ModelView
 from kecore.testing import tiny_model, tiny_tokenizer
@@ -27,9 +26,10 @@ from kecore.training import Schedule, train
 from kecore_bench import sequence
 from kecore_bench.cells import cells_of
 from kecore_bench.plan import BenchPlan
+from kecore_bench.processes import run_plan
 from kecore_bench.report import results, tables
 from kecore_bench.store import Store
-from kecore_bench.workplace import Desk, carry_out
+from kecore_bench.workplace import Workplace
 
 FACTS = data.path("counterfact_sample.jsonl")
 ALL = ("unedited", "ice", "retrieval", "ft-m", "lora")
@@ -89,7 +89,7 @@ def plan(tiny: Path, methods: list[Any], size: int = 2, **fields: Any) -> BenchP
 def bench(path: Path, wanted: BenchPlan) -> dict[str, Any]:
     """Rows by label, of a run of the plan."""
     with Store(path, wanted.protocol) as store:
-        carry_out(Screen(), wanted, store)
+        run_plan(wanted, store)
         (table,) = tables(results(store))
     return {row.label: row for row in table.rows}
 
@@ -139,7 +139,7 @@ def test_a_method_that_edits_once_takes_no_part_in_a_sequence(tiny: Path, mend: 
 def test_what_is_missing_is_said_before_a_model_is_loaded(
     method: str, message: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Desk, "open", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(Workplace, "open", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(UnsupportedCapabilityError, match=message):
         bench(tmp_path / "s.sqlite", plan(tiny, [method]))
     words = ["compare", tiny, "--methods", method, "--facts", FACTS, "--limit", 2, "--out", tmp_path / "out"]
@@ -179,12 +179,12 @@ def test_an_editor_of_another_model_is_a_failure_of_that_model(tiny: Path, mend:
     other = saved(tmp_path / "other", seed=1)
     wanted = plan(tiny, ["mend"], trained=[str(mend)]).model_copy(update={"models": (str(tiny), str(other))})
     with Store(tmp_path / "s.sqlite", wanted.protocol) as store:
-        carry_out(Screen(), wanted, store)
+        run_plan(wanted, store)
         fits, fails = (table.rows[0] for table in tables(results(store)))
     assert fits.note == ""
     assert "ArtifactMismatchError: the trained editor belongs to another model" in fails.note
     with pytest.raises(ConfigError, match="two trained editors of 'mend'"):
-        Desk(plan(tiny, ["mend"], trained=[str(mend), str(mend)])).open(str(tiny))
+        Workplace(plan(tiny, ["mend"], trained=[str(mend), str(mend)])).open(str(tiny))
 
 
 def test_ranks_of_torchrun(tiny: Path, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_ranks_of_torchrun(tiny: Path, tmp_path: Path) -> None:
     ids = [record.request.id for record in load_records(FACTS, limit=5)]
     assert shares == [ids[0::2] * 2, ids[1::2] * 2]
     with Store(tmp_path / "one.sqlite", wanted.protocol) as one:
-        carry_out(Screen(), wanted, one)
+        run_plan(wanted, one)
     assert dump(store) == dump(tmp_path / "one.sqlite")
 
 
@@ -255,11 +255,11 @@ def test_a_sequence_goes_on_from_what_was_kept(
     )  # fmt: skip
     bench_of = tmp_path / "whole.sqlite", tmp_path / "cut.sqlite"
     with Store(bench_of[0], wanted.protocol) as store:
-        carry_out(Screen(), wanted, store)
+        run_plan(wanted, store)
     with monkeypatch.context() as patch:
         made = edits_of(patch, stop=4)
         with Store(bench_of[1], wanted.protocol) as store, pytest.raises(KeyboardInterrupt):
-            carry_out(Screen(), wanted, store)
+            run_plan(wanted, store)
     ids = [record.request.id for record in load_records(FACTS, limit=6)]
     assert made == ids[:4]
     (folder,) = tmp_path.glob("cut.sqlite.edits/*")
@@ -267,7 +267,7 @@ def test_a_sequence_goes_on_from_what_was_kept(
     with monkeypatch.context() as patch:
         made = edits_of(patch)
         with Store(bench_of[1], wanted.protocol) as store:
-            carry_out(Screen(), wanted, store)
+            run_plan(wanted, store)
     assert made == ids[4:]
     assert dump(bench_of[1]) == dump(bench_of[0])
     assert not list(tmp_path.glob("*.edits/*"))
@@ -281,12 +281,12 @@ def test_what_was_kept_may_be_useless(tiny: Path, tmp_path: Path, monkeypatch: p
     with monkeypatch.context() as patch:
         edits_of(patch, stop=2)
         with Store(tmp_path / "s.sqlite", wanted.protocol) as store, pytest.raises(KeyboardInterrupt):
-            carry_out(Screen(), wanted, store)
+            run_plan(wanted, store)
     (state,) = tmp_path.glob("s.sqlite.edits/*/state.safetensors")
     state.write_bytes(state.read_bytes()[:-8])
     with monkeypatch.context() as patch, Store(tmp_path / "s.sqlite", wanted.protocol) as store:
         made = edits_of(patch)
-        carry_out(Screen(), wanted, store)
+        run_plan(wanted, store)
         assert len(made) == 3, "a damaged file is no start"
         assert results(store)[0].evaluations["at-end"].scores["edit_success"].records == 3
 
@@ -298,11 +298,11 @@ def test_a_store_begun_anew_takes_nothing_from_its_predecessor(
     with monkeypatch.context() as patch:
         edits_of(patch, stop=2)
         with Store(tmp_path / "s.sqlite", wanted.protocol) as store, pytest.raises(KeyboardInterrupt):
-            carry_out(Screen(), wanted, store)
+            run_plan(wanted, store)
     (tmp_path / "s.sqlite").unlink()
     with monkeypatch.context() as patch, Store(tmp_path / "s.sqlite", wanted.protocol) as store:
         made = edits_of(patch)
-        carry_out(Screen(), wanted, store)
+        run_plan(wanted, store)
         assert len(made) == 3
         assert results(store)[0].evaluations["at-edit"].scores["edit_success"].records == 3
 

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from kecore.api.errors import ConfigError
 from kecore.cli import options
 from kecore.cli.console import Screen
+from kecore_bench.commands.shared import make_plan, run_on_screen, show_tables
 
-if TYPE_CHECKING:
-    from kecore.evaluate.protocol import Protocol
-    from kecore_bench.plan import BenchPlan
-
-__all__ = ["bench", "plan_of", "protocol_of", "show_tables"]
+__all__ = ["bench"]
 
 
 def bench(
@@ -87,57 +82,9 @@ def bench(
         "memory": options.byte_count(memory),
         "trust_remote_code": trust_remote_code or None,
     }
-    made = plan_of(plan, fields, protocol)
-    _run(screen, made, store, jobs)
-
-
-def plan_of(file: Path | None, fields: dict[str, Any], protocol: list[str] | None) -> BenchPlan:
-    """A plan from a file and options, which go before it.
-
-    Raises:
-        ConfigError: a bad field.
-    """
-    from kecore_bench.plan import BenchPlan, read_plan
-
-    values = read_plan(file) if file is not None else {}
-    values |= {name: value for name, value in fields.items() if value not in (None, [], ())}
-    given = values.get("protocol") or {}
-    if not isinstance(given, dict):
-        raise ConfigError(f"'protocol' holds fields, got {given!r}")
-    values["protocol"] = protocol_of(given, protocol)
-    return BenchPlan.make(values)
-
-
-def protocol_of(values: dict[str, Any], given: list[str] | None) -> Protocol:
-    """A protocol from fields and ``key=value`` options, which go before them."""
-    from kecore.evaluate.protocol import Protocol
-
-    return Protocol.make({**values, **options.settings(given, "--protocol")})
-
-
-def _run(screen: Screen, plan: BenchPlan, path: Path, jobs: int) -> None:
     from kecore_bench.store import Store
-    from kecore_bench.workplace import carry_out
 
-    with Store(path, plan.protocol) as store:
-        cells = carry_out(screen, plan, store, jobs)
-        show_tables(screen, store, {cell.spec.key for cell in cells})
-
-
-def show_tables(screen: Screen, store: Any, keys: set[str]) -> list[Any]:
-    """Print the tables of some runs of a store, and return them."""
-    from kecore_bench.report import results, tables
-    from kecore_bench.report.text import rich_notes, rich_table
-
-    found = results(store, keys=keys)
-    made = tables(found)
-    for item in made:
-        screen.show(rich_table(item, screen.out.width))
-        for line in rich_notes(item):
-            screen.show(f"  [dim]{line}[/]")
-    protocol = store.protocol
-    screen.show(f"[dim]Protocol {protocol.hash()}: {protocol.describe()}.[/]")
-    if store.kept:
-        screen.commands("Next", f"kecore report {quote(str(store.path))}")
-    screen.finish({"store": store.path, "tables": [item.to_json() for item in made], "warnings": screen.warnings})
-    return made
+    made = make_plan(plan, fields, protocol)
+    with Store(store, made.protocol) as results:
+        cells = run_on_screen(screen, made, results, jobs)
+        show_tables(screen, results, {cell.spec.key for cell in cells})

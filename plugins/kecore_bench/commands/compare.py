@@ -10,7 +10,7 @@ import typer
 
 from kecore.cli import options
 from kecore.cli.console import Screen, make_fields
-from kecore_bench.commands.bench import plan_of, show_tables
+from kecore_bench.commands.shared import make_plan, run_on_screen, show_tables
 
 __all__ = ["compare"]
 
@@ -56,7 +56,6 @@ def compare(
     """
     from kecore_bench.report import FORMATS, write_report
     from kecore_bench.store import Store
-    from kecore_bench.workplace import carry_out
 
     screen = Screen.of(context)
     out = out or Path(f"compare-{_name(model.removesuffix('.gguf'))}-{_name(facts.partition('.json')[0])}")
@@ -77,9 +76,9 @@ def compare(
         "memory": options.byte_count(memory),
         "trust_remote_code": trust_remote_code,
     }
-    plan = plan_of(None, values, protocol)
+    plan = make_plan(None, values, protocol)
     with Store(out / STORE, plan.protocol) as store:
-        carry_out(screen, plan, store, jobs)
+        run_on_screen(screen, plan, store, jobs)
         written = write_report([store], out, [name for name in FORMATS if name not in ("png", "latex")])
         screen.show(make_fields({"page": str(written["html"][0]), "files": ", ".join(p.name for p in out.iterdir())}))
         show_tables(screen, store, {spec.key for spec in store.specs()})

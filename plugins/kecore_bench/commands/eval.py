@@ -10,7 +10,7 @@ import typer
 from kecore.api.errors import ArtifactError
 from kecore.cli import options
 from kecore.cli.console import Screen
-from kecore_bench.commands.bench import plan_of, show_tables
+from kecore_bench.commands.shared import make_plan, run_on_screen, show_tables
 
 __all__ = ["evaluate"]
 
@@ -47,7 +47,6 @@ def evaluate(
     from kecore_bench.plan import BASELINES
     from kecore_bench.ranks import here
     from kecore_bench.store import Store
-    from kecore_bench.workplace import carry_out
 
     screen = Screen.of(context)
     if edit is not None and not edit.exists():
@@ -66,7 +65,7 @@ def evaluate(
         "memory": options.byte_count(memory),
         "trust_remote_code": trust_remote_code,
     }
-    plan = plan_of(None, fields, protocol)
+    plan = make_plan(None, fields, protocol)
     with Store(":memory:" if store is None else store, plan.protocol) as kept:
-        cells = carry_out(screen, plan, kept, jobs)
+        cells = run_on_screen(screen, plan, kept, jobs)
         show_tables(screen, kept, {cell.spec.key for cell in cells})
