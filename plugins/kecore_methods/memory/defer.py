@@ -207,8 +207,8 @@ def _tune(
     config: DeferConfig = context.config
     batch = Targets(view, context.encoder, [item], layer, "target_new")
     with torch.no_grad():
-        found = view.run(batch.rows, taps=[Key(layer)], first=batch.first, last=layer)
-    keys = found[Key(layer)][0, : len(item.ids) - 1].float()  # the gate does not change what it reads
+        run = view.run(batch.rows, taps=[Key(layer)], first=batch.first, last=layer)
+    keys = run[Key(layer)][0, : len(item.ids) - 1].float()  # the gate does not change what it reads
     # The gate has to be open at the tokens that predict the target, and closed at those of the prompt before them.
     predicts_target = torch.arange(len(keys), device=keys.device) >= item.start - 1  # [tokens]
     units = _units(view, layer, config)

@@ -297,9 +297,9 @@ def _write(view: ModelView, context: MethodContext, layer: int, entries: Entries
     batch = Targets(view, context.encoder, [item], layer, "target_new")
     column = item.start - 1
     with torch.no_grad():
-        found = view.run(batch.rows, taps=[Key(layer), Value(layer)], first=batch.first, last=layer)
-    key = found[Key(layer)][0, column].float().cpu()
-    out = found[Value(layer)][0, column].float().cpu()
+        run = view.run(batch.rows, taps=[Key(layer), Value(layer)], first=batch.first, last=layer)
+    key = run[Key(layer)][0, column].float().cpu()
+    out = run[Value(layer)][0, column].float().cpu()  # [d_out], what the value replaces
     radius = config.radius
     if radius is None:
         radius = config.relative_radius * float(key.norm())

@@ -241,8 +241,8 @@ class _Block:
         columns = [self._key_column(item) for item in items]
         rows = encoder.rows([item.ids for item in items]).to(view.device)
         with torch.no_grad():
-            found = view.run(rows, taps=[Key(book.layer)], last=book.layer)[Key(book.layer)]
-        return found[torch.arange(len(items)), columns].float().cpu()
+            keys = view.run(rows, taps=[Key(book.layer)], last=book.layer)[Key(book.layer)]  # [requests, tokens, d_in]
+        return keys[torch.arange(len(items)), columns].float().cpu()
 
     def _key_column(self, item: Located) -> int:
         """Return the column of a request's key."""

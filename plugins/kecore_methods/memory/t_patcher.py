@@ -242,9 +242,9 @@ class _Writer:
         self.config: TPatcherConfig = context.config
         encoder, block, layer = context.encoder, patches.block, patches.block.layer
         self.batch = Targets(view, encoder, [item], layer, "target_new")
-        place = (self.batch.row, self.batch.column)
+        targets = (self.batch.row, self.batch.column)
         with torch.no_grad(), patches.neurons(self.config.activation).on(view.model):
-            out = view.run(self.batch.rows, taps=[Output(layer), Value(layer)], first=self.batch.first, at=place)
+            out = view.run(self.batch.rows, taps=[Output(layer), Value(layer)], first=self.batch.first, at=targets)
         mistaken = out.logits.argmax(-1) != self.batch.token
         columns = self.batch.column[mistaken]
         # One patch for each mistaken token: its query, and the size of what its value has to outweigh.

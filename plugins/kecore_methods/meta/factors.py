@@ -118,9 +118,9 @@ class Reader:
             return []
         ids = [item.ids[:-1] for item in items]
         with torch.no_grad():
-            found = self.view.run(self._rows(ids), taps=[Output(first)], last=first)[Output(first)]
+            below = self.view.run(self._rows(ids), taps=[Output(first)], last=first)[Output(first)]
         # Copies, or one text would hold the memory of all.
-        return [state[: len(row)].clone() for row, state in zip(ids, found, strict=True)]
+        return [state[: len(row)].clone() for row, state in zip(ids, below, strict=True)]
 
     def texts(self, items: Sequence[Encoded], states: Sequence[Tensor] | None = None) -> Texts:
         """Return token rows, ready to be run. A continuation's last token is predicted and never read.
