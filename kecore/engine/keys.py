@@ -20,7 +20,7 @@ from kecore.model import ModelView
 from kecore.model.sites import Key, Output, Site, Start, Value
 from kecore.model.view import Pass
 from kecore.statistics.triangular import cholesky_
-from kecore.text import Rows
+from kecore.text import Encoder, Rows
 
 __all__ = ["KeyPass", "Keys", "Prompts"]
 
@@ -64,65 +64,65 @@ class Keys:
         return lower.float(), torch.linalg.solve_triangular(lower, self.mean().double(), upper=False).float()
 
 
+@dataclass(frozen=True, slots=True)
+class Occurrence:
+    """A request in a context, whose key is that of a row.
+
+    Args:
+        group: the request's group.
+        context: index of the context.
+        row: index of the row among the distinct ones.
+    """
+
+    group: int
+    context: int
+    row: int
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Rows that are run together.
+
+    Args:
+        index: ``[n]``, their places among all distinct rows.
+        rows: their tokens, which all end in the last column, with the subject.
+        hidden: ``[n, width, d_model]``, output of the layer below the one that comes next; None before the first.
+    """
+
+    index: Tensor
+    rows: Rows
+    hidden: Tensor | None = None
+
+
 class KeyPass:
-    """One incremental pass through the edited layers.
+    """One incremental pass through the edited layers; :meth:`Prompts.begin_pass` begins it.
 
     Call :meth:`advance` for each layer in ascending order, with the updates of the layers before it in
     place (``view.overlay``).
 
     Args:
         view: the model, frozen by the caller.
-        batch: the edits; each group gets a key.
-        contexts: prefixes of every prompt; the first is empty.
         layers: edited layers, ascending.
-        memory: bytes of activations per chunk of rows.
+        weight: ``[u, rows]`` sparse, how much each row's key counts for a group.
+        chunks: the rows.
         projection: measure what the last edited layer gives at its value projection, not at its output, where the
             layers below also have a part (PMET's targets).
-        bare: weight of the bare prompt's key, the contexts sharing the rest; None counts it as one of them.
     """
 
     def __init__(
-        self,
-        view: ModelView,
-        batch: RequestBatch,
-        contexts: Sequence[str],
-        layers: Sequence[int],
-        memory: int = 2 << 30,
-        bare: float | None = 0.5,
-        projection: bool = False,
+        self, view: ModelView, layers: Sequence[int], weight: Tensor, chunks: list[Chunk], *, projection: bool
     ) -> None:
-        self.view, self.layers = view, list(layers)
+        self.view, self.layers, self.weight, self.chunks = view, list(layers), weight, chunks
         self.scale = None if projection else view.layers[self.layers[-1]].residual_scale
-        in_context = [batch.located(context) for context in contexts]
-        # Requests that share subject and text before it have the same keys: each distinct row runs once.
-        place: dict[tuple[int, ...], int] = {}
-        index: list[tuple[int, int, int]] = []
-        for request, group in enumerate(batch.groups):
-            for context, located in enumerate(in_context):
-                item = located[request]
-                index.append((group, place.setdefault(item.ids[: item.lookup + 1], len(place)), context))
-        rows = list(place)
-        u, others = len(batch.subjects), len(contexts) - 1
-        of_context = [1.0] if not others else [others * bare / (1 - bare) if bare is not None else 1.0] + [1.0] * others
-        parts = [(group, row, of_context[context]) for group, row, context in index if of_context[context]]
-        group, row = torch.tensor([part[:2] for part in parts]).t()
-        weight = torch.tensor([part[2] for part in parts])
-        weight /= torch.zeros(u).index_add(0, group, weight)[group]
-        of = torch.stack([group, row])
-        self.weight = torch.sparse_coo_tensor(of, weight, (u, len(rows)), check_invariants=True).coalesce()
-        self.chunks: list[tuple[Tensor, Rows, Tensor | None]] = []
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        most = max(1, min(pass_tokens(view), memory // forward_bytes(view)))
-        for chunk in _chunks(order, [len(row) for row in rows], most):
-            ids = [rows[i] for i in chunk]
-            padded = batch.encoder.rows(ids, [len(row) - 1 for row in ids]).to(view.device)
-            self.chunks.append((torch.tensor(chunk), padded, None))
-        self.below: int | None = None
+        self.below: int | None = None  # the layer whose output the chunks hold
+
+    def start(self) -> None:
+        """Measure what the last edited layer gives now, ``[u, d_model]``, before any update is in place."""
         self.original = self._outputs(self.layers[-1])
 
     @torch.no_grad()
     def advance(self, layer: int) -> tuple[Keys, Tensor]:
-        """Keys of ``layer`` under the updates in place, and what the last edited layer gives.
+        """Return the keys of ``layer`` under the updates in place, and what the last edited layer gives.
 
         Returns:
             Keys, and ``[u, d_model]``: the mean change of the last edited layer's output since the unedited
@@ -131,38 +131,42 @@ class KeyPass:
         last = self.layers[-1]
         keys: list[Tensor] = []
         outputs: list[Tensor] = []
-        for place, (index, rows, hidden) in enumerate(self.chunks):
-            first = Start(self.below + 1, hidden) if self.below is not None and hidden is not None else None
+        for chunk in self.chunks:
+            first = None
+            if self.below is not None and chunk.hidden is not None:
+                first = Start(self.below + 1, chunk.hidden)
             lowest = 0 if first is None else first.layer
             taps: list[Site] = [Key(layer), Output(last), Value(last)]
             if layer - 1 >= lowest:
                 taps.append(Output(layer - 1))
-            out = self.view.run(rows, taps=taps, first=first, last=last)
-            self.chunks[place] = (index, rows, out.taps.get(Output(layer - 1), hidden))
-            keys.append(_last(out[Key(layer)]))
-            outputs.append(self._given(out))
+            out = self.view.run(chunk.rows, taps=taps, first=first, last=last)
+            chunk.hidden = out.taps.get(Output(layer - 1), chunk.hidden)
+            keys.append(_last_token(out[Key(layer)]))
+            outputs.append(self._output_at_lookup(out))
         if layer:
             self.below = layer - 1
-        moved = self.weight @ self._ordered(outputs) - self.original
-        return Keys(self._ordered(keys), self.weight), moved
+        moved = self.weight @ self._in_order(outputs) - self.original  # [u, d_model]
+        return Keys(self._in_order(keys), self.weight), moved
 
     def _outputs(self, last: int) -> Tensor:
-        found: list[Tensor] = []
+        outputs: list[Tensor] = []
         with torch.no_grad():
-            for _, rows, _ in self.chunks:
-                out = self.view.run(rows, taps=[Output(last), Value(last)], last=last)
-                found.append(self._given(out))
-        return self.weight @ self._ordered(found)
+            for chunk in self.chunks:
+                out = self.view.run(chunk.rows, taps=[Output(last), Value(last)], last=last)
+                outputs.append(self._output_at_lookup(out))
+        return self.weight @ self._in_order(outputs)  # [u, d_model]
 
-    def _given(self, out: Pass) -> Tensor:
-        """What the last edited layer gives at the lookup token, in units of its value projection."""
+    def _output_at_lookup(self, out: Pass) -> Tensor:
+        """Return what the last edited layer gives at the lookup token, in units of its value projection."""
         last = self.layers[-1]
-        return _last(out[Value(last)]) if self.scale is None else _last(out[Output(last)]) / self.scale
+        if self.scale is None:
+            return _last_token(out[Value(last)])
+        return _last_token(out[Output(last)]) / self.scale
 
-    def _ordered(self, parts: list[Tensor]) -> Tensor:
-        """Rows of all chunks in their original order, on the CPU."""
-        index = torch.cat([index for index, _, _ in self.chunks])
-        rows = torch.cat(parts).cpu()
+    def _in_order(self, of_chunks: list[Tensor]) -> Tensor:
+        """Return the rows of all chunks in the order of the distinct rows, on the CPU."""
+        index = torch.cat([chunk.index for chunk in self.chunks])  # [rows]
+        rows = torch.cat(of_chunks).cpu()  # [rows, d]
         return torch.empty_like(rows).index_copy_(0, index, rows)
 
 
@@ -172,17 +176,17 @@ class Prompts:
 
     Args:
         view: the model, frozen by the caller.
-        batch: the edits.
+        batch: the edits; each group gets a key.
         contexts: prefixes of every prompt; the first is empty.
         memory: bytes of activations per chunk of rows.
-        bare: weight of the bare prompt's key; see :class:`KeyPass`.
+        bare: weight of the bare prompt's key, the contexts sharing the rest; None counts it as one of them.
     """
 
     view: ModelView
     batch: RequestBatch
     contexts: Sequence[str]
-    memory: int
-    bare: float | None
+    memory: int = 2 << 30
+    bare: float | None = 0.5
 
     def begin_pass(self, layers: Sequence[int], *, projection: bool = False) -> KeyPass:
         """Begin a pass over some layers, ascending; what the last one gives now is measured at once.
@@ -191,24 +195,89 @@ class Prompts:
             layers: the layers.
             projection: measure at the last layer's value projection, not at its output.
         """
-        return KeyPass(
-            self.view,
-            self.batch,
-            self.contexts,
-            layers,
-            memory=self.memory,
-            bare=self.bare,
-            projection=projection,
-        )
+        rows, occurrences = distinct_rows(self.batch, self.contexts)
+        weights = context_weights(len(self.contexts) - 1, self.bare)
+        weight = group_weights(occurrences, weights, groups=len(self.batch.subjects), rows=len(rows))
+        tokens = max(1, min(pass_tokens(self.view), self.memory // forward_bytes(self.view)))
+        chunks = pack(self.view, self.batch.encoder, rows, tokens)
+        key_pass = KeyPass(self.view, layers, weight, chunks, projection=projection)
+        key_pass.start()
+        return key_pass
 
 
-def _last(found: Tensor) -> Tensor:
-    """The last token's, by themselves: a view would hold the memory of all tokens."""
-    return found[:, -1].float().clone()
+def context_weights(prefixes: int, bare_share: float | None) -> list[float]:
+    """Return the weight of each context's key: the bare prompt first, then the prefixes, which weigh 1 each.
+
+    Args:
+        prefixes: number of prefixes.
+        bare_share: share of the bare prompt in the sum of all; None counts it as one of the prefixes.
+    """
+    if prefixes == 0 or bare_share is None:
+        return [1.0] * (1 + prefixes)
+    bare_weight = prefixes * bare_share / (1 - bare_share)
+    return [bare_weight] + [1.0] * prefixes
+
+
+def distinct_rows(batch: RequestBatch, contexts: Sequence[str]) -> tuple[list[tuple[int, ...]], list[Occurrence]]:
+    """Return the distinct token rows that end with a subject, and where each request in each context finds its own.
+
+    Requests that share subject and text before it have the same keys, so each distinct row runs once.
+    """
+    in_context = [batch.located(context) for context in contexts]
+    row_of_ids: dict[tuple[int, ...], int] = {}
+    occurrences: list[Occurrence] = []
+    for request, group in enumerate(batch.groups):
+        for context, located in enumerate(in_context):
+            up_to_lookup = located[request].ids[: located[request].lookup + 1]
+            row = row_of_ids.setdefault(up_to_lookup, len(row_of_ids))
+            occurrences.append(Occurrence(group, context, row))
+    return list(row_of_ids), occurrences
+
+
+def group_weights(occurrences: Sequence[Occurrence], weights: Sequence[float], *, groups: int, rows: int) -> Tensor:
+    """Return how much each row counts for each group, ``[groups, rows]`` sparse; a group's weights add up to 1.
+
+    Args:
+        occurrences: requests in contexts.
+        weights: weight of each context.
+        groups: number of groups.
+        rows: number of rows.
+    """
+    counted = [occurrence for occurrence in occurrences if weights[occurrence.context]]
+    group = torch.tensor([occurrence.group for occurrence in counted])
+    row = torch.tensor([occurrence.row for occurrence in counted])
+    weight = torch.tensor([weights[occurrence.context] for occurrence in counted])
+    weight /= torch.zeros(groups).index_add(0, group, weight)[group]
+    places = torch.stack([group, row])  # [2, occurrences]
+    return torch.sparse_coo_tensor(places, weight, (groups, rows), check_invariants=True).coalesce()
+
+
+def pack(view: ModelView, encoder: Encoder, rows: Sequence[Sequence[int]], tokens: int) -> list[Chunk]:
+    """Put rows of similar length together.
+
+    Args:
+        view: the model whose device they go to.
+        encoder: for padding.
+        rows: token rows.
+        tokens: most padded tokens of a chunk; a longer row is a chunk of its own.
+    """
+    lengths = [len(row) for row in rows]
+    shortest_first = sorted(range(len(rows)), key=lambda row: lengths[row])
+    chunks: list[Chunk] = []
+    for members in _chunk_members(shortest_first, lengths, tokens):
+        ids = [rows[row] for row in members]
+        last_columns = [len(row) - 1 for row in ids]
+        chunks.append(Chunk(torch.tensor(members), encoder.rows(ids, last_columns).to(view.device)))
+    return chunks
+
+
+def _last_token(states: Tensor) -> Tensor:
+    """Return a copy of the last token's states, ``[n, d]``: a view would hold the memory of all tokens."""
+    return states[:, -1].float().clone()
 
 
 def _root(columns: Tensor) -> Tensor:
-    """``L`` with ``L Lᵀ = K Kᵀ`` up to float64's rounding, which is added to make it definite."""
+    """Return ``L`` with ``L Lᵀ = K Kᵀ`` up to float64's rounding, which is added to make it definite."""
     total = torch.zeros(len(columns), len(columns), dtype=torch.float64)
     for part in columns.split(_PART, dim=1):
         wide = part.double()
@@ -221,12 +290,16 @@ def _root(columns: Tensor) -> Tensor:
     return lower
 
 
-def _chunks(order: list[int], length: list[int], tokens: int) -> list[list[int]]:
-    out: list[list[int]] = []
-    for i in order:
-        # Rows come by rising length, so the newest is the width of its chunk.
-        if out and (len(out[-1]) + 1) * length[i] <= tokens and length[i] <= 1.25 * length[out[-1][0]] + 2:
-            out[-1].append(i)
-        else:
-            out.append([i])
-    return out
+def _chunk_members(shortest_first: list[int], lengths: list[int], tokens: int) -> list[list[int]]:
+    """Return the rows of each chunk: no more padded tokens than allowed, and little padding."""
+    chunks: list[list[int]] = []
+    for row in shortest_first:
+        width = lengths[row]  # rows come by rising length, so the newest is the width of its chunk
+        if chunks:
+            fits = (len(chunks[-1]) + 1) * width <= tokens
+            alike = width <= 1.25 * lengths[chunks[-1][0]] + 2
+            if fits and alike:
+                chunks[-1].append(row)
+                continue
+        chunks.append([row])
+    return chunks

@@ -63,20 +63,20 @@ def replayed_targets(prompts: Prompts, layers: tuple[int, ...], delta: Tensor) -
     # A row that several groups share carries the mean of their values.
     added = (first.weight.t() @ delta) / first.weight.sum(0).to_dense()[:, None]  # [rows, d_model]
     carried = {layer: torch.empty(len(added), view.width) for layer in later}
-    for index, rows, _ in first.chunks:
-        chunk_added = added[index]
+    for chunk in first.chunks:
+        chunk_added = added[chunk.index]
 
         def add_value(output: Tensor, chunk_added: Tensor = chunk_added) -> Tensor:
             output = output.clone()
             output[:, -1] += chunk_added.to(output)  # the last token is the subject's
             return output
 
-        out = view.run(rows, taps=map(Output, later), patches={Value(layers[0]): add_value}, last=later[-1])
+        out = view.run(chunk.rows, taps=map(Output, later), patches={Value(layers[0]): add_value}, last=later[-1])
         for layer in later:
             scale = view.layers[layer].residual_scale
             if scale is None:
                 raise LayerError(f"layer {layer} has a norm behind its feed-forward block; edit one layer only")
-            carried[layer][index] = out[Output(layer)][:, -1].float().cpu() / scale
+            carried[layer][chunk.index] = out[Output(layer)][:, -1].float().cpu() / scale
     return targets | {layer: first.weight @ rows for layer, rows in carried.items()}
 
 

@@ -13,7 +13,7 @@ from kecore.api.types import Capabilities
 from kecore.batch import RequestBatch
 from kecore.edit import WeightEdit
 from kecore.engine.config import LocateConfig
-from kecore.engine.keys import KeyPass, Keys
+from kecore.engine.keys import Keys, Prompts
 from kecore.engine.solve import one_by_one
 from kecore.model import ModelView
 from kecore.ops import Solution
@@ -71,5 +71,5 @@ class Rome:
     @staticmethod
     def _bare_keys(view: ModelView, batch: RequestBatch, context: MethodContext, layer: int) -> Tensor:
         with view.frozen(), torch.no_grad():
-            keys = KeyPass(view, batch, ("",), (layer,), context.memory)
+            keys = Prompts(view, batch, ("",), context.memory).begin_pass((layer,))
             return keys.advance(layer)[0].mean()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kecore.api.types import EditRequest
 from kecore.batch import RequestBatch
-from kecore.engine.keys import KeyPass, Keys
+from kecore.engine.keys import Keys, Prompts, context_weights
 from kecore.engine.solve import least_squares
 from kecore.model import ModelView
 from kecore.testing import Snapshot, tiny_model
@@ -88,15 +88,25 @@ def test_the_bare_prompt_has_the_weight_it_is_given(
     world: Any, facts: list[EditRequest], bare: float | None, weights: tuple[float, ...]
 ) -> None:
     with world.view.frozen(), torch.no_grad():
-        keys = KeyPass(world.view, RequestBatch.of(facts, world.encoder).ungrouped(), CONTEXTS, LAYERS, bare=bare)
+        keys = Prompts(world.view, RequestBatch.of(facts, world.encoder).ungrouped(), CONTEXTS, bare=bare).begin_pass(
+            LAYERS
+        )
         wanted, _ = means(world, facts, [0, 1, 2, 3], weights)
         torch.testing.assert_close(keys.advance(0)[0].mean(), wanted[0].t(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_bare_prompt_alone_has_all_the_weight(world: Any, facts: list[EditRequest]) -> None:
     with world.view.frozen():
-        keys = KeyPass(world.view, RequestBatch.of(facts[:1], world.encoder), ("",), LAYERS, bare=0.5)
+        keys = Prompts(world.view, RequestBatch.of(facts[:1], world.encoder), ("",)).begin_pass(LAYERS)
     assert keys.weight.to_dense().tolist() == [[1.0]]
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "share", "weights"),
+    [(0, 0.5, [1.0]), (2, None, [1.0, 1.0, 1.0]), (2, 0.5, [2.0, 1.0, 1.0]), (3, 0.0, [0.0, 1.0, 1.0, 1.0])],
+)
+def test_contexts_share_what_the_bare_prompt_leaves(prefixes: int, share: float | None, weights: list[float]) -> None:
+    assert context_weights(prefixes, share) == weights
 
 
 def test_layers_that_cannot_be_skipped(world: Any, facts: list[EditRequest]) -> None:
@@ -109,7 +119,7 @@ def test_layers_that_cannot_be_skipped(world: Any, facts: list[EditRequest]) -> 
 def test_texts_that_begin_alike_run_once(world: Any, facts: list[EditRequest]) -> None:
     twice = [facts[0], EditRequest("The capital of {} was", "France", "Rome"), facts[1]]
     with world.view.frozen():
-        keys = KeyPass(world.view, RequestBatch.of(twice, world.encoder), CONTEXTS, LAYERS)
+        keys = Prompts(world.view, RequestBatch.of(twice, world.encoder), CONTEXTS).begin_pass(LAYERS)
         found, _ = keys.advance(0)
     assert found.rows.shape[0] == 2 * len(CONTEXTS)
     assert found.weight.sum(1).to_dense().tolist() == pytest.approx([1.0, 1.0])
@@ -118,7 +128,9 @@ def test_texts_that_begin_alike_run_once(world: Any, facts: list[EditRequest]) -
 def test_nothing_moves_and_nothing_is_left_without_an_update(any_world: Any, facts: list[EditRequest]) -> None:
     before = Snapshot(any_world.view.model)
     with any_world.view.frozen():
-        keys = KeyPass(any_world.view, RequestBatch.of(facts, any_world.encoder).ungrouped(), CONTEXTS, LAYERS)
+        keys = Prompts(any_world.view, RequestBatch.of(facts, any_world.encoder).ungrouped(), CONTEXTS).begin_pass(
+            LAYERS
+        )
         for layer in LAYERS:
             _, moved = keys.advance(layer)
             assert float(moved.abs().max()) < 1e-5
@@ -176,7 +188,7 @@ def check_pass(world: Any, facts: list[EditRequest], memory: int) -> None:
     assert groups == [0, 1, 0, 2]
     with world.view.frozen(), torch.no_grad():
         _, before = means(world, facts, groups, HALF)
-        keys = KeyPass(world.view, batch, CONTEXTS, LAYERS, memory)
+        keys = Prompts(world.view, batch, CONTEXTS, memory).begin_pass(LAYERS)
         for place, layer in enumerate(LAYERS):
             with world.view.overlay(overlay(world.view, LAYERS[:place])):
                 found, moved = keys.advance(layer)

@@ -17,7 +17,7 @@ from kecore.api.errors import ConfigError, KecoreWarning
 from kecore.batch import RequestBatch
 from kecore.edit import Dense, LowRank
 from kecore.engine.closed_form import ClosedForm
-from kecore.engine.keys import KeyPass
+from kecore.engine.keys import Prompts
 from kecore.statistics import collect_statistics
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore_methods.locate.ote_se import OteSe
@@ -142,8 +142,8 @@ def test_eamet_turns_values_towards_their_keys_geometry(editor: Editor) -> None:
         return abs(float(a @ b / (a.norm() * b.norm())) - cosine)
 
     with editor.view.frozen():
-        about = (editor.view, RequestBatch.of(FACTS, editor.encoder), memit.notes["contexts"], (2,))
-        keys = KeyPass(*about).advance(2)[0].mean().t().double()
+        prompts = Prompts(editor.view, RequestBatch.of(FACTS, editor.encoder), memit.notes["contexts"])
+        keys = prompts.begin_pass((2,)).advance(2)[0].mean().t().double()
     cosine = float(torch.cosine_similarity(keys[0], keys[1], dim=0))
     assert apart(strong) < 0.5 * apart(memit)
 
