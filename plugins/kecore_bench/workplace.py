@@ -71,16 +71,16 @@ class Desk:
         Raises:
             ArtifactMismatchError: the editor that was trained for the method is one of another model.
         """
-        from kecore.api import registry
+        from kecore.api.line import MethodLine
 
-        cls = registry.default_registry().get(method)
-        if cls.capabilities.needs_training:
+        line = MethodLine.of(method)
+        if line.capabilities.needs_training:
             for trained in [found for found in self._trained() if found.method == method]:
                 if method not in {mine.method for mine in editor.trained}:
                     trained.check(editor.view, method, editor.base)
-        if cls.capabilities.needs_statistics:
-            layers = editor.statistics_layers(cls, **config)
-            provide_statistics(self.screen, editor, cls, layers, _source(self.plan))
+        if line.capabilities.needs_statistics:
+            layers = editor.statistics_layers(line, **config)
+            provide_statistics(self.screen, editor, line, layers, _source(self.plan))
 
     def made_on(self, editor: Editor) -> Mapping[str, Any]:
         """Versions, hardware, and digests of the weights."""
