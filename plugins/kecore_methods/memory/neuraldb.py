@@ -106,8 +106,8 @@ class NeuralDb:
         unsuitable = [name for name in config.all_stages if not _acts_on_values(config, name)]
         if unsuitable:
             raise ConfigError(
-                f"neuraldb has no update of a weight that the stages {unsuitable} could change; it takes stages that act on "
-                "values, such as 'merge' and 'nas'"
+                f"neuraldb has no update of a weight that the stages {unsuitable} could change; it takes stages that "
+                "act on values, such as 'merge' and 'nas'"
             )
         layer = config.edited_layers(view)[-1]
 
