@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from kecore.api.errors import ArtifactError, EditStateError, PluginError
 from kecore.api.identity import Identity
+from kecore.api.line import method_of
 from kecore.edit.base import Edit, unedited
 from kecore.model.attachment import Attachment, remove_hooks
 from kecore.model.hooks import compiled
