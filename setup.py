@@ -57,6 +57,16 @@ METHODS = [
     "malmen = kecore_methods.meta.malmen:Malmen",
 ]
 
+STAGES = [
+    "blue = kecore_methods.locate.blue:Blue",
+    "merge = kecore_methods.locate.merge:Merge",
+    "nas = kecore_methods.locate.nas:NormAnchor",
+    "rect = kecore_methods.locate.rect:LargestChanges",
+    "prune = kecore_methods.locate.prune:RestrainedSpectrum",
+    "sphere = kecore_methods.locate.sphere:BesidesPrincipalDirections",
+    "simie = kecore_methods.locate.simie:SimulatedIdeal",
+]
+
 METRICS = [
     "success = kecore.evaluate.metrics:SUCCESS",
     "magnitude = kecore.evaluate.metrics:MAGNITUDE",
@@ -154,6 +164,7 @@ setup(
     entry_points={
         "console_scripts": ["kecore = kecore.cli:main"],
         "kecore.methods": METHODS,
+        "kecore.stages": STAGES,
         "kecore.metrics": METRICS,
         "kecore.datasets": DATASETS,
         "kecore.commands": COMMANDS,

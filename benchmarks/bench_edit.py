@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 import kecore
 from kecore import Corpus, Editor, KeyStatistics, load_records
+from kecore.api.line import MethodLine
 from kecore.memory import resident_bytes
 from kecore.statistics import collect_statistics
 
@@ -87,8 +88,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def editor_fields(method: str) -> set[str]:
-    """Fields of a method's configuration."""
-    return set(kecore.api.registry.default_registry().get(method).Config.model_fields)
+    """Return the keys of a method's configuration."""
+    return set(MethodLine.of(method).method.Config.known_keys())
 
 
 def row(editor: Editor, method: str, records: list[Any], config: dict[str, Any], score: bool) -> dict[str, Any]:

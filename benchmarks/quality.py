@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from kecore import Corpus, Editor, Protocol
-from kecore.api import registry
+from kecore.api.line import MethodLine
 from kecore.files import write_json
 from kecore.statistics import collect_statistics
 from kecore_bench.plan import BASELINES, BenchPlan
@@ -65,7 +65,7 @@ def main() -> None:
 
 def chosen(method: str) -> str:
     """How a method is asked to edit."""
-    return "batch" if registry.default_registry().get(method).capabilities.batch else "single"
+    return "batch" if MethodLine.of(method).capabilities.batch else "single"
 
 
 def planned(options: argparse.Namespace, names: list[str], edits: str) -> BenchPlan:

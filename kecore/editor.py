@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
-from kecore.api import registry
 from kecore.api.errors import EditStateError
 from kecore.api.identity import Fingerprint
-from kecore.api.method import EditMethod, MethodContext
+from kecore.api.line import MethodLine
+from kecore.api.method import MethodContext
 from kecore.api.progress import Progress, Stages, silent
 from kecore.api.requirements import check_model, check_request, missing_statistics, statistics_layers
 from kecore.api.types import EditRecord, EditRequest, check_conflicts
@@ -153,15 +153,15 @@ class Editor:
             self._statistics = statistics
 
     def statistics_layers(
-        self, method: str | type[Any] = "memit", *, preset: str | None = None, **config: Any
+        self, method: str | type[Any] | MethodLine = "memit", *, preset: str | None = None, **config: Any
     ) -> tuple[int, ...]:
         """Return the layers whose key statistics :meth:`edit` with the same arguments reads; empty where it reads none.
 
         Raises:
             ConfigError: a bad field.
         """
-        cls = _method(method)
-        return statistics_layers(cls, self._config(cls, preset, config), self.view)
+        line = MethodLine.of(method)
+        return statistics_layers(line, self._config(line, preset, config), self.view)
 
     def statistics_needs(self, layers: Sequence[int]) -> list[Need]:
         """Say what :meth:`provide_statistics` takes in memory where they are not in the cache; nothing if at hand."""
@@ -221,7 +221,7 @@ class Editor:
     def edit(
         self,
         requests: Facts,
-        method: str | type[Any] = "memit",
+        method: str | type[Any] | MethodLine = "memit",
         *,
         preset: str | None = None,
         **config: Any,
@@ -230,7 +230,8 @@ class Editor:
 
         Args:
             requests: one or many facts.
-            method: name of an installed method, or a class that need not be installed.
+            method: name of an installed method, with stages behind it or without (``"memit + blue"``), or a class that
+                need not be installed.
             preset: a published set-up of the method, to start from.
             config: fields of the method's configuration.
 
@@ -247,12 +248,12 @@ class Editor:
             RequestError: no request, something else than requests, or two that contradict each other.
             MemoryBudgetError: the session's budget cannot hold what the edit needs.
         """
-        cls = _method(method)
-        made = self._config(cls, preset, config)
+        line = MethodLine.of(method)
+        made = self._config(line, preset, config)
         asked = as_requests(requests)
-        self._check(cls, made, asked)
+        self._check(line, made, asked)
         batch = RequestBatch.of(asked, self.encoder)
-        layers = statistics_layers(cls, made, self.view)
+        layers = statistics_layers(line, made, self.view)
         if layers:
             self.provide_statistics(layers)
         plan = self._plan(made, batch)
@@ -261,22 +262,22 @@ class Editor:
             encoder=self.encoder,
             seed=self.seed,
             statistics=self._statistics,
-            trained=self._trained.get(cls.name),
+            trained=self._trained.get(line.name),
             examples=self.examples,
-            earlier=acting(entry.edit for entry in self._history if entry.method == cls.name),
+            earlier=acting(entry.edit for entry in self._history if entry.method == line.name),
             base=self.base,
-            state=dict(self._states.get(cls.name, {})),
+            state=dict(self._states.get(line.name, {})),
             memo=self._memo,
             progress=self.progress,
             stages=Stages(),
             memory=plan.activations,
         )
-        edit = cls().plan(self.view, batch, context)
+        edit = line.plan(self.view, batch, context)
         with context.stages("attach"):
             edit.attach(self.model, base=self._identity)
-        before = self._states.get(cls.name, {})
-        self._states[cls.name] = context.state
-        self._history.append(HistoryEntry(edit, cls.name, dict(context.stages.seconds), before))
+        before = self._states.get(line.name, {})
+        self._states[line.name] = context.state
+        self._history.append(HistoryEntry(edit, line.name, dict(context.stages.seconds), before))
         return edit
 
     def check(self, facts: Facts) -> FactsReport:
@@ -299,7 +300,7 @@ class Editor:
     def preflight(
         self,
         requests: Facts,
-        method: str | type[Any] = "memit",
+        method: str | type[Any] | MethodLine = "memit",
         *,
         preset: str | None = None,
         **config: Any,
@@ -309,9 +310,9 @@ class Editor:
         Raises:
             MemoryBudgetError: the session's budget cannot hold it; names what is needed.
         """
-        cls = _method(method)
+        line = MethodLine.of(method)
         batch = RequestBatch.of(as_requests(requests), self.encoder)
-        return self._plan(self._config(cls, preset, config), batch)
+        return self._plan(self._config(line, preset, config), batch)
 
     def memory_plan(self, needs: Sequence[Need]) -> MemoryPlan:
         """How stages with these needs keep within the session's budget.
@@ -419,32 +420,26 @@ class Editor:
         if self._history:
             self.revert(len(self._history))
 
-    def _config(self, cls: type[EditMethod], preset: str | None, fields: Mapping[str, Any]) -> MethodConfig:
-        return configured(cls, preset, fields, self._trained.get(cls.name))
+    def _config(self, line: MethodLine, preset: str | None, fields: Mapping[str, Any]) -> MethodConfig:
+        return configured(line, preset, fields, self._trained.get(line.name))
 
-    def _check(self, cls: type[EditMethod], config: MethodConfig, requests: Sequence[EditRequest]) -> None:
+    def _check(self, line: MethodLine, config: MethodConfig, requests: Sequence[EditRequest]) -> None:
         """Refuse an edit for which something is missing, before anything is run."""
-        check_request(cls, config, requests, trained=cls.name in self._trained, examples=bool(self.examples))
+        check_request(line, config, requests, trained=line.name in self._trained, examples=bool(self.examples))
         statistics = self._source is not None or self._statistics is not None
-        check_model(cls, config, self.view, statistics=statistics, edited=bool(self._history))
+        check_model(line, config, self.view, statistics=statistics, edited=bool(self._history))
 
     def _plan(self, config: MethodConfig, batch: RequestBatch) -> MemoryPlan:
         return self.memory_plan(config.needs(self.view, batch))
 
 
-def _method(method: str | type[Any]) -> type[EditMethod]:
-    if isinstance(method, str):
-        return registry.default_registry().get(method)
-    return registry.check_contract(method, getattr(method, "name", method.__name__))
-
-
 def configured(
-    cls: type[EditMethod], preset: str | None, fields: Mapping[str, Any], trained: TrainedEditor | None = None
+    line: MethodLine, preset: str | None, fields: Mapping[str, Any], trained: TrainedEditor | None = None
 ) -> MethodConfig:
     """The configuration of one edit.
 
     Args:
-        cls: the method.
+        line: the method, with its stages.
         preset: a published set-up to start from.
         fields: what was asked for beside it.
         trained: the trained editor that is used; its configuration is the start, and most of it cannot change.
@@ -453,5 +448,7 @@ def configured(
         ConfigError: a bad field or an unknown preset.
         ArtifactMismatchError: the trained editor was trained with another value of a field.
     """
-    values = {**(cls.Config.preset(preset) if preset else {}), **fields}
-    return trained.configure(cls, values) if trained else cls.Config.make(values)
+    values = {**(line.method.Config.preset(preset) if preset else {}), **fields}
+    if trained:
+        return trained.configure(line.method, values)
+    return line.make_config(values)

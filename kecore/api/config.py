@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from kecore.memory import Need
     from kecore.model import ModelView
 
-__all__ = ["MethodConfig", "validate_config"]
+__all__ = ["MethodConfig", "StageSettings", "validate_config"]
 
 _NO_STAGES = (
     "stages change the layers, the values or the update that a locate-then-edit method works out from the keys it "
@@ -39,10 +40,26 @@ def validate_config(cls: type[M], values: Mapping[str, Any]) -> M:
             key = ".".join(str(part) for part in item["loc"]) or "(config)"
             if item["type"] == "extra_forbidden":
                 why = f" ({_NO_STAGES})" if key == "stages" else ""
-                lines.append(f"unknown key '{key}'{why}; known: {', '.join(sorted(cls.model_fields))}")
+                known = _known_keys(cls)
+                near = get_close_matches(key, known, n=1) if not why else []
+                hint = f"did you mean '{near[0]}'? " if near else ""
+                lines.append(f"unknown key '{key}'{why}; {hint}known: {', '.join(known)}")
             else:
                 lines.append(f"'{key}': {item['msg']}, got {item['input']!r}")
         raise ConfigError(f"bad configuration for {cls.__qualname__}: " + "; ".join(lines)) from None
+
+
+def _known_keys(cls: type[BaseModel]) -> list[str]:
+    return cls.known_keys() if issubclass(cls, MethodConfig) else sorted(cls.model_fields)
+
+
+class StageSettings(BaseModel):
+    """Base of every stage's ``Settings``: frozen, unknown keys refused, each field described and bounded.
+
+    A stage without settings takes this class itself.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class MethodConfig(BaseModel):
@@ -86,13 +103,29 @@ class MethodConfig(BaseModel):
         return known[name]
 
     @classmethod
-    def staged(cls: type[C], names: Sequence[str]) -> type[C]:
-        """This configuration for the method with further stages of its own, as ``"memit + blue + nas"`` asks for them.
+    def known_keys(cls) -> list[str]:
+        """Return all keys that :meth:`make` may be given, sorted."""
+        return sorted(cls.model_fields)
+
+    @classmethod
+    def check_stages(cls, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the names of stages that ``"memit + blue + nas"`` adds to the method, as they are known.
 
         Raises:
             ConfigError: the method has no stages, no such one, or has it already; the base has none.
         """
-        raise ConfigError(f"no stage can be added, got {', '.join(map(repr, names))}: {_NO_STAGES}")
+        if names:
+            raise ConfigError(f"no stage can be added, got {', '.join(map(repr, names))}: {_NO_STAGES}")
+        return ()
+
+    def with_stages(self: C, names: Sequence[str]) -> C:
+        """Return this configuration with the stages of a line; they act after the method's own and are no field.
+
+        Raises:
+            ConfigError: as :meth:`check_stages`, or the configuration names a stage already.
+        """
+        self.check_stages(names)
+        return self
 
     @classmethod
     def upgrade(cls, values: dict[str, Any], version: int) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar, cast
 
 from kecore.api.errors import (
-    ConfigError,
     IncompatiblePluginError,
     KecoreError,
     KecoreWarning,
@@ -293,8 +292,8 @@ class Plugins(Generic[Found]):
 class Registry(Plugins[type[EditMethod]]):
     """The editing methods that a set of entry points of the group :data:`GROUP` offers.
 
-    A name that nothing offers raises MethodNotFoundError. A line such as ``"alphaedit + blue + nas"`` is a name too,
-    that of the method with these stages.
+    A name that nothing offers raises MethodNotFoundError. What a line such as ``"alphaedit + blue + nas"`` means
+    is read by :class:`kecore.api.line.MethodLine`.
 
     Args:
         points: the entry points.
@@ -309,16 +308,6 @@ class Registry(Plugins[type[EditMethod]]):
             points, noun="method", check=check_contract, missing=MethodNotFoundError, only=only, strict=strict
         )
 
-    def get(self, name: str) -> type[EditMethod]:
-        """The method of a name, or of a line of a name and stages; see :meth:`Plugins.get`.
-
-        Raises:
-            ConfigError: the method takes no such stage.
-        """
-        method, *stages = (part.strip() for part in name.split("+"))
-        found = super().get(method)
-        return with_stages(found, tuple(stages)) if stages else found
-
     def describe(self) -> list[MethodInfo]:
         """Every offer, usable or not, sorted by name; this imports all of them.
 
@@ -332,23 +321,6 @@ class Registry(Plugins[type[EditMethod]]):
                 values["origin"] = _origin(method)
             described.append(MethodInfo(**values))
         return described
-
-
-@cache
-def with_stages(method: type[EditMethod], stages: tuple[str, ...]) -> type[EditMethod]:
-    """A method whose name is a line: ``method``, with stages of its own beside those that it has.
-
-    Raises:
-        ConfigError: the method takes no such stage.
-    """
-    name = " + ".join([method.name, *(stage.casefold() for stage in stages)])
-    try:
-        config = method.Config.staged(stages)
-    except ConfigError as error:
-        raise ConfigError(f"method '{name}': {error}") from None
-    # A class that no import leads to, as one made in a function: `method` itself keeps its own address.
-    like = {"__doc__": method.__doc__, "__module__": method.__module__, "__qualname__": f"<locals>.{method.__name__}"}
-    return cast(type[EditMethod], type(method.__name__, (method,), {**like, "name": name, "Config": config}))
 
 
 @cache

@@ -14,6 +14,7 @@ from kecore.api.types import EditRequest, check_conflicts, unique
 
 if TYPE_CHECKING:
     from kecore.api.config import MethodConfig
+    from kecore.api.line import MethodLine
     from kecore.api.method import EditMethod
     from kecore.model import ModelView
 
@@ -29,7 +30,7 @@ __all__ = [
 
 
 def check_request(
-    method: type[EditMethod],
+    method: type[EditMethod] | MethodLine,
     config: MethodConfig,
     requests: Sequence[EditRequest],
     *,
@@ -39,7 +40,7 @@ def check_request(
     """Refuse an edit for reasons that are known before a model is loaded.
 
     Args:
-        method: the method's class.
+        method: the method, as a class or as a line with stages.
         config: its configuration.
         requests: the facts.
         trained: a trained editor of the method is at hand.
@@ -61,12 +62,12 @@ def check_request(
 
 
 def check_model(
-    method: type[EditMethod], config: MethodConfig, view: ModelView, *, statistics: bool, edited: bool
+    method: type[EditMethod] | MethodLine, config: MethodConfig, view: ModelView, *, statistics: bool, edited: bool
 ) -> None:
     """Refuse an edit for reasons that depend on the model, before it is run.
 
     Args:
-        method: the method's class.
+        method: the method, as a class or as a line with stages.
         config: its configuration.
         view: the model.
         statistics: key statistics are at hand, or a source of them.
@@ -92,7 +93,7 @@ def check_model(
         raise missing_statistics(method.name)
 
 
-def check_count(method: type[Any], requests: Sequence[EditRequest]) -> None:
+def check_count(method: type[Any] | MethodLine, requests: Sequence[EditRequest]) -> None:
     """Refuse several requests in one call of a method that neither solves them together nor follows its own edits.
 
     The session asks this before anything is computed, and such a method's ``plan`` does when it is called directly.
@@ -109,7 +110,7 @@ def check_count(method: type[Any], requests: Sequence[EditRequest]) -> None:
         )
 
 
-def statistics_layers(method: type[EditMethod], config: MethodConfig, view: ModelView) -> tuple[int, ...]:
+def statistics_layers(method: type[EditMethod] | MethodLine, config: MethodConfig, view: ModelView) -> tuple[int, ...]:
     """Return the layers whose key statistics an edit reads; empty for a method that needs none."""
     if not method.capabilities.needs_statistics:
         return ()

@@ -17,7 +17,7 @@ from kecore.statistics_source import StatisticsSource
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kecore.api.method import EditMethod
+    from kecore.api.line import MethodLine
     from kecore.api.types import EditRecord
     from kecore.editor import Editor
     from kecore.evaluate import Evaluation, Protocol
@@ -35,7 +35,7 @@ class EditJob:
     """Everything that decides what an edit will be.
 
     Args:
-        method: the method's class.
+        method: the method, with its stages.
         records: the facts.
         source: where key statistics come from, should the method need them.
         preset: a published set-up to start from.
@@ -45,7 +45,7 @@ class EditJob:
         examples: where demonstrations are taken from, should the method need some.
     """
 
-    method: type[EditMethod]
+    method: MethodLine
     records: Sequence[EditRecord]
     source: StatisticsSource = field(default_factory=StatisticsSource)
     preset: str | None = None
@@ -102,7 +102,7 @@ class EditJob:
             old = continue_prompts(editor.view, editor.encoder, prompts)
         _warn_of_known(screen, report)
         with screen.stage("edit", f"editing {count_noun(len(self.records), 'fact')} with {self.method.name}"):
-            edit = editor.edit(self.records, self.method.name, preset=self.preset, **self.values)
+            edit = editor.edit(self.records, self.method, preset=self.preset, **self.values)
         with screen.stage("save", f"writing {out / EDIT}"):
             path = edit.save(out / EDIT)
         with screen.stage("after", "asking the model after the edit"):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kecore.cli.console import Screen
 
 if TYPE_CHECKING:
-    from kecore.api.method import EditMethod
+    from kecore.api.line import MethodLine
     from kecore.editor import Editor
     from kecore.models import LoadedModel
     from kecore.statistics_source import Provision, StatisticsSource
@@ -62,7 +62,7 @@ class Loading:
 
 
 def provide_statistics(
-    screen: Screen, editor: Editor, method: type[EditMethod], layers: Sequence[int], source: StatisticsSource
+    screen: Screen, editor: Editor, method: MethodLine, layers: Sequence[int], source: StatisticsSource
 ) -> None:
     """Get the key statistics that an edit reads, and show how they come about.
 

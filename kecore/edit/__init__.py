@@ -23,7 +23,7 @@ from kecore.edit.effect import (
     without_edits,
     written,
 )
-from kecore.edit.updates import Dense, LowRank, Update, factored, updated
+from kecore.edit.updates import Dense, LowRank, Update, factored, factors_of, updated
 from kecore.edit.weight import WeightEdit, merge
 from kecore.files import read_kind
 
@@ -42,6 +42,7 @@ __all__ = [
     "acting",
     "attached",
     "factored",
+    "factors_of",
     "load_edit",
     "merge",
     "suspended",

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kecore.api import registry
 from kecore.api.errors import ArtifactError, EditStateError, PluginError
 from kecore.api.identity import Identity
+from kecore.api.line import method_of
 from kecore.edit.base import Edit, unedited
 from kecore.model.attachment import Attachment, remove_hooks
 from kecore.model.hooks import compiled
@@ -171,7 +171,7 @@ class EffectEdit(Edit):
             MethodNotFoundError: the method that made it is not installed.
         """
         common, header, tensors = cls._read(path)
-        maker = method or registry.default_registry().get(common["method"])
+        maker = method or method_of(common["method"])
         kind: type[Effect] | None = getattr(maker, "effect", None)
         if kind is None or not issubclass(kind, cls.effects):
             raise ArtifactError(

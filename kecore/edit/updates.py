@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kecore.api.errors import NonFiniteError
 
-__all__ = ["Dense", "LowRank", "Update", "factored", "numbers_of", "shape_of", "updated"]
+__all__ = ["Dense", "LowRank", "Update", "factored", "factors_of", "numbers_of", "shape_of", "updated"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +66,13 @@ class Dense:
 
 
 Update = LowRank | Dense
+
+
+def factors_of(update: Update) -> tuple[Tensor, Tensor]:
+    """Return ``U [d_out, r]`` and ``V [d_in, r]`` with ``U Vᵀ`` the update; of a dense one, itself and the identity."""
+    if isinstance(update, LowRank):
+        return update.U, update.V
+    return update.delta, torch.eye(update.delta.shape[1])
 
 
 def factored(u: Tensor, v: Tensor) -> Update:

@@ -19,29 +19,38 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from kecore.api.errors import KecoreWarning
+from kecore.api.errors import EditStateError, KecoreWarning
 from kecore.api.method import MethodContext
 from kecore.batch import RequestBatch
 from kecore.edit import Update, WeightEdit, factored, updated
 from kecore.engine import contexts as contexts_module
 from kecore.engine import values as values_module
 from kecore.engine.keys import Keys, Prompts
-from kecore.engine.post import Post, Site, untouched
+from kecore.engine.post import Post, Site, chained, untouched
 from kecore.engine.spread import Evenly, Spread
-from kecore.engine.target import Target, as_found
+from kecore.engine.target import Target, as_found, in_turn
 from kecore.engine.values import Coupling, Values
 from kecore.model import ModelView
 from kecore.ops import Solution
 
-__all__ = ["ClosedForm", "Solve"]
+__all__ = ["ClosedForm", "Solve", "unsolved"]
 
 Solve = Callable[[int, Keys, Tensor], Solution]
 """``solve(layer, keys, residuals [d_out, u])`` to the update of that layer."""
+
+
+def unsolved(layer: int, keys: Keys, residuals: Tensor) -> Solution:
+    """Refuse to solve: the solve stage of a form that is only asked which layers it edits.
+
+    Raises:
+        EditStateError: always.
+    """
+    raise EditStateError(f"layer {layer} cannot be solved for: the method has not chosen how")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +89,14 @@ class ClosedForm:
     def edited_layers(self) -> tuple[int, ...]:
         """Layers that the spread writes to, ascending."""
         return tuple(sorted({layer for part in self.spread.parts(self.layers) for layer in part}))
+
+    def with_target(self, target: Target) -> ClosedForm:
+        """Return this form, of which a further stage changes the values before they are written."""
+        return replace(self, target=target if self.target is as_found else in_turn(self.target, target))
+
+    def with_post(self, post: Post) -> ClosedForm:
+        """Return this form, of which a further stage changes each update before it is used."""
+        return replace(self, post=post if self.post is untouched else chained([self.post, post]))
 
     def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext, method: str) -> WeightEdit:
         """Run the stages; the model is bitwise as before when this returns.

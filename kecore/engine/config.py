@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from kecore.api.errors import ConfigError
 from kecore.api.identity import DTYPES
-from kecore.engine.closed_form import ClosedForm
+from kecore.engine.closed_form import ClosedForm, unsolved
 from kecore.engine.layers import at_depth
 from kecore.engine.needs import Shape, closed_form
+from kecore.engine.staged import StagedConfig
 from kecore.engine.values import ValueSettings
 from kecore.model import ModelView
-from kecore_methods.locate.blue import Boundary
-from kecore_methods.locate.stages import StagedConfig
 
 if TYPE_CHECKING:
     from kecore.batch import RequestBatch
@@ -29,9 +26,6 @@ __all__ = ["BatchConfig", "LocateConfig"]
 
 class LocateConfig(StagedConfig):
     """Stages that every closed-form method shares; defaults are relative, so they carry over to any model."""
-
-    preset_key: ClassVar[str] = ""
-    """The method's set-ups in ``presets.json``; empty where none was published for the method itself."""
 
     layers: tuple[int, ...] | None = Field(
         default=None, description="Edited layers; None takes the layers between depth_first and depth_last."
@@ -106,20 +100,20 @@ class LocateConfig(StagedConfig):
         description="Added to the key statistics, relative to their mean diagonal (arXiv 2506.04226).",
     )
 
-    @classmethod
-    def presets(cls) -> Mapping[str, Mapping[str, Any]]:
-        """Published set-ups of the method (``presets.json``; ``_source`` says whose)."""
-        every = json.loads((files("kecore_methods.locate") / "presets.json").read_text(encoding="utf-8"))
-        mine = every.get(cls.preset_key, {})
-        return {name: {k: v for k, v in fields.items() if k != "_source"} for name, fields in mine.items()}
-
     def edited_layers(self, view: ModelView) -> tuple[int, ...]:
-        """The layers, chosen by depth unless given."""
-        if self.layers is not None:
-            if not self.layers:
-                raise ConfigError("'layers' is empty; name at least one layer, or leave it out")
-            return self.boundary(tuple(view.layer(i).index for i in self.layers))
-        return self.boundary(at_depth(view, self.depth_first, self.depth_last))
+        """Return the layers that are edited: of those chosen, by depth unless given, what the spread writes to.
+
+        Raises:
+            ConfigError: ``layers`` is empty.
+            LayerError: the model has no such layer.
+        """
+        if self.layers is None:
+            chosen = at_depth(view, self.depth_first, self.depth_last)
+        elif self.layers:
+            chosen = tuple(sorted({view.layer(i).index for i in self.layers}))
+        else:
+            raise ConfigError("'layers' is empty; name at least one layer, or leave it out")
+        return self.engine(chosen, solve=unsolved).edited_layers
 
     def statistics_layers(self, view: ModelView) -> tuple[int, ...]:
         """Return the edited layers: the engine weighs the keys of each against its statistics."""
@@ -148,19 +142,25 @@ class LocateConfig(StagedConfig):
 
     def memory_shape(self, view: ModelView) -> Shape:
         """What of this configuration decides memory."""
-        layers = self.edited_layers(view)
+        form = self.engine(self.edited_layers(view), solve=unsolved)
+        anchors = [form.spread.anchor(part) for part in form.spread.parts(form.layers)]
         return Shape(
-            layers=layers,
+            layers=form.layers,
             contexts=self.contexts,
             context_tokens=self.context_tokens,
             each=False,
             kl=self.kl_weight > 0,
             precision=self.value_settings().precision,
-            anchor=min(layers) if self.blue else None,
+            anchor=min(anchors),  # values of the lowest layer take the most memory
         )
 
-    def engine(self, layers: tuple[int, ...], **stages: Any) -> ClosedForm:
-        """The engine with this configuration and a method's own stages."""
+    def engine(self, layers: tuple[int, ...], **choices: Any) -> ClosedForm:
+        """Return the engine with this configuration, a method's own choices, and the stages on top of them.
+
+        Args:
+            layers: layers that may be edited, ascending.
+            choices: fields of :class:`ClosedForm`, ``solve`` among them.
+        """
         form = ClosedForm(
             layers=layers,
             contexts=self.contexts,
@@ -168,9 +168,9 @@ class LocateConfig(StagedConfig):
             bare=self.bare_weight,
             gain=self.gain,
             values=self.value_settings(),
-            **{**stages, **self.engine_stages()},
+            **choices,
         )
-        return replace(form, spread=Boundary(form.spread)) if self.blue else form
+        return self.apply_stages(form)
 
 
 class BatchConfig(LocateConfig):

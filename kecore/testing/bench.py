@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kecore.api.errors import KecoreWarning
+from kecore.api.line import MethodLine
 from kecore.api.method import EditMethod, MethodContext
 from kecore.api.progress import Progress, silent
 from kecore.api.types import EditRecord, EditRequest, Probe
@@ -135,7 +136,8 @@ class Bench:
 
     def __init__(self, trial: Trial, architecture: str) -> None:
         self.trial, self.architecture = trial, architecture
-        self.method, self.capabilities = trial.method, trial.method.capabilities
+        self.line = trial.method if isinstance(trial.method, MethodLine) else MethodLine(trial.method)
+        self.method, self.capabilities = self.line.method, self.line.capabilities
 
     def view(self) -> ModelView:
         """Return a view of a fresh copy of the unedited model."""
@@ -193,14 +195,14 @@ class Bench:
         **context: Any,
     ) -> Edit:
         """Plan an edit in a context of its own; ``context`` holds further fields of it."""
-        cls = method or self.method
+        line = MethodLine(method or self.method, self.line.stages)
         needed = {"statistics": self.statistics(), "trained": self.trained(), "examples": self.examples()}
         fields: dict[str, Any] = {**needed, "seed": seed, "progress": progress, **context}
         encoder = self.encoder(view)
         batch = RequestBatch.of(requests, encoder)
-        given = MethodContext(cls.Config.make(self.trial.config), encoder, **fields)
+        given = MethodContext(line.make_config(self.trial.config), encoder, **fields)
         with _quietly():
-            return (instance or cls()).plan(view, batch, given)
+            return line.sign((instance or line.method()).plan(view, batch, given))
 
     @contextmanager
     def session(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Iterator[Session]:
@@ -273,7 +275,7 @@ class Session:
 
     def edit(self, *requests: EditRequest) -> Edit:
         """Edit with the method under test."""
-        return self.editor.edit(requests, self.bench.method, **self.bench.trial.config)
+        return self.editor.edit(requests, self.bench.line, **self.bench.trial.config)
 
     def likelihood(self, *requests: EditRequest) -> list[float]:
         """Return the mean log-probability of each request's target tokens.

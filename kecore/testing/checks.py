@@ -237,10 +237,10 @@ def edit_says_what_it_is(bench: Bench) -> None:
     _require_portable(edit)
     shown = edit.inspect()
     json.dumps(shown)
-    _require(shown.get("method") == bench.method.name, f"the edit names the method {shown.get('method')!r}")
+    _require(shown.get("method") == bench.line.name, f"the edit names the method {shown.get('method')!r}")
     _require(shown.get("seed") == 0, f"the edit was planned with seed 0 and names {shown.get('seed')!r}")
-    config = bench.method.Config.make(bench.trial.config)
-    _require(bench.method.Config.make(shown.get("config", {})) == config, "the edit names another configuration")
+    config = bench.line.make_config(bench.trial.config)
+    _require(bench.line.make_config(shown.get("config", {})) == config, "the edit names another configuration")
     ids = {request.id for request in bench.watched.requests}
     named = {request["id"] for request in shown.get("requests", [])}
     _require(named == ids, f"the edit names requests {sorted(named)}, asked were {sorted(ids)}")

@@ -18,7 +18,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kecore.api import registry
 from kecore.api.errors import (
     ArtifactError,
     KecoreError,
@@ -27,6 +26,7 @@ from kecore.api.errors import (
     StoreInUseError,
     UnsupportedCapabilityError,
 )
+from kecore.api.line import MethodLine
 from kecore.api.progress import silent
 from kecore.api.types import EditRecord
 from kecore.edit import Edit, attached, load_edit
@@ -141,7 +141,7 @@ class _Worker:
         return f"{self.spec.label}, {self.spec.data['name']}: {text or 'nothing'}{why}"
 
     def _prepare_and_run(self, way: Callable[[], None]) -> None:
-        method = registry.default_registry().get(str(self.spec.method))  # a baseline may not be installed
+        method = MethodLine.of(str(self.spec.method))  # a baseline may not be installed
         several = self.protocol.edits == "sequential" and len(self.cell.records) > self.protocol.step
         if several and not method.capabilities.sequential:  # not after its first step, whose scores would stand alone
             raise UnsupportedCapabilityError(

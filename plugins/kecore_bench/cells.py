@@ -9,9 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from kecore.api import registry
 from kecore.api.errors import ConfigError, MethodNotFoundError, StorageError
-from kecore.api.method import EditMethod
+from kecore.api.line import MethodLine
 from kecore.api.requirements import missing_examples, missing_training
 from kecore.api.types import EditRecord
 from kecore.editor import configured
@@ -140,7 +139,7 @@ def _digest(file: Path) -> dict[str, str]:
 def _resolved(entry: MethodEntry, plan: BenchPlan) -> dict[str, Any] | None:
     """What decides a method's answers, as fields of a :class:`RunSpec`; None for a baseline that is not installed."""
     try:
-        method = registry.default_registry().get(entry.name)
+        method = MethodLine.of(entry.name)
     except MethodNotFoundError:
         if entry.name not in BASELINES:
             raise
@@ -162,7 +161,7 @@ def _resolved(entry: MethodEntry, plan: BenchPlan) -> dict[str, Any] | None:
     return {"method": method.name, "config": config, "statistics": statistics, "given": given or None}
 
 
-def _trained(method: type[EditMethod], plan: BenchPlan) -> dict[Path, TrainedEditor]:
+def _trained(method: MethodLine, plan: BenchPlan) -> dict[Path, TrainedEditor]:
     """The plan's trained editors of a method, one a model, which must agree on the configuration."""
     every = {path: TrainedEditor.load(path) for path in plan.trained}
     found = {path: editor for path, editor in every.items() if editor.method == method.name}

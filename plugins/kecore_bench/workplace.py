@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from kecore.api import registry
 from kecore.api.errors import ConfigError
+from kecore.api.line import MethodLine
 from kecore.api.progress import Progress, silent
 from kecore.editor import Editor
 from kecore.environment import environment
@@ -102,7 +102,7 @@ class Workplace:
             ArtifactMismatchError: the editor that was trained for the method is one of another model.
             StatisticsMismatchError: the plan's statistics are of other weights, or do not cover a layer.
         """
-        needs = registry.default_registry().get(method).capabilities
+        needs = MethodLine.of(method).capabilities
         if needs.needs_training and method not in {trained.method for trained in editor.trained}:
             for trained in self._load_trained():
                 if trained.method == method:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from kecore.api import registry
+from kecore.api.line import MethodLine
 from kecore.testing import Trial, parametrize_with_checks
 from kecore.testing.conformance import Case
 
@@ -49,7 +50,7 @@ METHODS = [
 ]
 METHODS.append(Trial(registry.default_registry().get("kn"), models=("llama", "gemma2")))  # where it keeps every promise
 # A line of stages is a method too; behind a norm, as in Gemma 2, its "blue" still edits two layers.
-METHODS.append(Trial(registry.default_registry().get("alphaedit + blue + nas + merge"), models=("llama", "gemma2")))
+METHODS.append(Trial(MethodLine.of("alphaedit + blue + nas + merge"), models=("llama", "gemma2")))
 # Set-ups beside the defaults that work otherwise: the second edit merges the first one's shard, and a value stands at
 # every token of the row.
 _MERGING = {"mode": "merge", "shards": 1, "shard_edits": 1, "contexts": 1, "context_tokens": 3}

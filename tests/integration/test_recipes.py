@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kecore import models
-from kecore.api import registry
+from kecore.api.line import MethodLine
 from kecore.cli import app
 from kecore.editor import configured
 from kecore.evaluate.formats import default
@@ -31,7 +31,7 @@ def test_there_are_recipes() -> None:
 def test_a_recipe_could_run(path: Path) -> None:
     plan = BenchPlan.make(read_plan(path))
     for entry in plan.rows:
-        method = registry.default_registry().get(entry.name)
+        method = MethodLine.of(entry.name)
         assert configured(method, entry.preset, entry.set).to_json()
         assert not method.capabilities.needs_training
     for data in plan.facts:

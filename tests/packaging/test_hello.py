@@ -15,11 +15,13 @@ import pytest
 
 EDIT = """
 import json
+import sys
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-from kecore import Editor, EditRequest
+from kecore import Corpus, Editor, EditRequest, collect_statistics
 
+METHOD, CONFIG = sys.argv[1], json.loads(sys.argv[2])
 torch.set_num_threads(1)
 torch.manual_seed(0)
 words = ["<unk>", "the", "capital", "of", "France", "Italy", "is", "a", "Rome", "Paris"]
@@ -38,11 +40,14 @@ def chance():
 state = {k: v.clone() for k, v in model.state_dict().items()}
 before = chance()
 editor = Editor(model, tokenizer)
-editor.edit(EditRequest("the capital of {}", "France", "Rome"), method="hello")
+if "memit" in METHOD:
+    editor.statistics = collect_statistics(editor.view, editor.encoder, Corpus.of(sys.argv[3]), range(3), tokens=200)
+made = editor.edit(EditRequest("the capital of {}", "France", "Rome"), method=METHOD, **CONFIG)
+norms = [update.norm() for update in made.updates.values()]
 after = chance()
 editor.revert()
 same = all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
-print(json.dumps({"before": before, "after": after, "same": same}))
+print(json.dumps({"before": before, "after": after, "same": same, "method": made.method, "norms": norms}))
 """
 
 
@@ -64,6 +69,10 @@ def test_is_listed_beside_the_built_ins(environment: dict[str, str], tmp_path: P
     rows = {row["name"]: row for row in listed["methods"]}
     assert "memit" in rows
     assert (rows["hello"]["distribution"], rows["hello"]["error"]) == ("kecore-hello", "")
+    stages = {row["name"]: row for row in listed["stages"]}
+    assert "blue" in stages
+    assert (stages["hello-stage"]["distribution"], stages["hello-stage"]["error"]) == ("kecore-hello", "")
+    assert list(stages["hello-stage"]["settings"]) == ["hello_stage_power"]
 
 
 def test_is_not_there_where_plugins_are_limited(environment: dict[str, str], tmp_path: Path) -> None:
@@ -74,10 +83,29 @@ def test_is_not_there_where_plugins_are_limited(environment: dict[str, str], tmp
     assert "hello" not in run(command, {**environment, "KECORE_PLUGINS": ""}, tmp_path)
 
 
-def test_edits_and_takes_the_edit_off(environment: dict[str, str], tmp_path: Path) -> None:
-    seen = run([sys.executable, "-c", EDIT], environment, tmp_path)
+@pytest.mark.parametrize(("method", "config"), [("hello", {}), ("hello-spread", {"layers": [0, 1, 2], "contexts": 0})])
+def test_edits_and_takes_the_edit_off(
+    environment: dict[str, str], tmp_path: Path, method: str, config: dict[str, Any]
+) -> None:
+    seen = run([sys.executable, "-c", EDIT, method, json.dumps(config)], environment, tmp_path)
     assert seen["before"] < 0.2 < 0.9 < seen["after"]
     assert seen["same"]
+    assert seen["method"] == method
+
+
+def test_its_stage_goes_with_a_method_of_kecore(environment: dict[str, str], tmp_path: Path) -> None:
+    """``memit + hello-stage``: the higher its power, the less the first layer writes."""
+    text = tmp_path / "text.txt"
+    text.write_text("the capital of France is Paris the capital of Italy is Rome " * 40)
+    norms: dict[str, list[float]] = {}
+    for method, power in (("memit", None), ("memit + hello-stage", 1), ("memit + hello-stage", 6)):
+        config = {"layers": [0, 1], "contexts": 0, **({} if power is None else {"hello_stage_power": power})}
+        seen = run([sys.executable, "-c", EDIT, method, json.dumps(config), str(text)], environment, tmp_path)
+        assert seen["same"]
+        assert seen["method"] == method
+        norms[f"{method} {power}"] = seen["norms"]
+    assert norms["memit + hello-stage 1"] == pytest.approx(norms["memit None"])
+    assert norms["memit + hello-stage 6"][0] < 0.2 * norms["memit None"][0]
 
 
 def test_passes_its_own_conformance_test(environment: dict[str, str], tmp_path: Path, root: Path) -> None:

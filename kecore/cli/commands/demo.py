@@ -50,14 +50,14 @@ def demo(
     """
     screen = Screen.of(context)
     from kecore import data
-    from kecore.api import registry
+    from kecore.api.line import MethodLine
     from kecore.api.types import EditRecord, EditRequest
     from kecore.evaluate import load_records
     from kecore.models import DEMO, cache_dir
 
     headline = EditRecord(EditRequest(**HEADLINE, id="headline"), source="kecore demo")
     facts = load_records(data.path("counterfact_sample.jsonl"), limit=records)
-    job = EditJob(registry.default_registry().get("memit"), [headline, *facts])
+    job = EditJob(MethodLine.of("memit"), [headline, *facts])
     loading = Loading(DEMO, device, dtype, seed=seed)
     editor = loading.edit(screen)
     outcome = job.run(screen, editor, out or cache_dir() / "demo", _asks(job.records))

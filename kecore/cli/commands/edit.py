@@ -18,7 +18,7 @@ from kecore.statistics_source import StatisticsSource
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from kecore.api.method import EditMethod
+    from kecore.api.line import MethodLine
     from kecore.api.types import EditRecord
     from kecore.trained import TrainedEditor
 
@@ -114,10 +114,10 @@ def _check_usage(
         raise typer.BadParameter("--stats are read as they are; leave out --text and --tokens, or --stats")
 
 
-def _method(name: str) -> type[EditMethod]:
-    from kecore.api import registry
+def _method(name: str) -> MethodLine:
+    from kecore.api.line import MethodLine
 
-    return registry.default_registry().get(name)
+    return MethodLine.of(name)
 
 
 def _trained(path: Path | None) -> TrainedEditor | None:

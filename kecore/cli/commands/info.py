@@ -16,24 +16,30 @@ from kecore.cli.plugins import CommandGroup
 
 if TYPE_CHECKING:
     from kecore.api.registry import MethodInfo, PluginInfo
+    from kecore.api.stage import StageInfo
     from kecore.doctor import Report
 
 __all__ = ["doctor", "methods"]
 
 
 def methods(context: typer.Context, as_json: options.AsJson = False) -> None:
-    """List the editing methods that are installed.
+    """List the editing methods that are installed, and the stages that can be added to them.
 
     With what each can do and needs, its paper and where it comes from; or why one cannot be used.
     """
     screen = Screen.of(context)
     from kecore.api import registry
+    from kecore.api.stage import installed_stages
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", KecoreWarning)  # what they say stands in the listing
         offered = registry.default_registry().describe()
+        stages = installed_stages().describe()
     _show_methods(screen, offered)
-    screen.finish({"methods": [method.to_json() for method in offered]})
+    _show_stages(screen, stages)
+    screen.finish(
+        {"methods": [method.to_json() for method in offered], "stages": [stage.to_json() for stage in stages]}
+    )
 
 
 def _show_methods(screen: Screen, offered: list[MethodInfo]) -> None:
@@ -48,6 +54,18 @@ def _show_methods(screen: Screen, offered: list[MethodInfo]) -> None:
     for method in offered:
         if method.error:
             screen.show(f"[bold red]cannot be used:[/] {escape(method.name)}: {escape(method.error)}")
+
+
+def _show_stages(screen: Screen, stages: list[StageInfo]) -> None:
+    usable = [stage for stage in stages if not stage.error]
+    rows = [
+        (stage.name, stage.summary, ", ".join(stage.settings), f"{stage.distribution} {stage.version}")
+        for stage in usable
+    ]
+    screen.show(make_table("stage", "does", "settings", "from", rows=rows, title="Stages, as in 'memit + blue'"))
+    for stage in stages:
+        if stage.error:
+            screen.show(f"[bold red]cannot be used:[/] {escape(stage.name)}: {escape(stage.error)}")
 
 
 def _abilities(method: MethodInfo) -> str:

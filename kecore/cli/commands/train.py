@@ -82,15 +82,15 @@ def train(
     The result goes to `kecore edit --trained`. A run that was interrupted goes on where it stopped.
     """
     screen = Screen.of(context)
-    from kecore.api import registry
+    from kecore.api.line import MethodLine
     from kecore.editor import configured
     from kecore.evaluate import load_records
     from kecore.trained import TRAINED
     from kecore.training import Trainable
     from kecore.training import train as run
 
-    cls = registry.default_registry().get(method)
-    instance = cls()
+    line = MethodLine.of(method)
+    cls, instance = line.method, line.method()
     if not isinstance(instance, Trainable):
         raise UnsupportedCapabilityError(f"method '{cls.name}' needs no training; use it with `kecore edit` as it is")
     options_of_schedule = {
@@ -101,7 +101,7 @@ def train(
     }
     changes = {name: value for name, value in options_of_schedule.items() if value is not None}
     schedule = replace(instance.schedule, **changes)
-    config = configured(cls, preset, options.settings(set_))
+    config = configured(line, preset, options.settings(set_))
     config.check_installed()
     records = load_records(data, limit=limit, format=data_format, split=split, variant=variant, sha256=sha256)
     options.check_free(out, TRAINED, force)

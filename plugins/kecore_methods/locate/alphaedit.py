@@ -21,6 +21,7 @@ from kecore.engine.needs import Shape
 from kecore.model import ModelView
 from kecore.ops import Solution, kv_solve
 from kecore.statistics import KeyStatistics
+from kecore_methods.locate.presets import Published
 
 __all__ = ["AlphaEdit", "InNullSpace", "NullSpace", "Projected"]
 
@@ -53,7 +54,7 @@ class NullSpace:
 class InNullSpace(ABC):
     """What AlphaEdit and its relatives have in common: keys without the directions that preserved ones use."""
 
-    class Config(BatchConfig):
+    class Config(Published, BatchConfig):
         """What AlphaEdit and its relatives can be told."""
 
         relative_threshold: float = Field(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
+from kecore.api.config import StageSettings
+from kecore.engine.closed_form import ClosedForm
 from kecore.engine.keys import Keys, Prompts
 from kecore.engine.spread import Residuals, Spread
 
-__all__ = ["Boundary"]
+__all__ = ["Blue", "Boundary"]
 
 
 class Boundary(Spread):
@@ -40,3 +43,18 @@ class Boundary(Spread):
     def share(self, layer: int, keys: Keys, missing: Tensor, remaining: int) -> Tensor:
         """Return what the layer writes; see the base."""
         return self._within.share(layer, keys, missing, remaining)
+
+
+class Blue:
+    """Edit the first and last of the layers only, each for values of its own."""
+
+    name = "blue"
+    Settings = StageSettings
+    reference = (
+        "Li et al., Rethinking Residual Distribution in Locate-then-Edit Model Editing, NeurIPS 2025, arXiv:2502.03748"
+    )
+    api = (1, 1)
+
+    def apply(self, form: ClosedForm, settings: StageSettings) -> ClosedForm:
+        """Return the form with this stage in it."""
+        return replace(form, spread=Boundary(form.spread))

@@ -96,7 +96,7 @@ class Eamet(LeastSquares):
         align_temperature: float = Field(default=0.07, gt=0, description="Temperature of the cosines' softmaxes.")
         align_nearest: int = Field(default=10, ge=1, description="How many nearest keys count in the squares.")
 
-        def engine(self, layers: tuple[int, ...], **stages: Any) -> ClosedForm:
+        def engine(self, layers: tuple[int, ...], **choices: Any) -> ClosedForm:
             """The engine with aligned values."""
 
             def align(keys: Tensor) -> Alignment:
@@ -104,7 +104,7 @@ class Eamet(LeastSquares):
                     keys, self.align_divergence, self.align_squares, self.align_temperature, self.align_nearest
                 )
 
-            return super().engine(layers, **{"coupling": align, **stages})
+            return super().engine(layers, **{"coupling": align, **choices})
 
     name = "eamet"
     reference = (

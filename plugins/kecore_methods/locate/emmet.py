@@ -16,6 +16,7 @@ from kecore.engine.keys import Keys
 from kecore.engine.solve import least_squares
 from kecore.model import ModelView
 from kecore.ops import Solution
+from kecore_methods.locate.presets import Published
 
 __all__ = ["Emmet"]
 
@@ -23,7 +24,7 @@ __all__ = ["Emmet"]
 class Emmet:
     """Equality-constrained Mass Model Editing: ROME's constraint for a whole batch (eq. 9 of the paper)."""
 
-    class Config(BatchConfig):
+    class Config(Published, BatchConfig):
         """Configuration of EMMET."""
 
         preset_key: ClassVar[str] = "emmet"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -13,12 +13,14 @@ from kecore.api.types import Capabilities
 from kecore.batch import RequestBatch
 from kecore.edit import WeightEdit
 from kecore.engine.accumulate import Past
+from kecore.engine.closed_form import ClosedForm, unsolved
 from kecore.engine.config import BatchConfig
 from kecore.engine.keys import Keys
 from kecore.engine.solve import least_squares
 from kecore.model import ModelView
 from kecore.ops import Solution
 from kecore.statistics import KeyStatistics
+from kecore_methods.locate.presets import Published
 
 __all__ = ["LeastSquares", "Memit"]
 
@@ -26,7 +28,7 @@ __all__ = ["LeastSquares", "Memit"]
 class LeastSquares:
     """MEMIT's solve; the methods that add stages to it differ in name, paper and configuration only."""
 
-    class Config(BatchConfig):
+    class Config(Published, BatchConfig):
         """What MEMIT and its relatives can be told."""
 
         preservation: float = Field(
@@ -65,6 +67,10 @@ class LeastSquares:
                 raise ValueError("'norm_lambda' counts beside 'preservation_lambda'; give both, or use 'norm_weight'")
             return self
 
+        def engine(self, layers: tuple[int, ...], **choices: Any) -> ClosedForm:
+            """Return the engine, which merges subjects or does not."""
+            return super().engine(layers, **{"merge_subjects": self.merge_subjects, **choices})
+
         def norm(self, statistics: KeyStatistics, layer: int) -> float:
             """Weight of ``‖Δ‖²`` in units of the preserved keys' mean square at a layer."""
             if self.norm_lambda is None or self.preservation_lambda is None:
@@ -81,7 +87,7 @@ class LeastSquares:
         layers = config.edited_layers(view)
         statistics = context.need_statistics(layers, self.name)
         absolute = config.preservation_lambda is not None
-        merge = config.merge_subjects or "merge" in config.every_stage
+        merge = config.engine(layers, solve=unsolved).merge_subjects
         subjects = batch.subjects if merge else batch.ungrouped().subjects
 
         def solve(layer: int, keys: Keys, residuals: Tensor) -> Solution:
@@ -92,8 +98,7 @@ class LeastSquares:
                 keys, residuals, factor, weight, absolute=absolute, each=config.each_context, past=past
             )
 
-        engine = config.engine(layers, solve=solve, merge_subjects=config.merge_subjects)
-        return engine.plan(view, batch, context, self.name)
+        return config.engine(layers, solve=solve).plan(view, batch, context, self.name)
 
 
 class Memit(LeastSquares):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,9 +10,7 @@ from torch import Tensor
 from kecore.api.errors import LayerError
 from kecore.engine.closed_form import ClosedForm
 from kecore.engine.keys import Keys, Prompts
-from kecore.engine.needs import Shape
 from kecore.engine.spread import Residuals, Spread
-from kecore.model import ModelView
 from kecore.model.sites import Output, Value
 from kecore_methods.locate.memit import LeastSquares
 
@@ -100,14 +97,9 @@ class MemitFE(LeastSquares):
     class Config(LeastSquares.Config):
         """Configuration of MEMIT-FE."""
 
-        def memory_shape(self, view: ModelView) -> Shape:
-            """What of this configuration decides memory."""
-            shape = super().memory_shape(view)
-            return replace(shape, anchor=min(shape.layers))
-
-        def engine(self, layers: tuple[int, ...], **stages: Any) -> ClosedForm:
+        def engine(self, layers: tuple[int, ...], **choices: Any) -> ClosedForm:
             """The engine with targets from the first layer."""
-            return super().engine(layers, **{"spread": ForwardReplay(), **stages})
+            return super().engine(layers, **{"spread": ForwardReplay(), **choices})
 
     name = "memit-fe"
     reference = (

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kecore.api.config import StageSettings
+from kecore.engine.closed_form import ClosedForm
+from kecore.engine.target import Target
 from kecore_methods.locate.alphaedit import AlphaEdit
 
-__all__ = ["Nas"]
+__all__ = ["Nas", "NormAnchor", "norm_anchored"]
+
+_LONGEST = 20  # one value in so many is left out of the anchor
 
 
 class Nas(AlphaEdit):
-    """Norm-Anchor Scaling on AlphaEdit's solve, as released: see :func:`kecore.engine.target.norm_anchored`."""
+    """Norm-Anchor Scaling on AlphaEdit's solve, as released: see :func:`norm_anchored`."""
 
     class Config(AlphaEdit.Config):
         """Configuration of NAS."""
@@ -20,3 +30,50 @@ class Nas(AlphaEdit):
 
     name = "nas"
     reference = "Liu et al., Norm Anchors Make Model Edits Last, 2026, arXiv:2602.02543"
+
+
+class NormAnchor:
+    """Give every value the length that the unedited model's have."""
+
+    class Settings(StageSettings):
+        """What may be chosen."""
+
+        anchor: float | None = Field(
+            default=None,
+            gt=0,
+            description="Length of a value; None takes the mean length of the values of the session's first edit, "
+            "without the longest twentieth.",
+        )
+
+    name = "nas"
+    reference = Nas.reference
+    api = (1, 1)
+
+    def apply(self, form: ClosedForm, settings: NormAnchor.Settings) -> ClosedForm:
+        """Return the form with this stage in it."""
+        return form.with_target(norm_anchored(settings.anchor))
+
+
+def norm_anchored(anchor: float | None = None) -> Target:
+    """NAS: every value is as long as values of the unedited model are (arXiv 2602.02543).
+
+    A value ``v`` is the projection's output with ``delta`` on it, and becomes ``a v / ‖v‖``. The anchor ``a`` is the
+    mean length of values that were found on the unedited model, without the longest twentieth (as in the authors'
+    release).
+
+    Args:
+        anchor: ``a``, in units of the projection's output; None takes it from the values of the session's first edit at
+            the same layer.
+    """
+
+    def target(layer: int, outputs: Callable[[], Tensor], delta: Tensor, state: dict[str, Tensor]) -> Tensor:
+        now, name = outputs().to(delta), f"nas/anchor/{layer}"
+        value = now + delta
+        length = value.norm(dim=1)
+        if anchor is not None:
+            state[name] = torch.tensor(anchor)
+        elif name not in state:
+            state[name] = length.sort().values[: len(length) - len(length) // _LONGEST].mean()
+        return value * (state[name].to(value) / length)[:, None] - now
+
+    return target

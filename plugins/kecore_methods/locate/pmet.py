@@ -54,9 +54,9 @@ class Pmet(LeastSquares):
             """Numbers of the target stage."""
             return replace(super().value_settings(), beside=mixer)
 
-        def engine(self, layers: tuple[int, ...], **stages: Any) -> ClosedForm:
+        def engine(self, layers: tuple[int, ...], **choices: Any) -> ClosedForm:
             """The engine with PMET's spread and targets."""
-            return super().engine(layers, **{"spread": BySquareRoot(), **stages})
+            return super().engine(layers, **{"spread": BySquareRoot(), **choices})
 
     name = "pmet"
     reference = "Li et al., PMET: Precise Model Editing in a Transformer, AAAI 2024, arXiv:2308.08742"

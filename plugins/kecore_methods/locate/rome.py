@@ -17,6 +17,7 @@ from kecore.engine.keys import Keys, Prompts
 from kecore.engine.solve import one_by_one
 from kecore.model import ModelView
 from kecore.ops import Solution
+from kecore_methods.locate.presets import Published
 
 __all__ = ["Rome"]
 
@@ -28,7 +29,7 @@ class Rome:
     optimised together on the model as it was.
     """
 
-    class Config(LocateConfig):
+    class Config(Published, LocateConfig):
         """Configuration of ROME."""
 
         preset_key: ClassVar[str] = "rome"

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
+from pydantic import Field
+
+from kecore.api.config import StageSettings
+from kecore.edit import LowRank, Update, factors_of
+from kecore.engine.accumulate import append, gathered
+from kecore.engine.closed_form import ClosedForm
+from kecore.engine.post import Post, Site
+from kecore.ops import kv_solve
 from kecore_methods.locate.rome import Rome
 
-__all__ = ["SimIE"]
+__all__ = ["SimIE", "SimulatedIdeal", "simulated_ideal"]
 
 
 class SimIE(Rome):
-    """Simulating Ideal Editor around ROME: see :func:`kecore.engine.post.simulated_ideal`."""
+    """Simulating Ideal Editor around ROME: see :func:`simulated_ideal`."""
 
     class Config(Rome.Config):
         """Configuration of SimIE."""
@@ -22,3 +31,49 @@ class SimIE(Rome):
     reference = (
         "Guo et al., Towards Lifelong Model Editing via Simulating Ideal Editor, ICML 2025, openreview:VdEG08ZJCH"
     )
+
+
+class SimulatedIdeal:
+    """Do to the keys of all edits what one edit of them all would have done."""
+
+    class Settings(StageSettings):
+        """What may be chosen."""
+
+        ridge: float = Field(
+            default=0.1, gt=0, description="Lambda, relative to the mean squared norm of the first edit's keys."
+        )
+
+    name = "simie"
+    reference = SimIE.reference
+    api = (1, 1)
+
+    def apply(self, form: ClosedForm, settings: SimulatedIdeal.Settings) -> ClosedForm:
+        """Return the form with this stage in it."""
+        return form.with_post(simulated_ideal(settings.ridge))
+
+
+def simulated_ideal(ridge: float) -> Post:
+    """SimIE: an update does to the keys of all edits what one edit of them all would have done.
+
+    With ``K_t`` the keys of edit ``t`` and ``Δ_t`` its update, the smallest shift that gives every key what its own
+    edit gave it solves a linear system; its recursive form (openreview VdEG08ZJCH) replaces ``Δ_t`` by
+
+        Δ_t K_t K_tᵀ (λI + Σ_{s≤t} K_s K_sᵀ)⁻¹
+
+    Args:
+        ridge: λ, relative to the mean squared norm of the first edit's keys.
+    """
+
+    def post(site: Site, update: Update) -> Update:
+        name = f"simie/{site.layer}"
+        new, _ = site.keys.each(compact=True)
+        if f"{name}/ridge" not in site.state:
+            size = float(new.double().square().sum()) / len(site.keys.weight)
+            site.state[f"{name}/ridge"] = torch.tensor(ridge * size, dtype=torch.float64)
+        append(site.state, f"{name}/keys", new)
+        u, v = factors_of(update)
+        given = u.double() @ (v.double().t() @ new.double())
+        solution = kv_solve(gathered(site.state, f"{name}/keys"), given, float(site.state[f"{name}/ridge"]))
+        return LowRank(solution.U, solution.V)
+
+    return post

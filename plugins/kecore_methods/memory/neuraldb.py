@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import fields
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -15,6 +16,7 @@ from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities
 from kecore.batch import RequestBatch
 from kecore.edit import LowRank, ModuleEdit, SideModule
+from kecore.engine.closed_form import ClosedForm, unsolved
 from kecore.engine.config import LocateConfig
 from kecore.engine.keys import Keys
 from kecore.engine.passes import Passes, hook_projection
@@ -23,7 +25,7 @@ from kecore.ops import Solution
 
 __all__ = ["Database", "NeuralDb"]
 
-_STAGES = frozenset({"merge", "nas"})  # stages that act on values; the others act on the update of a weight
+_OF_VALUES = frozenset({"coupling", "gain", "merge_subjects", "target", "values"})  # what stages may change here
 _SAME = 0.99  # cosine above which a new key takes an old one's place
 
 
@@ -84,8 +86,6 @@ class NeuralDb:
     class Config(LocateConfig):
         """Configuration of NeuralDB; fields of a weight's update have no effect."""
 
-        preset_key: ClassVar[str] = "neuraldb"
-
         gate: float = Field(
             default=0.65, gt=-1, lt=1, description="Least cosine of a token's key to a stored one (0.65 in the paper)."
         )
@@ -103,11 +103,11 @@ class NeuralDb:
     def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> ModuleEdit:
         """Find keys and values, with the entries of earlier edits in effect; the model is as before on return."""
         config: NeuralDb.Config = context.config
-        unsuitable = sorted(set(config.every_stage) - _STAGES)
+        unsuitable = [name for name in config.all_stages if not _acts_on_values(config, name)]
         if unsuitable:
             raise ConfigError(
-                f"neuraldb has no update of a weight that the stages {unsuitable} could change; it takes "
-                f"{', '.join(sorted(_STAGES))}"
+                f"neuraldb has no update of a weight that the stages {unsuitable} could change; it takes stages that "
+                "act on values, such as 'merge' and 'nas'"
             )
         layer = config.edited_layers(view)[-1]
 
@@ -172,3 +172,11 @@ def _make_database(path: str, keys: Tensor, values: Tensor, gate: float) -> Data
     database = Database(path, entries, d_in, values.shape[1], gate)
     database.load_state_dict({"keys": keys, "values": values})
     return database
+
+
+def _acts_on_values(config: NeuralDb.Config, stage: str) -> bool:
+    """Return whether a stage leaves alone all that a weight's update is made by."""
+    plain = ClosedForm(layers=(0,), contexts=0, context_tokens=0, values=config.value_settings(), solve=unsolved)
+    staged = config.apply_stage(plain, stage)
+    names = {field.name for field in fields(plain)} - _OF_VALUES
+    return all(getattr(staged, name) is getattr(plain, name) for name in names)

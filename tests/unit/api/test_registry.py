@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kecore.api import registry
-from kecore.api.errors import ConfigError, IncompatiblePluginError, KecoreWarning, MethodNotFoundError, PluginError
+from kecore.api.errors import IncompatiblePluginError, KecoreWarning, MethodNotFoundError, PluginError
 from kecore.api.method import METHOD_API
 from kecore.api.registry import GROUP, Registry, check_contract
 
@@ -86,31 +86,6 @@ def test_unknown_name_suggests_near_ones(install: Install) -> None:
         found.get("memt")
     with pytest.raises(MethodNotFoundError, match="no method 'xyz'; installed: memit, rome"):
         found.get("xyz")
-
-
-def test_a_line_is_the_method_with_stages(install: Install) -> None:
-    """The registry reads the line, the method's configuration knows its stages; a plain one has none."""
-    source = GOOD.replace(
-        "class Method:",
-        """
-class Config(MethodConfig):
-    @classmethod
-    def staged(cls, names):
-        return type("Staged", (cls,), {"__module__": __name__, "__doc__": " then ".join(names)})
-
-class Method:""",
-    ).replace("Config = MethodConfig", "Config = Config")
-    install("other", "plain")
-    found = Registry(install("kecore", "rome", source))
-    line = found.get("Rome + Blue+ nas")
-    assert (line.name, line.Config.__doc__) == ("rome + blue + nas", "Blue then nas")
-    assert issubclass(line, found.get("rome"))
-    assert check_contract(line, line.name) is line is found.get("rome + Blue + nas")
-    assert found.names() == ["plain", "rome"]
-    with pytest.raises(ConfigError, match=r"method 'plain \+ blue': no stage can be added, got 'blue': stages change"):
-        found.get("plain + blue")
-    with pytest.raises(MethodNotFoundError, match="no method 'rom'; did you mean 'rome'"):
-        found.get("rom + blue")
 
 
 def test_nothing_installed_says_how_to_install() -> None:

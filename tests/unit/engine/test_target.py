@@ -1,44 +1,37 @@
-"""Values before they are written: their norm."""
+"""The target stage: several of them act one after another."""
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
+from torch import Tensor
 
-from kecore.engine.target import norm_anchored
+from kecore.engine import ClosedForm, ValueSettings
+from kecore.engine.closed_form import unsolved
+from kecore.engine.target import as_found
 
-
-def random(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def test_a_values_norm_is_that_of_the_first_edit() -> None:
-    state: dict[str, torch.Tensor] = {}
-    now, delta = random(4, 8, seed=1), random(4, 8, seed=2)
-    nas = norm_anchored()
-    first = nas(2, lambda: now, delta, state)
-    anchor = (now + delta).norm(dim=1).mean()
-    value = now + first
-    torch.testing.assert_close(value.norm(dim=1), anchor.expand(4))
-    torch.testing.assert_close(torch.cosine_similarity(value, now + delta), torch.ones(4))
-    grown = nas(2, lambda: 7 * now, 9 * delta, state)
-    torch.testing.assert_close((7 * now + grown).norm(dim=1), anchor.expand(4))
+FORM = ClosedForm(layers=(0,), contexts=0, context_tokens=0, values=ValueSettings(), solve=unsolved)
 
 
-@pytest.mark.parametrize(("count", "left"), [(19, 19), (20, 19), (43, 41)])
-def test_the_anchor_leaves_the_longest_twentieth_out(count: int, left: int) -> None:
-    """NAS as released: of ``n`` lengths the ``⌊n / 20⌋`` largest do not count."""
-    lengths = torch.arange(1.0, count + 1)
-    value = torch.nn.functional.normalize(random(count, 6, seed=1), dim=1) * lengths[torch.randperm(count)][:, None]
-    state: dict[str, torch.Tensor] = {}
-    norm_anchored()(2, lambda: torch.zeros(count, 6), value, state)
-    assert float(state["nas/anchor/2"]) == pytest.approx((left + 1) / 2)
+def doubled(_layer: int, _outputs: Callable[[], Tensor], delta: Tensor, state: dict[str, Tensor]) -> Tensor:
+    state["seen"] = delta
+    return 2 * delta
 
 
-def test_an_anchor_may_be_given() -> None:
-    """That of a thousand pilot edits, say, which the paper takes."""
-    state = {"nas/anchor/2": torch.tensor(99.0)}
-    now, delta = random(3, 8, seed=1), random(3, 8, seed=2)
-    value = now + norm_anchored(2.5)(2, lambda: now, delta, state)
-    torch.testing.assert_close(value.norm(dim=1), torch.full((3,), 2.5))
-    assert float(state["nas/anchor/2"]) == 2.5
+def shortened(_layer: int, outputs: Callable[[], Tensor], delta: Tensor, _state: dict[str, Tensor]) -> Tensor:
+    return delta - outputs()
+
+
+def test_targets_act_in_turn() -> None:
+    state: dict[str, Tensor] = {}
+    both = FORM.with_target(doubled).with_target(shortened).target
+    assert torch.equal(both(1, lambda: torch.ones(2, 3), torch.full((2, 3), 5.0), state), torch.full((2, 3), 9.0))
+    assert torch.equal(state["seen"], torch.full((2, 3), 5.0))
+
+
+def test_a_form_changes_nothing_unless_a_stage_does() -> None:
+    assert FORM.target is as_found
+    assert FORM.with_target(doubled).target is doubled
+    assert replace(FORM.with_target(doubled), target=as_found) == FORM

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from kecore import Corpus, Editor, EditRequest, WeightEdit
-from kecore.api import registry
 from kecore.api.errors import ConfigError, KecoreWarning
+from kecore.api.line import MethodLine
 from kecore.batch import RequestBatch
 from kecore.edit import Dense, LowRank
-from kecore.engine.closed_form import ClosedForm
+from kecore.engine import ClosedForm, LocateConfig
 from kecore.engine.keys import Prompts
 from kecore.statistics import collect_statistics
 from kecore.testing import tiny_model, tiny_tokenizer
@@ -175,8 +175,10 @@ def test_a_method_may_be_a_line(editor: Editor) -> None:
 
 def test_blue_optimises_for_the_first_layer_too(editor: Editor) -> None:
     """Which takes the most memory of the two, and is planned for; both layers have values of every fact."""
-    blue, memit = (registry.default_registry().get(name).Config.make(FAST) for name in ("memit + blue", "memit"))
-    assert (blue.memory_shape(editor.view).anchor, memit.memory_shape(editor.view).anchor) == (0, None)
+    blue, memit = (MethodLine.of(name).make_config(FAST) for name in ("memit + blue", "memit"))
+    assert isinstance(blue, LocateConfig)
+    assert isinstance(memit, LocateConfig)
+    assert (blue.memory_shape(editor.view).anchor, memit.memory_shape(editor.view).anchor) == (0, 2)
     assert blue.memory_shape(editor.view).layers == (0, 2)
 
 
@@ -196,20 +198,21 @@ def test_a_lines_sequence_remembers(editor: Editor) -> None:
 
 
 def test_a_line_keeps_the_presets_of_its_method() -> None:
-    config = registry.default_registry().get("memit + rect").Config
-    assert config.presets() == registry.default_registry().get("memit").Config.presets() != {}
+    line = MethodLine.of("memit + rect")
+    assert line.method is MethodLine.of("memit").method
+    assert line.make_config(line.method.Config.preset("llama-2-7b")).to_json()["rect_kept"] == 0.4
 
 
 @pytest.mark.parametrize("method", ["rect", "prune", "ote-se", "eamet", "memit-fe", "sphere", "simie", "evoedit"])
 def test_what_another_method_published_is_no_preset(method: str) -> None:
     with pytest.raises(ConfigError, match=r"unknown preset 'llama-2-7b'; known: none"):
-        registry.default_registry().get(method).Config.preset("llama-2-7b")
+        MethodLine.of(method).method.Config.preset("llama-2-7b")
 
 
 @pytest.mark.parametrize(
     ("method", "stages", "message"),
     [
-        ("memit", "blue + purple", r"no stage 'purple'; known: blue, merge, .*rect"),
+        ("memit", "blue + purple", r"no stage 'purple'; installed: blue, merge, .*rect"),
         ("memit", "blu", "no stage 'blu'; did you mean 'blue'"),
         ("memit", "blue + ", "no stage ''"),
         ("memit", ["blue", "blue"], "'blue' is named twice; name each once"),
@@ -228,13 +231,43 @@ def test_stages_that_do_not_fit_are_refused(editor: Editor, method: str, stages:
 
 @pytest.mark.parametrize("empty", ["", "  ", (), []])
 def test_no_stage_is_none(empty: Any) -> None:
-    rect = registry.default_registry().get("rect").Config
+    rect = MethodLine.of("rect").method.Config
     assert rect.make({"stages": empty}) == rect()
 
 
 def test_a_configuration_survives_its_json() -> None:
-    config = registry.default_registry().get("rect + blue").Config.make({"stages": "nas"})
-    assert type(config).make(config.to_json()) == config
+    line = MethodLine.of("rect + blue")
+    config = line.make_config({"stages": "nas", "sphere_ratio": 0.25})
+    assert line.make_config(config.to_json()) == config
+    values = config.to_json()
+    assert values["stages"] == ["nas"]  # the line's own stand in the method's name
+    assert {name: values[name] for name in ("rect_kept", "nas_anchor", "sphere_ratio", "sphere_suppression")} == {
+        "rect_kept": 0.4,
+        "nas_anchor": None,
+        "sphere_ratio": 0.25,
+        "sphere_suppression": 0.5,
+    }
+    assert "prune_base" not in values
+
+
+def test_settings_are_those_of_the_stage_that_acts(editor: Editor) -> None:
+    tenth, all_of_it = planned(editor, "memit + rect", rect_kept=0.1), planned(editor, "memit + rect", rect_kept=1)
+    assert same(all_of_it, planned(editor, "memit"))
+    (update, *_) = tenth.updates.values()
+    assert float((update.matrix() != 0).float().mean()) == pytest.approx(0.1, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rect_kpt": 0.3}, r"unknown key 'rect_kpt'; did you mean 'rect_kept'\? known: accumulate, .*rect_kept"),
+        ({"rect_kept": 3}, r"'rect_kept': Input should be less than or equal to 1, got 3"),
+        ({"rect_kept": "much", "prune_base": 1}, r"'rect_kept': .* valid number.*; 'prune_base': .* greater than 1"),
+    ],
+)
+def test_settings_that_are_none_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        MethodLine.of("memit").make_config(values)
 
 
 def test_a_line_is_a_list(editor: Editor) -> None:
@@ -285,9 +318,9 @@ class FixedValues(OteSe):
     class Config(OteSe.Config):
         """That of OTE-SE."""
 
-        def engine(self, layers: tuple[int, ...], **stages: Any) -> ClosedForm:
+        def engine(self, layers: tuple[int, ...], **choices: Any) -> ClosedForm:
             """The engine without optimised values."""
-            return replace(super().engine(layers, **stages), target=given)
+            return replace(super().engine(layers, **choices), target=given)
 
 
 def given(_layer: int, outputs: Callable[[], Tensor], delta: Tensor, state: dict[str, Tensor]) -> Tensor:

@@ -10,15 +10,11 @@ from torch import Tensor
 
 from kecore.edit import Dense, LowRank
 from kecore.engine.keys import Keys
-from kecore.engine.post import (
-    Site,
-    besides_principal_directions,
-    chained,
-    largest_relative_changes,
-    restrained_spectrum,
-    simulated_ideal,
-    untouched,
-)
+from kecore.engine.post import Site, chained, untouched
+from kecore_methods.locate.prune import restrained_spectrum
+from kecore_methods.locate.rect import largest_relative_changes
+from kecore_methods.locate.simie import simulated_ideal
+from kecore_methods.locate.sphere import besides_principal_directions
 
 
 def random(*shape: int, seed: int, scale: float = 1.0) -> Tensor:

@@ -1,0 +1,90 @@
+"""What a user names where a method is asked for: a method, with or without stages of the user's choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from kecore.api import registry
+from kecore.api.errors import ConfigError
+from kecore.api.method import EditMethod, MethodContext
+from kecore.api.types import Capabilities
+
+if TYPE_CHECKING:
+    from kecore.api.config import MethodConfig
+    from kecore.batch import RequestBatch
+    from kecore.edit import Edit
+    from kecore.model import ModelView
+
+__all__ = ["MethodLine", "method_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class MethodLine:
+    """A method and the stages that a line such as ``"memit + blue + nas"`` adds to it.
+
+    Args:
+        method: the method.
+        stages: names of the stages, as they are known, in the order in which they act.
+    """
+
+    method: type[EditMethod]
+    stages: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, method: str | type[Any] | MethodLine) -> MethodLine:
+        """Return what is meant by a line of text, by a class that need not be installed, or by a line itself.
+
+        Raises:
+            MethodNotFoundError: no such method.
+            PluginError: the class breaks the contract of a method.
+            ConfigError: the method takes no such stage.
+        """
+        if isinstance(method, MethodLine):
+            return method
+        if not isinstance(method, str):
+            return cls(registry.check_contract(method, getattr(method, "name", method.__name__)))
+        name, *stages = (word.strip() for word in method.split("+"))
+        found = registry.default_registry().get(name)
+        try:
+            return cls(found, found.Config.check_stages(stages))
+        except ConfigError as error:
+            line = " + ".join([found.name, *(stage.casefold() for stage in stages)])
+            raise ConfigError(f"method '{line}': {error}") from None
+
+    @property
+    def name(self) -> str:
+        """What edits, results and a session's memory of the method are filed under."""
+        return " + ".join((self.method.name, *self.stages))
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the method can do and needs."""
+        return self.method.capabilities
+
+    def make_config(self, values: Mapping[str, Any]) -> MethodConfig:
+        """Validate a configuration of the method, and put the line's stages into it.
+
+        Raises:
+            ConfigError: names each bad key, what was expected and what came.
+        """
+        return self.method.Config.make(values).with_stages(self.stages)
+
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> Edit:
+        """Let the method work out the edit, which carries the line's name; see :class:`EditMethod`."""
+        return self.sign(self.method().plan(view, batch, context))
+
+    def sign(self, edit: Edit) -> Edit:
+        """Return an edit that the method planned, under the line's name."""
+        return replace(edit, method=self.name) if self.stages else edit
+
+
+def method_of(line: str) -> type[EditMethod]:
+    """Return the method that a line begins with; its stages are not looked up, and need not be installed.
+
+    Raises:
+        MethodNotFoundError: no such method.
+        PluginError: it cannot be used.
+    """
+    return registry.default_registry().get(line.partition("+")[0].strip())
