@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import reprlib
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,14 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from torch import Tensor, nn
 
 from kecore.api import registry
-from kecore.api.errors import EditStateError, KecoreWarning, RequestError
+from kecore.api.errors import EditStateError
 from kecore.api.identity import Fingerprint
 from kecore.api.method import EditMethod, MethodContext
 from kecore.api.progress import Progress, Stages, silent
 from kecore.api.requirements import check_model, check_request, missing_statistics, statistics_layers
-from kecore.api.types import EditRecord, EditRequest
+from kecore.api.types import EditRecord, EditRequest, check_conflicts
 from kecore.batch import RequestBatch
 from kecore.edit import Edit, acting, attached, without_edits
+from kecore.facts import Facts, FactsReport, as_records, as_requests, report_facts
 from kecore.memory import MemoryPlan, Need, make_plan, measure_held, scoring_need
 from kecore.model import ModelView
 from kecore.statistics import KeyStatistics
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
     from kecore.trained import TrainedEditor
 
 __all__ = ["Editor", "HistoryEntry"]
-
-Facts: TypeAlias = EditRequest | EditRecord | Iterable[EditRequest | EditRecord]
-"""One or more facts, with or without probes of other prompts."""
 
 Statistics: TypeAlias = Literal["auto"] | StatisticsSource | KeyStatistics | str | Path | None
 """Key statistics, or where a session gets them; see :class:`Editor`."""
@@ -253,7 +249,7 @@ class Editor:
         """
         cls = _method(method)
         made = self._config(cls, preset, config)
-        asked = _requests(requests)
+        asked = as_requests(requests)
         self._check(cls, made, asked)
         layers = statistics_layers(cls, made, self.view)
         if layers:
@@ -275,7 +271,6 @@ class Editor:
             stages=Stages(),
             memory=plan.activations,
         )
-        self._warn_of_known(batch.requests, plan)
         edit = cls().plan(self.view, batch, context)
         with context.stages("attach"):
             edit.attach(self.model, base=self._identity)
@@ -283,6 +278,23 @@ class Editor:
         self._states[cls.name] = context.state
         self._history.append(HistoryEntry(edit, cls.name, dict(context.stages.seconds), before))
         return edit
+
+    def check(self, facts: Facts) -> FactsReport:
+        """Ask the model as it is now whether it answers the facts already, before they are edited.
+
+        Args:
+            facts: the facts.
+
+        Returns:
+            Which requests it answers already, and which were given more than once.
+
+        Raises:
+            RequestError: no request, something else than requests, or two that contradict each other.
+            MemoryBudgetError: the session's budget cannot hold the scoring of a single request.
+        """
+        requests = as_requests(facts)
+        check_conflicts(requests)
+        return report_facts(self.view, self.encoder, requests, batch_tokens=self.batch_tokens, progress=self.progress)
 
     def preflight(
         self,
@@ -298,7 +310,7 @@ class Editor:
             MemoryBudgetError: the session's budget cannot hold it; names what is needed.
         """
         cls = _method(method)
-        batch = RequestBatch.of(_requests(requests), self.encoder)
+        batch = RequestBatch.of(as_requests(requests), self.encoder)
         return self._plan(self._config(cls, preset, config), batch)
 
     def memory_plan(self, needs: Sequence[Need]) -> MemoryPlan:
@@ -375,7 +387,7 @@ class Editor:
 
         protocol = protocol or Protocol(form="chat" if self.encoder.chat else "plain")
         options: dict[str, Any] = {"batch_tokens": self.batch_tokens, "progress": self.progress}
-        return evaluate(self.view, self.encoder, _records(records), protocol, **options)
+        return evaluate(self.view, self.encoder, as_records(records), protocol, **options)
 
     def save(self, path: str | Path) -> Path:
         """Write the edits of this session as one edit.
@@ -417,26 +429,7 @@ class Editor:
         check_model(cls, config, self.view, statistics=statistics, edited=bool(self._history))
 
     def _plan(self, config: MethodConfig, batch: RequestBatch) -> MemoryPlan:
-        from kecore.inference.scoring import BATCH_TOKENS
-
-        check = scoring_need(self.view, BATCH_TOKENS, "check")
-        return self.memory_plan([check, *config.needs(self.view, batch)])
-
-    def _warn_of_known(self, requests: Sequence[EditRequest], plan: MemoryPlan) -> None:
-        """Say which requests ask for what the model answers anyway."""
-        from kecore.inference import score_continuations
-
-        pairs = [(request.text, request.target) for request in requests]
-        tokens = plan.needs[0].micro_batch(plan.activations)
-        scores = score_continuations(self.view, self.encoder, pairs, batch_tokens=tokens)
-        known = [request.id for request, score in zip(requests, scores, strict=True) if score.exact]
-        if known:
-            shown = ", ".join(known[:5]) + (" ..." if len(known) > 5 else "")
-            warnings.warn(
-                f"{len(known)} of {len(requests)} requests ask for what the model answers already ({shown})",
-                KecoreWarning,
-                stacklevel=3,
-            )
+        return self.memory_plan(config.needs(self.view, batch))
 
 
 def _method(method: str | type[Any]) -> type[EditMethod]:
@@ -462,21 +455,3 @@ def configured(
     """
     values = {**(cls.Config.preset(preset) if preset else {}), **fields}
     return trained.configure(cls, values) if trained else cls.Config.make(values)
-
-
-def _records(given: Facts) -> list[EditRecord]:
-    """Facts as records; a request alone is one without probes of other prompts."""
-    items: list[Any] = [given]
-    if isinstance(given, Iterable) and not isinstance(given, str | Mapping):
-        items = list(given)
-    for item in items:
-        if not isinstance(item, EditRequest | EditRecord):
-            raise RequestError(
-                f"expected an EditRequest or an EditRecord, got {type(item).__name__} {reprlib.repr(item)}; make one "
-                "by EditRequest(prompt, subject, target), or read them with load_records"
-            )
-    return [EditRecord(item) if isinstance(item, EditRequest) else item for item in items]
-
-
-def _requests(given: Facts) -> list[EditRequest]:
-    return [request for record in _records(given) for request in record.requests]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kecore.api.types import EditRecord
     from kecore.editor import Editor
     from kecore.evaluate import Evaluation, Protocol
+    from kecore.facts import FactsReport
     from kecore.memory import MemoryPlan
     from kecore.trained import TrainedEditor
 
@@ -97,7 +98,9 @@ class EditJob:
         protocol = _protocol(editor, len(self.records))
         with screen.stage("before", "asking the model before the edit"):
             before = editor.evaluate(self.records, protocol) if self.evaluate else None
+            report = editor.check(self.records)
             old = continue_prompts(editor.view, editor.encoder, prompts)
+        _warn_of_known(screen, report)
         with screen.stage("edit", f"editing {count_noun(len(self.records), 'fact')} with {self.method.name}"):
             edit = editor.edit(self.records, self.method.name, preset=self.preset, **self.values)
         with screen.stage("save", f"writing {out / EDIT}"):
@@ -215,6 +218,18 @@ class Outcome:
             title = f"Scores of {count_noun(len(self.job.records), 'edit')}, protocol {self.protocol.hash()}"
             screen.show(scores_table(self.before, self.after, title))
         show_cost(screen, self.cost)
+
+
+def _warn_of_known(screen: Screen, report: FactsReport) -> None:
+    """Say which requests ask for what the model answers anyway."""
+    if not report.known:
+        return
+    shown = ", ".join(request.id for request in report.known[:5])
+    if len(report.known) > 5:
+        shown += " ..."
+    screen.warn(
+        f"{len(report.known)} of {len(report.requests)} requests ask for what the model answers already ({shown})"
+    )
 
 
 def _protocol(editor: Editor, count: int) -> Protocol:

@@ -145,7 +145,7 @@ class TestEdit:
         assert plan["budget"] == 8 << 30
         assert plan["held"].keys() == {"weights", "program"}
         names = [stage["stage"] for stage in plan["stages"]]
-        assert names == ["statistics", "score", "check", "values", "keys", "solve"]
+        assert names == ["statistics", "score", "values", "keys", "solve"]
         assert all(stage["peak_bytes"] <= 8 << 30 for stage in plan["stages"])
         shown = run(*words, "--out", tmp_path / "again", "--memory", "8GiB")
         assert "Memory: budget 8.00 GiB" in shown.stderr

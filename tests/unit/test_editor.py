@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -258,14 +257,26 @@ def test_contexts_are_sampled_once_a_session(editor: Editor, monkeypatch: pytest
     assert asked == [1]  # with an edit on the model, and of the unedited one
 
 
-def test_known_answer_warns(editor: Editor) -> None:
+def test_what_the_model_answers_already_is_reported(editor: Editor) -> None:
     from kecore.inference import generate
 
-    text = generate(editor.view, editor.encoder, [PARIS.text], max_new_tokens=1)[0].text
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        editor.edit(EditRequest(PARIS.prompt, PARIS.subject, text), "ft-m", steps=1)
-    assert any("answers already" in str(w.message) for w in seen)
+    answer = generate(editor.view, editor.encoder, [PARIS.text], max_new_tokens=1)[0].text
+    known = EditRequest(PARIS.prompt, PARIS.subject, answer)
+    report = editor.check([known, COOK, EditRecord(COOK)])
+    assert report.known == (known,)
+    assert report.repeated == (COOK,)
+    assert report.requests == (known, COOK, COOK)
+
+
+def test_facts_that_contradict_each_other_are_not_asked_about(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kecore.inference.score_continuations", lambda *_a, **_o: pytest.fail("the model ran"))
+    with pytest.raises(errors.RequestConflictError, match="contradict"):
+        editor.check([PARIS, _other(PARIS)])
+
+
+def test_an_edit_does_not_ask_the_model_for_its_answers(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kecore.inference.score_continuations", lambda *_a, **_o: pytest.fail("the answers were asked"))
+    editor.edit(PARIS, "ft-m", steps=1)
 
 
 def test_non_finite_weights_are_refused() -> None:

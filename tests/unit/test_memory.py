@@ -165,7 +165,7 @@ def test_a_preflight_names_the_stages(statistics: KeyStatistics, method: str) ->
     editor = session(statistics)
     found = editor.preflight(FACTS, method, **({} if method == "ft-m" else FAST))
     stages = [need.stage for need in found.needs]
-    assert stages == (["check", "tune"] if method == "ft-m" else ["check", "values", "keys", "solve"])
+    assert stages == (["tune"] if method == "ft-m" else ["values", "keys", "solve"])
     assert found.budget is not None
     assert all(0 < need.micro_batch(found.activations) <= need.tokens for need in found.needs if need.token)
     assert all(size >= 0 for need in found.needs for size in need.parts.values())

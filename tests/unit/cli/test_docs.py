@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 import shlex
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import typer.main
 
+import kecore
 from kecore.cli import app
 from kecore.cli.options import spread_texts
 
@@ -57,15 +59,39 @@ def test_refreshing_replaces_old_output(docs_script: Callable[[str], ModuleType]
     assert found == "a\n```console\n$ x 1\nnew x 1\n\n$ y\nnew y\n```\nb\n```\n$ z\n```\n"
 
 
+def python_of_a_page(page: Path) -> str:
+    """The first block of Python on a page."""
+    _, _, rest = page.read_text(encoding="utf-8").partition("```python\n")
+    return rest.partition("```")[0]
+
+
+def python_of_the_package(_: Path) -> str:
+    """The first example of the package, without its prompts."""
+    return "".join(example.source for example in doctest.DocTestParser().get_examples(kecore.__doc__ or ""))
+
+
 @pytest.mark.real_model
 @pytest.mark.slow
-def test_python_of_the_quickstart_runs(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("read", "page", "folder"),
+    [
+        (python_of_the_package, "kecore/__init__.py", "paris"),
+        (python_of_a_page, "README.md", "eiffel"),
+        (python_of_a_page, "docs/quickstart.md", "eiffel"),
+    ],
+)
+def test_python_that_is_shown_runs(
+    read: Callable[[Path], str],
+    page: str,
+    folder: str,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from kecore import models
 
     if models.demo_file() is None:
         pytest.skip(models.DEMO_MISSING)
     monkeypatch.chdir(tmp_path)
-    text = (root / "docs" / "quickstart.md").read_text(encoding="utf-8")
-    _, _, rest = text.partition("```python\n")
-    exec(rest.partition("```")[0], {})  # noqa: S102 - the page's own code
-    assert (tmp_path / "eiffel" / "edit.safetensors").is_file()
+    exec(read(root / page), {})  # noqa: S102 - the page's own code
+    assert (tmp_path / folder / "edit.safetensors").is_file()
