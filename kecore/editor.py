@@ -251,10 +251,10 @@ class Editor:
         made = self._config(cls, preset, config)
         asked = as_requests(requests)
         self._check(cls, made, asked)
+        batch = RequestBatch.of(asked, self.encoder)
         layers = statistics_layers(cls, made, self.view)
         if layers:
             self.provide_statistics(layers)
-        batch = RequestBatch.of(asked, self.encoder)
         plan = self._plan(made, batch)
         context = MethodContext(
             config=made,
