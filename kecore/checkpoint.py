@@ -163,7 +163,7 @@ def check_out(out: Path) -> None:
         ArtifactError: it exists and is not an empty directory.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ArtifactError(f"--out {out} exists and is not empty; name a new directory")
+        raise ArtifactError(f"{out} exists and is not empty; name a new directory")
 
 
 def write_checkpoint(

@@ -200,7 +200,7 @@ class Reader:
     def _start(self, texts: Texts) -> Start | None:
         if texts.below is None:
             return None
-        return self.layers[0], texts.below
+        return Start(self.layers[0], texts.below)
 
 
 class _RowUpdate:

@@ -157,7 +157,7 @@ def choose_examples(
         order = cosines.masked_fill(same_prompt, -torch.inf).argsort(descending=True, stable=True)
         usable = len(pool) - int(same_prompt.sum())
         nearest: list[int] = order[: min(count, usable)].tolist()
-        examples = list(zip(nearest, cycle(_KINDS), strict=False))
+        examples: list[tuple[int, Kind]] = list(zip(nearest, cycle(_KINDS), strict=False))
         examples.reverse()
         chosen.append(examples)
     return chosen
