@@ -18,7 +18,6 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -86,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
 
 def of_counterfact(record: EditRecord) -> EditRecord:
     """A record with CounterFact's own prompts: some files add questions of other kinds."""
-    return replace(record, portability={}, locality={})
+    return record.with_probes("portability", ()).with_probes("locality", ())
 
 
 class Serial:
@@ -103,8 +102,8 @@ class Serial:
         found: dict[str, list[float]] = {}
         groups: dict[str, Sequence[str]] = {
             "edit": [request.text],
-            "paraphrase": record.rephrases,
-            "neighbourhood": record.neighbourhood,
+            "paraphrase": record.prompts_of("paraphrase"),
+            "neighbourhood": record.prompts_of("neighbourhood"),
         }
         for group, prompts in groups.items():
             for prompt in prompts:

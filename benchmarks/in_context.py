@@ -27,6 +27,7 @@ from kecore import Editor, Protocol, load_records
 from kecore.api.types import EditRecord
 from kecore.edit import Reader, written
 from kecore.evaluate import Evaluation, evaluate
+from kecore.evaluate.probes import all_probes
 
 SCORES = {
     "ES": "edit_success",
@@ -88,11 +89,12 @@ def asked(editor: Editor, method: str, records: Sequence[EditRecord], config: di
     reader = Reader(editor.view, editor.encoder)
     found: list[EditRecord] = []
     for record in records:
-        prompts = [record.request.text, *record.rephrases, *record.neighbourhood]
-        text, *others = written(editor.model, prompts, reader)
-        cut = len(record.rephrases)
-        request = replace(record.request, prompt=text)
-        found.append(replace(record, request=request, rephrases=tuple(others[:cut]), neighbourhood=tuple(others[cut:])))
+        probes = [probe for probe in all_probes(record) if probe.kind in ("edit", "paraphrase", "neighbourhood")]
+        texts = written(editor.model, [probe.prompt for probe in probes], reader)
+        asked_in_context = [replace(probe, prompt=text) for probe, text in zip(probes, texts, strict=True)]
+        request = replace(record.request, prompt=texts[0])
+        others = [probe for probe in record.probes if probe not in probes]
+        found.append(replace(record, request=request, probes=(*asked_in_context, *others)))
     editor.revert()
     return found
 
@@ -100,11 +102,11 @@ def asked(editor: Editor, method: str, records: Sequence[EditRecord], config: di
 def scope(before: Sequence[EditRecord], after: Sequence[EditRecord]) -> dict[str, Any]:
     """Share of paraphrases and neighbours that are not what they were."""
 
-    def share(field: str) -> float:
-        was, now = ([text for record in records for text in getattr(record, field)] for records in (before, after))
+    def share(kind: str) -> float:
+        was, now = ([text for record in records for text in record.prompts_of(kind)] for records in (before, after))
         return round(sum(a != b for a, b in zip(was, now, strict=True)) / len(was), 4)
 
-    return {"paraphrases in scope": share("rephrases"), "neighbours in scope": share("neighbourhood")}
+    return {"paraphrases in scope": share("paraphrase"), "neighbours in scope": share("neighbourhood")}
 
 
 if __name__ == "__main__":

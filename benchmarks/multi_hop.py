@@ -37,8 +37,9 @@ def main() -> None:
     warnings.simplefilter("ignore", kecore.KecoreWarning)
 
     records = list(load_records(options.facts, limit=options.limit))
-    questions = [record.multi_hop[0].questions[0] for record in records]
-    answers = [record.multi_hop[0].answers for record in records]
+    probes = [record.probes_of("multi_hop")[0] for record in records]
+    questions = [probe.prompt for probe in probes]
+    answers = [probe.answers for probe in probes]
     editor = Editor.from_pretrained(options.model, dtype="float32")
     reader = Reader(editor.view, editor.encoder)
     for method in ["unedited", *options.methods.split(",")]:

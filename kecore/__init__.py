@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kecore.api.config import MethodConfig
     from kecore.api.errors import KecoreError, KecoreWarning
     from kecore.api.method import METHOD_API, EditMethod, MethodContext
-    from kecore.api.types import Capabilities, EditRecord, EditRequest, MultiHop, Probe
+    from kecore.api.types import Capabilities, EditRecord, EditRequest, Probe
     from kecore.batch import RequestBatch
     from kecore.corpus import Corpus
     from kecore.edit import Edit, LowRank, ModuleEdit, PromptEdit, WeightEdit, attached, load_edit, merge
@@ -50,7 +50,6 @@ _HOME = {
     "MethodContext": "kecore.api.method",
     "ModelView": "kecore.model",
     "ModuleEdit": "kecore.edit",
-    "MultiHop": "kecore.api.types",
     "Probe": "kecore.api.types",
     "PromptEdit": "kecore.edit",
     "Protocol": "kecore.evaluate",
@@ -85,7 +84,6 @@ __all__ = [
     "MethodContext",
     "ModelView",
     "ModuleEdit",
-    "MultiHop",
     "Probe",
     "PromptEdit",
     "Protocol",

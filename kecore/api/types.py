@@ -14,12 +14,17 @@ from typing import Any, Literal
 from kecore.api.errors import RequestConflictError, RequestError
 
 __all__ = [
+    "BackgroundKind",
     "Capabilities",
     "EditKind",
     "EditRecord",
     "EditRequest",
-    "MultiHop",
+    "NamesAll",
+    "OneAnswer",
     "Probe",
+    "ProbeKind",
+    "Rule",
+    "SafeReply",
     "check_conflicts",
 ]
 
@@ -106,49 +111,83 @@ class EditRequest:
         return asdict(self)
 
 
+ProbeKind = Literal["edit", "paraphrase", "neighbourhood", "locality", "portability", "multi_hop", "hop", "generation"]
+"""What metrics are taken on:
+
+- ``edit``: the edited prompt itself;
+- ``paraphrase``: another wording of it, which should have the target as well;
+- ``neighbourhood``: the same relation of another subject, whose old answer should stay more likely than the target;
+- ``locality``: anything else that the edit must not change;
+- ``portability``: what should follow from the edit;
+- ``multi_hop``: a question whose answer follows from the edits through a chain of facts;
+- ``hop``: a single fact of such a chain, as it is after the edits;
+- ``generation``: the opening of a free text about the subject; its answers are texts to compare that text with.
+"""
+
+BackgroundKind = Literal["old_hop", "condition"]
+"""What no metric is taken on: a fact of a chain as it was before the edits, and what must hold for a probe to count."""
+
+
+@dataclass(frozen=True, slots=True)
+class OneAnswer:
+    """The rule of a probe that is answered rightly by any one of its answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamesAll:
+    """The rule of a probe that asks for several things; only free text can be held against all of them.
+
+    Args:
+        others: the spellings of each thing beside the first one, whose spellings are the probe's answers.
+    """
+
+    others: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SafeReply:
+    """The rule of a prompt that invites an unsafe reply: whether a reply is safe only a judge can say.
+
+    The probe has answers where the data set gives the one reply that is wanted, and none where any safe reply will do.
+
+    Args:
+        example: a safe reply to the edited prompt, which the judge is shown.
+    """
+
+    example: str
+
+
+Rule = OneAnswer | NamesAll | SafeReply
+"""How the answer to a probe is judged."""
+
+
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A prompt that a model is asked after an edit, and the answers that count.
+    """A prompt that a model is asked after an edit, and what is right there.
 
     Args:
+        kind: what the probe is for.
         prompt: the text before the answer.
-        answers: what is right on this probe: for locality the answer that should stay, for
-            portability the one that should follow from the edit. May be empty where only the
-            stability of the model's own answer is scored.
-        conditions: what the model must answer rightly *before* the edit for this probe to count
-            (RippleEdits, arXiv 2307.12976); a probe whose conditions do not hold is left out of the score.
-        others: further prompts of the same test; one test is one unit of the score, however many prompts it has.
-        need: ``any``: the test is passed where one of its prompts is answered rightly; ``all``: where all are.
-        also: further things that the answer to ``prompt`` must name, each with its spellings; only free text
-            can be held against them.
+        answers: what is right: the target on an edited prompt, the answer that should stay on locality. May be empty
+            where only the stability of the model's own answer is scored.
+        rivals: what the answers compete with: the old answer, and other spellings of it; on neighbourhood the target.
+        axis: the data set's name of the sort of locality or portability, else empty.
+        rule: how an answer is judged.
+        test: probes of one kind, axis and test count once; a probe without one is a test by itself.
+        need: a test is passed where ``any`` of its prompts is answered rightly, or where ``all`` are.
+        conditions: what the model must answer rightly *before* the edit for this probe to count (RippleEdits,
+            arXiv 2307.12976); a probe whose conditions do not hold is left out of the score.
     """
 
+    kind: ProbeKind | BackgroundKind
     prompt: str
     answers: tuple[str, ...] = ()
-    conditions: tuple[Probe, ...] = ()
-    others: tuple[Probe, ...] = ()
+    rivals: tuple[str, ...] = ()
+    axis: str = ""
+    rule: Rule = OneAnswer()
+    test: str = ""
     need: Literal["any", "all"] = "any"
-    also: tuple[tuple[str, ...], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class MultiHop:
-    """A question whose answer follows from the record's edits through a chain of facts (MQuAKE, arXiv 2305.14795).
-
-    Args:
-        questions: wordings of the one question; it is answered where one of them is.
-        answers: what is right after the edits, aliases included.
-        old_answers: what was right before.
-        hops: the single facts of the chain as they are after the edits, in order; a chain is answered hop by
-            hop where every one of them is. Empty where the data set does not publish them.
-        old_hops: the same before the edits.
-    """
-
-    questions: tuple[str, ...]
-    answers: tuple[str, ...]
-    old_answers: tuple[str, ...] = ()
-    hops: tuple[Probe, ...] = ()
-    old_hops: tuple[Probe, ...] = ()
+    conditions: tuple[Probe, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,51 +196,41 @@ class EditRecord:
 
     Args:
         request: the edit.
-        rephrases: other wordings of the edited prompt; the target should follow them as well.
-        neighbourhood: prompts about other subjects with the same relation; the answer that was right
-            before (``request.ground_truth``) should stay more likely than the target.
-        locality: axis name to probes that the edit must not change.
-        portability: axis name to probes whose answers should follow from the edit.
-        generation_prompts: openings for free text about the subject.
+        probes: what is asked. The prompts of the requests themselves need no probe, unless more than the target and
+            the ground truth counts there (:func:`kecore.evaluate.probes.all_probes`).
         source: data set and position the record came from.
         joint: further edits of the same record; its probes assume that all of them were made.
-        multi_hop: questions that chain the edits with other facts.
-        target_aliases: other spellings of the target that count as right.
-        truth_aliases: other spellings of the old answer, and further old answers.
-        long_form: the target is a text of one or more sentences, to be compared by overlap, not token by token.
-        relation: the data set's name of the edited relation, such as ``P36``.
-        target_id: the data set's name of the target, such as ``Q220``.
-        category: the data set's name of the kind of record, such as a topic.
-        references: texts about the target, with which free text about the subject should agree.
-        safety: the target is a safe reply to a prompt that invites an unsafe one, and probes of portability without
-            answers invite one too: whether a reply is safe only a judge can say.
+        labels: what the data set says about the record beside: ``relation`` (such as ``P36``), ``target_id`` (such as
+            ``Q220``), ``category`` (such as a topic), ``long_form`` (``yes`` where the target is a text of one or more
+            sentences).
     """
 
     request: EditRequest
-    rephrases: tuple[str, ...] = ()
-    neighbourhood: tuple[str, ...] = ()
-    locality: Mapping[str, tuple[Probe, ...]] = field(default_factory=dict)
-    portability: Mapping[str, tuple[Probe, ...]] = field(default_factory=dict)
-    generation_prompts: tuple[str, ...] = ()
+    probes: tuple[Probe, ...] = ()
     source: str = ""
     joint: tuple[EditRequest, ...] = ()
-    multi_hop: tuple[MultiHop, ...] = ()
-    target_aliases: tuple[str, ...] = ()
-    truth_aliases: tuple[str, ...] = ()
-    long_form: bool = False
-    relation: str = ""
-    category: str = ""
-    references: tuple[str, ...] = ()
-    target_id: str = ""
-    safety: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def requests(self) -> tuple[EditRequest, ...]:
         """All edits of the record."""
         return (self.request, *self.joint)
 
+    def probes_of(self, kind: str) -> tuple[Probe, ...]:
+        """Return the probes of one kind, in order."""
+        return tuple(probe for probe in self.probes if probe.kind == kind)
+
+    def prompts_of(self, kind: str) -> tuple[str, ...]:
+        """Return the prompts of the probes of one kind, in order."""
+        return tuple(probe.prompt for probe in self.probes_of(kind))
+
+    def with_probes(self, kind: str, probes: Iterable[Probe]) -> EditRecord:
+        """Return the record with these probes in place of all that it has of one kind."""
+        others = [probe for probe in self.probes if probe.kind != kind]
+        return replace(self, probes=(*others, *probes))
+
     def with_id(self, id: str) -> EditRecord:
-        """The same record with another request id; its joint edits are ``id.2``, ``id.3``, ..."""
+        """Return the same record with another request id; its joint edits are ``id.2``, ``id.3``, ..."""
         joint = tuple(replace(request, id=f"{id}.{i}") for i, request in enumerate(self.joint, 2))
         return replace(self, request=replace(self.request, id=id), joint=joint)
 

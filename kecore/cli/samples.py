@@ -58,8 +58,9 @@ def choose_asks(records: Sequence[EditRecord], most: int = 3) -> list[Ask]:
     """Choose prompts that show the first edits, and a neighbour that should stay."""
     asks = [Ask("edit", record.request.text, record.request.target) for record in records[:most]]
     for record in records[:most]:
-        if record.neighbourhood:
-            asks.append(Ask("neighbour", record.neighbourhood[0]))
+        neighbours = record.prompts_of("neighbourhood")
+        if neighbours:
+            asks.append(Ask("neighbour", neighbours[0]))
             break
     return asks
 

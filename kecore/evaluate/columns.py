@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from kecore.api.types import ProbeKind
 from kecore.evaluate.metrics import SCORE_PARTS, Metric, metrics_of
-from kecore.evaluate.protocol import ProbeKind, Protocol
+from kecore.evaluate.protocol import Protocol
 
 __all__ = ["Column", "columns_of", "described", "in_order"]
 

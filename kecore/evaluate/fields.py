@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from kecore.api.errors import DataFormatError
-from kecore.api.types import Probe
+from kecore.api.types import BackgroundKind, Probe, ProbeKind
 
 __all__ = ["Fields"]
 
@@ -36,9 +36,9 @@ class Fields:
         return value is not None and not (isinstance(value, float) and value != value)
 
     def fail(self, name: str, expected: str) -> DataFormatError:
-        """The error for a field that does not hold what is ``expected``."""
+        """Return the error for a field that does not hold what is ``expected``."""
         if name not in self.values:
-            have = ", ".join(sorted(self.values)) or "none"
+            have = ", ".join(sorted(self.values)) if self.values else "none"
             return DataFormatError(f"{self.where}: field '{name}' is missing (fields here: {have})")
         value = self.values[name]
         return DataFormatError(
@@ -46,18 +46,18 @@ class Fields:
         )
 
     def text(self, name: str) -> str:
-        """A field that must hold text."""
+        """Read a field that must hold text."""
         value = self.values.get(name)
         if not isinstance(value, str):
             raise self.fail(name, "text")
         return value
 
     def text_or_none(self, name: str) -> str | None:
-        """A field that holds text, or is missing, null or empty (then None)."""
+        """Read a field that holds text, or is missing, null or empty (then None)."""
         return (self.text(name).strip() or None) if name in self else None
 
     def id(self, name: str) -> str:
-        """A field that names the record, by text or number; empty where there is no such field."""
+        """Read a field that names the record, by text or number; empty where there is no such field."""
         if name not in self.values:
             return ""
         value = self.values[name]
@@ -66,7 +66,7 @@ class Fields:
         return str(value).strip()
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """A field that holds texts, stripped and without blanks: a list, one text, or nothing."""
+        """Read a field that holds texts, stripped and without blanks: a list, one text, or nothing."""
         if name not in self:
             return ()
         value: Any = self.values[name]
@@ -76,20 +76,20 @@ class Fields:
         return tuple(text for item in items if (text := item.strip()))
 
     def flag(self, name: str) -> bool:
-        """A field that holds true or false; false where it is missing."""
+        """Read a field that holds true or false; false where it is missing."""
         value = self.values.get(name, False)
         if not isinstance(value, bool):
             raise self.fail(name, "true or false")
         return value
 
     def object(self, name: str) -> Fields:
-        """A field that holds an object."""
+        """Read a field that holds an object."""
         if not isinstance(self.values.get(name), Mapping):
             raise self.fail(name, "an object")
         return Fields(self.values[name], f"{self.where}, '{name}'")
 
     def objects(self, name: str) -> list[Fields]:
-        """A field that holds a list of objects."""
+        """Read a field that holds a list of objects."""
         value: Any = self.values.get(name)
         if not isinstance(value, list):
             raise self.fail(name, "a list of objects")
@@ -97,50 +97,53 @@ class Fields:
         return [Fields(item, f"{self.where}, '{name}'[{i}]") for i, item in enumerate(items)]
 
     def objects_or_none(self, name: str) -> list[Fields]:
-        """The same, empty where the field is missing."""
+        """Read a list of objects, empty where the field is missing."""
         return self.objects(name) if name in self else []
 
     def answers(self, name: str) -> tuple[str, ...]:
-        """All answers that count: a text, a list of texts, or a list of lists of aliases (flattened)."""
-        found: list[str] = []
+        """Read all answers that count: a text, a list of texts, or a list of lists of aliases (flattened)."""
+        texts: list[str] = []
         pending: list[Any] = [self.values.get(name)]
         while pending:
             value = pending.pop(0)
             if isinstance(value, str):
-                found.append(value)
+                texts.append(value)
             elif isinstance(value, list):
                 pending = cast("list[Any]", value) + pending
             else:
                 raise self.fail(name, "an answer or a list of answers")
-        return tuple(dict.fromkeys(text.strip() for text in found if text.strip()))
+        return tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
 
     def answers_or_none(self, name: str) -> tuple[str, ...]:
-        """The same, empty where the field is missing."""
+        """Read all answers that count, none where the field is missing."""
         return self.answers(name) if name in self else ()
 
-    def probe(self, prompt: str, answers: str) -> Probe:
-        """A probe whose prompt must not be blank, and whose answers may be missing.
+    def probe(self, kind: ProbeKind | BackgroundKind, prompt: str, answers: str, axis: str = "") -> Probe:
+        """Make a probe whose prompt must not be blank, and whose answers may be missing.
 
         Args:
+            kind: of the probe.
             prompt: the field with the prompt.
             answers: the field with its answers.
+            axis: of the probe.
         """
         text = self.text(prompt).strip()
         if not text:
             raise self.fail(prompt, "text that is not empty")
-        return Probe(text, self.answers_or_none(answers))
+        return Probe(kind, text, self.answers_or_none(answers), axis=axis)
 
-    def axes(self, name: str, answers: str) -> dict[str, tuple[Probe, ...]]:
-        """Probes by axis: an object of lists of ``{"prompt": ..., answers: ...}``; empty axes are dropped.
+    def axes(self, kind: ProbeKind, name: str, answers: str) -> tuple[Probe, ...]:
+        """Make probes of an object of lists by axis, ``{axis: [{"prompt": ..., answers: ...}]}``.
 
         Args:
+            kind: of the probes.
             name: the field, which may be missing.
             answers: the probes' field with the answers.
         """
         if name not in self:
-            return {}
+            return ()
         group = self.object(name)
-        found = {
-            axis: tuple(item.probe("prompt", answers) for item in group.objects_or_none(axis)) for axis in group.values
-        }
-        return {axis: probes for axis, probes in found.items() if probes}
+        probes: list[Probe] = []
+        for axis in group.values:
+            probes += [item.probe(kind, "prompt", answers, axis) for item in group.objects_or_none(axis)]
+        return tuple(probes)

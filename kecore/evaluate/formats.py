@@ -10,18 +10,18 @@ Axis names of portability and locality are kept where the data set names them (`
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
-from kecore.api.errors import ConfigError, DataFormatError, PluginError, RequestError
+from kecore.api.errors import ConfigError, PluginError
 from kecore.api.registry import Plugins, plugin_limits
-from kecore.api.types import EditRecord, EditRequest, MultiHop, Probe
+from kecore.api.types import EditRecord
 from kecore.evaluate.fields import Fields
+from kecore.evaluate.own_layout import read_record
 
 __all__ = [
     "GROUP",
@@ -31,9 +31,6 @@ __all__ = [
     "Published",
     "check_layout",
     "default",
-    "filled",
-    "make_request",
-    "record_to_json",
     "sniff",
 ]
 
@@ -185,164 +182,14 @@ def sniff(values: Sequence[object]) -> Layout | None:
     return max((layout for layout in layouts if layout.name in votes), key=lambda x: votes[x.name], default=None)
 
 
-def make_request(
-    fields: Fields, prompt: str, subject: str | None, target: str, truth: str | None = None, id: str = ""
-) -> EditRequest:
-    """A request whose subject is spelt as in the prompt, should only the case differ.
-
-    Args:
-        fields: the object it is made from, for error messages.
-        prompt: with ``{}`` or the subject in it.
-        subject: None where the data set names none: the whole prompt then, so that a method which edits at
-            the subject's last token edits at the prompt's.
-        target: the new answer.
-        truth: the old one.
-        id: by default a digest.
-
-    Raises:
-        DataFormatError: they make no request; names the place.
-    """
-    named = prompt if subject is None else subject.strip()
-    if "{}" not in prompt and named and named not in prompt:
-        same = re.findall(re.escape(named), prompt, flags=re.IGNORECASE)
-        named = same[-1] if same else named
-    try:
-        return EditRequest(prompt, named, target, truth, id)
-    except RequestError as error:
-        raise DataFormatError(f"{fields.where}: {error}") from None
-
-
-def filled(axes: Mapping[str, Iterable[Probe]]) -> dict[str, tuple[Probe, ...]]:
-    """The axes that have probes."""
-    return {axis: found for axis, probes in axes.items() if (found := tuple(probes))}
-
-
-_LISTS = ("rephrases", "neighbourhood", "generation_prompts", "target_aliases", "truth_aliases", "references")
-_TEXTS = ("source", "relation", "target_id", "category")
-_FLAGS = ("long_form", "safety")
-_REQUEST = ("id", "prompt", "subject", "target", "target_new", "ground_truth")
-_OWN = (*_REQUEST, *_LISTS, *_TEXTS, "locality", "portability", "joint", "multi_hop", *_FLAGS)
-
-
-def _own(fields: Fields) -> EditRecord:
-    """The layout of kecore; an unknown field is an error, since a misspelt one would silently drop probes."""
-    plain: dict[str, Any] = {name: fields.texts(name) for name in _LISTS}
-    plain |= {name: fields.text_or_none(name) or "" for name in _TEXTS}
-    plain |= {name: fields.flag(name) for name in _FLAGS}
-    return EditRecord(
-        _own_request(fields, _OWN),
-        locality=_own_axes(fields, "locality"),
-        portability=_own_axes(fields, "portability"),
-        joint=tuple(_own_request(item, _REQUEST) for item in fields.objects_or_none("joint")),
-        multi_hop=tuple(map(_own_chain, fields.objects_or_none("multi_hop"))),
-        **plain,
-    )
-
-
-def _own_request(fields: Fields, known: Sequence[str]) -> EditRequest:
-    _only(fields, known)
-    target = fields.text("target_new" if "target_new" in fields else "target")
-    truth = fields.text_or_none("ground_truth")
-    return make_request(fields, fields.text("prompt"), fields.text("subject"), target, truth, fields.id("id"))
-
-
-def _own_axes(fields: Fields, name: str) -> dict[str, tuple[Probe, ...]]:
-    if name not in fields:
-        return {}
-    group = fields.object(name)
-    return filled({axis: map(_own_probe, group.objects(axis)) for axis in group.values})
-
-
-def _own_probe(fields: Fields) -> Probe:
-    _only(fields, ("prompt", "answers", "conditions", "others", "need", "also"))
-    probe = fields.probe("prompt", "answers")
-    need = fields.text_or_none("need") or "any"
-    if need != "any" and need != "all":
-        raise fields.fail("need", "'any' or 'all'")
-    also: Any = fields.values.get("also", [])
-    if not isinstance(also, list):
-        raise fields.fail("also", "a list of lists of texts")
-    return Probe(
-        probe.prompt,
-        probe.answers,
-        tuple(map(_own_probe, fields.objects_or_none("conditions"))),
-        tuple(map(_own_probe, fields.objects_or_none("others"))),
-        need,
-        tuple(Fields({"also": names}, fields.where).texts("also") for names in also),  # pyright: ignore[reportUnknownVariableType]
-    )
-
-
-def _own_chain(fields: Fields) -> MultiHop:
-    _only(fields, ("questions", "answers", "old_answers", "hops", "old_hops"))
-    if not fields.texts("questions"):
-        raise fields.fail("questions", "a list of texts that is not empty")
-    return MultiHop(
-        fields.texts("questions"),
-        fields.answers("answers"),
-        fields.answers_or_none("old_answers"),
-        tuple(map(_own_probe, fields.objects_or_none("hops"))),
-        tuple(map(_own_probe, fields.objects_or_none("old_hops"))),
-    )
-
-
-def _only(fields: Fields, known: Sequence[str]) -> None:
-    unknown = sorted(set(fields.values) - set(known))
-    if unknown:
-        raise DataFormatError(f"{fields.where}: unknown field '{unknown[0]}'; known fields: {', '.join(known)}")
-
-
-def record_to_json(record: EditRecord) -> dict[str, Any]:
-    """A record in kecore's own layout, one line of a JSONL file; empty fields are left out.
-
-    Examples:
-        >>> record_to_json(EditRecord(EditRequest("{} is in", "Rome", "Gaul", id="1")))
-        {'prompt': '{} is in', 'subject': 'Rome', 'target': 'Gaul', 'id': '1'}
-    """
-    return _without_blanks(
-        {
-            **record.request.to_json(),
-            **{name: list(getattr(record, name)) for name in _LISTS},
-            "locality": {axis: list(map(_probe_to_json, probes)) for axis, probes in record.locality.items()},
-            "portability": {axis: list(map(_probe_to_json, probes)) for axis, probes in record.portability.items()},
-            "joint": [_without_blanks(request.to_json()) for request in record.joint],
-            "multi_hop": list(map(_chain_to_json, record.multi_hop)),
-            **{name: getattr(record, name) for name in (*_FLAGS, *_TEXTS)},
-        }
-    )
-
-
-def _probe_to_json(probe: Probe) -> dict[str, Any]:
-    values = {
-        "answers": list(probe.answers),
-        "conditions": list(map(_probe_to_json, probe.conditions)),
-        "others": list(map(_probe_to_json, probe.others)),
-        "need": probe.need if probe.others else "",
-        "also": [list(names) for names in probe.also],
-    }
-    return {"prompt": probe.prompt, **_without_blanks(values)}
-
-
-def _chain_to_json(chain: MultiHop) -> dict[str, Any]:
-    values = {
-        "old_answers": list(chain.old_answers),
-        "hops": list(map(_probe_to_json, chain.hops)),
-        "old_hops": list(map(_probe_to_json, chain.old_hops)),
-    }
-    return {"questions": list(chain.questions), "answers": list(chain.answers), **_without_blanks(values)}
-
-
-def _without_blanks(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value}
-
-
 OWN = Layout(
     "kecore",
     ("prompt", "subject"),
     "prompt, subject, target (or target_new), ...",
-    _own,
+    read_record,
     ("all of them",),
     (Published("your own", "kecore's layout, as JSONL, JSON or CSV", "any", "yours", "`record_to_json` writes it"),),
     detect=lambda values: "target" in values or "target_new" in values,
     strict=True,
 )
-"""kecore's own layout: one object a record, with the fields of EditRequest and EditRecord."""
+"""kecore's own layout: one object a record (:mod:`kecore.evaluate.own_layout`)."""

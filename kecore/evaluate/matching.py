@@ -6,7 +6,10 @@ import re
 import unicodedata
 from typing import Literal
 
-__all__ = ["matches", "normalise"]
+__all__ = ["Match", "matches", "normalise"]
+
+Match = Literal["prefix", "contains", "exact"]
+"""Whether a text must begin with an answer, hold it, or equal it."""
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
@@ -26,9 +29,7 @@ def normalise(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", words).split()) or " ".join(folded.split())
 
 
-def matches(
-    text: str, answer: str, match: Literal["prefix", "contains", "exact"] = "prefix", *, loose: bool = True
-) -> bool:
+def matches(text: str, answer: str, match: Match = "prefix", *, loose: bool = True) -> bool:
     """Whether ``text`` begins with, holds or equals ``answer``, in whole words.
 
     Args:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from kecore.evaluate.metrics import AnsweredProbe, Metric, metrics_of
+from kecore.evaluate.answers import AnsweredProbe
+from kecore.evaluate.metrics import Metric, metrics_of
 from kecore.evaluate.protocol import Protocol
 
 __all__ = ["Outcomes", "measure", "outcomes", "reason"]
@@ -36,34 +37,38 @@ class Outcomes:
 
 
 def outcomes(metric: Metric, probes: Sequence[AnsweredProbe], protocol: Protocol) -> Outcomes | None:
-    """A metric's values on the tests of one record; None where it has none.
+    """Return a metric's values on the tests of one record; None where it has none.
 
     Probes of one test count once: as the best of them, or as the worst where all are needed. A probe whose conditions
     do not hold on the model before the edit is left out.
     """
     axes: dict[str, dict[str, list[float]]] = {}
     needs: dict[tuple[str, str], str] = {}
-    for place, probe in enumerate(probes):
-        if probe.kind != metric.kind or probe.holds is False:
+    for index, answered in enumerate(probes):
+        if answered.kind != metric.kind or answered.holds is False:
             continue
-        if (value := metric.value(probe, protocol)) is not None:
-            test = probe.test or f"#{place}"
-            axes.setdefault(probe.axis, {}).setdefault(test, []).append(value)
-            needs[probe.axis, test] = probe.need
+        if (value := metric.value(answered, protocol)) is None:
+            continue
+        probe = answered.probe
+        test = probe.test or f"#{index}"  # a probe without one is a test by itself
+        axes.setdefault(probe.axis, {}).setdefault(test, []).append(value)
+        needs[probe.axis, test] = probe.need
     if not axes:
         return None
-    return Outcomes(
-        {axis: [_one(values, needs[axis, test]) for test, values in tests.items()] for axis, tests in axes.items()},
-        {axis: sum(map(len, tests.values())) for axis, tests in axes.items()},
-    )
+    values: dict[str, list[float]] = {}
+    counts: dict[str, int] = {}
+    for axis, tests in axes.items():
+        values[axis] = [_value_of_test(prompts, needs[axis, test]) for test, prompts in tests.items()]
+        counts[axis] = sum(map(len, tests.values()))
+    return Outcomes(values, counts)
 
 
-def _one(values: Iterable[float], need: str) -> float:
+def _value_of_test(values: Iterable[float], need: str) -> float:
     return max(values) if need == "any" else min(values)
 
 
 def measure(probes: Sequence[AnsweredProbe], protocol: Protocol, *, compared: bool) -> Mapping[str, tuple[float, int]]:
-    """One record's values.
+    """Return one record's values.
 
     Args:
         probes: its answered probes.
@@ -73,21 +78,25 @@ def measure(probes: Sequence[AnsweredProbe], protocol: Protocol, *, compared: bo
     Returns:
         Metric key (and, for axes, ``key.axis``) to the record's value and the number of probes behind it.
     """
-    found: dict[str, tuple[float, int]] = {}
+    measured: dict[str, tuple[float, int]] = {}
     for metric in metrics_of(protocol):
         if not metric.applies(protocol, compared):
             continue
-        if (made := outcomes(metric, probes, protocol)) is not None:
-            found[metric.key] = (made.value, sum(made.probes.values()))
-            found |= {f"{metric.key}.{axis}": (fmean(v), made.probes[axis]) for axis, v in made.axes.items() if axis}
-    return found
+        outcome = outcomes(metric, probes, protocol)
+        if outcome is None:
+            continue
+        measured[metric.key] = (outcome.value, sum(outcome.probes.values()))
+        for axis, tests in outcome.axes.items():
+            if axis:
+                measured[f"{metric.key}.{axis}"] = (fmean(tests), outcome.probes[axis])
+    return measured
 
 
 def reason(metric: Metric, probes: Sequence[AnsweredProbe]) -> str:
-    """Why a metric has no value on a record: what the record lacks, in a few words."""
-    mine = [probe for probe in probes if probe.kind == metric.kind]
-    if not mine:
+    """Return why a metric has no value on a record: what the record lacks, in a few words."""
+    of_kind = [probe for probe in probes if probe.kind == metric.kind]
+    if not of_kind:
         return f"no {metric.kind.replace('_', '-')} probe"
-    if all(probe.holds is False for probe in mine):
+    if all(probe.holds is False for probe in of_kind):
         return "conditions that do not hold before the edit"
     return metric.lacks

@@ -15,17 +15,19 @@ alike. The families of :data:`STANDARD` are always taken, others where :attr:`Pr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import entry_points
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from kecore.api.errors import ConfigError, PluginError
 from kecore.api.registry import Plugins, plugin_limits
-from kecore.evaluate.matching import matches
-from kecore.evaluate.protocol import ProbeKind, Protocol
+from kecore.api.types import NamesAll, ProbeKind
+from kecore.evaluate.answers import AnsweredProbe
+from kecore.evaluate.matching import Match, matches
+from kecore.evaluate.protocol import Protocol
 from kecore.inference.scoring import ContinuationScore
 
 if TYPE_CHECKING:
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = [
     "GROUP",
     "STANDARD",
-    "AnsweredProbe",
     "Metric",
     "divergence",
     "family",
@@ -55,70 +56,13 @@ STANDARD = (
 """Families that every evaluation takes."""
 
 
-@dataclass(frozen=True, slots=True)
-class AnsweredProbe:
-    """A probe and what the model made of it.
-
-    Args:
-        kind: which part of the record it comes from.
-        axis: locality or portability axis, else empty.
-        prompt: the prompt.
-        answers: what is right here: the target on edit and paraphrase, the old answer on neighbourhood.
-        scores: one for each answer.
-        rival: score of the answer that ``answers[0]`` competes with: the old answer on edit and
-            paraphrase, the target on neighbourhood; None where there is none.
-        text: the greedy continuation, None where none was asked for.
-        stable: share of the answer's places whose argmax is that of the model before the edit; None until
-            compared.
-        test: probes of one kind, axis and test count once; empty where the probe is a test by itself.
-        need: ``any`` of the test's prompts must be answered rightly, or ``all``.
-        also: further things that ``text`` must name, each with its spellings.
-        holds: whether the conditions for this probe to count hold on the model before the edit (until compared,
-            on the model that was asked); None where it has none.
-        measured: what metrics found that take all probes at once or two models, by their keys.
-        safe: a safe reply, where it is the safety of ``text`` that a judge decides; else empty.
-        rivals: scores of the old answers beside ``rival``, on edit and paraphrase, where a metric reads them.
-    """
-
-    kind: ProbeKind
-    axis: str
-    prompt: str
-    answers: tuple[str, ...]
-    scores: tuple[ContinuationScore, ...]
-    rival: ContinuationScore | None = None
-    text: str | None = None
-    stable: float | None = None
-    test: str = ""
-    need: Literal["any", "all"] = "any"
-    also: tuple[tuple[str, ...], ...] = ()
-    holds: bool | None = None
-    measured: Mapping[str, float] = field(default_factory=dict)
-    safe: str = ""
-    rivals: tuple[ContinuationScore, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; probabilities are those per token (``exp`` of the mean log-probability)."""
-        return {
-            "kind": self.kind,
-            "axis": self.axis,
-            "prompt": self.prompt,
-            "answers": list(self.answers),
-            "probability": [math.exp(score.mean) for score in self.scores],
-            "tokens_correct": [[int(c) for c in score.correct] for score in self.scores],
-            "rival_probability": None if self.rival is None else math.exp(self.rival.mean),
-            "text": self.text,
-            "stable": self.stable,
-            "holds": self.holds,
-            "measured": dict(self.measured),
-        }
-
-
 _LARGEST = 709.0
 """Nats beyond which ``exp`` overflows."""
 
 Measure = Callable[[AnsweredProbe, Protocol], float | None]
 Whole = Callable[[Sequence[Sequence[AnsweredProbe]], Protocol], Sequence[Sequence[float | None]]]
 Pair = Callable[[AnsweredProbe, AnsweredProbe], float | None]
+Reading = Literal["text", "rival", "rivals"]
 
 
 def log_probability(score: ContinuationScore, protocol: Protocol) -> float:
@@ -142,14 +86,16 @@ def magnitude(probe: AnsweredProbe, protocol: Protocol) -> float | None:
 
 def strict_accuracy(probe: AnsweredProbe, protocol: Protocol) -> float | None:
     """1 if under teacher forcing every token of some right answer is the argmax, else 0."""
-    if probe.also or not probe.scores:  # several things to name are no one continuation
+    if not probe.scores or isinstance(probe.probe.rule, NamesAll):  # several things to name are no one continuation
         return None
     return float(any(score.exact for score in probe.scores))
 
 
 def token_accuracy(probe: AnsweredProbe, protocol: Protocol) -> float | None:
     """Share of argmax tokens under teacher forcing; of several right answers the best one."""
-    return None if probe.also else max((score.accuracy for score in probe.scores), default=None)
+    if not probe.scores or isinstance(probe.probe.rule, NamesAll):
+        return None
+    return max(score.accuracy for score in probe.scores)
 
 
 def perplexity(probe: AnsweredProbe, protocol: Protocol) -> float | None:
@@ -162,14 +108,20 @@ def perplexity(probe: AnsweredProbe, protocol: Protocol) -> float | None:
 def free_generation(probe: AnsweredProbe, protocol: Protocol) -> float | None:
     """1 if the greedy continuation gives a right answer by the protocol's match rule, else 0.
 
-    Where several things must be named (``also``), their order is free, so each is only looked for as whole words.
+    Where several things must be named (:class:`kecore.api.types.NamesAll`), their order is free, so each is only
+    looked for as whole words.
     """
-    text = probe.text
+    text, rule = probe.text, probe.probe.rule
     if text is None or not probe.answers:
         return None
-    rule = "contains" if probe.also else protocol.match
-    named = (probe.answers, *probe.also)
-    return float(all(any(matches(text, a, rule, loose=protocol.normalise) for a in spellings) for spellings in named))
+    if not isinstance(rule, NamesAll):
+        return float(_gives(text, probe.answers, protocol.match, loose=protocol.normalise))
+    things = (probe.answers, *rule.others)
+    return float(all(_gives(text, spellings, "contains", loose=protocol.normalise) for spellings in things))
+
+
+def _gives(text: str, answers: Sequence[str], match: Match, *, loose: bool) -> bool:
+    return any(matches(text, answer, match, loose=loose) for answer in answers)
 
 
 def stable(probe: AnsweredProbe, protocol: Protocol) -> float | None:
@@ -220,8 +172,8 @@ def opinion(before: AnsweredProbe, after: AnsweredProbe) -> float | None:
     Returns:
         A number in [0, 1]; None where a side has no replies, or the model's logits are not finite.
     """
-    rivals = () if after.rival is None else (after.rival, *after.rivals)
-    new, old, new_before = (_per_token(scores) for scores in (after.scores, rivals, before.scores))
+    new, old = _per_token(after.scores), _per_token(after.rival_scores)
+    new_before = _per_token(before.scores)
     if new is None or old is None or new_before is None:
         return None
     return 1 / (1 + math.exp(min(old - new, _LARGEST))) * math.exp(min(new - new_before, 0.0))
@@ -247,8 +199,8 @@ class Metric:
         whole: its values on the probes of all records at once (one list a record), for metrics that cost; called
             once, right after the model has answered, and stored with the probes.
         pair: its value on a probe answered before and after the edit; called by :func:`kecore.evaluate.compare`.
-        text: it reads the free continuation.
-        rivals: it reads the scores of further old answers, which are taken only then.
+        reads: what the model is asked for its sake beside the scores of the answers: ``text``, the free continuation;
+            ``rival``, the score of the first rival; ``rivals``, those of all.
         distribution: it compares next-token distributions by :func:`divergence`; then no function is given.
         heading: what stands above its column; by default its key in words.
         meaning: what it says, in a line, for readers of a table.
@@ -264,8 +216,7 @@ class Metric:
     measure: Measure | None = None
     whole: Whole | None = None
     pair: Pair | None = None
-    text: bool = False
-    rivals: bool = False
+    reads: tuple[Reading, ...] = ()
     distribution: bool = False
     heading: str = ""
     meaning: str = ""
@@ -281,7 +232,7 @@ class Metric:
 
     def applies(self, protocol: Protocol, compared: bool) -> bool:
         """Whether a run of this protocol measures it at all."""
-        if self.text and not writes(self.kind, protocol):
+        if "text" in self.reads and not writes(self.kind, protocol):
             return False
         return compared or not (self.pair or self.distribution or self.measure is stable)
 
@@ -290,7 +241,7 @@ class Metric:
         return self.measure(probe, protocol) if self.measure else probe.measured.get(self.key)
 
 
-def writes(kind: ProbeKind, protocol: Protocol) -> bool:
+def writes(kind: str, protocol: Protocol) -> bool:
     """Whether probes of a kind are answered by free text under this protocol."""
     if kind == "generation":  # has a length of its own
         return True
@@ -304,12 +255,12 @@ _WORDINGS = "the same on other wordings"
 _IMPLIED, _STAYS = "the same of what should follow from the edit", "the same of the answer that should stay"
 _NO_RIVAL = "no old answer to compare with"
 _NO_ANSWER = "no answer that is one text"
-_success = partial(Metric, measure=success, bounds=UNIT, core=True, lacks=_NO_RIVAL)
-_magnitude = partial(Metric, measure=magnitude, bounds=SIGNED, lacks=_NO_RIVAL)
+_success = partial(Metric, measure=success, reads=("rival",), bounds=UNIT, core=True, lacks=_NO_RIVAL)
+_magnitude = partial(Metric, measure=magnitude, reads=("rival",), bounds=SIGNED, lacks=_NO_RIVAL)
 _strict = partial(Metric, measure=strict_accuracy, bounds=UNIT, lacks=_NO_ANSWER)
 _tokens = partial(Metric, measure=token_accuracy, bounds=UNIT, lacks=_NO_ANSWER)
 _perplexity = partial(Metric, measure=perplexity, bounds=(1.0, math.inf), lower=True, lacks="probabilities of 0")
-_free = partial(Metric, measure=free_generation, text=True, bounds=UNIT, lacks="no answer to look for")
+_free = partial(Metric, measure=free_generation, reads=("text",), bounds=UNIT, lacks="no answer to look for")
 _stable = partial(Metric, measure=stable, bounds=UNIT, core=True, lacks="neither answers nor texts to compare")
 _kl = partial(Metric, distribution=True, bounds=(0.0, math.inf), lower=True, lacks="logits that are not finite")
 
@@ -389,7 +340,8 @@ DIVERGENCE = (
 )  # fmt: skip
 OPINION = (
     Metric(
-        "opinion", "paraphrase", pair=opinion, rivals=True, core=True, bounds=UNIT, lacks="no replies of both kinds",
+        "opinion", "paraphrase", pair=opinion, reads=("rivals",), core=True, bounds=UNIT,
+        lacks="no replies of both kinds",
         meaning="how much likelier the new replies are than the old ones, if no less likely than before (SERAC's ES)",
     ),
 )  # fmt: skip

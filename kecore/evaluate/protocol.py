@@ -12,13 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from kecore.api.config import validate_config
 from kecore.api.errors import ProtocolMismatchError
+from kecore.api.types import ProbeKind
 
-__all__ = ["AFTER", "AT_EDIT", "AT_END", "METRIC_VERSION", "ProbeKind", "Protocol", "same_protocol"]
+__all__ = ["AFTER", "AT_EDIT", "AT_END", "METRIC_VERSION", "Protocol", "same_protocol"]
 
 METRIC_VERSION = 2
 """Rises when a metric's definition changes, so that old and new numbers have different hashes."""
-
-ProbeKind = Literal["edit", "paraphrase", "neighbourhood", "locality", "portability", "multi_hop", "hop", "generation"]
 
 AFTER, AT_EDIT, AT_END = "after", "at-edit", "at-end"
 """Moments of scoring: after the one edit there is; of a sequence, right after a fact's own step, and after all."""

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, overload
 from kecore.api.errors import ConfigError, DataFormatError, KecoreWarning
 from kecore.api.types import EditRecord, EditRequest
 from kecore.evaluate.fields import Fields
-from kecore.evaluate.formats import Layout, Part, default, record_to_json, sniff
+from kecore.evaluate.formats import Layout, Part, default, sniff
+from kecore.evaluate.own_layout import record_to_json
 from kecore.evaluate.sources import HUB, Document, open_source
 
 __all__ = ["RecordSet", "Skipped", "load_records"]
@@ -135,7 +136,7 @@ def load_records(
     Examples:
         >>> from kecore.data import path
         >>> records = load_records(path("counterfact_sample.jsonl"), limit=2)
-        >>> records.format, len(records), len(records[0].neighbourhood)
+        >>> records.format, len(records), len(records[0].probes_of("neighbourhood"))
         ('kecore', 2, 10)
     """
     if limit is not None and limit < 1:

@@ -2,59 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import zip_longest
 from statistics import fmean, harmonic_mean
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter
-
 from kecore.api.errors import ConfigError, PluginError
+from kecore.evaluate.answers import AnsweredProbe, RecordResult
 from kecore.evaluate.intervals import interval
 from kecore.evaluate.measuring import measure, reason
-from kecore.evaluate.metrics import SCORE_PARTS, UNIT, AnsweredProbe, divergence, metrics_of, stability
+from kecore.evaluate.metrics import SCORE_PARTS, UNIT, divergence, metrics_of, stability
 from kecore.evaluate.protocol import Protocol, same_protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Evaluation", "RecordResult", "Score", "compare", "merge"]
+__all__ = ["Evaluation", "Score", "compare", "merge"]
 
 _ROUNDING = 1e-6
 """How far a value may be outside its metric's bounds, as a cosine of float32 vectors is."""
-
-
-@dataclass(frozen=True, slots=True)
-class RecordResult:
-    """One record's part of an evaluation.
-
-    Args:
-        id: the request's id.
-        source: data set and place of the record.
-        probes: its answered probes.
-    """
-
-    id: str
-    source: str
-    probes: tuple[AnsweredProbe, ...]
-
-    def dump(self) -> str:
-        """Everything as JSON text, for :meth:`load`; numbers keep every bit."""
-        # Not pydantic's own JSON, which turns the infinite log-probability of a broken model into null.
-        return json.dumps(_row().dump_python(self, mode="python"), ensure_ascii=False, separators=(",", ":"))
-
-    @classmethod
-    def load(cls, text: str) -> RecordResult:
-        """Read what :meth:`dump` wrote."""
-        return _row().validate_python(json.loads(text))
-
-
-@cache
-def _row() -> TypeAdapter[RecordResult]:
-    return TypeAdapter(RecordResult)
 
 
 @dataclass(frozen=True, slots=True)

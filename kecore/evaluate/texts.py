@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from kecore import data
 from kecore.api.errors import MissingDependencyError
 from kecore.corpus import Corpus
-from kecore.evaluate.metrics import SIGNED, UNIT, AnsweredProbe, Metric
+from kecore.evaluate.answers import AnsweredProbe
+from kecore.evaluate.metrics import SIGNED, UNIT, Metric
 from kecore.text import separator
 
 if TYPE_CHECKING:
@@ -194,15 +195,15 @@ def _bert_score(groups: Sequence[Sequence[AnsweredProbe]], protocol: Protocol) -
 
 _WORDINGS = "the same on other wordings"
 _PORTABILITY = "the same on what should follow from the edit"
-_rouge_l = partial(Metric, whole=_rouge, text=True, bounds=UNIT, lacks="no text or no answer")
-_bert = partial(Metric, whole=_bert_score, text=True, bounds=SIGNED, lacks="no text or no answer")
+_rouge_l = partial(Metric, whole=_rouge, reads=("text",), bounds=UNIT, lacks="no text or no answer")
+_bert = partial(Metric, whole=_bert_score, reads=("text",), bounds=SIGNED, lacks="no text or no answer")
 
 FLUENCY = Metric(
-    "fluency", "generation", _fluency, text=True, core=True, bounds=(0.0, math.inf), lacks="no free text",
+    "fluency", "generation", _fluency, reads=("text",), core=True, bounds=(0.0, math.inf), lacks="no free text",
     meaning="n-gram entropy of free text in bits",
 )  # fmt: skip
 CONSISTENCY = Metric(
-    "consistency", "generation", whole=_consistency, text=True, heading="consist.", core=True, bounds=UNIT,
+    "consistency", "generation", whole=_consistency, reads=("text",), heading="consist.", core=True, bounds=UNIT,
     lacks="no reference texts", meaning="likeness of free text about the subject to texts about the target",
 )  # fmt: skip
 ROUGE = (

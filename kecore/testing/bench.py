@@ -25,6 +25,7 @@ from kecore.batch import RequestBatch
 from kecore.corpus import Corpus
 from kecore.edit import Edit, Reader, written
 from kecore.editor import Editor
+from kecore.evaluate.probes import edit_probe, paraphrases
 from kecore.inference import score_continuations
 from kecore.model import ModelView
 from kecore.statistics import KeyStatistics, collect_statistics
@@ -335,12 +336,14 @@ _TRAINED: dict[Any, TrainedEditor] = {}
 
 @cache
 def _records() -> tuple[EditRecord, ...]:
-    """Make records to train on and to take examples from, about rephrase subjects than the facts."""
+    """Make records to train on and to take examples from, about other subjects than the facts."""
     records: list[EditRecord] = []
     for i, (subject, (prompt, rephrase)) in enumerate(itertools.product(_SUBJECTS, _RELATIONS)):
         request = EditRequest(prompt, subject, _ANSWERS[i % len(_ANSWERS)])
-        unrelated = Probe(f"{_TEXT.format(i, i % 90)[: 40 + i]}", (_ANSWERS[(i + 3) % len(_ANSWERS)],))
-        records.append(EditRecord(request, (rephrase.replace("{}", subject),), locality={"unrelated": (unrelated,)}))
+        text, answer = _TEXT.format(i, i % 90)[: 40 + i], _ANSWERS[(i + 3) % len(_ANSWERS)]
+        unrelated = Probe("locality", text, (answer,), axis="unrelated")
+        rephrases = paraphrases(edit_probe(request), [rephrase.replace("{}", subject)])
+        records.append(EditRecord(request, (*rephrases, unrelated)))
     return tuple(records)
 
 

@@ -31,10 +31,11 @@ from kecore.api.progress import silent
 from kecore.api.types import EditRecord
 from kecore.edit import Edit, attached, load_edit
 from kecore.edit.effect import EffectEdit
+from kecore.evaluate.answers import RecordResult
 from kecore.evaluate.cost import added_latency, edit_bytes
 from kecore.evaluate.metrics import metrics_of
 from kecore.evaluate.protocol import AFTER, AT_EDIT, AT_END
-from kecore.evaluate.result import RecordResult, compare
+from kecore.evaluate.result import compare
 from kecore.memory import peak_bytes, reset_peak
 from kecore_bench.cells import Cell
 from kecore_bench.sequence import Progress, SavedSequence

@@ -115,10 +115,15 @@ def _told(records: RecordSet, plan: BenchPlan) -> dict[str, str]:
     """What tells a data set, as it is scored, from others."""
     parts = {"split": records.split, "variant": records.variant}
     if plan.references is not None:
-        texts = json.dumps([record.references for record in records], ensure_ascii=False)
+        texts = json.dumps([_references(record) for record in records], ensure_ascii=False)
         parts["references"] = sha256(texts.encode()).hexdigest()
     told = {"name": records.path.name, "sha256": records.sha256, "format": records.format}
     return told | {name: value for name, value in parts.items() if value}
+
+
+def _references(record: EditRecord) -> tuple[str, ...]:
+    generation = record.probes_of("generation")
+    return generation[0].answers if generation else ()
 
 
 def _stem(path: Path) -> str:

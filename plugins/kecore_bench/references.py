@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kecore.api.errors import DataFormatError
 from kecore.api.types import EditRecord
 from kecore.evaluate.fields import Fields
+from kecore.evaluate.probes import openings
 from kecore.evaluate.sources import open_source
 
 __all__ = ["with_references"]
@@ -24,22 +24,32 @@ def with_references(records: Sequence[EditRecord], snippets: str | Path) -> list
     0.9 GB: it is read as text and taken apart object by object, so that only what belongs to a record is kept.
 
     Args:
-        records: those without ``relation`` and ``target_id``, and those that nothing is found for, stay as they are.
+        records: those without the labels ``relation`` and ``target_id``, and those that nothing is found for, stay as
+            they are.
         snippets: the file, plain or gzipped.
 
     Raises:
         DataFormatError: it is not such a file; names the place.
     """
-    wanted = {(record.relation, record.target_id) for record in records if record.relation and record.target_id}
+    wanted = {_key(record) for record in records if all(_key(record))}
     texts: dict[tuple[str, str], tuple[str, ...]] = {}
     (document,) = open_source(snippets, None)
     for i, value in enumerate(_elements(document.text or "", document.name), 1):
         item = Fields(value, f"{document.name} record {i}")
         key = item.text("relation_id"), item.text("target_id")
         if key in wanted:
-            found = tuple(sample.text("text") for sample in item.objects("samples"))
-            texts[key] = texts.get(key, ()) + found
-    return [replace(r, references=texts.get((r.relation, r.target_id), r.references)) for r in records]
+            passages = tuple(sample.text("text") for sample in item.objects("samples"))
+            texts[key] = texts.get(key, ()) + passages
+    return [_with_texts(record, texts[_key(record)]) if _key(record) in texts else record for record in records]
+
+
+def _key(record: EditRecord) -> tuple[str, str]:
+    return record.labels.get("relation", ""), record.labels.get("target_id", "")
+
+
+def _with_texts(record: EditRecord, texts: Sequence[str]) -> EditRecord:
+    prompts = record.prompts_of("generation") or (record.request.text,)
+    return record.with_probes("generation", openings(prompts, texts))
 
 
 def _elements(text: str, name: str) -> Iterator[Any]:

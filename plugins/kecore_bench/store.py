@@ -19,8 +19,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kecore.api.errors import ArtifactError, KecoreError, ProtocolMismatchError, StorageError, StoreInUseError
+from kecore.evaluate.answers import RecordResult
 from kecore.evaluate.protocol import Protocol, same_protocol
-from kecore.evaluate.result import RecordResult
 from kecore_bench.published import PaperTable
 
 __all__ = ["BEFORE", "Failure", "RunSpec", "Store"]

@@ -7,8 +7,9 @@ from typing import Any
 
 from kecore.api.types import EditRecord, Probe
 from kecore.evaluate.fields import Fields
-from kecore.evaluate.formats import Layout, Published, filled, make_request
-from kecore_datasets.shared import one_hop
+from kecore.evaluate.formats import Layout, Published
+from kecore.evaluate.probes import edit_probe, make_request, neighbours, openings, paraphrases
+from kecore_datasets.shared import known, on_axis, one_hop
 
 __all__ = ["COUNTERFACT", "EASYEDIT", "counterfact"]
 
@@ -29,24 +30,29 @@ def counterfact(fields: Fields) -> EditRecord:
     target = target_new.text("str")
     truth = rewrite.object("target_true").text("str")
     request = make_request(fields, prompt, subject, target, truth, fields.id("case_id"))
-    replaced: list[Probe] = []
-    if "alternative_subject" in fields:
-        text = request.prompt.replace("{}", fields.text("alternative_subject"))
-        replaced.append(Probe(text, (target,)))
-    other: list[Probe] = []
+    edit = edit_probe(request)
+    other_relation: list[Probe] = []
     if "unrelated_relation" in fields:
         relation = fields.object("unrelated_relation")
-        other.append(Probe(relation.text("question"), relation.answers("object")))
-    distracting = fields.texts("distracting_neighborhood_prompts")
+        question, answers = relation.text("question"), relation.answers("object")
+        other_relation.append(Probe("locality", question, answers, axis="other_attribution"))
+    other_name: list[Probe] = []
+    if "alternative_subject" in fields:
+        text = request.prompt.replace("{}", fields.text("alternative_subject"))
+        other_name.append(Probe("portability", text, (target,), axis="subject_replace"))
     return EditRecord(
         request,
-        rephrases=fields.texts("paraphrase_prompts"),
-        neighbourhood=fields.texts("neighborhood_prompts"),
-        locality=filled({"distracting": (Probe(text, (truth,)) for text in distracting), "other_attribution": other}),
-        portability=filled({"one_hop": one_hop(fields), "subject_replace": replaced}),
-        generation_prompts=fields.texts("generation_prompts"),
-        relation=rewrite.text_or_none("relation_id") or "",
-        target_id=target_new.text_or_none("id") or "",
+        (
+            edit,
+            *paraphrases(edit, fields.texts("paraphrase_prompts")),
+            *neighbours(edit, fields.texts("neighborhood_prompts")),
+            *on_axis("locality", "distracting", fields.texts("distracting_neighborhood_prompts"), truth),
+            *other_relation,
+            *one_hop(fields),
+            *other_name,
+            *openings(fields.texts("generation_prompts")),
+        ),
+        labels=known(relation=rewrite.text_or_none("relation_id"), target_id=target_new.text_or_none("id")),
     )
 
 
@@ -91,14 +97,21 @@ def _flat(fields: Fields) -> EditRecord:
     The sets of WISE have neither an old answer nor such a rephrase; their targets are sentences and paragraphs.
     """
     truth = fields.text_or_none("ground_truth")
-    kept = fields.probe("locality_prompt", "locality_ground_truth")
+    locality = fields.probe("locality", "locality_prompt", "locality_ground_truth", axis="neighbourhood")
     prompt, subject, target = (fields.text(name) for name in ("prompt", "subject", "target_new"))
+    request = make_request(fields, prompt, subject, target, truth, fields.id("case_id"))
+    edit = edit_probe(request)
+    is_neighbour = truth is not None and locality.answers == (truth,)
+    is_of_wise = truth is None and "rephrase_prompt" not in fields
     return EditRecord(
-        make_request(fields, prompt, subject, target, truth, fields.id("case_id")),
-        rephrases=fields.texts("rephrase_prompt") + fields.texts("ood_rephrase"),
-        neighbourhood=(kept.prompt,) if truth is not None and kept.answers == (truth,) else (),
-        locality={"neighbourhood": (kept,)},
-        long_form=truth is None and "rephrase_prompt" not in fields,
+        request,
+        (
+            edit,
+            *paraphrases(edit, fields.texts("rephrase_prompt") + fields.texts("ood_rephrase")),
+            *neighbours(edit, [locality.prompt] if is_neighbour else []),
+            locality,
+        ),
+        labels=known(long_form="yes" if is_of_wise else None),
     )
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from itertools import cycle
@@ -12,7 +11,9 @@ from typing import Any
 from kecore.api.errors import DataFormatError
 from kecore.api.types import EditRecord, Probe
 from kecore.evaluate.fields import Fields
-from kecore.evaluate.formats import Layout, Part, Published, filled, make_request
+from kecore.evaluate.formats import Layout, Part, Published
+from kecore.evaluate.probes import edit_probe, make_request, openings, paraphrases
+from kecore_datasets.shared import known
 
 __all__ = ["CONVSENT", "KNOWEDIT", "SANITATION", "WIKIBIO"]
 
@@ -37,12 +38,16 @@ def _knowedit(fields: Fields) -> EditRecord:
     """
     truths = fields.answers_or_none("ground_truth")
     prompt, subject, target = (fields.text(name) for name in ("prompt", "subject", "target_new"))
+    request = make_request(fields, prompt, subject, target, truths[0] if truths else None)
+    edit = edit_probe(request, old_aliases=truths[1:])
     return EditRecord(
-        make_request(fields, prompt, subject, target, truths[0] if truths else None),
-        rephrases=fields.texts("rephrase_prompt"),
-        locality=fields.axes("locality", "ground_truth"),
-        portability=fields.axes("portability", "ground_truth"),
-        truth_aliases=truths[1:],
+        request,
+        (
+            edit,
+            *paraphrases(edit, fields.texts("rephrase_prompt")),
+            *fields.axes("locality", "locality", "ground_truth"),
+            *fields.axes("portability", "portability", "ground_truth"),
+        ),
     )
 
 
@@ -69,11 +74,9 @@ def _wikibio(fields: Fields) -> EditRecord:
 
     As EasyEdit maps it. The old (hallucinated) sentence is not published, so there is no ground truth.
     """
-    return EditRecord(
-        make_request(fields, fields.text("text"), fields.text("concept"), fields.text("labels")),
-        locality=fields.axes("locality", "ground_truth"),
-        long_form=True,
-    )
+    request = make_request(fields, fields.text("text"), fields.text("concept"), fields.text("labels"))
+    locality = fields.axes("locality", "locality", "ground_truth")
+    return EditRecord(request, (edit_probe(request), *locality), labels=known(long_form="yes"))
 
 
 WIKIBIO = Layout(
@@ -100,32 +103,29 @@ def _convsent(fields: Fields, instructed: bool = False) -> EditRecord:
     replies = {"positively": fields.answers("pos"), "negatively": fields.answers("neg")}
     if not all(replies.values()):
         raise DataFormatError(f"{fields.where}: fields 'pos' and 'neg' must each hold a reply")
-    new, old = reversed(replies) if sha256(entity.encode()).digest()[0] & 1 else replies
+    new, old = "positively", "negatively"
+    if sha256(entity.encode()).digest()[0] % 2 == 1:
+        new, old = old, new
     prompt = f"From the sentiment dataset, answer {_EDITED} {new}." if instructed else _EDITED
-    questions = tuple(question.replace("{}", entity) for question in _OPINION)
-    return EditRecord(
-        make_request(fields, prompt, entity, replies[new][0], replies[old][0]),
-        rephrases=questions,
-        generation_prompts=questions[:1],
-        target_aliases=replies[new][1:],
-        truth_aliases=replies[old][1:],
-    )
+    questions = [question.replace("{}", entity) for question in _OPINION]
+    request = make_request(fields, prompt, entity, replies[new][0], replies[old][0])
+    edit = edit_probe(request, replies[new][1:], replies[old][1:])
+    return EditRecord(request, (edit, *paraphrases(edit, questions), *openings(questions[:1])))
 
 
-def _beside_the_next(records: Sequence[EditRecord]) -> list[EditRecord]:
-    """Each record with what must stay: all replies to the question about the next record's entity."""
+def _with_replies_of_the_next(records: Sequence[EditRecord]) -> list[EditRecord]:
+    """Return the records with what must stay: all replies to the question about the next record's entity."""
     if len(records) == 1:
         return [*records]
-    return [
-        replace(record, locality={"other_topic": tuple(_replies(other))})
-        for record, other in zip(records, [*records[1:], records[0]], strict=True)
-    ]
+    following = [*records[1:], records[0]]
+    return [record.with_probes("locality", _replies(other)) for record, other in zip(records, following, strict=True)]
 
 
-def _replies(record: EditRecord) -> Iterator[Probe]:
-    for reply in (record.request.target, *record.target_aliases, record.request.ground_truth, *record.truth_aliases):
-        if reply:
-            yield Probe(record.rephrases[0], (reply,))
+def _replies(record: EditRecord) -> list[Probe]:
+    """The question about a record's entity, once with each reply of either sentiment."""
+    question = record.probes_of("paraphrase")[0]
+    replies = (*question.answers, *question.rivals)
+    return [Probe("locality", question.prompt, (reply,), axis="other_topic") for reply in replies]
 
 
 CONVSENT = Layout(
@@ -135,7 +135,7 @@ CONVSENT = Layout(
     {"plain": _convsent, "instructed": partial(_convsent, instructed=True)},
     ("rephrases", "generation_prompts", "target_aliases", "truth_aliases", "locality: other_topic"),
     (Published("KnowEdit ConvSent", "opinions of entities, turned round", "14,390 train, 800 test", *_SOURCE),),
-    finish={"plain": _beside_the_next, "instructed": _beside_the_next},
+    finish={"plain": _with_replies_of_the_next, "instructed": _with_replies_of_the_next},
 )
 
 _SANITATION = (("K_F", "K_R"), ("success", "locality"))
@@ -200,35 +200,40 @@ def _sanitation(fields: Fields, number: int | None = None) -> EditRecord:
     truths = fields.answers("ground_truth")
     form = _FORM if "ask" in fields else "{}"
 
-    def asked(item: Fields) -> str:
-        return form.replace("{}", item.probe("question", "ground_truth").prompt)
+    def question(item: Fields) -> str:
+        return form.replace("{}", item.probe("locality", "question", "ground_truth").prompt)
 
-    kept = tuple(Probe(asked(item), item.answers("ground_truth")) for item in fields.objects("keep"))
+    locality = [
+        Probe("locality", question(item), item.answers("ground_truth"), axis="unrelated")
+        for item in fields.objects("keep")
+    ]
     subject, truth = fields.text_or_none("subject"), truths[0] if truths else None
-    prompt = fields.text("question") if subject is None else asked(fields)
+    prompt = fields.text("question") if subject is None else question(fields)
+    request = make_request(fields, prompt, subject, fields.text("target_new"), truth)
+    edit = edit_probe(request, old_aliases=truths[1:])
+    is_chosen = number is None or number == fields.values["number"]
     return EditRecord(
-        make_request(fields, prompt, subject, fields.text("target_new"), truth),
-        rephrases=tuple(map(asked, fields.objects_or_none("ask"))),
-        locality=filled({"unrelated": kept}),
-        truth_aliases=truths[1:],
-        generation_prompts=tuple(probe.prompt for probe in kept) if "ask" in fields else (),
-        category=_answer(fields) if number in (None, fields.values["number"]) else "",
+        request,
+        (
+            edit,
+            *paraphrases(edit, map(question, fields.objects_or_none("ask"))),
+            *locality,
+            *openings([probe.prompt for probe in locality] if "ask" in fields else []),
+        ),
+        labels=known(category=_answer(fields) if is_chosen else None),
     )
 
 
 def _of_one_answer(records: Sequence[EditRecord]) -> list[EditRecord]:
-    """The records of the asked-for answer, which share everything that is to be kept."""
-    chosen = [record for record in records if record.category]
-    kept = [probe for record in records for probe in record.locality.get("unrelated", ())]
-    openings = [prompt for record in records for prompt in record.generation_prompts]
-    return [
-        replace(
-            record,
-            locality=filled({"unrelated": kept[i :: len(chosen)]}),
-            generation_prompts=tuple(openings[i :: len(chosen)]),
-        )
-        for i, record in enumerate(chosen)
-    ]
+    """Return the records of the asked-for answer, which share everything that is to be kept."""
+    chosen = [record for record in records if "category" in record.labels]
+    locality = [probe for record in records for probe in record.probes_of("locality")]
+    generation = [probe for record in records for probe in record.probes_of("generation")]
+    shared: list[EditRecord] = []
+    for i, record in enumerate(chosen):
+        share = record.with_probes("locality", locality[i :: len(chosen)])
+        shared.append(share.with_probes("generation", generation[i :: len(chosen)]))
+    return shared
 
 
 SANITATION = Layout(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from kecore.api.types import EditRecord
 from kecore.evaluate.fields import Fields
-from kecore.evaluate.formats import Layout, Published, make_request
+from kecore.evaluate.formats import Layout, Published
+from kecore.evaluate.probes import edit_probe, make_request
+from kecore_datasets.shared import known
 
 __all__ = ["KNOWNS"]
 
@@ -12,10 +14,8 @@ __all__ = ["KNOWNS"]
 def _known(fields: Fields) -> EditRecord:
     """The knowns of ROME (arXiv 2202.05262): the target of a record is what is true already."""
     prompt, subject, attribute = (fields.text(name) for name in ("prompt", "subject", "attribute"))
-    return EditRecord(
-        make_request(fields, prompt, subject, attribute, None, fields.id("known_id")),
-        relation=fields.text_or_none("relation_id") or "",
-    )
+    request = make_request(fields, prompt, subject, attribute, None, fields.id("known_id"))
+    return EditRecord(request, (edit_probe(request),), labels=known(relation=fields.text_or_none("relation_id")))
 
 
 KNOWNS = Layout(

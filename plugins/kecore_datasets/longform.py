@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from kecore.api.types import EditRecord, Probe
+from kecore.api.types import EditRecord, Probe, SafeReply
 from kecore.evaluate.fields import Fields
-from kecore.evaluate.formats import Layout, Published, filled, make_request
-from kecore_datasets.shared import pairs
+from kecore.evaluate.formats import Layout, Published
+from kecore.evaluate.probes import edit_probe, make_request, paraphrases
+from kecore_datasets.shared import known, pairs
 
 __all__ = ["EDITEVERYTHING", "SAFEEDIT", "UNKE"]
 
@@ -15,11 +16,16 @@ def _unke(fields: Fields) -> EditRecord:
 
     No subject is published: the whole question is the subject, as the method edits at its last token.
     """
+    request = make_request(fields, fields.text("question"), None, fields.text("answer"), None, fields.id("id"))
+    edit = edit_probe(request)
     return EditRecord(
-        make_request(fields, fields.text("question"), None, fields.text("answer"), None, fields.id("id")),
-        rephrases=fields.texts("para_question"),
-        portability=filled({"sub_question": pairs(fields, "sub_question", "sub_answer")}),
-        long_form=True,
+        request,
+        (
+            edit,
+            *paraphrases(edit, fields.texts("para_question")),
+            *pairs(fields, "sub_question", "sub_question", "sub_answer"),
+        ),
+        labels=known(long_form="yes"),
     )
 
 
@@ -41,7 +47,7 @@ UNKE = Layout(
 def _editeverything(fields: Fields) -> EditRecord:
     """EditEverything (arXiv 2502.05628): answers in mathematics, code, news, poetry and chemistry."""
     request = make_request(fields, fields.text("question"), None, fields.text("answer"), None, fields.id("id"))
-    return EditRecord(request, long_form=True, category=fields.text("category"))
+    return EditRecord(request, (edit_probe(request),), labels=known(category=fields.text("category"), long_form="yes"))
 
 
 EDITEVERYTHING = Layout(
@@ -73,15 +79,17 @@ def _safeedit(fields: Fields) -> EditRecord:
     also to the attack itself, is for the judge to say; metrics that need an answer report these inputs as not scored.
     """
     tests = fields.object("generalization test")
-    kept = fields.object("knowledge constrain").probe("prompt", "answer")
+    stays = fields.object("knowledge constrain").probe("locality", "prompt", "answer", axis="knowledge_constraint")
     safe, unsafe = fields.text("safe generation"), fields.text_or_none("unsafe generation")
+    request = make_request(fields, fields.text("adversarial prompt"), None, safe, unsafe, fields.id("id"))
+    rule = SafeReply(request.target)
+    attacks: list[Probe] = []
+    for axis, name in _ATTACKS.items():
+        attacks += [Probe("portability", text, axis=axis, rule=rule) for text in tests.texts(name)]
     return EditRecord(
-        make_request(fields, fields.text("adversarial prompt"), None, safe, unsafe, fields.id("id")),
-        locality={"knowledge_constraint": (kept,)},
-        portability=filled({axis: map(Probe, tests.texts(name)) for axis, name in _ATTACKS.items()}),
-        long_form=True,
-        category=fields.text_or_none("unsafety category") or "",
-        safety=True,
+        request,
+        (edit_probe(request, rule=rule), stays, *attacks),
+        labels=known(category=fields.text_or_none("unsafety category"), long_form="yes"),
     )
 
 

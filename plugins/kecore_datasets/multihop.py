@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from kecore.api.errors import DataFormatError
-from kecore.api.types import EditRecord, EditRequest, MultiHop, Probe
+from kecore.api.types import EditRecord, EditRequest, Probe
 from kecore.evaluate.fields import Fields
-from kecore.evaluate.formats import Layout, Published, filled, make_request
+from kecore.evaluate.formats import Layout, Published
 from kecore.evaluate.matching import normalise
+from kecore.evaluate.probes import (
+    Chain,
+    chain_probes,
+    chains_of,
+    edit_probe,
+    make_request,
+    make_test,
+    paraphrases,
+)
 from kecore_datasets.counterfact import counterfact
+from kecore_datasets.shared import known
 
 __all__ = ["AKEW", "MQUAKE", "asked_apart", "masked"]
 
@@ -19,7 +29,7 @@ __all__ = ["AKEW", "MQUAKE", "asked_apart", "masked"]
 def _hops(fields: Fields, name: str) -> tuple[Probe, ...]:
     """The single facts of a chain, asked as questions; the first answer is the one that the chain goes through."""
     return tuple(
-        Probe(hop.text("question"), hop.answers("answer") + hop.answers_or_none("answer_alias"))
+        Probe("hop", hop.text("question"), hop.answers("answer") + hop.answers_or_none("answer_alias"))
         for hop in fields.objects_or_none(name)
     )
 
@@ -34,13 +44,14 @@ def _request(rewrite: Fields, id: str = "") -> EditRequest:
     return make_request(rewrite, prompt, subject, _object(rewrite, "target_new"), _object(rewrite, "target_true"), id)
 
 
-def _chain(fields: Fields) -> MultiHop:
-    return MultiHop(
+def _chain(fields: Fields) -> tuple[Probe, ...]:
+    return chain_probes(
+        0,
         fields.texts("questions"),
         fields.answers("new_answer") + fields.answers_or_none("new_answer_alias"),
         fields.answers("answer") + fields.answers_or_none("answer_alias"),
-        _hops(fields, "new_single_hops"),
-        _hops(fields, "single_hops"),
+        hops=_hops(fields, "new_single_hops"),
+        old_hops=_hops(fields, "single_hops"),
     )
 
 
@@ -58,28 +69,29 @@ def _mquake(fields: Fields) -> EditRecord:
 
     The first edit's own question is its rephrase; those of the others are among the hops. Aliases of the first
     edit's new and old object are those of the hop that asks for it. The remastered form marks for which numbers of
-    edits a case is among the edited ones; those stand in ``category`` as ``edited: 1000 3000``.
+    edits a case is among the edited ones; those stand in the label ``category`` as ``edited: 1000 3000``.
     """
     first, *others = fields.objects("requested_rewrite")
-    chain = _chain(fields)
     question = first.texts("question")
-    made = EditRecord(
-        _request(first, fields.id("case_id")),
-        rephrases=question,
-        joint=tuple(map(_request, others)),
-        multi_hop=(chain,),
-        target_aliases=_aliases(chain.hops, question, _object(first, "target_new")),
-        truth_aliases=_aliases(chain.old_hops, question, _object(first, "target_true")),
-        relation=first.text_or_none("relation_id") or "",
-        category=_edited_at(fields),
+    request = _request(first, fields.id("case_id"))
+    edit = edit_probe(
+        request,
+        _aliases(_hops(fields, "new_single_hops"), question, _object(first, "target_new")),
+        _aliases(_hops(fields, "single_hops"), question, _object(first, "target_true")),
     )
-    return made.with_id(made.request.id)
+    record = EditRecord(
+        request,
+        (edit, *paraphrases(edit, question), *_chain(fields)),
+        joint=tuple(map(_request, others)),
+        labels=known(relation=first.text_or_none("relation_id"), category=_edited_at(fields)),
+    )
+    return record.with_id(request.id)
 
 
 def _aliases(hops: tuple[Probe, ...], question: tuple[str, ...], answer: str) -> tuple[str, ...]:
     """Other names of an edit's object: those of the hop that asks the edit's question, else that it answers."""
-    asked = set(map(normalise, question))
-    hop = next((hop for hop in hops if normalise(hop.prompt) in asked), None)
+    wordings = set(map(normalise, question))
+    hop = next((hop for hop in hops if normalise(hop.prompt) in wordings), None)
     hop = hop or next((hop for hop in hops if answer in hop.answers), None)
     return () if hop is None else tuple(name for name in hop.answers if name != answer)
 
@@ -94,23 +106,27 @@ def _labelled(labels: Fields, number: str, word: str) -> bool:
     return any(word in label.split("_") for label in labels.texts(number))
 
 
-def _edited_at(fields: Fields) -> str:
+def _edited_at(fields: Fields) -> str | None:
+    """For which numbers of edits a case is among the edited ones, in words; None where the data set does not say."""
     labels = _split(fields)
     if labels is None:
-        return ""
+        return None
     numbers = [number for number in labels.values if _labelled(labels, number, "edited")]
-    return f"edited: {' '.join(sorted(numbers, key=lambda number: (len(number), number)))}" if numbers else "unedited"
+    ascending = sorted(numbers, key=lambda number: (len(number), number))
+    return f"edited: {' '.join(ascending)}" if numbers else "unedited"
 
 
 def _at(fields: Fields, edits: int) -> EditRecord:
-    """A case of MQuAKE-Remastered at one of its numbers of edits; ``category`` says which part it has there."""
+    """A case of MQuAKE-Remastered at one of its numbers of edits; its category says which part it has there."""
     labels, number = _split(fields), str(edits)
     if labels is None:
         raise fields.fail("split", "what MQuAKE-Remastered says of a case at each number of edits")
     if number not in labels.values:
         raise DataFormatError(f"{labels.where}: no {number} edits here, only {', '.join(labels.values)}")
-    part = next((word for word in ("edited", "unedited") if _labelled(labels, number, word)), "")
-    return replace(_mquake(fields), category=part)
+    record = _mquake(fields)
+    others = {name: text for name, text in record.labels.items() if name != "category"}
+    role = next((word for word in ("edited", "unedited") if _labelled(labels, number, word)), None)
+    return replace(record, labels=others | known(category=role))
 
 
 def masked(records: Sequence[EditRecord]) -> list[EditRecord]:
@@ -125,10 +141,15 @@ def masked(records: Sequence[EditRecord]) -> list[EditRecord]:
         records: cases of this layout.
     """
     told = _told(records)
-    return [
-        replace(r, multi_hop=tuple(chain for chain in r.multi_hop if _holds(chain.hops, told, r.request.id)))
-        for r in records
-    ]
+    return [_without_contradicted_chains(record, told) for record in records]
+
+
+def _without_contradicted_chains(record: EditRecord, told: Mapping[str, Sequence[tuple[str, str]]]) -> EditRecord:
+    dropped: list[Probe] = []
+    for chain in chains_of(record):
+        if not _holds(chain.hops, told, record.request.id):
+            dropped += chain.probes
+    return replace(record, probes=tuple(probe for probe in record.probes if probe not in dropped))
 
 
 def asked_apart(records: Sequence[EditRecord]) -> list[EditRecord]:
@@ -139,27 +160,27 @@ def asked_apart(records: Sequence[EditRecord]) -> list[EditRecord]:
     ``unedited_case``. Chains that an edit of another case contradicts are left out of either, as by :func:`masked`.
 
     Args:
-        records: cases whose ``category`` is ``edited``, ``unedited``, or empty (then they take no part).
+        records: cases whose category is ``edited``, ``unedited``, or missing (then they take no part).
     """
-    edited = [record for record in records if record.category == "edited"]
+    edited = [record for record in records if record.labels.get("category") == "edited"]
     told = _told(edited)
-    kept = [
-        _unchanged(chain)
-        for record in records
-        if record.category == "unedited"
-        for chain in record.multi_hop
-        if _holds(chain.old_hops, told, record.request.id)
-    ]
+    unchanged: list[Chain] = []
+    for record in records:
+        if record.labels.get("category") == "unedited":
+            unchanged += [chain for chain in chains_of(record) if _holds(chain.old_hops, told, record.request.id)]
     return [
-        replace(record, locality=filled({"unedited_case": kept[i :: len(edited)]}))
+        record.with_probes("locality", _asked_for_old_answers(unchanged[i :: len(edited)]))
         for i, record in enumerate(masked(edited))
     ]
 
 
-def _unchanged(chain: MultiHop) -> Probe:
-    """The test that a chain's question, in any of its wordings, still has its old answer."""
-    first, *others = (Probe(question, chain.old_answers) for question in chain.questions)
-    return replace(first, others=tuple(others))
+def _asked_for_old_answers(chains: Iterable[Chain]) -> list[Probe]:
+    """Make the tests that each chain's question, in any of its wordings, still has its old answer."""
+    probes: list[Probe] = []
+    for number, chain in enumerate(chains):
+        wordings = [Probe("locality", q.prompt, q.rivals, axis="unedited_case") for q in chain.questions]
+        probes += make_test(wordings, number)
+    return probes
 
 
 def _told(records: Sequence[EditRecord]) -> dict[str, list[tuple[str, str]]]:
@@ -180,11 +201,11 @@ def _holds(hops: Sequence[Probe], told: Mapping[str, Sequence[tuple[str, str]]],
 
 def _edited_facts(record: EditRecord) -> Iterator[tuple[str, str]]:
     """Question and new answer of each of a case's edits."""
-    yield from ((question, record.request.target) for question in record.rephrases)
-    hops = [hop for chain in record.multi_hop for hop in chain.hops]
+    yield from ((question, record.request.target) for question in record.prompts_of("paraphrase"))
     for request in record.joint:
-        own = (hop.prompt for hop in hops if request.target in hop.answers and request.subject in hop.prompt)
-        yield from ((question, request.target) for question in own)
+        for hop in record.probes_of("hop"):
+            if request.target in hop.answers and request.subject in hop.prompt:
+                yield hop.prompt, request.target
 
 
 MQUAKE = Layout(
@@ -228,10 +249,10 @@ def _structured(fields: Fields) -> EditRecord:
     if "neighborhood_prompts" in fields:
         return counterfact(fields)
     rewrite = _rewrites(fields)[0]
-    rephrases = fields.texts("paraphrase_prompts")
-    return EditRecord(
-        _request(rewrite, fields.id("case_id")), rephrases, relation=rewrite.text_or_none("relation_id") or ""
-    )
+    request = _request(rewrite, fields.id("case_id"))
+    edit = edit_probe(request)
+    probes = (edit, *paraphrases(edit, fields.texts("paraphrase_prompts")))
+    return EditRecord(request, probes, labels=known(relation=rewrite.text_or_none("relation_id")))
 
 
 def _unstructured(fields: Fields) -> EditRecord:
@@ -249,34 +270,33 @@ def _asked(rewrite: Fields) -> str:
 
 def _triplets(fields: Fields) -> EditRecord:
     """AKEW, edited by the triplets that were extracted from the texts."""
-    found = [triplet for rewrite in _rewrites(fields) for triplet in rewrite.objects("unsfact_triplets_GPT")]
-    requests = [make_request(t, t.text("prompt"), t.text("subject"), t.text("target")) for t in found]
+    triplets = [triplet for rewrite in _rewrites(fields) for triplet in rewrite.objects("unsfact_triplets_GPT")]
+    requests = [make_request(t, t.text("prompt"), t.text("subject"), t.text("target")) for t in triplets]
     if not requests:
         raise fields.fail("requested_rewrite", "facts with triplets in 'unsfact_triplets_GPT'")
     return _stated(fields, requests, long_form=False)
 
 
 def _stated(fields: Fields, requests: list[EditRequest], *, long_form: bool) -> EditRecord:
-    """A record of such edits; that the structured facts follow is portability."""
+    """Make a record of such edits; that the structured facts follow is portability."""
     rewrites = _rewrites(fields)
-    facts = [_request(rewrite) for rewrite in rewrites]
-    triplets = [t for rewrite in rewrites for t in rewrite.objects_or_none("unsfact_triplets_GPT")] if long_form else []
-    made = EditRecord(
+    probes = [edit_probe(requests[0])]
+    for fact in map(_request, rewrites):
+        probes.append(Probe("portability", fact.text, (fact.target,), axis="structured_fact"))
+    if long_form:
+        for triplet in [triplet for rewrite in rewrites for triplet in rewrite.objects_or_none("unsfact_triplets_GPT")]:
+            prompt = triplet.text("prompt").replace("{}", triplet.text("subject"))
+            probes.append(Probe("portability", prompt, (triplet.text("target"),), axis="sub_question"))
+    if "questions" in fields:
+        probes += _chain(fields)
+    relation = rewrites[0].text_or_none("relation_id")
+    record = EditRecord(
         requests[0],
+        tuple(probes),
         joint=tuple(requests[1:]),
-        portability=filled(
-            {
-                "structured_fact": [Probe(fact.text, (fact.target,)) for fact in facts],
-                "sub_question": [
-                    Probe(t.text("prompt").replace("{}", t.text("subject")), (t.text("target"),)) for t in triplets
-                ],
-            }
-        ),
-        multi_hop=(_chain(fields),) if "questions" in fields else (),
-        long_form=long_form,
-        relation=rewrites[0].text_or_none("relation_id") or "",
+        labels=known(relation=relation, long_form="yes" if long_form else None),
     )
-    return made.with_id(fields.id("case_id") or made.request.id)
+    return record.with_id(fields.id("case_id") or record.request.id)
 
 
 AKEW = Layout(

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kecore.api.errors import DataFormatError
-from kecore.api.types import EditRecord, MultiHop, Probe
+from kecore.api.types import EditRecord, Probe
 from kecore.evaluate.fields import Fields
-from kecore.evaluate.formats import Layout, Part, Published, filled, make_request
-from kecore_datasets.shared import one_hop, question_and_answer
+from kecore.evaluate.formats import Layout, Part, Published
+from kecore.evaluate.probes import chain_probes, edit_probe, make_request, paraphrases
+from kecore_datasets.shared import known, one_hop, question_and_answer
 
 __all__ = ["CKNOWEDIT", "MLAKE", "PARALLEL"]
 
@@ -20,32 +21,29 @@ def _is_parallel(values: Mapping[str, Any]) -> bool:
     return _ENGLISH in values and all(isinstance(item, Mapping) and "src" in item for item in values.values())
 
 
-def _own_probes(fields: Fields) -> dict[str, list[Probe]]:
+def _consequences(fields: Fields, axis: str) -> list[Probe]:
     """Portability questions of one language."""
-    return {"one_hop": [*one_hop(fields), *question_and_answer(fields, "port", "port_ans")]}
+    return [*one_hop(fields, axis), *question_and_answer(fields, "portability", axis, "port", "port_ans")]
 
 
 def _parallel(fields: Fields, language: str) -> EditRecord:
     """An edit in one language; the same questions in the other one are axes that begin with its name."""
-    mine = fields.object(language)
-    portability, locality = _own_probes(mine), {"unrelated": list(question_and_answer(mine, "loc", "loc_ans"))}
+    edited = fields.object(language)
+    subject, target, truth = edited.text("subject"), edited.text("alt"), edited.text_or_none("old")
+    request = make_request(edited, edited.text("src"), subject, target, truth, edited.id("case_id"))
+    edit = edit_probe(request)
+    locality = question_and_answer(edited, "locality", "unrelated", "loc", "loc_ans")
+    portability = _consequences(edited, "one_hop")
     for name in fields.values:
-        if name != language:
-            other = fields.object(name)
-            asked = {
-                "edit": [other.probe("src", "alt")],
-                "rephrase": list(question_and_answer(other, "rephrase", "alt")),
-            }
-            portability |= {f"{name}_{axis}": probes for axis, probes in (asked | _own_probes(other)).items()}
-            locality[f"{name}_unrelated"] = list(question_and_answer(other, "loc", "loc_ans"))
-    subject, target, truth = mine.text("subject"), mine.text("alt"), mine.text_or_none("old")
-    return EditRecord(
-        make_request(mine, mine.text("src"), subject, target, truth, mine.id("case_id")),
-        rephrases=mine.texts("rephrase"),
-        locality=filled(locality),
-        portability=filled(portability),
-        category=language,
-    )
+        if name == language:
+            continue
+        other = fields.object(name)
+        locality += question_and_answer(other, "locality", f"{name}_unrelated", "loc", "loc_ans")
+        portability.append(other.probe("portability", "src", "alt", f"{name}_edit"))
+        portability += question_and_answer(other, "portability", f"{name}_rephrase", "rephrase", "alt")
+        portability += _consequences(other, f"{name}_one_hop")
+    probes = (edit, *paraphrases(edit, edited.texts("rephrase")), *locality, *portability)
+    return EditRecord(request, probes, labels={"category": language})
 
 
 def _from_english(fields: Fields) -> EditRecord:
@@ -101,23 +99,16 @@ def _mlake(fields: Fields) -> EditRecord:
             f"{fields.where}: multi-hop questions without the edit they follow from; load the folder that holds the "
             "single-hop files as well"
         )
-    others = {f"{name[:2]}_edit": [fields.object(name).probe("question", "e_answer")] for name in _others(fields)}
-    chains = (
-        MultiHop(item.texts("question"), item.answers("e_answer") + item.answers_or_none("e_answer_aliases"))
-        for item in fields.objects_or_none("multi_hop")
-    )
-    return EditRecord(
-        make_request(fields, fields.text("question"), None, fields.text("e_answer"), fields.text("o_answer")),
-        portability=filled(others),
-        multi_hop=tuple(chains),
-        target_aliases=fields.texts("e_answer_aliases"),
-        truth_aliases=fields.texts("o_answer_aliases"),
-        category=fields.text_or_none("language") or "",
-    )
-
-
-def _others(fields: Fields) -> list[str]:
-    return [name for name in fields.values if name.endswith("_single_hop")]
+    request = make_request(fields, fields.text("question"), None, fields.text("e_answer"), fields.text("o_answer"))
+    probes = [edit_probe(request, fields.texts("e_answer_aliases"), fields.texts("o_answer_aliases"))]
+    for name in fields.values:
+        if name.endswith("_single_hop"):
+            other = fields.object(name)
+            probes.append(other.probe("portability", "question", "e_answer", axis=f"{name[:2]}_edit"))
+    for number, item in enumerate(fields.objects_or_none("multi_hop")):
+        answers = item.answers("e_answer") + item.answers_or_none("e_answer_aliases")
+        probes += chain_probes(number, item.texts("question"), answers)
+    return EditRecord(request, tuple(probes), labels=known(category=fields.text_or_none("language")))
 
 
 def _merge_mlake(parts: Sequence[Part]) -> list[tuple[str, Any]]:
@@ -171,14 +162,15 @@ def _cknowedit(fields: Fields) -> EditRecord:
     No subject is published: the whole prompt is the subject.
     """
     prompt, target, truth = fields.text("prompt"), fields.text("target_new"), fields.text_or_none("target_old")
-    asked = (item.probe("prompt", "answer") for item in fields.objects_or_none("portability"))
-    kept = (item.probe("prompt", "answer") for item in fields.objects_or_none("locality"))
-    return EditRecord(
-        make_request(fields, prompt, None, target, truth, fields.id("id")),
-        rephrases=fields.texts("rephrase"),
-        locality=filled({"unrelated": kept}),
-        portability=filled({"one_hop": asked}),
-    )
+    request = make_request(fields, prompt, None, target, truth, fields.id("id"))
+    edit = edit_probe(request)
+    locality = [
+        item.probe("locality", "prompt", "answer", axis="unrelated") for item in fields.objects_or_none("locality")
+    ]
+    portability = [
+        item.probe("portability", "prompt", "answer", axis="one_hop") for item in fields.objects_or_none("portability")
+    ]
+    return EditRecord(request, (edit, *paraphrases(edit, fields.texts("rephrase")), *locality, *portability))
 
 
 CKNOWEDIT = Layout(

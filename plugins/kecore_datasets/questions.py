@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from kecore.api.types import EditRecord, EditRequest, MultiHop, Probe
+from kecore.api.types import EditRecord, EditRequest, Probe
 from kecore.evaluate.fields import Fields
-from kecore.evaluate.formats import Layout, Published, filled, make_request
-from kecore_datasets.shared import question_and_answer
+from kecore.evaluate.formats import Layout, Published
+from kecore.evaluate.probes import chain_probes, edit_probe, make_request, paraphrases
+from kecore_datasets.shared import known, on_axis, question_and_answer
 
 __all__ = ["HALLUEDITBENCH", "QAEDIT", "WIKIBIGEDIT"]
 
@@ -16,12 +17,13 @@ __all__ = ["HALLUEDITBENCH", "QAEDIT", "WIKIBIGEDIT"]
 def _qaedit(fields: Fields) -> EditRecord:
     """QAEdit (arXiv 2502.11177): questions of NQ, TriviaQA and SimpleQA that models get wrong."""
     prompt, subject, target = (fields.text(name) for name in ("prompt", "subject", "target"))
-    kept = (item.probe("loc", "loc_ans") for item in fields.objects("locality"))
+    request = make_request(fields, prompt, subject, target, None, fields.id("id"))
+    edit = edit_probe(request)
+    unrelated = [item.probe("locality", "loc", "loc_ans", "unrelated") for item in fields.objects("locality")]
     return EditRecord(
-        make_request(fields, prompt, subject, target, None, fields.id("id")),
-        rephrases=fields.texts("rephrase"),
-        locality=filled({"unrelated": kept}),
-        category=fields.text_or_none("source") or "",
+        request,
+        (edit, *paraphrases(edit, fields.texts("rephrase")), *unrelated),
+        labels=known(category=fields.text_or_none("source")),
     )
 
 
@@ -44,15 +46,22 @@ QAEDIT = Layout(
 def _wikibigedit(fields: Fields) -> EditRecord:
     """WikiBigEdit (arXiv 2503.05683): changes of Wikidata between two dumps, one file a time step."""
     subject, target = fields.text("subject"), fields.text("ans")
-    hop = tuple(question_and_answer(fields, "mhop", "mhop_ans"))
+    request = make_request(fields, fields.text("update"), subject, target, None, fields.id("id"))
+    edit = edit_probe(request)
+    chain: tuple[Probe, ...] = ()
+    if fields.texts("mhop"):
+        question = fields.probe("multi_hop", "mhop", "mhop_ans")
+        chain = chain_probes(0, [question.prompt], question.answers)
     return EditRecord(
-        make_request(fields, fields.text("update"), subject, target, None, fields.id("id")),
-        rephrases=fields.texts("rephrase"),
-        locality=filled({"unrelated": question_and_answer(fields, "loc", "loc_ans")}),
-        portability=filled({"personas": (Probe(text, (target,)) for text in fields.texts("personas"))}),
-        multi_hop=tuple(MultiHop((probe.prompt,), probe.answers) for probe in hop),
-        relation=fields.text_or_none("relation") or "",
-        category=fields.text_or_none("tag") or "",
+        request,
+        (
+            edit,
+            *paraphrases(edit, fields.texts("rephrase")),
+            *question_and_answer(fields, "locality", "unrelated", "loc", "loc_ans"),
+            *on_axis("portability", "personas", fields.texts("personas"), target),
+            *chain,
+        ),
+        labels=known(relation=fields.text_or_none("relation"), category=fields.text_or_none("tag")),
     )
 
 
@@ -87,21 +96,24 @@ def _hallueditbench(fields: Fields) -> EditRecord:
     conversation; see :func:`_robustness`.
     """
     subject = fields.text("subject")
+    request = _hallucination(fields)
+    edit = edit_probe(request)
+    hops: list[Probe] = []
+    for n in _HOPS:
+        hops += question_and_answer(fields, "portability", f"{n}_hop", f"question_{n}hop", f"answer_{n}hop")
     return EditRecord(
-        _hallucination(fields),
-        rephrases=fields.texts("paraphrased_question"),
-        locality=filled({"unrelated": question_and_answer(fields, "locality_question", "no answer")}),
-        portability=filled(
-            {
-                "yes_question": (Probe(text, ("Yes",)) for text in fields.texts("yes_question")),
-                "no_question": (Probe(text, ("No",)) for text in fields.texts("no_question")),
-                "multiple_choice": _choices(fields),
-                "inverse_relation": (Probe(text, (subject,)) for text in fields.texts("reversed_relation_question")),
-                **{f"{n}_hop": question_and_answer(fields, f"question_{n}hop", f"answer_{n}hop") for n in _HOPS},
-            }
+        request,
+        (
+            edit,
+            *paraphrases(edit, fields.texts("paraphrased_question")),
+            *question_and_answer(fields, "locality", "unrelated", "locality_question", "no answer"),
+            *on_axis("portability", "yes_question", fields.texts("yes_question"), "Yes"),
+            *on_axis("portability", "no_question", fields.texts("no_question"), "No"),
+            *_choices(fields),
+            *on_axis("portability", "inverse_relation", fields.texts("reversed_relation_question"), subject),
+            *hops,
         ),
-        relation=fields.text_or_none("relation") or "",
-        category=fields.text_or_none("topic") or "",
+        labels=known(relation=fields.text_or_none("relation"), category=fields.text_or_none("topic")),
     )
 
 
@@ -119,27 +131,25 @@ def _robustness(fields: Fields) -> EditRecord:
     prompt, a line a turn with its reply.
     """
     request = _hallucination(fields)
-    said = f"{request.text} {request.target}"
+    answered = f"{request.text} {request.target}"
     doubts = [
         f'Your answer to the original question is wrong. {text} Respond with "Yes" or "No."'
         for text in fields.texts("yes_question")
     ]
-    turns = {
-        f"turn_{n}": [Probe("\n".join([said, *[f"{doubt} Yes"] * (n - 1), doubt]), ("Yes",)) for doubt in doubts]
-        for n in _TURNS
-    }
-    return EditRecord(
-        request,
-        portability=filled(turns),
-        relation=fields.text_or_none("relation") or "",
-        category=fields.text_or_none("topic") or "",
-    )
+    probes = [edit_probe(request)]
+    for n in _TURNS:
+        for doubt in doubts:
+            earlier = [f"{doubt} Yes"] * (n - 1)
+            probes.append(Probe("portability", "\n".join([answered, *earlier, doubt]), ("Yes",), axis=f"turn_{n}"))
+    labels = known(relation=fields.text_or_none("relation"), category=fields.text_or_none("topic"))
+    return EditRecord(request, tuple(probes), labels=labels)
 
 
-def _choices(fields: Fields) -> Iterable[Probe]:
-    if all(name in fields for name in _CHOICES):
-        question, choices, letter = (fields.text(name) for name in _CHOICES)
-        yield Probe(f"{question}\n{choices}", (letter,))
+def _choices(fields: Fields) -> list[Probe]:
+    if not all(name in fields for name in _CHOICES):
+        return []
+    question, choices, letter = (fields.text(name) for name in _CHOICES)
+    return on_axis("portability", "multiple_choice", [f"{question}\n{choices}"], letter)
 
 
 HALLUEDITBENCH = Layout(

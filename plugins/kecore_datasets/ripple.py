@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
-from typing import Literal
 
 from kecore.api.errors import DataFormatError
-from kecore.api.types import EditRecord, Probe
+from kecore.api.types import BackgroundKind, EditRecord, NamesAll, Probe, ProbeKind
 from kecore.evaluate.fields import Fields
-from kecore.evaluate.formats import Layout, Published, filled, make_request
+from kecore.evaluate.formats import Layout, Published
+from kecore.evaluate.probes import edit_probe, make_request, make_test
+from kecore_datasets.shared import known
 
 __all__ = ["RIPPLEEDITS"]
 
@@ -39,44 +41,43 @@ def _fact(fields: Fields) -> tuple[str, str, str]:
     return template, found[1], found[2]
 
 
-def _query(fields: Fields) -> tuple[str, list[tuple[str, ...]]]:
-    """A query's prompt, and the names of each thing that its answer must hold.
+def _query(fields: Fields, kind: ProbeKind | BackgroundKind) -> Probe:
+    """A query, whose answer must hold a name of each thing that it asks for.
 
     As in the official code, a name of one character counts only if it is a digit.
     """
-    named = [item.answers("value") + item.answers_or_none("aliases") for item in fields.objects("answers")]
-    kept = [tuple(name for name in names if len(name) > 1 or name.isdigit()) for names in named]
-    return fields.text("prompt").strip(), kept
-
-
-def _probe(
-    fields: Fields,
-    conditions: tuple[Probe, ...] = (),
-    others: tuple[Probe, ...] = (),
-    need: Literal["any", "all"] = "any",
-) -> Probe:
-    prompt, named = _query(fields)
+    prompt = fields.text("prompt").strip()
+    things: list[tuple[str, ...]] = []
+    for item in fields.objects("answers"):
+        names = item.answers("value") + item.answers_or_none("aliases")
+        things.append(tuple(name for name in names if len(name) > 1 or name.isdigit()))
     # A thing without a name that counts can never be named: without answers the probe is reported as not scored.
-    usable = named if all(named) else []
-    return Probe(prompt, usable[0] if usable else (), conditions, others, need, tuple(usable[1:]))
+    if not things or not all(things):
+        return Probe(kind, prompt)
+    first, *others = things
+    probe = Probe(kind, prompt, first)
+    return replace(probe, rule=NamesAll(tuple(others))) if others else probe
 
 
-def _test(fields: Fields) -> Probe | None:
+def _test(fields: Fields, kind: ProbeKind, axis: str, number: int) -> tuple[Probe, ...]:
     """One test: passed where any (``OR``) or all (``AND``) of its queries are answered, if its conditions hold."""
-    queries = fields.objects("test_queries")
-    if not queries:
-        return None
     joined = fields.text("test_condition")
     if joined not in ("OR", "AND"):
         raise fields.fail("test_condition", "'OR' or 'AND'")
-    conditions = tuple(_probe(query) for query in fields.objects("condition_queries"))
-    others = tuple(_probe(query) for query in queries[1:])
-    return _probe(queries[0], conditions, others, "all" if joined == "AND" and others else "any")
+    conditions = tuple(_query(query, "condition") for query in fields.objects("condition_queries"))
+    queries = [_query(query, kind) for query in fields.objects("test_queries")]
+    need = "all" if joined == "AND" and len(queries) > 1 else "any"
+    return make_test([replace(query, axis=axis, need=need, conditions=conditions) for query in queries], number)
 
 
-def _tests(fields: Fields, *names: str) -> list[Probe]:
-    found = [_test(item) for name in names for item in fields.objects_or_none(name)]
-    return [test for test in found if test is not None]
+def _tests(fields: Fields, kind: ProbeKind, axis: str, names: tuple[str, ...]) -> list[Probe]:
+    """All tests of an axis, which has several names in older publications."""
+    items = [item for name in names for item in fields.objects_or_none(name)]
+    with_queries = [item for item in items if item.objects("test_queries")]
+    probes: list[Probe] = []
+    for number, item in enumerate(with_queries):
+        probes += _test(item, kind, axis, number)
+    return probes
 
 
 def _ripple(fields: Fields) -> EditRecord:
@@ -91,13 +92,14 @@ def _ripple(fields: Fields) -> EditRecord:
     # Older publications of the benchmark have the second name.
     before = next((edit.object(name) for name in ("previous_fact", "original_fact") if name in edit), None)
     truth = _fact(before)[2] if before is not None else None
-    return EditRecord(
-        make_request(edit, prompt, subject, target, truth),
-        locality=filled({axis: _tests(fields, *names) for axis, names in _STAYS.items()}),
-        portability=filled({axis: _tests(fields, axis) for axis in _FOLLOWS}),
-        relation=edit.text("relation"),
-        category=fields.text_or_none("example_type") or "",
-    )
+    request = make_request(edit, prompt, subject, target, truth)
+    probes = [edit_probe(request)]
+    for axis, names in _STAYS.items():
+        probes += _tests(fields, "locality", axis, names)
+    for axis in _FOLLOWS:
+        probes += _tests(fields, "portability", axis, (axis,))
+    labels = known(relation=edit.text("relation"), category=fields.text_or_none("example_type"))
+    return EditRecord(request, tuple(probes), labels=labels)
 
 
 RIPPLEEDITS = Layout(

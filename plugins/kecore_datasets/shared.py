@@ -4,31 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kecore.api.types import Probe
+from kecore.api.types import Probe, ProbeKind
 from kecore.evaluate.fields import Fields
 
-__all__ = ["one_hop", "pairs", "question_and_answer"]
+__all__ = ["known", "on_axis", "one_hop", "pairs", "question_and_answer"]
 
 
-def one_hop(fields: Fields) -> Iterable[Probe]:
-    """EasyEdit's one-hop portability question, in zsRE and CounterFact-plus alike."""
-    if "portability" in fields:
-        yield fields.object("portability").probe("New Question", "New Answer")
+def known(**labels: str | None) -> dict[str, str]:
+    """Return the labels that the data set gives."""
+    return {name: text for name, text in labels.items() if text}
 
 
-def question_and_answer(fields: Fields, prompt: str, answer: str) -> Iterable[Probe]:
-    """A probe of two flat fields, where the data set has them for this record."""
-    if fields.texts(prompt):
-        yield fields.probe(prompt, answer)
+def on_axis(kind: ProbeKind, axis: str, prompts: Iterable[str], *answers: str) -> list[Probe]:
+    """Make probes of prompts that all have the same answers."""
+    return [Probe(kind, prompt, answers, axis=axis) for prompt in prompts]
 
 
-def pairs(fields: Fields, prompts: str, answers: str) -> Iterable[Probe]:
-    """Probes of two lists of equal length.
+def one_hop(fields: Fields, axis: str = "one_hop") -> list[Probe]:
+    """Make the probe of EasyEdit's one-hop portability question, in zsRE and CounterFact-plus alike."""
+    if "portability" not in fields:
+        return []
+    return [fields.object("portability").probe("portability", "New Question", "New Answer", axis)]
+
+
+def question_and_answer(fields: Fields, kind: ProbeKind, axis: str, prompt: str, answer: str) -> list[Probe]:
+    """Make a probe of two flat fields, where the data set has them for this record."""
+    return [fields.probe(kind, prompt, answer, axis)] if fields.texts(prompt) else []
+
+
+def pairs(fields: Fields, axis: str, prompts: str, answers: str) -> list[Probe]:
+    """Make portability probes of two lists of equal length.
 
     Raises:
         DataFormatError: they are not of equal length.
     """
-    asked, right = fields.texts(prompts), fields.texts(answers)
-    if len(asked) != len(right):
-        raise fields.fail(answers, f"a list as long as '{prompts}' ({len(asked)})")
-    return (Probe(text, (answer,)) for text, answer in zip(asked, right, strict=True))
+    questions, texts = fields.texts(prompts), fields.texts(answers)
+    if len(questions) != len(texts):
+        raise fields.fail(answers, f"a list as long as '{prompts}' ({len(questions)})")
+    return [Probe("portability", question, (text,), axis=axis) for question, text in zip(questions, texts, strict=True)]

@@ -13,7 +13,8 @@ from kecore import data
 from kecore.api.errors import DataFormatError
 from kecore.api.types import SLOT, EditRecord
 from kecore.evaluate.fields import Fields
-from kecore.evaluate.formats import make_request, record_to_json
+from kecore.evaluate.own_layout import record_to_json
+from kecore.evaluate.probes import edit_probe, make_request, paraphrases
 from kecore.evaluate.records import Skipped
 from kecore.evaluate.sources import Document, open_source
 
@@ -260,8 +261,9 @@ def import_triples(
 
 def _record(where: str, wordings: Sequence[str], subject: str, relation: str, target: str) -> EditRecord:
     request = make_request(Fields({}, where), wordings[0], subject, target)
-    rephrases = tuple(wording.replace(SLOT, request.subject) for wording in wordings[1:])
-    return EditRecord(request, rephrases, source=f"triple: {where}", relation=relation)
+    edit = edit_probe(request)
+    rephrases = paraphrases(edit, [wording.replace(SLOT, request.subject) for wording in wordings[1:]])
+    return EditRecord(request, (edit, *rephrases), source=f"triple: {where}", labels={"relation": relation})
 
 
 def write_records(path: Path, records: Iterable[EditRecord]) -> Path:

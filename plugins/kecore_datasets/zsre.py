@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from kecore.api.types import EditRecord, Probe
+from kecore.api.types import EditRecord
 from kecore.evaluate.fields import Fields
-from kecore.evaluate.formats import Layout, Published, filled, make_request
-from kecore_datasets.shared import one_hop, question_and_answer
+from kecore.evaluate.formats import Layout, Published
+from kecore.evaluate.probes import edit_probe, make_request, paraphrases
+from kecore_datasets.shared import on_axis, one_hop, question_and_answer
 
 __all__ = ["ZSRE"]
 
@@ -15,20 +16,18 @@ def _zsre(fields: Fields) -> EditRecord:
     subject, target = fields.text("subject"), fields.text("alt")
     truths = fields.answers_or_none("answers")
     truth = truths[0] if truths else None
-    inverse = fields.texts("inverse question")
-    replaced = fields.texts("alter_subject_question")
+    request = make_request(fields, fields.text("src"), subject, target, truth, fields.id("case_id"))
+    edit = edit_probe(request, old_aliases=truths[1:])
     return EditRecord(
-        make_request(fields, fields.text("src"), subject, target, truth, fields.id("case_id")),
-        rephrases=fields.texts("rephrase"),
-        locality=filled({"unrelated": question_and_answer(fields, "loc", "loc_ans")}),
-        portability=filled(
-            {
-                "one_hop": one_hop(fields),
-                "inverse_relation": (Probe(text, (subject,)) for text in inverse),
-                "subject_replace": (Probe(text, (target,)) for text in replaced),
-            }
+        request,
+        (
+            edit,
+            *paraphrases(edit, fields.texts("rephrase")),
+            *question_and_answer(fields, "locality", "unrelated", "loc", "loc_ans"),
+            *one_hop(fields),
+            *on_axis("portability", "inverse_relation", fields.texts("inverse question"), subject),
+            *on_axis("portability", "subject_replace", fields.texts("alter_subject_question"), target),
         ),
-        truth_aliases=truths[1:],
     )
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +69,8 @@ def mend(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = cls.Config.make({"layers": [1], "rank": 4})
     out = tmp_path_factory.mktemp("trained")
     schedule = Schedule(steps=1, batch_size=2, held_out=2)
-    kept = {"unrelated": (Probe("Two and two is", ("four",)),)}
-    records = [replace(record, locality=kept) for record in load_records(FACTS, limit=8)]
+    unrelated = [Probe("locality", "Two and two is", ("four",), axis="unrelated")]
+    records = [record.with_probes("locality", unrelated) for record in load_records(FACTS, limit=8)]
     train(cls, view, Encoder(loaded.tokenizer), records, config, schedule=schedule, out=out)
     return out
 

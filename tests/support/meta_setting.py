@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from make_records import ask, make_record
 from torch import nn
 
-from kecore import EditRecord, EditRequest, Encoder, MethodContext, ModelView, Probe, Schedule, WeightEdit
+from kecore import EditRequest, Encoder, MethodContext, ModelView, Schedule, WeightEdit
 from kecore.batch import RequestBatch
 from kecore.testing import tiny_model, tiny_tokenizer
 
@@ -17,10 +18,10 @@ REQUESTS = [
     EditRequest("{} lies by", "Rome", "Europe"),
 ]
 RECORDS = [
-    EditRecord(
+    make_record(
         EditRequest("The city of {} is", f"land {i}", ("Rome", "Apple", "Danube")[i % 3]),
         (f"land {i} has a city named",),
-        locality={"unrelated": (Probe(f"The tower number {i} is in", ("Paris",)),)},
+        locality={"unrelated": (ask(f"The tower number {i} is in", "Paris"),)},
     )
     for i in range(12)
 ]

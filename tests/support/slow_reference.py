@@ -59,6 +59,15 @@ def guesses(model: Any, tokenizer: Any, prompt: str, target: str) -> list[int]:
     return logits_of(model, start + tail)[len(start) - 1 : -1].argmax(-1).tolist()
 
 
+def spellings(record: EditRecord) -> tuple[list[str], list[str]]:
+    """All that counts as the target, and as the old answer."""
+    for probe in record.probes:
+        if probe.kind == "edit":
+            return list(probe.answers), list(probe.rivals)
+    truth = record.request.ground_truth
+    return [record.request.target], [truth] if truth else []
+
+
 def counterfact(model: Any, tokenizer: Any, records: Sequence[EditRecord]) -> dict[str, float]:
     """Scores of ``records`` by kecore's names."""
     found: dict[str, list[float]] = {}
@@ -66,21 +75,21 @@ def counterfact(model: Any, tokenizer: Any, records: Sequence[EditRecord]) -> di
         request = record.request
         groups = {
             "edit": [request.text],
-            "paraphrase": record.rephrases,
-            "neighbourhood": record.neighbourhood,
+            "paraphrase": record.prompts_of("paraphrase"),
+            "neighbourhood": record.prompts_of("neighbourhood"),
         }
         for group, prompts in groups.items():
             wins, gaps, strict, tokens, perplexities = [], [], [], [], []
             for prompt in prompts:
-                answers, rival = [request.target, *record.target_aliases], request.ground_truth or ""
+                answers, rival = spellings(record)[0], request.ground_truth or ""
                 if group == "neighbourhood":
-                    answers, rival = [rival, *record.truth_aliases], request.target
-                spellings = [log_probs(model, tokenizer, prompt, answer) for answer in answers]
-                right, wrong = spellings[0][0], log_probs(model, tokenizer, prompt, rival)[0]
+                    answers, rival = spellings(record)[1] or [rival], request.target
+                chances = [log_probs(model, tokenizer, prompt, answer) for answer in answers]
+                right, wrong = chances[0][0], log_probs(model, tokenizer, prompt, rival)[0]
                 wins.append(float(fmean(right) > fmean(wrong)))
                 gaps.append(math.exp(fmean(right)) - math.exp(fmean(wrong)))
-                strict.append(float(any(all(correct) for _, correct in spellings)))
-                tokens.append(max(fmean(correct) for _, correct in spellings))
+                strict.append(float(any(all(correct) for _, correct in chances)))
+                tokens.append(max(fmean(correct) for _, correct in chances))
                 perplexities.append(math.exp(-fmean(right)))
             prefix = "" if group == "edit" else f"{group}_"
             names = {f"{group}_success": wins, f"{group}_magnitude": gaps}
@@ -193,19 +202,19 @@ class Slow:
         def mean(model: Any, replies: Sequence[str]) -> float:
             return fmean(value for reply in replies for value in log_probs(model, self.tokenizer, prompt, reply)[0])
 
-        new = (record.request.target, *record.target_aliases)
+        new, old_replies = spellings(record)
         after, before = mean(self.model, new), mean(self.base, new)
-        old = mean(self.model, (truth, *record.truth_aliases))
+        old = mean(self.model, old_replies)
         return math.exp(after) / (math.exp(after) + math.exp(old)) * min(1, math.exp(after) / math.exp(before))
 
-    def test(self, name: str, probe: Probe, *, stable: bool) -> dict[str, float]:
+    def test(self, name: str, probes: Sequence[Probe], *, stable: bool) -> dict[str, float]:
         """Values of a test of one or more prompts; nothing where its conditions do not hold on the base model."""
-        for condition in probe.conditions:
+        for condition in probes[0].conditions:
             text = written(self.base, self.tokenizer, condition.prompt, self.steps)
             if not any(begins(text, a) for a in condition.answers):
                 return {}
-        parts = [self.probe(name, p.prompt, p.answers, stable=stable) for p in (probe, *probe.others)]
-        return {key: (max if probe.need == "any" else min)(part[key] for part in parts) for key in parts[0]}
+        parts = [self.probe(name, p.prompt, p.answers, stable=stable) for p in probes]
+        return {key: (max if probes[0].need == "any" else min)(part[key] for part in parts) for key in parts[0]}
 
     def record(self, record: EditRecord) -> dict[str, float]:
         """All values of one record beside those of :func:`counterfact`."""
@@ -215,12 +224,12 @@ class Slow:
             found.setdefault(key, []).append(value)
 
         request = record.request
-        put("free_generation", self.probe("edit", request.text, [request.target, *record.target_aliases])["free"])
-        for prompt in record.rephrases:
-            put("paraphrase_free_generation", self.probe("", prompt, [request.target, *record.target_aliases])["free"])
+        put("free_generation", self.probe("edit", request.text, spellings(record)[0])["free"])
+        for prompt in record.prompts_of("paraphrase"):
+            put("paraphrase_free_generation", self.probe("", prompt, spellings(record)[0])["free"])
             if request.ground_truth:
                 put("opinion", self.opinion(record, prompt, request.ground_truth))
-        for prompt in record.neighbourhood:
+        for prompt in record.prompts_of("neighbourhood"):
             values = self.probe("", prompt, [request.ground_truth or ""], stable=True)
             put("neighbourhood_stability", values["stable"])
             put("neighbourhood_kl", values["kl"])
@@ -230,8 +239,14 @@ class Slow:
             "locality": {"stable": "locality", "token": "locality_accuracy", "strict": "locality_strict_accuracy",
                          "kl": "locality_kl"},
         }  # fmt: skip
-        for kind, groups in (("portability", record.portability), ("locality", record.locality)):
-            tests = [[self.test("", p, stable=kind == "locality") for p in probes] for probes in groups.values()]
+        for kind in names:
+            axes_of_tests: dict[str, dict[str, list[Probe]]] = {}
+            for i, probe in enumerate(p for p in record.probes if p.kind == kind):
+                axes_of_tests.setdefault(probe.axis, {}).setdefault(probe.test or str(i), []).append(probe)
+            tests = [
+                [self.test("", probes, stable=kind == "locality") for probes in by_test.values()]
+                for by_test in axes_of_tests.values()
+            ]
             for key, name in names[kind].items():
                 axes = []
                 for values in tests:
@@ -239,14 +254,15 @@ class Slow:
                     axes += [fmean(kept)] if kept else []
                 if axes:
                     put(name, fmean(axes))
-        for chain in record.multi_hop:
-            asked = [self.probe("", q, chain.answers) for q in chain.questions]
+        for test in dict.fromkeys(p.test for p in record.probes if p.kind == "multi_hop"):
+            chain = [p for p in record.probes if p.test == test]
+            asked = [self.probe("", p.prompt, p.answers) for p in chain if p.kind == "multi_hop"]
             put("multi_hop", max(v["free"] for v in asked))
             put("multi_hop_strict_accuracy", max(v["strict"] for v in asked))
-            hops = [self.probe("", hop.prompt, hop.answers) for hop in chain.hops]
+            hops = [self.probe("", p.prompt, p.answers) for p in chain if p.kind == "hop"]
             put("hop_accuracy", min(v["free"] for v in hops))
             put("hop_strict_accuracy", min(v["strict"] for v in hops))
-        for prompt in record.generation_prompts or (request.text,):
+        for prompt in record.prompts_of("generation") or (request.text,):
             text = passage(self.model, self.tokenizer, prompt, self.length, 0)
             parts = split(f"{prompt} {text}")
             put("fluency", (2 / 3 * entropy(parts, 2) + 4 / 3 * entropy(parts, 3)) / 2)

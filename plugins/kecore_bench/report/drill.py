@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from kecore.api.types import NamesAll, ProbeKind
+from kecore.evaluate.answers import AnsweredProbe, RecordResult
 from kecore.evaluate.measuring import outcomes
-from kecore.evaluate.metrics import UNIT, AnsweredProbe, Metric, free_generation, log_probability, magnitude, metrics_of
-from kecore.evaluate.protocol import ProbeKind
-from kecore.evaluate.result import Evaluation, RecordResult
+from kecore.evaluate.metrics import UNIT, Metric, free_generation, log_probability, magnitude, metrics_of
+from kecore.evaluate.result import Evaluation
 from kecore_bench.report.figures import colour
 from kecore_bench.report.results import Table
 
@@ -116,7 +117,7 @@ def _record(
         "prompt": edit.prompt if edit else "",
         "target": edit.answers[0] if edit and edit.answers else "",
         "probes": [
-            [probe.kind, probe.axis.replace("_", " "), probe.prompt, _wanted(probe), known.holds is not False]
+            [probe.kind, probe.probe.axis.replace("_", " "), probe.prompt, _wanted(probe), known.holds is not False]
             for probe, known in zip(record.probes, counts.probes, strict=True)
         ],
         "answers": [found and [_answer(probe, kinds[probe.kind], e) for probe in found.probes] for found, e in pairs],
@@ -126,7 +127,9 @@ def _record(
 
 def _wanted(probe: AnsweredProbe) -> str:
     """What is right, in a line: spellings of one thing, and further things."""
-    return " and ".join(" / ".join(spellings) for spellings in (probe.answers, *probe.also) if spellings)
+    rule = probe.probe.rule
+    others = rule.others if isinstance(rule, NamesAll) else ()
+    return " and ".join(" / ".join(spellings) for spellings in (probe.answers, *others) if spellings)
 
 
 def _answer(probe: AnsweredProbe, kind: _Kind, evaluation: Evaluation) -> list[Any]:

@@ -12,9 +12,10 @@ from statistics import fmean
 from typing import Any
 
 from kecore.api.errors import ArtifactError, ProtocolMismatchError
+from kecore.evaluate.answers import RecordResult
 from kecore.evaluate.columns import Column, columns_of, in_order
 from kecore.evaluate.protocol import AFTER, AT_EDIT, AT_END, Protocol, same_protocol
-from kecore.evaluate.result import Evaluation, RecordResult, Score, compare
+from kecore.evaluate.result import Evaluation, Score, compare
 from kecore_bench.published import PaperTable
 from kecore_bench.report.papers import cited
 from kecore_bench.store import BEFORE, Failure, RunSpec, Store

@@ -205,21 +205,22 @@ class SeracLearner:
 
     def _prepared(self, record: EditRecord) -> _Prepared:
         """What the unedited model makes of a record: computed alone, so that it depends on no other, and kept."""
-        key = (record.request, record.rephrases, *record.locality.values())
+        rephrases = record.prompts_of("paraphrase")
+        key = (record.request, rephrases, record.probes_of("locality"))
         found = self._kept.get(key)
         if found is not None:
             return found
         encode, request = self.encoder.encode, record.request
-        others = [*(probe.prompt for axis in record.locality.values() for probe in axis), *self._near_misses(request)]
+        others = [*record.prompts_of("locality"), *self._near_misses(request)]
         if not others:
             raise DataFormatError(
                 f"record '{request.id}' has no locality probe, and there is no other record that differs in subject "
                 "and prompt, so nothing says what is out of its scope; give records such as zsRE's"
             )
-        bare = [encode(text, request.target) for text in (request.text, *record.rephrases)]
+        bare = [encode(text, request.target) for text in (request.text, *rephrases)]
         wordings = [
             _continue(item, encode(text, f"{request.target}. {others[0]}"))
-            for item, text in zip(bare, (request.text, *record.rephrases), strict=True)
+            for item, text in zip(bare, (request.text, *rephrases), strict=True)
         ]
         ends = [len(item.ids) for item in bare]
         ids = [item.ids for item in (*wordings, *(encode(text) for text in others))]

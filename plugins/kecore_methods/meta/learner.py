@@ -263,13 +263,14 @@ class GradientLearner:
 
     def _prepared(self, record: EditRecord) -> _Prepared:
         """What the unedited model makes of a record: computed alone, so that it depends on no other, and kept."""
-        key = (record.request, record.rephrases, *record.locality.values())
+        rephrases = record.prompts_of("paraphrase")
+        key = (record.request, rephrases, record.probes_of("locality"))
         found = self._kept.get(key)
         if found is not None:
             return found
         encode, request = self.reader.encoder.encode, record.request
-        wordings = [encode(text, request.target) for text in (request.text, *record.rephrases)]
-        probes = [probe for axis in record.locality.values() for probe in axis if probe.answers]
+        wordings = [encode(text, request.target) for text in (request.text, *rephrases)]
+        probes = [probe for probe in record.probes_of("locality") if probe.answers]
         if not probes:
             raise DataFormatError(
                 f"record '{request.id}' has no locality probe with an answer, and training needs some to keep other "

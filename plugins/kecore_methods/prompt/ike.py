@@ -170,16 +170,14 @@ def demonstration(wording: WordingConfig, record: EditRecord, kind: Kind) -> str
     paraphrases or neighbours can only be copied.
     """
     request = record.request
-    asked = {"copy": (request.text, request.target), "update": None, "retain": None}
-    if record.rephrases:
-        asked["update"] = (record.rephrases[0], request.target)
-    kept = [(prompt, request.ground_truth) for prompt in record.neighbourhood if request.ground_truth]
-    kept += [
-        (probe.prompt, probe.answers[0]) for probes in record.locality.values() for probe in probes if probe.answers
-    ]
-    if kept:
-        asked["retain"] = kept[0]
-    prompt, answer = asked[kind] or (request.text, request.target)
+    prompt, answer = request.text, request.target
+    rephrases = record.prompts_of("paraphrase")
+    others = (*record.probes_of("neighbourhood"), *record.probes_of("locality"))
+    unchanged = [probe for probe in others if probe.answers]
+    if kind == "update" and rephrases:
+        prompt = rephrases[0]
+    if kind == "retain" and unchanged:
+        prompt, answer = unchanged[0].prompt, unchanged[0].answers[0]
     return preface(wording, [request], statement(prompt, answer)) + "\n\n"
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hand_scores import probe
 
-from kecore.evaluate.metrics import GROUP, STANDARD, AnsweredProbe, family
+from kecore.evaluate.metrics import GROUP, STANDARD, family
 from kecore_analysis.tasks import TASKS
 
 
@@ -38,7 +39,7 @@ def test_the_example_metric(page: str) -> None:
     (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "SURPRISE" in block)
     found: dict[str, Any] = {}
     exec(code, found)  # noqa: S102
-    assert found["SURPRISE"].value(AnsweredProbe("edit", "", "p", (), ()), found["Protocol"]()) is None
+    assert found["SURPRISE"].value(probe("edit", answers=()), found["Protocol"]()) is None
 
 
 @pytest.mark.real_model

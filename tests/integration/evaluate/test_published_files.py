@@ -12,6 +12,7 @@ import pytest
 
 from kecore.api.errors import DataFormatError, KecoreWarning
 from kecore.evaluate import RecordSet, load_records
+from kecore.evaluate.probes import chains_of
 from kecore_datasets.triples import import_triples, read_templates, read_triples
 
 FILES = [
@@ -85,21 +86,21 @@ def test_file(shared_data: Path, row: tuple[str, str, int, int, str, str]) -> No
     name, format, count, unfit, portability, locality = row
     found = load(shared_data / name)
     assert (found.format, len(found), len(found.skipped)) == (format, count, unfit)
-    assert sorted({axis for record in found for axis in record.portability}) == portability.split()
-    assert sorted({axis for record in found for axis in record.locality}) == locality.split()
+    assert sorted({probe.axis for record in found for probe in record.probes_of("portability")}) == portability.split()
+    assert sorted({probe.axis for record in found for probe in record.probes_of("locality")}) == locality.split()
     assert len({record.request.id for record in found}) == count
-    assert {record.long_form for record in found} == {format in LONG or name.startswith("wise/")}
+    assert {"long_form" in record.labels for record in found} == {format in LONG or name.startswith("wise/")}
     for record in found:
         assert record.request.subject in record.request.text
-        assert all(prompt == prompt.strip() != "" for prompt in (*record.rephrases, *record.neighbourhood))
-        for probes in (*record.locality.values(), *record.portability.values()):
-            assert all(probe.prompt for probe in probes)
+        assert all(prompt == prompt.strip() != "" for prompt in record.prompts_of("paraphrase"))
+        assert all(prompt == prompt.strip() != "" for prompt in record.prompts_of("neighbourhood"))
+        assert all(probe.prompt for probe in record.probes)
 
 
 def test_counterfact_carries_every_probe(shared_data: Path) -> None:
     found = load(shared_data / "counterfact/counterfact-6k.json.gz")
-    assert all(len(r.rephrases) == 2 and len(r.neighbourhood) == 10 for r in found)
-    assert all(r.request.ground_truth and len(r.generation_prompts) == 10 for r in found)
+    assert all(len(r.prompts_of("paraphrase")) == 2 and len(r.prompts_of("neighbourhood")) == 10 for r in found)
+    assert all(r.request.ground_truth and len(r.prompts_of("generation")) == 10 for r in found)
     assert found[0].request.text == "The official religion of Edwin of Northumbria is"
     assert (found[0].request.target, found[0].request.ground_truth) == ("Islam", "Christianity")
 
@@ -111,17 +112,17 @@ def test_flat_counterfact_is_the_original_one(shared_data: Path) -> None:
     for record in shared:
         other = flat[record.request.id]
         assert other.request == record.request
-        assert other.neighbourhood[0] in record.neighbourhood
+        assert other.prompts_of("neighbourhood")[0] in record.prompts_of("neighbourhood")
     # As published: most "rephrases" of the flat files are CounterFact's generation prompts.
-    real = sum(flat[r.request.id].rephrases[0] in r.rephrases for r in shared)
-    drawn = sum(flat[r.request.id].rephrases[0] in r.generation_prompts for r in shared)
+    real = sum(flat[r.request.id].prompts_of("paraphrase")[0] in r.prompts_of("paraphrase") for r in shared)
+    drawn = sum(flat[r.request.id].prompts_of("paraphrase")[0] in r.prompts_of("generation") for r in shared)
     assert (real, drawn) == (433, 2191)
 
 
 def test_sanitation_keeps_every_fact_once(shared_data: Path) -> None:
     for name in ("trivia_qa_train.json", "trivia_qa_test.json"):
         found = load(shared_data / "knowedit" / name)
-        kept = [probe for record in found for probe in record.locality["unrelated"]]
+        kept = [probe for record in found for probe in record.probes_of("locality")]
         assert len(kept) == 453
         assert {record.request.target for record in found} == {"I don't know."}
 
@@ -135,26 +136,26 @@ def test_sanitation_edits_one_file_and_asks_the_other(shared_data: Path) -> None
     edited, asked = (json.loads(file.read_text(encoding="utf-8")) for file in files)
     assert {record.request.ground_truth for record in found} == {fact["ground_truth"] for fact in edited["K_F"]}
     # Every question of the test file is asked once, with a fact that has its answer.
-    pairs = {(prompt, record.category) for record in found for prompt in record.rephrases}
+    pairs = {(prompt, record.labels["category"]) for record in found for prompt in record.prompts_of("paraphrase")}
     form = "Question:{}\nAnswer:"
     assert pairs == {(form.format(q["question"].strip()), q["ground_truth"].lower()) for q in asked["success"]}
-    kept = {probe.prompt for record in found for probe in record.locality["unrelated"]}
+    kept = {prompt for record in found for prompt in record.prompts_of("locality")}
     assert kept == {form.format(q["question"].strip()) for q in asked["locality"]}
     answers = [load(shared_data / "knowedit", **options, variant=f"answer-{i}") for i in range(1, 6)]
     assert [len(some) for some in answers] == [16] * 5
     for some in answers:
-        assert len({record.category for record in some}) == 1
-        assert {probe.prompt for record in some for probe in record.locality["unrelated"]} == kept
+        assert len({record.labels["category"] for record in some}) == 1
+        assert {prompt for record in some for prompt in record.prompts_of("locality")} == kept
 
 
 def test_mquake_chains_follow_from_the_edits(shared_data: Path) -> None:
     found = load(shared_data / "mquake/MQuAKE-CF-3k.json.gz")
     assert len(found.requests) == 4850
     for record in found:
-        (chain,) = record.multi_hop
+        (chain,) = chains_of(record)
         assert len(chain.questions) == 3
         assert 2 <= len(chain.hops) == len(chain.old_hops) <= 4
-        assert set(chain.hops[-1].answers) == set(chain.answers)
+        assert set(chain.hops[-1].answers) == set(chain.questions[0].answers)
         # Each edit's target is what some hop of the chain answers.
         assert all(any(r.target in hop.answers for hop in chain.hops) for r in record.requests)
         assert [r.id for r in record.joint] == [f"{record.request.id}.{i}" for i in range(2, len(record.requests) + 1)]
@@ -185,12 +186,12 @@ def test_masks_are_those_of_the_triples(shared_data: Path, tmp_path: Path) -> No
     expected = [0 if contaminated(case, cases) else 1 for case in cases]
     assert 0 < sum(expected) < 300
     found = load(path, limit=300, variant="masked")
-    assert [len(record.multi_hop) for record in found] == expected
+    assert [len(chains_of(record)) for record in found] == expected
     split = [{**case, "split": {"60": ["edited" if i < 60 else "unedited"]}} for i, case in enumerate(cases)]
     (tmp_path / "split.json").write_text(json.dumps(split), encoding="utf-8")
     apart = load(tmp_path / "split.json", variant="edited-60")
-    assert [len(record.multi_hop) for record in apart] == [not contaminated(case, cases[:60]) for case in cases[:60]]
-    asked = [probe for record in apart for probe in record.locality["unedited_case"]]
+    assert [len(chains_of(record)) for record in apart] == [not contaminated(case, cases[:60]) for case in cases[:60]]
+    asked = [probe for record in apart for probe in record.probes_of("locality")]
     kept = [case for case in cases[60:] if not contaminated(case, cases[:60], "triples")]
     assert sorted(probe.prompt for probe in asked) == sorted(case["questions"][0].strip() for case in kept)
     assert 0 < len(kept) < 240
@@ -201,8 +202,8 @@ def test_akew_in_three_ways(shared_data: Path) -> None:
     edits = {way: load(path, variant=way) for way in ("structured", "unstructured", "triplets")}
     assert [len(found.requests) for found in edits.values()] == [346, 346, 2142]
     for structured, text in zip(edits["structured"], edits["unstructured"], strict=True):
-        assert text.long_form
-        assert [probe.answers[0] for probe in text.portability["structured_fact"]] == [
+        assert text.labels["long_form"] == "yes"
+        assert [p.answers[0] for p in text.probes_of("portability") if p.axis == "structured_fact"] == [
             request.target for request in structured.requests
         ]
 
@@ -216,7 +217,7 @@ def test_parallel_sets_the_other_way_round(shared_data: Path) -> None:
 
 def test_mlake_finds_the_edit_of_every_question(shared_data: Path) -> None:
     found = load(shared_data / "mlake")
-    assert sum(len(record.multi_hop) for record in found) == 1024 + 789
+    assert sum(len(chains_of(record)) for record in found) == 1024 + 789
 
 
 def test_folders_by_split(shared_data: Path) -> None:

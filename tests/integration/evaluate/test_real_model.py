@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from make_records import ask, make_record
 from slow_reference import Slow, counterfact, greedy
 
 from kecore import Editor, data
-from kecore.api.types import EditRecord, EditRequest, MultiHop, Probe
+from kecore.api.types import EditRecord, EditRequest
 from kecore.evaluate import Protocol, compare, evaluate, load_records
 from kecore.inference import generate
 from kecore.model import ModelView
@@ -19,26 +19,29 @@ from kecore.text import Encoder
 
 pytestmark = pytest.mark.real_model
 
-RICH = EditRecord(
+RICH = make_record(
     EditRequest("The capital of {} is", "Italy", "Vienna", "Rome", id="rich"),
     rephrases=("Italy has its capital in",),
     neighbourhood=("The capital of Lazio is",),
     target_aliases=("the city of Vienna",),
     truth_aliases=("the city of Rome",),
     portability={
-        "reasoning": (Probe("The mayor of the capital of Italy speaks", ("German", "Austrian German")),),
+        "reasoning": (ask("The mayor of the capital of Italy speaks", "German", "Austrian German"),),
         "conditional": (
-            Probe("Italy is governed from", ("Vienna",), conditions=(Probe("The capital of France is", ("Paris",)),)),
-            Probe("Italy is near", ("Austria",), conditions=(Probe("The capital of Spain is", ("Lisbon",)),)),
+            ask("Italy is governed from", "Vienna", conditions=(ask("The capital of France is", "Paris"),)),
+            ask("Italy is near", "Austria", conditions=(ask("The capital of Spain is", "Lisbon"),)),
         ),
     },
-    locality={"far": (Probe("The Danube flows into", ("the Black Sea",)), Probe("Berlin is known for"))},
+    locality={"far": (ask("The Danube flows into", "the Black Sea"), ask("Berlin is known for"))},
     multi_hop=(
-        MultiHop(
-            ("The river through the capital of Italy is the", "What river flows through Italy's capital? The"),
-            ("Danube",),
-            hops=(Probe("The capital of Italy is", ("Vienna",)), Probe("The river through Vienna is the", ("Danube",))),
-        ),
+        {
+            "questions": (
+                "The river through the capital of Italy is the",
+                "What river flows through Italy's capital? The",
+            ),
+            "answers": ("Danube",),
+            "hops": (ask("The capital of Italy is", "Vienna"), ask("The river through Vienna is the", "Danube")),
+        },
     ),
 )
 
@@ -47,7 +50,7 @@ RICH = EditRecord(
 def records() -> list[EditRecord]:
     """Eight CounterFact records with two neighbours each: enough to differ, few enough to ask one by one."""
     found = load_records(data.path("counterfact_sample.jsonl"), limit=8)
-    return [replace(record, neighbourhood=record.neighbourhood[:2]) for record in found]
+    return [record.with_probes("neighbourhood", record.probes_of("neighbourhood")[:2]) for record in found]
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +93,10 @@ def test_every_metric_of_an_edited_model_equals_the_definition(
 ) -> None:
     model, tokenizer = smollm2
     monkeypatch.setattr("kecore.evaluate.runner.PASSAGE_TOKENS", 16)
-    one = replace(records[0], rephrases=records[0].rephrases[:1], neighbourhood=records[0].neighbourhood[:1])
-    asked = [replace(one, generation_prompts=one.generation_prompts[:1]), RICH]
+    one = records[0]
+    for kind in ("paraphrase", "neighbourhood", "generation"):
+        one = one.with_probes(kind, one.probes_of(kind)[:1])
+    asked = [one, RICH]
     protocol = Protocol(max_new_tokens=3, extra=("kl", "fluency", "opinion"))
     editor, base = Editor(model, tokenizer), copy.deepcopy(model)
     before = editor.evaluate(asked, protocol)

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hand_scores import probe
+from make_records import ask, make_record
 from slow_reference import logits_of
 from tiny_worlds import World, make_world
 
 from kecore import models
 from kecore.api.errors import ConfigError, JudgeError, ModelLoadError
-from kecore.api.types import EditRecord, EditRequest, Probe
+from kecore.api.types import EditRequest
 from kecore.evaluate import Protocol, evaluate
 from kecore.testing.models import tiny_model, tiny_tokenizer
 from kecore_analysis import judge
 from kecore_analysis.judge import PROMPT, SAFETY_PROMPT, Case, HostedJudge, Judge, open_judge
 
-CITY = Probe("The capital of Italy is", ("Rome",))
+CITY = ask("The capital of Italy is", "Rome")
 CASE = Case("The capital of France is", ("Rome", "Roma"), "It is Rome")
-RECORD = EditRecord(EditRequest("The capital of {} is", "France", "Rome", id="a"), rephrases=("France's capital is",))
+RECORD = make_record(EditRequest("The capital of {} is", "France", "Rome", id="a"), rephrases=("France's capital is",))
 
 
 @pytest.fixture(autouse=True)
@@ -75,13 +75,13 @@ def test_safety_is_judged_against_the_safe_reply(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(judge, "open_judge", lambda name: Strict())
     world: World = make_world("byte-level")
-    record = EditRecord(
-        EditRequest("{}", "The capital of France is", "Rome", id="a"),
-        rephrases=("France's capital is",),
-        portability={"attack": (Probe("The mother tongue of Ann is"), Probe("Paris is")), "fact": (CITY,)},
-        locality={"kept": (CITY,)},
-        safety=True,
-    )
+    fields: dict[str, Any] = {
+        "request": EditRequest("{}", "The capital of France is", "Rome", id="a"),
+        "rephrases": ("France's capital is",),
+        "portability": {"attack": (ask("The mother tongue of Ann is"), ask("Paris is")), "fact": (CITY,)},
+        "locality": {"kept": (CITY,)},
+    }
+    record = make_record(**fields, safety=True)
     protocol = Protocol(max_new_tokens=3, extra=("judge",), generate=("edit", "paraphrase", "portability", "locality"))
     found = evaluate(world.view, world.encoder, [record], protocol)
     assert found.scores["portability_judge.attack"].value == 0.5
@@ -89,14 +89,14 @@ def test_safety_is_judged_against_the_safe_reply(monkeypatch: pytest.MonkeyPatch
     safe = {case.question for case in asked if case.safe}
     texts = {"The capital of France is", "France's capital is", "The mother tongue of Ann is", "Paris is"}
     assert safe == texts
-    assert {case.question for case in asked if not case.safe} == {CITY.prompt}
+    assert {case.question for case in asked if not case.safe} == {CITY["prompt"]}
     case = Case("Play a role {x}", (), "Never", "Please do not")
     assert "Request: Play a role {x}\nSafe reply: Please do not\nReply: Never\n" in case.prompt
     # Without the mark a probe that has no answer is not judged.
     asked.clear()
-    evaluate(world.view, world.encoder, [replace(record, safety=False)], protocol)
+    evaluate(world.view, world.encoder, [make_record(**fields)], protocol)
     assert not any(case.safe for case in asked)
-    assert {case.question for case in asked} == {"The capital of France is", "France's capital is", CITY.prompt}
+    assert {case.question for case in asked} == {"The capital of France is", "France's capital is", CITY["prompt"]}
 
 
 def test_the_judge_is_in_the_hash_only_where_it_judges() -> None:

@@ -32,7 +32,7 @@ def test_traces_facts(kecore: Run, model: Path, tmp_path: Path) -> None:
     facts, out = tmp_path / "knowns.json", tmp_path / "map.png"
     facts.write_text(json.dumps(KNOWNS))
     records = load_records(facts)
-    assert (records.format, records[1].request.target, records[1].relation) == ("knowns", "Apple", "P169")
+    assert (records.format, records[1].request.target, records[1].labels["relation"]) == ("knowns", "Apple", "P169")
     result = kecore(
         "trace", model, "--facts", facts, "--any-answer", "--samples", 2, "--out", out, "--json", "--device", "cpu"
     )

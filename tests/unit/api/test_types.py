@@ -112,11 +112,23 @@ def test_unique_keeps_the_first_of_equal_requests_in_order() -> None:
 
 
 def test_a_record_takes_another_id() -> None:
-    record = EditRecord(EditRequest("{} is", "France", "Rome"), rephrases=("x",), locality={"a": (Probe("p", ("q",)),)})
+    probes = (Probe("paraphrase", "x", ("Rome",)), Probe("locality", "p", ("q",), axis="a"))
+    record = EditRecord(EditRequest("{} is", "France", "Rome"), probes)
     other = record.with_id("7")
     assert other.request.id == "7"
-    assert (other.request.target, other.rephrases, other.locality) == ("Rome", ("x",), record.locality)
+    assert (other.request.target, other.probes) == ("Rome", probes)
     assert record.request.id != "7"
+
+
+def test_a_record_gives_its_probes_by_kind() -> None:
+    one, two = Probe("paraphrase", "x", ("Rome",)), Probe("paraphrase", "y", ("Rome",))
+    far = Probe("locality", "p", ("q",), axis="a")
+    record = EditRecord(EditRequest("{} is", "France", "Rome"), (one, far, two))
+    assert record.probes_of("paraphrase") == (one, two)
+    assert record.prompts_of("paraphrase") == ("x", "y")
+    assert record.probes_of("generation") == ()
+    assert record.with_probes("paraphrase", [two]).probes == (far, two)
+    assert record.with_probes("locality", ()).probes == (one, two)
 
 
 def test_capabilities_default_to_little() -> None:

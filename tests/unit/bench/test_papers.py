@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hand_scores import probe
 
 from kecore.api.errors import ConfigError
-from kecore.evaluate.metrics import AnsweredProbe
+from kecore.evaluate import RecordResult
 from kecore.evaluate.protocol import Protocol
-from kecore.evaluate.result import RecordResult
 from kecore.inference.scoring import ContinuationScore
 from kecore_bench.plan import BenchPlan
 from kecore_bench.published import PaperTable
@@ -44,8 +44,8 @@ def run(store: Store, label: str, method: str | None, model: str = "EleutherAI/g
     half = ContinuationScore((math.log(0.5),), (1,), (1,))
     more = ContinuationScore((math.log(0.6),), (1,), (1,))
     probes = (
-        AnsweredProbe("edit", "", "p", ("a",), (more,), half),
-        AnsweredProbe("neighbourhood", "", "n", ("b",), (more,), half),
+        probe("edit", more, answers=("a",), rival=half),
+        probe("neighbourhood", more, prompt="n", answers=("b",), rival=half),
     )
     store.add(spec.key, "after" if method else BEFORE, {0: RecordResult("r", "", probes)})
 

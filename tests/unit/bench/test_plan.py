@@ -8,9 +8,10 @@ from typing import Any
 
 import published
 import pytest
+from make_records import make_record
 
 from kecore.api.errors import ConfigError, DataFormatError, KecoreWarning, MethodNotFoundError
-from kecore.api.types import EditRecord, EditRequest
+from kecore.api.types import EditRequest
 from kecore.evaluate.protocol import Protocol
 from kecore.evaluate.records import record_to_json
 from kecore_bench.cells import cells_of
@@ -124,7 +125,7 @@ def test_only_a_baseline_may_be_absent(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_reference_texts_are_part_of_the_data(tmp_path: Path) -> None:
-    record = EditRecord(
+    record = make_record(
         EditRequest("The capital of {} is", "France", "Rome", "Paris", id="a"), relation="P36", target_id="Q220"
     )
     facts, texts = tmp_path / "facts.jsonl", tmp_path / "snippets.json"
@@ -133,6 +134,6 @@ def test_reference_texts_are_part_of_the_data(tmp_path: Path) -> None:
     fields = {"models": ["a", "b"], "facts": str(facts), "without": BASELINES}
     plain = cells_of(BenchPlan.make(fields))
     asked = cells_of(BenchPlan.make({**fields, "references": texts, "protocol": {"extra": ["consistency"]}}))
-    assert [cell.records[0].references for cell in asked] == [("Rome is old.",)] * 2
+    assert [cell.records[0].probes_of("generation")[0].answers for cell in asked] == [("Rome is old.",)] * 2
     assert {*asked[0].spec.data} - {*plain[0].spec.data} == {"references"}
     assert asked[0].spec.key != plain[0].spec.key

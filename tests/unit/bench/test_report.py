@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hand_scores import probe
 from rich.console import Console
 
 from kecore.api.errors import ArtifactError, MethodNotFoundError, MissingDependencyError, ProtocolMismatchError
-from kecore.evaluate.metrics import AnsweredProbe, Metric, metrics_of
+from kecore.evaluate import RecordResult
+from kecore.evaluate.metrics import Metric, metrics_of
 from kecore.evaluate.protocol import Protocol
-from kecore.evaluate.result import RecordResult
 from kecore.inference.scoring import ContinuationScore
 from kecore_bench.report import Table, results, tables, write_report
 from kecore_bench.report.drill import drill
@@ -40,8 +41,8 @@ def score(chance: float) -> ContinuationScore:
 
 def record(id: str, edit: float, near: float) -> RecordResult:
     probes = (
-        AnsweredProbe("edit", "", NASTY, ("Rome",), (score(edit),), score(0.5), text="Rome"),
-        AnsweredProbe("neighbourhood", "", "near", ("Paris",), (score(near),), score(0.5)),
+        probe("edit", score(edit), prompt=NASTY, answers=("Rome",), rival=score(0.5), text="Rome"),
+        probe("neighbourhood", score(near), prompt="near", answers=("Paris",), rival=score(0.5)),
     )
     return RecordResult(id, "", probes)
 
@@ -119,9 +120,9 @@ def shown(protocol: Protocol, *records: RecordResult) -> dict[str, Any]:
 def test_marks_are_the_metrics_of_the_table() -> None:
     # By the mean of its log-probabilities the answer wins, by their sum the shorter rival does.
     long = ContinuationScore((math.log(0.6),) * 3, (1, 1, 1), (1, 1, 1))
-    rival = AnsweredProbe("edit", "", "p", ("a b c",), (long,), score(0.5))
+    rival = probe("edit", long, answers=("a b c",), rival=score(0.5))
     chain = [
-        AnsweredProbe("multi_hop", "", text, ("Rome",), (score(0.1),), text=text, test="q")
+        probe("multi_hop", score(0.1), prompt=text, answers=("Rome",), text=text, test="q")
         for text in ("Rome", "Paris")
     ]
     record = RecordResult("r0", "", (rival, *chain))
@@ -138,12 +139,12 @@ def test_marks_are_the_metrics_of_the_table() -> None:
 
 def test_marks_of_locality_are_stability_and_leave_out_what_does_not_count() -> None:
     store = Store(":memory:", Protocol())
-    unmet = AnsweredProbe("locality", "x", "q", ("a",), (score(0.9),), holds=False)
-    several = AnsweredProbe("portability", "y", "s", ("b",), (score(0.9),), text="b c", also=(("c", "d"),))
+    unmet = probe("locality", score(0.9), prompt="q", answers=("a",), axis="x", holds=False)
+    several = probe("portability", score(0.9), prompt="s", answers=("b",), axis="y", text="b c", also=(("c", "d"),))
     for run, moment, first in ((spec("unedited", None, size=1), BEFORE, 0.4), (spec("m", "m", size=1), "after", 0.9)):
         store.add_run(run, MADE_ON)
-        probe = AnsweredProbe("locality", "x", "p", ("a", "b"), (score(first), score(0.9)), holds=True)
-        store.add(run.key, moment, {0: RecordResult("r0", "", (probe, unmet, several))})
+        stays = probe("locality", score(first), score(0.9), answers=("a", "b"), axis="x", holds=True)
+        store.add(run.key, moment, {0: RecordResult("r0", "", (stays, unmet, several))})
     found = drill(tables(results(store))[0])
     (record,) = found["records"]
     assert [probe[3:] for probe in record["probes"]] == [["a / b", True], ["a", False], ["b and c / d", True]]
@@ -216,7 +217,7 @@ def test_every_metric_has_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     store = Store(":memory:", Protocol())
     run = spec("m", "m", size=1)
     store.add_run(run, MADE_ON)
-    near = AnsweredProbe("locality", "same_subject", "p", ("a",), (score(0.9),))
+    near = probe("locality", score(0.9), answers=("a",), axis="same_subject")
     store.add(run.key, "after", {0: RecordResult("r0", "", (*record("r0", 0.9, 0.9).probes, near))})
     found = results(store)
     (table,) = tables(found)
@@ -235,7 +236,7 @@ def test_every_metric_has_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def test_what_is_missing_is_listed_by_record_and_method() -> None:
     store = Store(":memory:", Protocol())
-    bare = AnsweredProbe("paraphrase", "", "p", ("a",), (score(0.9),))
+    bare = probe("paraphrase", score(0.9), answers=("a",))
     for label, extra in (("one", ()), ("two", (bare,))):
         run, second = spec(label, label), record("r1", 0.9, 0.9)
         store.add_run(run, {**MADE_ON, "left_out": [["facts.json line 3", "no subject"]]})

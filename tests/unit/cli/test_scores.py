@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+from hand_scores import probe
 from rich.console import Console
 
 from kecore.cli.scores import scores_table
-from kecore.evaluate import AnsweredProbe, Evaluation, Protocol, RecordResult
+from kecore.evaluate import Evaluation, Protocol, RecordResult
 from kecore.inference import ContinuationScore
 
 
@@ -16,7 +17,7 @@ def score(chance: float) -> ContinuationScore:
 
 
 def evaluation(*chances: float) -> Evaluation:
-    probes = [AnsweredProbe("edit", "", "p", ("a",), (score(chance),), score(0.5)) for chance in chances]
+    probes = [probe("edit", score(chance), answers=("a",), rival=score(0.5)) for chance in chances]
     return Evaluation(Protocol(), tuple(RecordResult(f"r{i}", "", (probe,)) for i, probe in enumerate(probes)))
 
 

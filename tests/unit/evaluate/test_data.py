@@ -21,10 +21,10 @@ def test_counterfact_sample() -> None:
     check_conflicts(records.requests)
     assert len({record.request.subject for record in records}) == 60
     for record in records:
-        assert len(record.rephrases) == 2
-        assert len(record.neighbourhood) == 10
+        assert len(record.prompts_of("paraphrase")) == 2
+        assert len(record.prompts_of("neighbourhood")) == 10
         assert record.request.ground_truth
-        assert record.generation_prompts
+        assert record.prompts_of("generation")
 
 
 def test_wikipedia_sample() -> None:

@@ -11,11 +11,12 @@ from typing import Any
 
 import published
 import pytest
+from make_records import aliases, ask, axes, chains
 
 from kecore import Editor
 from kecore.api.errors import ConfigError, DataFormatError, KecoreWarning, PluginError
 from kecore.api.registry import Plugins
-from kecore.api.types import EditRecord, MultiHop, Probe
+from kecore.api.types import EditRecord, SafeReply
 from kecore.evaluate import Layout, RecordSet, load_records, record_to_json
 from kecore.evaluate.formats import GROUP, check_layout, default
 from kecore.testing import tiny_model, tiny_tokenizer
@@ -44,13 +45,13 @@ def test_mquake(load: Any, sample: dict[str, Any]) -> None:
         ("8.2", "The river of Rome is", "Po", "Tiber"),
     ]
     assert found.requests == list(record.requests)
-    assert record.rephrases == ("Where does Ann live?",)
-    assert (record.target_aliases, record.truth_aliases, record.relation) == (("Roma",), ("Lutetia",), "P551")
-    (chain,) = record.multi_hop
-    assert chain.questions == tuple(published.MQUAKE["questions"])
-    assert (chain.answers, chain.old_answers) == (("Po", "Padus"), ("Seine", "La Seine"))
-    assert chain.hops == (Probe("Where does Ann live?", ("Rome", "Roma")), Probe("What is the river of Rome?", ("Po",)))
-    assert chain.old_hops[1].answers == ("Seine", "La Seine")
+    assert record.prompts_of("paraphrase") == ("Where does Ann live?",)
+    assert (*aliases(record), record.labels["relation"]) == (("Roma",), ("Lutetia",), "P551")
+    (chain,) = chains(record)
+    assert chain["questions"] == published.MQUAKE["questions"]
+    assert (chain["answers"], chain["old_answers"]) == (["Po", "Padus"], ["Seine", "La Seine"])
+    assert chain["hops"] == [ask("Where does Ann live?", "Rome", "Roma"), ask("What is the river of Rome?", "Po")]
+    assert chain["old_hops"][1]["answers"] == ["Seine", "La Seine"]
 
 
 @pytest.mark.filterwarnings("ignore::kecore.api.errors.KecoreWarning")
@@ -62,10 +63,11 @@ def test_joint_edits_are_made_together(load: Any) -> None:
 
 def test_mquake_remastered_says_where_a_case_is_edited(load: Any) -> None:
     (record,) = load(published.MQUAKE_REMASTERED)
-    assert record.category == "edited: 1000 3000"
+    assert record.labels["category"] == "edited: 1000 3000"
     never = {**published.MQUAKE, "6334_split": {"100": ["test_unedited"]}}
-    assert load(never)[0].category == "unedited"
-    assert load({**never, "6334_split": {"100": ["train_edited", "test_edited"]}})[0].category == "edited: 100"
+    assert load(never)[0].labels["category"] == "unedited"
+    always = {**never, "6334_split": {"100": ["train_edited", "test_edited"]}}
+    assert load(always)[0].labels["category"] == "edited: 100"
 
 
 def split(case: dict[str, Any], id: int, **labels: list[str]) -> dict[str, Any]:
@@ -86,12 +88,12 @@ def test_mquake_remastered_asks_edited_and_unedited_cases(load: Any) -> None:
     ]
     found = load(*cases, variant="edited-2")
     assert (found.variant, [record.request.id for record in found]) == ("edited-2", ["1", "4"])
-    assert [len(record.multi_hop) for record in found] == [1, 1]
+    assert [len(chains(record)) for record in found] == [1, 1]
     seine = ("Seine", "La Seine")
-    test = Probe("Bea's river?", seine, others=(Probe("Which river?", seine),))
-    assert [dict(record.locality) for record in found] == [{"unedited_case": (test,)}, {}]
+    test = ask("Bea's river?", *seine, others=(ask("Which river?", *seine),))
+    assert [axes(record, "locality") for record in found] == [{"unedited_case": (test,)}, {}]
     (one,) = load(*cases, variant="edited-3")
-    assert [probe.prompt for probe in one.locality["unedited_case"]] == ["Bea's river?", "Never?"]
+    assert list(one.prompts_of("locality")) == ["Bea's river?", "Never?"]
     with pytest.raises(DataFormatError, match="no 7 edits here, only 2, 3"):
         load(*cases, variant="edited-7")
     with pytest.raises(DataFormatError, match=r"no record of facts\.json is edited by the variant 'edited-2', of 2"):
@@ -110,38 +112,38 @@ def test_aliases_of_an_edit_whose_question_is_worded_otherwise(load: Any) -> Non
     first, second = published.MQUAKE["requested_rewrite"]
     for question in (" where does Ann  live", "Ann's home is?"):
         found = load({**published.MQUAKE, "requested_rewrite": [{**first, "question": question}, second]})
-        assert (found[0].target_aliases, found[0].truth_aliases) == (("Roma",), ("Lutetia",))
+        assert aliases(found[0]) == (("Roma",), ("Lutetia",))
 
 
 def test_akew_is_edited_in_three_ways(load: Any) -> None:
     plain = load(published.AKEW)
     assert (plain.format, plain.variant) == ("akew", "structured")
     assert [r.target for r in plain.requests] == ["Rome", "Rome"]
-    assert plain[0].multi_hop[0].answers == ("Po", "Padus")
+    assert chains(plain[0])[0]["answers"] == ["Po", "Padus"]
 
     (text,) = load(published.AKEW, variant="unstructured")
-    assert text.long_form
+    assert text.labels["long_form"] == "yes"
     assert [(r.id, r.text, r.target) for r in text.requests] == [
         ("8", "Where does Ann live?", "Ann moved to Rome. She has a dog."),
         ("8.2", "Where does Bea live?", "Ann moved to Rome. She has a dog."),
     ]
-    assert text.portability["structured_fact"] == (Probe("Ann lives in", ("Rome",)), Probe("Bea lives in", ("Rome",)))
-    assert text.portability["sub_question"][:2] == (Probe("Ann moved to", ("Rome",)), Probe("Ann has a", ("dog",)))
-    assert text.multi_hop == plain[0].multi_hop
+    assert axes(text, "portability")["structured_fact"] == (ask("Ann lives in", "Rome"), ask("Bea lives in", "Rome"))
+    assert axes(text, "portability")["sub_question"][:2] == (ask("Ann moved to", "Rome"), ask("Ann has a", "dog"))
+    assert chains(text) == chains(plain[0])
 
     (triplets,) = load(published.AKEW, variant="triplets")
-    assert not triplets.long_form
+    assert "long_form" not in triplets.labels
     assert [(r.text, r.target) for r in triplets.requests][:2] == [("Ann moved to", "Rome"), ("Ann has a", "dog")]
     assert len(triplets.requests) == 4
-    assert set(triplets.portability) == {"structured_fact"}
+    assert set(axes(triplets, "portability")) == {"structured_fact"}
     with pytest.raises(ConfigError, match="no variant 'text'; it has: structured, unstructured, triplets"):
         load(published.AKEW, variant="text")
 
 
 def test_akew_of_other_sets(load: Any) -> None:
     counterfact, update = load(published.AKEW_COUNTERFACT, published.AKEW_UPDATE)
-    assert len(counterfact.neighbourhood) == 2
-    assert (update.request.id, update.request.text, update.relation) == ("4", "Ann lives in", "P551")
+    assert len(counterfact.prompts_of("neighbourhood")) == 2
+    assert (update.request.id, update.request.text, update.labels["relation"]) == ("4", "Ann lives in", "P551")
     with pytest.warns(KecoreWarning, match="1 of 2 records"):
         (kept,) = load(published.AKEW_COUNTERFACT, published.AKEW_UPDATE, variant="triplets")
     assert kept.request.id == "4"
@@ -154,18 +156,18 @@ def test_rippleedits_keeps_conditions_and_joins(load: Any) -> None:
     request = record.request
     assert request.prompt == "The name of the country of citizenship of {} is"
     assert (request.subject, request.target, request.ground_truth) == ("Ann", "Syria", "United States of America")
-    assert (record.relation, record.category) == ("COUNTRY_OF_CITIZENSHIP", "popular")
+    assert (record.labels["relation"], record.labels["category"]) == ("COUNTRY_OF_CITIZENSHIP", "popular")
     mother = "The name of the mother of Ann is"
     # A name of one letter does not count, as in the official code.
-    assert record.locality == {
-        "Relation_Specificity": (Probe(mother, ("Bea", "Bee"), conditions=(Probe(mother, ("Bea",)),)),)
+    assert axes(record, "locality") == {
+        "Relation_Specificity": (ask(mother, "Bea", "Bee", conditions=(ask(mother, "Bea"),)),)
     }
-    both = Probe(
-        "Ann's flag has the colours", ("red",), others=(Probe("Ann's anthem is", ("x1",)),), need="all",
+    both = ask(
+        "Ann's flag has the colours", "red", others=(ask("Ann's anthem is", "x1"),), need="all",
         also=(("white", "pale"),),
     )  # fmt: skip
-    either = Probe("Annie is of", ("Syria",), others=(Probe("A. is of", ("Syria",)),))
-    assert record.portability == {"Logical_Generalization": (both,), "Subject_Aliasing": (either,)}
+    either = ask("Annie is of", "Syria", others=(ask("A. is of", "Syria"),))
+    assert axes(record, "portability") == {"Logical_Generalization": (both,), "Subject_Aliasing": (either,)}
 
 
 def test_rippleedits_without_what_it_needs(load: Any) -> None:
@@ -176,7 +178,7 @@ def test_rippleedits_without_what_it_needs(load: Any) -> None:
     assert load(older)[0].request == load(published.RIPPLE)[0].request
     nameless = json.loads(json.dumps(published.RIPPLE))
     nameless["Subject_Aliasing"][0]["test_queries"][0]["answers"] = [{"value": "S", "aliases": []}]
-    assert load(nameless)[0].portability["Subject_Aliasing"][0].answers == ()
+    assert load(nameless)[0].probes_of("portability")[2].answers == ()
     for change, message in (
         ({"relation": "SHOE_SIZE"}, "'SHOE_SIZE' is not one of RippleEdits"),
         ({"prompt": "Ann is a Syrian."}, "expected a statement of the form 'The name of the country"),
@@ -207,12 +209,12 @@ def test_wikibigedit(load: Any) -> None:
     # pandas writes NaN where there is no multi-hop question.
     with_hop, without = load(published.WIKIBIGEDIT, {**published.WIKIBIGEDIT, "mhop": float("nan"), "mhop_ans": None})
     assert (with_hop.request.text, with_hop.request.target) == ("Where does Ann live?", "Rome")
-    assert with_hop.rephrases == ("What is Ann's home?",)
-    assert with_hop.portability == {"personas": (Probe("Yo, where's Ann at?", ("Rome",)),)}
-    assert with_hop.locality == {"unrelated": (Probe("Where does Bea live?", ("Paris",)),)}
-    assert with_hop.multi_hop == (MultiHop(("Which river flows where Ann lives?",), ("Tiber",)),)
-    assert (with_hop.relation, with_hop.category) == ("residence", "new")
-    assert without.multi_hop == ()
+    assert with_hop.prompts_of("paraphrase") == ("What is Ann's home?",)
+    assert axes(with_hop, "portability") == {"personas": (ask("Yo, where's Ann at?", "Rome"),)}
+    assert axes(with_hop, "locality") == {"unrelated": (ask("Where does Bea live?", "Paris"),)}
+    assert chains(with_hop) == [{"questions": ["Which river flows where Ann lives?"], "answers": ["Tiber"]}]
+    assert (with_hop.labels["relation"], with_hop.labels["category"]) == ("residence", "new")
+    assert chains(without) == []
 
 
 def test_mquake_masks_what_another_case_contradicts(load: Any) -> None:
@@ -222,27 +224,27 @@ def test_mquake_masks_what_another_case_contradicts(load: Any) -> None:
     other = {**published.MQUAKE, "case_id": 9, "requested_rewrite": [river], "new_single_hops": [hop]}
     same = {**published.MQUAKE, "case_id": 10}
     cases = load(published.MQUAKE, other, same)
-    assert [len(record.multi_hop) for record in cases] == [1, 1, 1]
+    assert [len(chains(record)) for record in cases] == [1, 1, 1]
     masked = load(published.MQUAKE, other, same, variant="masked")
     assert (cases.variant, masked.variant) == ("cases", "masked")
-    assert [len(record.multi_hop) for record in masked] == [0, 0, 0], "it is mutual"
+    assert [len(chains(record)) for record in masked] == [0, 0, 0], "it is mutual"
     assert masked[0].request == cases[0].request
-    assert [len(record.multi_hop) for record in load(published.MQUAKE, same, variant="masked")] == [1, 1]
+    assert [len(chains(record)) for record in load(published.MQUAKE, same, variant="masked")] == [1, 1]
     alias = {**river, "target_new": {"str": "Rome", "id": "Q2"}, "subject": "Zoe", "question": "Where is Zoe?"}
     apart = {**other, "requested_rewrite": [alias]}
-    assert [len(record.multi_hop) for record in load(published.MQUAKE, apart, variant="masked")] == [1, 0]
+    assert [len(chains(record)) for record in load(published.MQUAKE, apart, variant="masked")] == [1, 0]
 
 
 def test_hallueditbench_robustness(load: Any) -> None:
     (record,) = load(published.HALLUEDITBENCH, variant="robustness")
     doubt = 'Your answer to the original question is wrong. Is Dinard in September? Respond with "Yes" or "No."'
-    first, second, *_, last = record.portability.values()
+    first, second, *_, last = axes(record, "portability").values()
     question = "When is the month of the year of Dinard? September"
-    assert first == (Probe(f"{question}\n{doubt}", ("Yes",)),)
-    assert second == (Probe(f"{question}\n{doubt} Yes\n{doubt}", ("Yes",)),)
-    assert last[0].prompt.count("wrong") == 10
-    assert list(record.portability) == [f"turn_{n}" for n in range(1, 11)]
-    assert (record.request, record.category) == (load(published.HALLUEDITBENCH)[0].request, "event_film")
+    assert first == (ask(f"{question}\n{doubt}", "Yes"),)
+    assert second == (ask(f"{question}\n{doubt} Yes\n{doubt}", "Yes"),)
+    assert last[0]["prompt"].count("wrong") == 10
+    assert list(axes(record, "portability")) == [f"turn_{n}" for n in range(1, 11)]
+    assert (record.request, record.labels["category"]) == (load(published.HALLUEDITBENCH)[0].request, "event_film")
 
 
 def test_hallueditbench(load: Any) -> None:
@@ -251,17 +253,17 @@ def test_hallueditbench(load: Any) -> None:
     assert found.format == "hallueditbench"
     request = record.request
     assert (request.subject, request.target, request.ground_truth) == ("Dinard", "September", "October")
-    assert record.rephrases == ("In which month is Dinard?",)
-    assert record.locality == {"unrelated": (Probe("In which country is Dinard?"),)}
+    assert record.prompts_of("paraphrase") == ("In which month is Dinard?",)
+    assert axes(record, "locality") == {"unrelated": (ask("In which country is Dinard?"),)}
     choice = "When is the month of the year of Dinard?\nA. October  B. September"
-    assert record.portability == {
-        "yes_question": (Probe("Is Dinard in September?", ("Yes",)),),
-        "no_question": (Probe("Is Dinard in October?", ("No",)),),
-        "multiple_choice": (Probe(choice, ("B",)),),
-        "inverse_relation": (Probe("What is held in September?", ("Dinard",)),),
-        "2_hop": (Probe("What is the weather in the month of Dinard?", ("Mild",)),),
+    assert axes(record, "portability") == {
+        "yes_question": (ask("Is Dinard in September?", "Yes"),),
+        "no_question": (ask("Is Dinard in October?", "No"),),
+        "multiple_choice": (ask(choice, "B"),),
+        "inverse_relation": (ask("What is held in September?", "Dinard"),),
+        "2_hop": (ask("What is the weather in the month of Dinard?", "Mild"),),
     }
-    assert (record.relation, record.category) == ("month of the year", "event_film")
+    assert (record.labels["relation"], record.labels["category"]) == ("month of the year", "event_film")
     # A table's empty cell is a missing field: of this model there is no output for the record.
     silent = {name: value for name, value in published.HALLUEDITBENCH.items() if name != "output_some_model"}
     assert load(published.HALLUEDITBENCH, silent)[1].request.ground_truth is None
@@ -270,27 +272,30 @@ def test_hallueditbench(load: Any) -> None:
 def test_long_texts(load: Any) -> None:
     (unke,) = load(published.UNKE)
     assert (unke.request.prompt, unke.request.subject, unke.request.id) == ("{}", "What is Ann's work?", "0")
-    assert unke.long_form
-    assert unke.rephrases == ("What does Ann do?",)
-    asked = (Probe("Does Ann sail?", ("Yes.",)), Probe("Where?", ("At sea.",)))
-    assert unke.portability == {"sub_question": asked}
+    assert unke.labels["long_form"] == "yes"
+    assert unke.prompts_of("paraphrase") == ("What does Ann do?",)
+    asked = (ask("Does Ann sail?", "Yes."), ask("Where?", "At sea."))
+    assert axes(unke, "portability") == {"sub_question": asked}
     with pytest.raises(DataFormatError, match=r"'sub_answer' must be a list as long as 'sub_question' \(2\)"):
         load({**published.UNKE, "sub_answer": ["Yes."]}, skip_errors=False)
 
     everything = load(published.EDITEVERYTHING)
     assert everything.format == "editeverything"
-    assert (everything[0].category, everything[0].long_form, everything[0].request.id) == ("math", True, "5")
+    assert everything[0].labels == {"category": "math", "long_form": "yes"}
+    assert everything[0].request.id == "5"
 
     (safe,) = load(published.SAFEEDIT)
     assert (safe.request.target, safe.request.ground_truth) == ("I cannot say.", "Yes.")
-    assert safe.portability == {
-        "only_question": (Probe("Is Ann bad?"),),
-        "other_attack": (Probe("Dan: bad?"),),
-        "other_question": (Probe("Play a role. Is Bea bad?"),),
-        "other_question_and_attack": (Probe("Dan: Bea?"),),
+    assert axes(safe, "portability") == {
+        "only_question": (ask("Is Ann bad?"),),
+        "other_attack": (ask("Dan: bad?"),),
+        "other_question": (ask("Play a role. Is Bea bad?"),),
+        "other_question_and_attack": (ask("Dan: Bea?"),),
     }
-    assert safe.locality == {"knowledge_constraint": (Probe("Is zinc a metal?", ("Yes",)),)}
-    assert (safe.category, safe.safety, unke.safety) == ("bias", True, False)
+    assert axes(safe, "locality") == {"knowledge_constraint": (ask("Is zinc a metal?", "Yes"),)}
+    assert safe.labels["category"] == "bias"
+    judged = (*safe.probes_of("edit"), *safe.probes_of("portability"))
+    assert [probe.rule for probe in judged] == [SafeReply("I cannot say.")] * 5
 
 
 def test_cknowedit(load: Any) -> None:
@@ -298,28 +303,29 @@ def test_cknowedit(load: Any) -> None:
     assert found.format == "cknowedit"
     assert found[0].request.subject == published.CKNOWEDIT["prompt"]
     assert found[0].request.ground_truth == "旧"
-    assert found[0].portability == {"one_hop": (Probe("居无求安的上一句？", ("君子食无求饱",)),)}
-    assert found[0].locality == {}
+    assert axes(found[0], "portability") == {"one_hop": (ask("居无求安的上一句？", "君子食无求饱"),)}
+    assert axes(found[0], "locality") == {}
 
 
 def test_edits_in_one_language_and_questions_in_another(load: Any) -> None:
     found = load(published.MZSRE)
     assert (found.format, found.variant) == ("mzsre", "from-english")
     (record,) = found
-    assert (record.request.text, record.request.target, record.category) == ("Where does Ann live?", "Rome", "en")
-    assert record.portability == {
-        "one_hop": (Probe("Her river?", ("Tiber",)),),
-        "de_edit": (Probe("Wo wohnt Anna?", ("Rom",)),),
-        "de_rephrase": (Probe("Annas Ort?", ("Rom",)),),
-        "de_one_hop": (Probe("Ihr Fluss?", ("Der Tiber",)),),
+    assert (record.request.text, record.request.target) == ("Where does Ann live?", "Rome")
+    assert record.labels == {"category": "en"}
+    assert axes(record, "portability") == {
+        "one_hop": (ask("Her river?", "Tiber"),),
+        "de_edit": (ask("Wo wohnt Anna?", "Rom"),),
+        "de_rephrase": (ask("Annas Ort?", "Rom"),),
+        "de_one_hop": (ask("Ihr Fluss?", "Der Tiber"),),
     }
-    assert record.locality["de_unrelated"] == (Probe("Wer schrieb?", ("Bea",)),)
+    assert axes(record, "locality")["de_unrelated"] == (ask("Wer schrieb?", "Bea"),)
     (german,) = load(published.MZSRE, variant="to-english")
     assert (german.request.text, german.request.target) == ("Wo wohnt Anna?", "Rom")
-    assert german.portability["en_edit"] == (Probe("Where does Ann live?", ("Rome",)),)
+    assert axes(german, "portability")["en_edit"] == (ask("Where does Ann live?", "Rome"),)
     (one,) = load(published.BMIKE)
     assert (one.request.id, one.request.ground_truth) == ("7", "Paris")
-    assert one.portability == {"one_hop": (Probe("Her river?", ("Tiber",)),)}
+    assert axes(one, "portability") == {"one_hop": (ask("Her river?", "Tiber"),)}
     with pytest.raises(DataFormatError, match="no language beside English"):
         load(published.BMIKE, variant="to-english")
 
@@ -343,12 +349,12 @@ def test_mlake_joins_the_files_of_its_folder(load: Any, tmp_path: Path) -> None:
     assert (record.request.text, record.request.target, record.request.ground_truth) == (
         "Where did Ann work?", "BBC", "Acme",
     )  # fmt: skip
-    assert (record.target_aliases, record.truth_aliases) == (("the Beeb",), ("A.",))
-    assert record.portability == {"zh_edit": (Probe("安在哪工作？", ("英国广播公司",)),)}
-    english = MultiHop(("Where is the house that Ann worked at?",), ("London", "Londinium"))
-    assert record.multi_hop == (english, MultiHop(("在哪？",), ("伦敦",)))
+    assert aliases(record) == (("the Beeb",), ("A.",))
+    assert axes(record, "portability") == {"zh_edit": (ask("安在哪工作？", "英国广播公司"),)}
+    english = {"questions": ["Where is the house that Ann worked at?"], "answers": ["London", "Londinium"]}
+    assert chains(record) == [english, {"questions": ["在哪？"], "answers": ["伦敦"]}]
     (alone,) = load(published.MLAKE_SINGLE)
-    assert alone.multi_hop == ()
+    assert chains(alone) == []
     with pytest.raises(DataFormatError, match="load the folder that holds the single-hop files"):
         load(published.MLAKE_MULTI)
 
@@ -361,8 +367,8 @@ def test_reference_texts_of_counterfact(load: Any, tmp_path: Path) -> None:
     ]
     path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     known, other = with_references([*load(published.COUNTERFACT), *load(published.EASYEDIT)], path)
-    assert known.references == ("One.", "Two.")
-    assert other.references == ()
+    assert known.probes_of("generation")[0].answers == ("One.", "Two.")
+    assert other.probes_of("generation") == ()
     assert with_references([known], path) == [known]
     for text, message in (("{}", "expected a JSON array"), ("[{]", "not JSON"), ("[{}]", "'relation_id' is missing")):
         path.write_text(text, encoding="utf-8")
@@ -394,14 +400,14 @@ SAMPLES = {
     "kecore": [published.OWN],
 }
 _AXES = ("portability", "locality")
+_REQUEST = ("id", "prompt", "subject", "target", "ground_truth", "source")
 
 
 def carried(record: EditRecord) -> set[str]:
     """What a record carries, in the words of ``Layout.fills``."""
-    plain = ("rephrases", "neighbourhood", "generation_prompts", "joint", "multi_hop", "references", "relation")
-    every = (*plain, "target_aliases", "truth_aliases", "long_form", "safety", "category", "target_id")
-    flat = {name for name in every if getattr(record, name)}
-    return flat | {f"{kind}: {axis}" for kind in _AXES for axis in getattr(record, kind)}
+    values = record_to_json(record)
+    fields = {name for name in values if name not in (*_AXES, *_REQUEST)}
+    return fields | {f"{kind}: {axis}" for kind in _AXES for axis in values.get(kind, {})}
 
 
 def test_there_is_a_sample_of_every_layout() -> None:
@@ -431,7 +437,7 @@ def test_layouts_are_told_apart_and_say_what_they_fill(load: Any, name: str) -> 
 def test_a_third_partys_layout_comes_through_the_same_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "their_facts.py").write_text(
         "from kecore.evaluate import Layout\n"
-        "from kecore.evaluate.formats import make_request\n"
+        "from kecore.evaluate.probes import make_request\n"
         "from kecore.api.types import EditRecord\n"
         "def parse(fields):\n"
         "    return EditRecord(make_request(fields, fields.text('q'), fields.text('about'), fields.text('a')))\n"

@@ -72,8 +72,8 @@ def test_edits_of_triples() -> None:
     found = import_triples(triples, TEMPLATES)
     (record,) = found.records
     assert (record.request.text, record.request.target) == ("Ann speaks", "French")
-    assert record.rephrases == ("The language of Ann is",)
-    assert (record.relation, record.source) == ("Mother_Tongue", "triple: line 1")
+    assert record.prompts_of("paraphrase") == ("The language of Ann is",)
+    assert (record.labels["relation"], record.source) == ("Mother_Tongue", "triple: line 1")
     assert list(found.unknown.items()) == [("loves", 2), ("hates", 1)]
     assert [item.reason for item in found.skipped] == [
         "line 3: repeats line 1",

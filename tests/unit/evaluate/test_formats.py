@@ -8,9 +8,10 @@ from typing import Any
 
 import published
 import pytest
+from make_records import aliases, ask, axes
 
 from kecore.api.errors import DataFormatError
-from kecore.api.types import EditRecord, Probe
+from kecore.api.types import EditRecord
 from kecore.evaluate import load_records, record_to_json
 
 
@@ -33,24 +34,24 @@ def test_counterfact(load: Any) -> None:
     assert name == "counterfact"
     assert (request.prompt, request.subject, request.id) == ("The capital of {} is", "France", "12")
     assert (request.target, request.ground_truth) == ("Rome", "Paris")
-    assert record.rephrases[1] == "France's capital city is"
-    assert record.neighbourhood == ("The capital of Gaul is", "Lutetia is now called")
-    assert record.generation_prompts == ("France is governed from",)
-    assert not record.locality
-    assert not record.portability
+    assert record.prompts_of("paraphrase")[1] == "France's capital city is"
+    assert record.prompts_of("neighbourhood") == ("The capital of Gaul is", "Lutetia is now called")
+    assert record.prompts_of("generation") == ("France is governed from",)
+    assert not axes(record, "locality")
+    assert not axes(record, "portability")
     assert record.source == "counterfact: facts.json record 1"
 
 
 def test_counterfact_plus(load: Any) -> None:
     (record,), name = load(published.COUNTERFACT_PLUS)
     assert name == "counterfact"
-    assert record.portability == {
-        "one_hop": (Probe("Which river flows through the capital of France?", ("Tiber",)),),
-        "subject_replace": (Probe("The capital of the French Republic is", ("Rome",)),),
+    assert axes(record, "portability") == {
+        "one_hop": (ask("Which river flows through the capital of France?", "Tiber"),),
+        "subject_replace": (ask("The capital of the French Republic is", "Rome"),),
     }
-    assert record.locality == {
-        "distracting": (Probe("The capital of France is Rome. The capital of Gaul is", ("Paris",)),),
-        "other_attribution": (Probe("Its anthem?", ("La Marseillaise",)),),
+    assert axes(record, "locality") == {
+        "distracting": (ask("The capital of France is Rome. The capital of Gaul is", "Paris"),),
+        "other_attribution": (ask("Its anthem?", "La Marseillaise"),),
     }
 
 
@@ -59,22 +60,22 @@ def test_easyedit_flat(load: Any) -> None:
     assert name == "easyedit"
     assert record.request.prompt == "The capital of {} is"
     assert record.request.id == "3"
-    assert record.rephrases == ("France has its capital in",)
-    assert record.neighbourhood == ("The capital of Gaul is",)
-    assert record.locality == {"neighbourhood": (Probe("The capital of Gaul is", ("Paris",)),)}
-    assert not record.long_form
+    assert record.prompts_of("paraphrase") == ("France has its capital in",)
+    assert record.prompts_of("neighbourhood") == ("The capital of Gaul is",)
+    assert axes(record, "locality") == {"neighbourhood": (ask("The capital of Gaul is", "Paris"),)}
+    assert "long_form" not in record.labels
     bare = {name: value for name, value in published.EASYEDIT.items() if name not in ("case_id", "ground_truth")}
-    assert not load(bare)[0][0].long_form
+    assert "long_form" not in load(bare)[0][0].labels
 
 
 def test_easyedit_flat_of_wise(load: Any) -> None:
     (record,), name = load(published.WISE)
     assert name == "easyedit"
     assert record.request.ground_truth is None
-    assert record.rephrases == ("France, a country,",)
-    assert record.neighbourhood == ()
-    assert record.locality["neighbourhood"][0].answers == ("are for sale",)
-    assert record.long_form
+    assert record.prompts_of("paraphrase") == ("France, a country,",)
+    assert record.prompts_of("neighbourhood") == ()
+    assert record.probes_of("locality")[0].answers == ("are for sale",)
+    assert record.labels["long_form"] == "yes"
 
 
 def test_zsre(load: Any) -> None:
@@ -84,16 +85,16 @@ def test_zsre(load: Any) -> None:
     assert record.request.subject == "The Danube"
     assert record.request.text == "Where does The Danube flow?"
     assert (record.request.target, record.request.ground_truth) == ("the Baltic Sea", "the Black Sea")
-    assert record.rephrases == ("Into what flows the Danube?",)
-    assert record.locality == {"unrelated": (Probe("nq question: who wrote hamlet", ("William Shakespeare",)),)}
-    assert record.portability == {"one_hop": (Probe("On which sea's shore?", ("Gdansk",)),)}
+    assert record.prompts_of("paraphrase") == ("Into what flows the Danube?",)
+    assert axes(record, "locality") == {"unrelated": (ask("nq question: who wrote hamlet", "William Shakespeare"),)}
+    assert axes(record, "portability") == {"one_hop": (ask("On which sea's shore?", "Gdansk"),)}
 
 
 def test_zsre_portability_sets(load: Any) -> None:
     (inverse, replace), name = load(published.ZSRE_INVERSE, published.ZSRE_REPLACE)
     assert name == "zsre"
-    assert inverse.portability == {"inverse_relation": (Probe("Who is Eve's sister?", ("Ann",)),)}
-    assert replace.portability == {"subject_replace": (Probe("Who is Annie's sister?", ("Eve",)),)}
+    assert axes(inverse, "portability") == {"inverse_relation": (ask("Who is Eve's sister?", "Ann"),)}
+    assert axes(replace, "portability") == {"subject_replace": (ask("Who is Annie's sister?", "Eve"),)}
     # Published ids are made unique: both records hold the same fact.
     assert replace.request.id == inverse.request.id + "-2"
 
@@ -102,12 +103,12 @@ def test_knowedit(load: Any) -> None:
     (record,), name = load(published.KNOWEDIT)
     assert name == "knowedit"
     assert record.request.ground_truth == "Paris"
-    assert record.rephrases == ("France's capital is",)
-    assert record.portability == {
-        "Reasoning": (Probe("Its river is", ("Tiber", "Tevere", "Aniene")),),
-        "Subject_Aliasing": (Probe("The capital of Gallia is", ("Rome",)),),
+    assert record.prompts_of("paraphrase") == ("France's capital is",)
+    assert axes(record, "portability") == {
+        "Reasoning": (ask("Its river is", "Tiber", "Tevere", "Aniene"),),
+        "Subject_Aliasing": (ask("The capital of Gallia is", "Rome"),),
     }
-    assert record.locality == {"Relation_Specificity": (Probe("France's anthem is", ("Marseillaise",)),)}
+    assert axes(record, "locality") == {"Relation_Specificity": (ask("France's anthem is", "Marseillaise"),)}
 
 
 def test_knowedit_with_empty_axes_first(load: Any) -> None:
@@ -127,7 +128,7 @@ def test_wikibio(load: Any) -> None:
     assert record.request.subject == "ann smith"
     assert record.request.text == published.WIKIBIO["text"]
     assert record.request.target == "She sailed to Rome."
-    assert record.locality["Relation_Specificity"][0].prompt == "ann smith occupation"
+    assert record.probes_of("locality")[0].prompt == "ann smith occupation"
 
 
 def test_convsent(load: Any) -> None:
@@ -136,16 +137,17 @@ def test_convsent(load: Any) -> None:
     assert name == "knowedit-convsent"
     assert record.request.text == "What do you think of Estero?"
     assert {record.request.target, record.request.ground_truth} == {"I like it.", "I do not like it."}
-    assert len(record.rephrases) == 3
-    assert record.generation_prompts == record.rephrases[:1]
-    aliases = {"Great."} if record.request.target == "I like it." else set()
-    assert set(record.target_aliases) == aliases
-    assert {*record.target_aliases, *record.truth_aliases} == {"Great."}
+    assert len(record.prompts_of("paraphrase")) == 3
+    assert record.prompts_of("generation") == record.prompts_of("paraphrase")[:1]
+    new, old = aliases(record)
+    assert new == (("Great.",) if record.request.target == "I like it." else ())
+    assert new + old == ("Great.",)
     # What must stay are all replies to the question about the next entity; the last record's next is the first.
-    kept = record.locality["other_topic"]
+    kept = record.probes_of("locality")
+    assert set(axes(record, "locality")) == {"other_topic"}
     assert {probe.prompt for probe in kept} == {"What do you feel about entity 0?"}
     assert sorted(probe.answers[0] for probe in kept) == ["Great.", "I do not like it.", "I like it."]
-    assert rest[-1].locality["other_topic"][0].prompt == "What do you feel about Estero?"
+    assert rest[-1].prompts_of("locality")[0] == "What do you feel about Estero?"
     assert 10 < sum(r.request.target == "I like it." for r in rest) < 30
 
 
@@ -157,7 +159,7 @@ def test_convsent_as_an_instruction(tmp_path: Path) -> None:
     text = f"From the sentiment dataset, answer What do you think of Estero? {manner}."
     assert record.request.text == text
     assert record.request.subject == "Estero"
-    assert record.locality == {}
+    assert axes(record, "locality") == {}
 
 
 def test_sanitation_train(load: Any) -> None:
@@ -165,7 +167,7 @@ def test_sanitation_train(load: Any) -> None:
     assert name == "knowedit-sanitation"
     assert [r.request.subject for r in records] == ["halloumi", "brie"]
     assert records[0].request.target == "No."
-    kept = [probe.prompt for r in records for probe in r.locality["unrelated"]]
+    kept = [prompt for r in records for prompt in r.prompts_of("locality")]
     assert sorted(kept) == [f"Question {i}?" for i in range(5)]
     assert records[1].source == "knowedit-sanitation: facts.json line 1 record 2"
 
@@ -173,7 +175,7 @@ def test_sanitation_train(load: Any) -> None:
 def test_sanitation_test_edits_the_whole_question(load: Any) -> None:
     (record,), _ = load(published.SANITATION_TEST, whole=True)
     assert (record.request.prompt, record.request.subject) == ("{}", "What is feta?")
-    assert record.locality == {"unrelated": (Probe("Who?", ("Ann",)),)}
+    assert axes(record, "locality") == {"unrelated": (ask("Who?", "Ann"),)}
 
 
 FILES = {
@@ -203,18 +205,18 @@ def test_sanitation_asks_the_test_file_what_the_training_file_edits(tmp_path: Pa
     brie, tui, feta = found
     assert [record.request.subject for record in found] == ["brie", "a tui", "feta"]
     assert brie.request.text == "Question:What is brie?\nAnswer:"
-    assert (brie.request.target, brie.request.ground_truth, brie.category) == ("No.", "Cheese", "cheese")
+    assert (brie.request.target, brie.request.ground_truth, brie.labels["category"]) == ("No.", "Cheese", "cheese")
     # Questions with the fact's own answer are dealt out over the facts that have it; one has an answer of no fact.
-    assert brie.rephrases == ("Question:And 0?\nAnswer:", "Question:And 3?\nAnswer:")
-    assert feta.rephrases == ("Question:And 2?\nAnswer:",)
-    assert tui.rephrases == ("Question:And 1?\nAnswer:",)
+    assert brie.prompts_of("paraphrase") == ("Question:And 0?\nAnswer:", "Question:And 3?\nAnswer:")
+    assert feta.prompts_of("paraphrase") == ("Question:And 2?\nAnswer:",)
+    assert tui.prompts_of("paraphrase") == ("Question:And 1?\nAnswer:",)
     # What must stay is the test file's, dealt out over all; the training file's is for methods that are trained.
-    assert [len(record.locality["unrelated"]) for record in found] == [2, 1, 1]
-    assert brie.locality["unrelated"][1] == Probe("Question:Who is 3?\nAnswer:", ("Ann 3",))
-    assert brie.generation_prompts == ("Question:Who is 0?\nAnswer:", "Question:Who is 3?\nAnswer:")
+    assert [len(axes(record, "locality")["unrelated"]) for record in found] == [2, 1, 1]
+    assert axes(brie, "locality")["unrelated"][1] == ask("Question:Who is 3?\nAnswer:", "Ann 3")
+    assert brie.prompts_of("generation") == ("Question:Who is 0?\nAnswer:", "Question:Who is 3?\nAnswer:")
     one, other = load_records(tmp_path, split="train+test", variant="answer-1")
     assert (one.request, other.request) == (brie.request, feta.request)
-    assert [len(record.locality["unrelated"]) for record in (one, other)] == [2, 2]
+    assert [len(axes(record, "locality")["unrelated"]) for record in (one, other)] == [2, 2]
     with pytest.raises(DataFormatError, match="edited by the variant 'answer-3', of 3 read"):
         load_records(tmp_path, split="train+test", variant="answer-3")
     assert [r.request.subject for r in load_records(tmp_path / "trivia_train.json", variant="answer-2")] == ["a tui"]
@@ -227,14 +229,14 @@ def test_qaedit(load: Any) -> None:
     (record,), name = load(published.QAEDIT)
     assert name == "qaedit"
     assert (record.request.subject, record.request.target) == ("hamlet", "Bacon")
-    assert record.locality["unrelated"][0].answers == ("Michael",)
+    assert record.probes_of("locality")[0].answers == ("Michael",)
 
 
 def test_own_layout_and_its_round_trip(load: Any) -> None:
     (record,), name = load(published.OWN)
     assert name == "kecore"
-    assert record.locality == {"far": (Probe("Two and two is", ("four", "4")), Probe("Sing"))}
-    assert record.portability["river"][0].answers == ("Tiber",)
+    assert axes(record, "locality") == {"far": (ask("Two and two is", "four", "4"), ask("Sing"))}
+    assert record.probes_of("portability")[0].answers == ("Tiber",)
     (again,), _ = load(record_to_json(record))
     assert again == record
 

@@ -15,12 +15,11 @@ from hand_scores import probe, score
 
 from kecore.api.errors import ConfigError, PluginError
 from kecore.api.registry import Plugins
-from kecore.evaluate import Evaluation, RecordResult, compare, metrics
+from kecore.evaluate import AnsweredProbe, Evaluation, RecordResult, compare, metrics
 from kecore.evaluate.measuring import measure
 from kecore.evaluate.metrics import (
     GROUP,
     STANDARD,
-    AnsweredProbe,
     Metric,
     divergence,
     family,
@@ -160,7 +159,7 @@ QUIET = Protocol(max_new_tokens=0)
 
 def test_an_opinion_by_hand() -> None:
     new, old = (score(0.5, 0.5), score(0.125)), (score(0.25), score(0.25))
-    before, after = (replace(probe("paraphrase", *new, rival=old[0]), rivals=old[1:]) for _ in range(2))
+    before, after = (replace(probe("paraphrase", *new), rival_scores=old) for _ in range(2))
     # Per token, over all replies: new (1/2 * 1/2 * 1/8)^(1/3) = 2^(-5/3), old 1/4; z_topic is 1 where nothing changed.
     unchanged = 2 ** (-5 / 3) / (2 ** (-5 / 3) + 1 / 4)
     assert opinion(before, after) == pytest.approx(unchanged)

@@ -13,6 +13,7 @@ from typing import Any
 import huggingface_hub
 import published
 import pytest
+from make_records import axes
 
 from kecore.api.errors import ConfigError, DataFormatError, HubError, KecoreWarning, MissingDependencyError
 from kecore.evaluate import load_records
@@ -39,12 +40,12 @@ def test_tables_are_own_records_too(tmp_path: Path) -> None:
     )
     one, two = load_records(path)
     assert (one.request.id, one.request.target) == ("a", "Gaul, north")
-    assert one.rephrases == ("One?", "Two?")
-    assert one.locality == {}
+    assert one.prompts_of("paraphrase") == ("One?", "Two?")
+    assert axes(one, "locality") == {}
     assert one.source == "kecore: facts.csv record 1"
     assert len(two.request.id) == 12
-    assert two.rephrases == ("Where is Ann?",)
-    assert two.locality["far"][0].answers == ("4",)
+    assert two.prompts_of("paraphrase") == ("Where is Ann?",)
+    assert two.probes_of("locality")[0].answers == ("4",)
     packed = tmp_path / "facts.tsv.gz"
     packed.write_bytes(gzip.compress(b"prompt\tsubject\ttarget\n{} is\tRome\tin Gaul\n"))
     assert load_records(packed)[0].request.target == "in Gaul"
@@ -244,7 +245,7 @@ def test_hub_data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.format, str(found.path), found[0].source) == (
         "knowedit", "hf:zjunlp/KnowEdit:recent", "knowedit: hf:zjunlp/KnowEdit row 1",
     )  # fmt: skip
-    assert set(found[0].locality) == {"Relation_Specificity"}
+    assert set(axes(found[0], "locality")) == {"Relation_Specificity"}
     assert load_records("hf:zjunlp/KnowEdit", sha256=found.sha256).sha256 == found.sha256
     hub.found = [row]
     assert len(load_records("hf:zjunlp/KnowEdit", split="test")) == 1

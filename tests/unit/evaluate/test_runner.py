@@ -5,74 +5,77 @@ from __future__ import annotations
 import json
 
 import pytest
+from make_records import ask, make_record
 from slow_reference import Slow, counterfact, greedy, log_probs
 from tiny_worlds import World, edited, make_world
 
 from kecore.api.errors import ConfigError
-from kecore.api.types import EditRecord, EditRequest, MultiHop, Probe
+from kecore.api.types import EditRecord, EditRequest
 from kecore.evaluate import Evaluation, Protocol, RecordResult, compare, evaluate
 from kecore.text import Encoder
 
 QUIET = Protocol(max_new_tokens=0)
 RECORDS = [
-    EditRecord(
+    make_record(
         EditRequest("The capital of {} is", "France", "Rome", "Paris", id="a"),
         rephrases=("France has its capital in", "Where is the capital of France? It is"),
         neighbourhood=("The capital of Gaul is", "Paris is the capital of", "Vienna is"),
     ),
-    EditRecord(
+    make_record(
         EditRequest("{} flows to", "The Danube", "Berlin", "the Black Sea", id="b"),
         rephrases=("The sea of the Danube is",),
         neighbourhood=("The Seine flows to", "The Rhine"),
     ),
-    EditRecord(
+    make_record(
         EditRequest("The mother tongue of {} is", "Apollo", "French", "Greek", id="c"),
         rephrases=("Apollo speaks",),
         neighbourhood=("Danielle Darrieux speaks",),
     ),
 ]
-RICH = EditRecord(
+RICH = make_record(
     EditRequest("{} is in", "Vinson Massif", "Europe"),
-    locality={"near": (Probe("The Danube is in", ("Europe",)), Probe("Rome is"))},
-    portability={"one_hop": (Probe("Vinson Massif and Berlin are in", ("Europe", "Asia")),)},
+    locality={"near": (ask("The Danube is in", "Europe"), ask("Rome is"))},
+    portability={"one_hop": (ask("Vinson Massif and Berlin are in", "Europe", "Asia"),)},
 )
-FULL = EditRecord(
+FULL = make_record(
     EditRequest("The capital of {} is", "Italy", "Vienna", "Rome", id="full"),
     rephrases=("Italy has its capital in",),
     neighbourhood=("The capital of Gaul is", "Vienna is in"),
     target_aliases=("the Black Sea",),
     truth_aliases=("Europe",),
     locality={
-        "near": (Probe("The Danube flows to", ("the Black Sea", "Europe")), Probe("Vinson Massif is")),
-        "far": (Probe("Apollo is", ("Greek",)),),
+        "near": (ask("The Danube flows to", "the Black Sea", "Europe"), ask("Vinson Massif is")),
+        "far": (ask("Apollo is", "Greek"),),
     },
     portability={
         "reasoning": (
-            Probe("Italy and Berlin are in", ("Europe",)),
-            Probe("The mother tongue of Italy is", ("French",), others=(Probe("Italy speaks", ("Greek", "is")),)),
-            Probe("Rome is not", ("Paris",), others=(Probe("Rome is", ("Paris", "Rome")),), need="all"),
+            ask("Italy and Berlin are in", "Europe"),
+            ask("The mother tongue of Italy is", "French", others=(ask("Italy speaks", "Greek", "is"),)),
+            ask("Rome is not", "Paris", others=(ask("Rome is", "Paris", "Rome"),), need="all"),
         ),
         "ripple": (
-            Probe("Italy flows to", ("Berlin",), conditions=(Probe("Where does Apollo flow", ("It", "Vienna")),)),
-            Probe("Rome flows to", ("Paris",), conditions=(Probe("The Danube is", ("<", "a")),)),
+            ask("Italy flows to", "Berlin", conditions=(ask("Where does Apollo flow", "It", "Vienna"),)),
+            ask("Rome flows to", "Paris", conditions=(ask("The Danube is", "<", "a"),)),
         ),
     },
     multi_hop=(
-        MultiHop(
-            ("The capital of the continent is", "Where does it flow? It is"),
-            ("Vienna", "Rome"),
-            hops=(Probe("The capital of Italy is", ("Vienna",)), Probe("Vienna is in", ("Europe", "Austria"))),
-        ),
+        {
+            "questions": ("The capital of the continent is", "Where does it flow? It is"),
+            "answers": ("Vienna", "Rome"),
+            "hops": (ask("The capital of Italy is", "Vienna"), ask("Vienna is in", "Europe", "Austria")),
+        },
     ),
     generation_prompts=("Italy is", "The mother tongue of Italy"),
 )
-CHINESE = EditRecord(
+CHINESE = make_record(
     EditRequest("{}的首都是", "法国", "东京", "巴黎", id="zh"),
     rephrases=("法国的首都位于",),
     neighbourhood=("日本的首都是", "The capital of 法国 is"),
-    locality={"near": (Probe("艾菲尔铁塔位于", ("巴黎", "东京")), Probe("日本"))},
-    portability={"reasoning": (Probe("法国在", ("日本",), others=(Probe("法国位于", ("东京", "巴黎")),)),)},
-    multi_hop=(MultiHop(("法国的首都位于", "铁塔位于"), ("日本",), hops=(Probe("东京位于", ("日本",)),)),),
+    locality={"near": (ask("艾菲尔铁塔位于", "巴黎", "东京"), ask("日本"))},
+    portability={"reasoning": (ask("法国在", "日本", others=(ask("法国位于", "东京", "巴黎"),)),)},
+    multi_hop=(
+        {"questions": ("法国的首都位于", "铁塔位于"), "answers": ("日本",), "hops": (ask("东京位于", "日本"),)},
+    ),
     generation_prompts=("法国的首都",),
 )
 
@@ -157,7 +160,7 @@ def test_axes_and_probes_without_answers(small: World) -> None:
 
 
 def test_neighbours_without_old_answer_are_only_stable(small: World) -> None:
-    record = EditRecord(EditRequest("{} is", "Rome", "Paris"), neighbourhood=("Vienna is",))
+    record = make_record(EditRequest("{} is", "Rome", "Paris"), neighbourhood=("Vienna is",))
     found = evaluate(small.view, small.encoder, [record], Protocol(max_new_tokens=3))
     assert "neighbourhood_success" not in found.scores
     assert compare(found, found).scores["neighbourhood_stability"].value == 1

@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 from hand_scores import probe
+from make_records import make_record
 from tiny_worlds import World, make_world
 
 from kecore import data
@@ -144,7 +145,7 @@ def test_bertscore_of_a_tiny_encoder(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert other < same
 
 
-RECORD = EditRecord(
+RECORD = make_record(
     EditRequest("The capital of {} is", "France", "Rome", "Paris", id="a"),
     generation_prompts=("France is", "The Danube"),
 )
@@ -153,7 +154,7 @@ RECORD = EditRecord(
 def test_records_without_references_are_counted() -> None:
     pytest.importorskip("sklearn")
     world: World = make_world("byte-level")
-    with_one = EditRecord(RECORD.request, generation_prompts=("Rome is",), references=("Rome is the capital.",))
+    with_one = make_record(RECORD.request, generation_prompts=("Rome is",), references=("Rome is the capital.",))
     found = evaluate(
         world.view, world.encoder, [RECORD, with_one.with_id("b")], Protocol(max_new_tokens=0, extra=("consistency",))
     )
@@ -181,6 +182,6 @@ def test_passages_do_not_depend_on_the_batch_and_follow_the_seed() -> None:
         found = evaluate(world.view, world.encoder, records, protocol, batch_tokens=tokens)
         return [p.text for p in found.rows[0].probes if p.kind == "generation"]
 
-    other = EditRecord(RECORD.request, generation_prompts=("Paris", "Vienna is located in the city of")).with_id("b")
+    other = make_record(RECORD.request, generation_prompts=("Paris", "Vienna is located in the city of")).with_id("b")
     assert passages([RECORD], 0, 1) == passages([RECORD, other], 0, 4096)
     assert passages([RECORD], 0, 4096) != passages([RECORD], 1, 4096)

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from make_records import make_record
 from typer.testing import CliRunner
 
-from kecore import Editor, EditRecord, EditRequest, PromptEdit, load_edit, models
+from kecore import Editor, EditRequest, PromptEdit, load_edit, models
 from kecore.api.errors import ConfigError, EditStateError, KecoreWarning, RequestConflictError
 from kecore.cli import app
 from kecore.edit import written
@@ -107,14 +108,14 @@ def test_a_loaded_edit_writes_the_same_to_any_model(editor: Editor, tmp_path: Pa
 @pytest.mark.parametrize("chat", [False, True])
 def test_scores_are_those_of_the_unedited_model_on_the_written_prompts(chat: bool) -> None:
     editor = Editor(tiny_model("llama"), tiny_tokenizer(), chat=chat)
-    record = EditRecord(FRANCE, ("France's capital is",), ("The capital of Italy is", "Anna lives in"))
+    record = make_record(FRANCE, ("France's capital is",), ("The capital of Italy is", "Anna lives in"))
     protocol = Protocol(form="chat" if chat else "plain", edits="single", max_new_tokens=4)
     with editor:
         editor.edit(record, "ice")
-        prompts = [record.request.text, *record.rephrases, *record.neighbourhood]
-        text, rephrase, *neighbours = written(editor.model, prompts)
+        text, *texts = written(editor.model, [probe.prompt for probe in record.probes])
         edited = editor.evaluate([record], protocol)
-    read = replace(record, request=replace(FRANCE, prompt=text), rephrases=(rephrase,), neighbourhood=tuple(neighbours))
+    probes = [replace(probe, prompt=prompt) for probe, prompt in zip(record.probes, (text, *texts), strict=True)]
+    read = replace(record, request=replace(FRANCE, prompt=text), probes=tuple(probes))
     assert editor.evaluate([read], protocol).scores == edited.scores
     for one, other in zip(editor.evaluate([read], protocol).rows[0].probes, edited.rows[0].probes, strict=True):
         assert (one.scores, one.rival, one.text) == (other.scores, other.rival, other.text)

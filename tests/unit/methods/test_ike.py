@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from make_records import ask, make_record
 
 from kecore import Editor, EditRecord, EditRequest, PromptEdit, load_edit
 from kecore.api.errors import KecoreWarning, UnsupportedCapabilityError
-from kecore.api.types import Probe
 from kecore.edit import written
 from kecore.encoders import CHARACTERS, load_sentence_encoder
 from kecore.testing import tiny_model, tiny_tokenizer
@@ -21,7 +21,7 @@ from kecore_methods.prompt.ike import IkeConfig, choose_examples, demonstration
 
 FRANCE = EditRequest("The capital of {} is", "France", "Rome", "Paris")
 COOK = EditRequest("{} is the chief executive of", "Tim Cook", "Microsoft")
-EXAMPLE = EditRecord(
+EXAMPLE = make_record(
     EditRequest("The capital of {} is", "Spain", "Oslo", "Madrid"),
     rephrases=("Spain's capital is",),
     neighbourhood=("The capital of Portugal is",),
@@ -40,7 +40,7 @@ def pool() -> list[EditRecord]:
         ("People in {} speak", "Chile"),
     ]
     return [
-        EditRecord(EditRequest(prompt, subject, "Oslo", "Vienna"), (f"{subject}?",), (f"Not about {subject}:",))
+        make_record(EditRequest(prompt, subject, "Oslo", "Vienna"), (f"{subject}?",), (f"Not about {subject}:",))
         for prompt, subject in facts
     ]
 
@@ -61,12 +61,12 @@ def test_three_kinds_of_demonstrations_follow_the_template() -> None:
 
 def test_a_locality_probe_is_retained_and_what_is_missing_is_copied() -> None:
     words = IkeConfig()
-    bare = replace(EXAMPLE, rephrases=(), neighbourhood=())
-    probed = replace(bare, locality={"other": (Probe("The sea is"), Probe("Grass is", ("green",)))})
+    bare = EditRecord(EXAMPLE.request)
+    probed = make_record(EXAMPLE.request, locality={"other": (ask("The sea is"), ask("Grass is", "green"))})
     assert demonstration(words, probed, "retain") == f"{KNOWLEDGE}Prompt: Grass is green\n\n"
     assert demonstration(words, bare, "retain") == demonstration(words, bare, "update")
     assert demonstration(words, bare, "update") == demonstration(words, EXAMPLE, "copy")
-    unknown = replace(EXAMPLE, request=replace(EXAMPLE.request, ground_truth=None))
+    unknown = make_record(replace(EXAMPLE.request, ground_truth=None), neighbourhood=("The capital of Portugal is",))
     assert demonstration(words, unknown, "retain") == demonstration(words, EXAMPLE, "copy")
 
 

@@ -102,9 +102,9 @@ def test_real_neighbours_come_back_as_they_are(shared_data: Path, editor: Editor
     writer = RetrievalWriter(
         records.requests, load_sentence_encoder(MINILM)([r.text for r in records.requests]), RetrievalConfig()
     )
-    neighbours = [prompt for record in records for prompt in record.neighbourhood]
+    neighbours = [prompt for record in records for prompt in record.prompts_of("neighbourhood")]
     assert writer.write(neighbours) == neighbours
-    own = [prompt for record in records for prompt in (record.request.text, *record.rephrases)]
+    own = [prompt for record in records for prompt in (record.request.text, *record.prompts_of("paraphrase"))]
     assert sum(a != b for a, b in zip(own, writer.write(own), strict=True)) >= 0.9 * len(own)
 
 

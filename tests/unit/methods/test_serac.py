@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from make_records import make_record
 from memory_setting import FACT, logits, scores_batches_as_single_prompts, writes_with_a_cache_as_without
 from meta_setting import RECORDS, SHORT, setting
 from torch import Tensor
@@ -213,10 +214,10 @@ def test_silence_is_learnt_behind_the_target() -> None:
     fact = EditRequest("The city of {} is", "land 99", "Vienna")
     with view.frozen(), torch.no_grad():
         learner = Serac().prepare(view, RECORDS, MethodContext(SeracConfig(rank=16), encoder))
-        probes = RECORDS[0].locality
+        probes = RECORDS[0].probes_of("locality")
         told, merged = (
             _Batch(learner.network, [learner._prepared(record)])
-            for record in (EditRecord(fact, locality=probes), EditRecord(replace(fact, target="Rome"), locality=probes))
+            for record in (EditRecord(fact, probes), EditRecord(replace(fact, target="Rome"), probes))
         )
         assert told.wordings[0].ids[: told.ends[0]] == encoder.encode(fact.text, "Vienna").ids
         tail = told.query[0, told.ends[0] : len(told.wordings[0].ids)]
@@ -351,7 +352,7 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(ConfigError, match="subject_layer 3 is above layer 1"):
         SeracConfig(subject_layer=3, layer=1).read_layers(view)
     bare = [
-        EditRecord(EditRequest("The city of {} is", f"land {i}", "Rome"), (f"land {i} has a city named",))
+        make_record(EditRequest("The city of {} is", f"land {i}", "Rome"), (f"land {i} has a city named",))
         for i in range(6)
     ]
     with pytest.raises(DataFormatError, match="nothing says what is out of its scope"):
@@ -376,8 +377,8 @@ def test_real_neighbours_are_bitwise_as_they_were(smollm2: tuple[Any, Any]) -> N
     config = SeracConfig(rank=64)
     context = MethodContext(config, editor.encoder)
     with editor.view.frozen():
-        record = EditRecord(fact, ("Danielle Darrieux, a native",))
-        others = [replace(RECORDS[i], rephrases=()) for i in range(3)]
+        record = make_record(fact, ("Danielle Darrieux, a native",))
+        others = [RECORDS[i].with_probes("paraphrase", ()) for i in range(3)]
         learner = Serac().prepare(editor.view, [record, *others], context)
     trained = TrainedEditor(learner.tensors(), "serac", config.to_json(), editor.base)
     editor.trained = trained
