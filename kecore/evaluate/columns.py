@@ -40,12 +40,12 @@ _SCORE = Column("score", "edit", "S", "score (S)", "harmonic mean of ES, PS and 
 
 def columns_of(protocol: Protocol) -> dict[str, Column]:
     """The scores that a protocol takes, by key, without axes."""
-    found: dict[str, Column] = {}
+    columns: dict[str, Column] = {}
     for metric in metrics_of(protocol):
-        found[metric.key] = _column(metric)
+        columns[metric.key] = _column(metric)
         if metric.key == SCORE_PARTS[-1]:
-            found[_SCORE.key] = _SCORE
-    return found
+            columns[_SCORE.key] = _SCORE
+    return columns
 
 
 def _column(metric: Metric) -> Column:
@@ -67,5 +67,5 @@ def described(columns: Mapping[str, Column], key: str) -> Column:
 
 def in_order(columns: Mapping[str, Column], keys: Iterable[str]) -> list[str]:
     """Keys in the order of the metrics, each followed by its axes."""
-    order = {key: place for place, key in enumerate(columns)}
+    order = {key: index for index, key in enumerate(columns)}
     return sorted(keys, key=lambda key: (order[key.partition(".")[0]], key))

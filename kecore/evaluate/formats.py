@@ -85,7 +85,7 @@ class Layout:
         parse: makes a record of one object; raises DataFormatError or RequestError. Of a layout whose records
             can be edited or asked in several ways: the ways by name, the first being the default. A name that ends
             in ``-N`` stands for every number there; its function gets the number as its second argument.
-        fills: what records of the layout carry beside the request: fields of EditRecord, and axes as
+        fills: what records of the layout carry beside the request, by the fields of kecore's own layout, and axes as
             ``portability: one_hop``.
         published: the data sets in this layout.
         detect: a further condition on an object that has all of ``needs``; must not raise.
@@ -145,11 +145,11 @@ class Layout:
         return self.detect is None or self.detect(value)  # pyright: ignore[reportUnknownArgumentType] - of JSON
 
 
-def check_layout(found: object, name: str, source: str = "") -> Layout:
+def check_layout(layout: object, name: str, source: str = "") -> Layout:
     """Check what an entry point of :data:`GROUP` leads to.
 
     Args:
-        found: the object.
+        layout: the object.
         name: the entry point's name.
         source: how messages name it.
 
@@ -157,11 +157,11 @@ def check_layout(found: object, name: str, source: str = "") -> Layout:
         PluginError: it is no Layout, or of another name.
     """
     source = source or f"data set '{name}'"
-    if not isinstance(found, Layout):
-        raise PluginError(f"{source}: the entry point must lead to a kecore.evaluate.Layout, got {found!r:.80}")
-    if found.name != name:
-        raise PluginError(f"{source}: the layout's name must be the entry point's, {name!r}; got {found.name!r}")
-    return found
+    if not isinstance(layout, Layout):
+        raise PluginError(f"{source}: the entry point must lead to a kecore.evaluate.Layout, got {layout!r:.80}")
+    if layout.name != name:
+        raise PluginError(f"{source}: the layout's name must be the entry point's, {name!r}; got {layout.name!r}")
+    return layout
 
 
 @cache

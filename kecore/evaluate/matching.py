@@ -53,10 +53,10 @@ def matches(text: str, answer: str, match: Match = "prefix", *, loose: bool = Tr
     )
 
 
-def _cut(text: str, place: int) -> bool:
-    """Whether a word may end at ``place``: not between two letters or digits of a script with spaces."""
-    if not 0 < place < len(text):
+def _cut(text: str, index: int) -> bool:
+    """Whether a word may end at ``index``: not between two letters or digits of a script with spaces."""
+    if not 0 < index < len(text):
         return True
-    pair = text[place - 1 : place + 1]
+    pair = text[index - 1 : index + 1]
     wide = any(unicodedata.east_asian_width(c) in "WF" for c in pair)
     return wide or not all(c.isalnum() for c in pair)

@@ -349,8 +349,8 @@ SCORE_PARTS = ("edit_success", "paraphrase_success", "neighbourhood_success")
 """``score`` is the harmonic mean of these."""
 
 
-def _check(found: object, name: str, source: str) -> tuple[Metric, ...]:
-    metrics = found if isinstance(found, tuple) else (found,)
+def _check(value: object, name: str, source: str) -> tuple[Metric, ...]:
+    metrics = value if isinstance(value, tuple) else (value,)
     for metric in metrics:
         if not isinstance(metric, Metric):
             raise PluginError(f"{source} must lead to a Metric or a tuple of them, got {metric!r:.80}")
@@ -392,12 +392,12 @@ def metrics_of(protocol: Protocol) -> tuple[Metric, ...]:
 
 @cache
 def _taken(extra: tuple[str, ...]) -> tuple[Metric, ...]:
-    found: dict[str, str] = {"score": "kecore"}
+    owners: dict[str, str] = {"score": "kecore"}
     metrics: list[Metric] = []
     for name in dict.fromkeys((*STANDARD, *extra)):
         for metric in family(name):
-            if metric.key in found:
-                raise ConfigError(f"metric families '{found[metric.key]}' and '{name}' both have a '{metric.key}'")
-            found[metric.key] = name
+            if metric.key in owners:
+                raise ConfigError(f"metric families '{owners[metric.key]}' and '{name}' both have a '{metric.key}'")
+            owners[metric.key] = name
             metrics.append(metric)
     return tuple(metrics)

@@ -232,8 +232,8 @@ def _axes_to_json(probes: Iterable[Probe]) -> dict[str, list[dict[str, Any]]]:
     axes: dict[str, list[dict[str, Any]]] = {}
     for axis, on_axis in on_axes(probes).items():
         tests: dict[str, list[Probe]] = {}
-        for place, probe in enumerate(on_axis):
-            tests.setdefault(probe.test or f"#{place}", []).append(probe)
+        for index, probe in enumerate(on_axis):
+            tests.setdefault(probe.test or f"#{index}", []).append(probe)
         axes[axis] = [_test_to_json(test) for test in tests.values()]
     return axes
 
@@ -268,7 +268,7 @@ def _chain_to_json(chain: Chain) -> dict[str, Any]:
 
 
 def _probe_to_json(probe: Probe) -> dict[str, Any]:
-    """A probe with everything that it holds."""
+    """Return a probe with everything that it holds."""
     values = {
         "kind": probe.kind,
         **_answer_to_json(probe),
@@ -283,7 +283,7 @@ def _probe_to_json(probe: Probe) -> dict[str, Any]:
 
 
 def _normalised(probes: Iterable[Probe]) -> list[Probe]:
-    """Probes as a reader would make them, with numbers for the names of their tests."""
+    """Return probes as a reader would make them, with numbers for the names of their tests."""
     numbers: dict[tuple[str, str, str], str] = {}
     normal: list[Probe] = []
     for probe in probes:
@@ -296,7 +296,7 @@ def _normalised(probes: Iterable[Probe]) -> list[Probe]:
 
 
 def _stripped(probe: Probe) -> Probe:
-    """A probe without outer white space, blank texts and repeated answers."""
+    """Return a probe without outer white space, blank texts and repeated answers."""
     rule = probe.rule
     if isinstance(rule, NamesAll):
         rule = NamesAll(tuple(map(_texts, rule.others)))

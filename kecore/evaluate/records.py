@@ -59,7 +59,7 @@ class RecordSet(Sequence[EditRecord]):
 
     @property
     def requests(self) -> list[EditRequest]:
-        """The edits, without their probes; of records with joint edits, all of them."""
+        """Return the edits, without their probes; of records with joint edits, all of them."""
         return [request for record in self.records for request in record.requests]
 
     @property
@@ -142,56 +142,56 @@ def load_records(
     if limit is not None and limit < 1:
         raise ConfigError(f"limit must be at least 1, got {limit}")
     documents = open_source(source, split)
-    place = Path(source)
-    name = str(source) if str(source).startswith(HUB) else place.name
-    digest = _checked(documents, sha256, name)
-    named = None if format is None else default().get(format)
-    layout, objects, unread = _recognised(documents, named, name)
+    path = Path(source)
+    name = str(source) if str(source).startswith(HUB) else path.name
+    digest = _check_digest(documents, sha256, name)
+    named_layout = None if format is None else default().get(format)
+    layout, objects, unread = _recognise(documents, named_layout, name)
     parse = layout.parser(variant)
     skip = not layout.strict if skip_errors is None else skip_errors
-    mixed = bool(skip_errors) or named is not None
-    made = _Made(layout, [], list(unread), [], {})
+    mixed = bool(skip_errors) or named_layout is not None
+    reading = _Reading(layout, [], list(unread), [], {})
     for where, value in islice(objects, limit):
-        made.add(where, value, parse, skip, mixed)
-    if not made.records:
-        reason = made.skipped[0].reason if made.skipped else "it holds none"
+        reading.add(where, value, parse, skip, mixed)
+    if not reading.records:
+        reason = reading.skipped[0].reason if reading.skipped else "it holds none"
         raise DataFormatError(f"no record of {name} is usable; the first: {reason}")
-    if made.skipped:
-        bad = len(made.skipped) - len(unread)
-        if bad > len(made.records) and not skip_errors:
+    if reading.skipped:
+        bad, good = len(reading.skipped) - len(unread), len(reading.records)
+        if bad > good and not skip_errors:
             raise DataFormatError(
-                f"{bad} of {len(made.records) + bad} records of {name} cannot be read as the layout '{layout.name}'; "
-                f"the first: {made.skipped[len(unread)].reason}; name another layout with format=, mend the file, or "
-                "take what can be read with skip_errors=True"
+                f"{bad} of {good + bad} records of {name} cannot be read as the layout '{layout.name}'; "
+                f"the first: {reading.skipped[len(unread)].reason}; name another layout with format=, mend the file, "
+                "or take what can be read with skip_errors=True"
             )
         files = f"{len(unread)} of {len(documents)} files and " if unread else ""
         warnings.warn(
-            f"{files}{bad} of {len(made.records) + bad} records of {name} cannot be represented and were left out "
-            f"(RecordSet.skipped lists them); the first: {made.skipped[0].reason}",
+            f"{files}{bad} of {good + bad} records of {name} cannot be represented and were left out "
+            f"(RecordSet.skipped lists them); the first: {reading.skipped[0].reason}",
             KecoreWarning,
             stacklevel=2,
         )
     chosen = variant or next(iter(layout.variants), "")
-    records = tuple(layout.finish.get(layout.way(chosen)[0], tuple)(made.records))
+    records = tuple(layout.finish.get(layout.way(chosen)[0], tuple)(reading.records))
     if not records:
-        further = "; the limit counts those of all variants: raise it" if limit is not None else ""
+        hint = "; the limit counts those of all variants: raise it" if limit is not None else ""
         raise DataFormatError(
-            f"no record of {name} is edited by the variant '{chosen}', of {len(made.records)} read{further}"
+            f"no record of {name} is edited by the variant '{chosen}', of {len(reading.records)} read{hint}"
         )
     return RecordSet(
-        records,
-        tuple(made.skipped),
-        layout.name,
-        place,
-        digest,
-        tuple(made.renamed),
-        chosen,
-        split or "",
+        records=records,
+        skipped=tuple(reading.skipped),
+        format=layout.name,
+        path=path,
+        sha256=digest,
+        renamed=tuple(reading.renamed),
+        variant=chosen,
+        split=split or "",
     )
 
 
-def _checked(documents: Sequence[Document], expected: str | None, name: str) -> str:
-    """The source's digest, held against the expected one."""
+def _check_digest(documents: Sequence[Document], expected: str | None, name: str) -> str:
+    """Return the source's digest, held against the expected one."""
     if len(documents) == 1:
         digests = documents[0].digests
     else:
@@ -202,20 +202,20 @@ def _checked(documents: Sequence[Document], expected: str | None, name: str) -> 
         if len(wanted) < _SHORTEST_DIGEST or set(wanted) - set("0123456789abcdef"):
             raise ConfigError(f"sha256 must be at least {_SHORTEST_DIGEST} hex digits, got {expected!r}")
         if not any(digest.startswith(wanted) for digest in digests):
-            found = " or, unpacked, ".join(digests)
-            raise DataFormatError(f"{name}: expected SHA-256 {wanted}, got {found}; it is not the version you named")
+            actual = " or, unpacked, ".join(digests)
+            raise DataFormatError(f"{name}: expected SHA-256 {wanted}, got {actual}; it is not the version you named")
     return digests[0]
 
 
-def _recognised(
+def _recognise(
     documents: Sequence[Document], named: Layout | None, name: str
 ) -> tuple[Layout, Iterator[tuple[str, Any]], list[Skipped]]:
-    """The layout of a source, its records' objects, and the files of a folder that hold none."""
+    """Find the layout of a source, its records' objects, and the files of a folder that hold none."""
     if len(documents) == 1:
         objects = documents[0].objects()
         head = list(islice(objects, _SAMPLE))
-        layout = named or _required([value for _, value in head], name)
-        return layout, _expanded(layout, chain(head, objects)), []
+        layout = named or _recognise_file([value for _, value in head], name)
+        return layout, _expand(layout, chain(head, objects)), []
     parts: dict[str, list[Part]] = {}
     unread: list[Skipped] = []
     layouts: dict[str, Layout] = {}
@@ -232,28 +232,32 @@ def _recognised(
     if not layouts:
         raise DataFormatError(f"{name}: no file of this folder is of a known layout; the first: {unread[0].reason}")
     if len(layouts) > 1:
-        found = "; ".join(f"{key}: {', '.join(part.name for part in files)}" for key, files in parts.items())
-        raise DataFormatError(f"{name} mixes layouts ({found}); choose one with format=, or give a single file")
+        listing: list[str] = []
+        for key, files in parts.items():
+            listing.append(f"{key}: {', '.join(part.name for part in files)}")
+        raise DataFormatError(
+            f"{name} mixes layouts ({'; '.join(listing)}); choose one with format=, or give a single file"
+        )
     ((key, layout),) = layouts.items()
     if layout.merge is not None:
         return layout, iter(layout.merge(parts[key])), unread
-    return layout, _expanded(layout, (item for part in parts[key] for item in part.objects)), unread
+    return layout, _expand(layout, (item for part in parts[key] for item in part.objects)), unread
 
 
-def _required(sample: Sequence[Any], name: str) -> Layout:
-    """The layout of a file, or an error that lists what is known."""
+def _recognise_file(sample: Sequence[Any], name: str) -> Layout:
+    """Find the layout of a file, or raise an error that lists what is known."""
     if not sample:
         raise DataFormatError(f"{name} holds no records")
     layout = sniff(sample)
     if layout is not None:
         return layout
     first: Any = next((value for value in sample if isinstance(value, Mapping)), None)
-    found = type(sample[0]).__name__ if first is None else ", ".join(map(str, first))
+    fields = type(sample[0]).__name__ if first is None else ", ".join(map(str, first))
     known = "; ".join(f"{item.name} ({item.describes})" for item in default().all().values())
-    raise DataFormatError(f"{name}: unknown layout, its first record has: {found}. Known layouts: {known}")
+    raise DataFormatError(f"{name}: unknown layout, its first record has: {fields}. Known layouts: {known}")
 
 
-def _expanded(layout: Layout, places: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+def _expand(layout: Layout, places: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
     if layout.expand is None:
         yield from places
         return
@@ -263,8 +267,8 @@ def _expanded(layout: Layout, places: Iterable[tuple[str, Any]]) -> Iterator[tup
 
 
 @dataclass(frozen=True)
-class _Made:
-    """Records as they are made; ``seen`` is the place of each id."""
+class _Reading:
+    """The records read so far; ``seen`` is the place of each id."""
 
     layout: Layout
     records: list[EditRecord]

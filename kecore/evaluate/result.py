@@ -74,7 +74,10 @@ class Evaluation:
     @property
     def values(self) -> list[dict[str, float]]:
         """Each record's own value by metric, in the order of ``rows``."""
-        return [{key: value for key, (value, _) in found.items()} for found in self._measured]
+        rows: list[dict[str, float]] = []
+        for measured in self._measured:
+            rows.append({key: value for key, (value, _) in measured.items()})
+        return rows
 
     @cached_property
     def scores(self) -> dict[str, Score]:
@@ -85,18 +88,22 @@ class Evaluation:
         """
         bounds = {metric.key: metric.bounds for metric in metrics_of(self.protocol)}
         keys = _keys(self._measured, self.protocol)
-        found = {key: _mean(self._measured, key, bounds[key.partition(".")[0]]) for key in keys}
-        if all(key in found for key in SCORE_PARTS):
-            found["score"] = _harmonic(self._measured, found)
-        return found
+        scores = {key: _mean(self._measured, key, bounds[key.partition(".")[0]]) for key in keys}
+        if all(key in scores for key in SCORE_PARTS):
+            scores["score"] = _harmonic(self._measured, scores)
+        return scores
 
     @cached_property
     def missing(self) -> dict[str, dict[str, str]]:
         """The records that a metric could not be taken on, and what each of them lacks, by metric and id."""
-        taken = [metric for metric in metrics_of(self.protocol) if metric.applies(self.protocol, self.compared)]
-        pairs = list(zip(self.rows, self._measured, strict=True))
-        missing = {m.key: {row.id: reason(m, row.probes) for row, found in pairs if m.key not in found} for m in taken}
-        return {key: reasons for key, reasons in missing.items() if reasons}
+        missing: dict[str, dict[str, str]] = {}
+        for metric in metrics_of(self.protocol):
+            if not metric.applies(self.protocol, self.compared):
+                continue
+            for row, measured in zip(self.rows, self._measured, strict=True):
+                if metric.key not in measured:
+                    missing.setdefault(metric.key, {})[row.id] = reason(metric, row.probes)
+        return missing
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -125,14 +132,14 @@ class Evaluation:
 
 
 def _keys(measured: Iterable[Mapping[str, Any]], protocol: Protocol) -> list[str]:
-    """All keys found, in the order of the metrics, each followed by its axes."""
+    """Return all keys that some record has, in the order of the metrics, each followed by its axes."""
     order = {metric.key: i for i, metric in enumerate(metrics_of(protocol))}
-    found = dict.fromkeys(key for values in measured for key in values)
-    return sorted(found, key=lambda key: (order[key.partition(".")[0]], key))
+    keys = dict.fromkeys(key for values in measured for key in values)
+    return sorted(keys, key=lambda key: (order[key.partition(".")[0]], key))
 
 
 def _mean(measured: Iterable[Mapping[str, tuple[float, int]]], key: str, bounds: tuple[float, float]) -> Score:
-    pairs = [found[key] for found in measured if key in found]
+    pairs = [record[key] for record in measured if key in record]
     values = [value for value, _ in pairs]
     low, high = bounds
     if any(not low - _ROUNDING <= value <= high + _ROUNDING for value in values):
@@ -157,11 +164,11 @@ def _harmonic(measured: Sequence[Mapping[str, tuple[float, int]]], scores: Mappi
     ends: tuple[float, float] | None = None
     if value > 0:
         squares = 0.0
-        for found in measured:
+        for record in measured:
             influence = sum(
-                (value / part.value) ** 2 / 3 * (found[key][0] - part.value) * fewest / part.records
+                (value / part.value) ** 2 / 3 * (record[key][0] - part.value) * fewest / part.records
                 for key, part in zip(SCORE_PARTS, parts, strict=True)
-                if key in found
+                if key in record
             )
             squares += influence**2
         ends = interval(value, squares, fewest, UNIT)
@@ -185,7 +192,7 @@ def compare(before: Evaluation, after: Evaluation) -> Evaluation:
     same_protocol(before.protocol, after.protocol, "the evaluations before and after")
     rows: list[RecordResult] = []
     for index, (old, new) in enumerate(zip_longest(before.rows, after.rows)):
-        if old is None or new is None or _asked(old) != _asked(new):
+        if old is None or new is None or _questions(old) != _questions(new):
             raise ConfigError(
                 f"the evaluations hold different records: at {index} {old and old.id!r} before, "
                 f"{new and new.id!r} after; evaluate the same records in the same order"
@@ -196,7 +203,7 @@ def compare(before: Evaluation, after: Evaluation) -> Evaluation:
 
 
 def _compared(old: AnsweredProbe, new: AnsweredProbe, before: Evaluation, after: Evaluation) -> AnsweredProbe:
-    found = dict(new.measured)
+    values = dict(new.measured)
     for metric in metrics_of(after.protocol):
         if metric.kind != new.kind:
             continue
@@ -206,11 +213,11 @@ def _compared(old: AnsweredProbe, new: AnsweredProbe, before: Evaluation, after:
         elif metric.distribution and new.prompt in before.distributions and new.prompt in after.distributions:
             value = divergence(before.distributions[new.prompt], after.distributions[new.prompt])
         if value is not None:
-            found[metric.key] = value
-    return replace(new, stable=stability(old, new), holds=old.holds, measured=found)
+            values[metric.key] = value
+    return replace(new, stable=stability(old, new), holds=old.holds, measured=values)
 
 
-def _asked(row: RecordResult) -> tuple[Any, ...]:
+def _questions(row: RecordResult) -> tuple[Any, ...]:
     return (row.id, *((probe.kind, probe.prompt, probe.answers) for probe in row.probes))
 
 

@@ -117,22 +117,20 @@ class _Answers:
             pairs += [(condition.prompt, answer) for answer in condition.answers]
         return pairs
 
-    def _writes_answer(self, probe: Probe) -> bool:
-        """Whether the probe itself is answered in free text; an opening is continued by a passage instead."""
+    def _written_prompts(self, probe: Probe) -> list[str]:
+        """Prompts that are answered in free text; an opening is continued by a passage instead."""
         if probe.kind == "generation" or self._protocol.max_new_tokens == 0:
-            return False
+            return []
+        prompts = [condition.prompt for condition in probe.conditions]
         # Of a probe without answers only the model's own answer can be compared.
-        return writes(probe.kind, self._protocol) or not probe.answers
+        if writes(probe.kind, self._protocol) or not probe.answers:
+            prompts = [probe.prompt, *prompts]
+        return prompts
 
     def _write_answers(self, probes: Sequence[Probe]) -> dict[str, str]:
         """Continue the prompts that are answered freely, conditions included."""
         protocol = self._protocol
-        prompts: list[str] = []
-        for probe in probes:
-            if self._writes_answer(probe):
-                prompts.append(probe.prompt)
-            if probe.kind != "generation" and protocol.max_new_tokens > 0:
-                prompts += [condition.prompt for condition in probe.conditions]
+        prompts = [prompt for probe in probes for prompt in self._written_prompts(probe)]
         full = {prompt: protocol.ask(prompt) for prompt in prompts}
         texts = self._write(
             full.values(),
@@ -172,7 +170,7 @@ class _Answers:
             asked,
             scores=tuple(self._scores[probe.prompt, answer] for answer in probe.answers),
             rival_scores=tuple(self._scores[probe.prompt, rival] for rival in self._rivals(probe)),
-            text=self._texts[probe.prompt] if self._writes_answer(probe) else None,
+            text=self._texts[probe.prompt] if probe.prompt in self._written_prompts(probe) else None,
             holds=holds,
         )
 

@@ -55,7 +55,7 @@ class Document(NamedTuple):
     digests: tuple[str, ...]
 
     def objects(self) -> Iterator[tuple[str, Any]]:
-        """What the document holds, each with its place, read one by one.
+        """Read what the document holds, each with its place, read one by one.
 
         Raises:
             DataFormatError: it is empty or broken.
@@ -69,7 +69,7 @@ class Document(NamedTuple):
 
 
 def open_source(source: str | Path, split: str | None) -> list[Document]:
-    """The documents that a source consists of.
+    """Read the documents that a source consists of.
 
     Args:
         source: a file, a folder, or ``hf:...`` (see :data:`HUB`).
@@ -119,7 +119,7 @@ def _split(path: Path) -> str:
 
 
 def _kind(path: Path) -> str:
-    """The suffix that tells how to read a file, without ``.gz``."""
+    """Return the suffix that tells how to read a file, without ``.gz``."""
     return next((suffix for suffix in reversed(path.suffixes) if suffix != ".gz"), "").casefold()
 
 
@@ -162,7 +162,7 @@ def _check_listed(path: Path, digest: str) -> None:
 
 
 def _json_objects(text: str, name: str) -> Iterator[tuple[str, Any]]:
-    """The values of a JSON array, of one JSON object, or of the lines of a JSONL file, with their places."""
+    """Read the values of a JSON array, of one JSON object, or of the lines of a JSONL file, with their places."""
     start = text.lstrip()
     if not start:
         raise DataFormatError(f"{name} is empty; expected JSON or JSONL records")
@@ -190,7 +190,7 @@ def _json(text: str, where: str) -> Any:
 
 
 def _table(text: str, name: str, delimiter: str) -> Iterator[tuple[str, Any]]:
-    """The rows of a table with a header; empty cells are missing fields, cells with JSON lists or objects are read."""
+    """Read the rows of a table with a header; empty cells are missing fields, JSON lists and objects are read."""
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = next(rows, [])
@@ -218,16 +218,16 @@ def _cell(text: str) -> Any:
 
 
 def _hub(reference: str, split: str | None) -> list[Document]:
-    found = _REFERENCE.fullmatch(reference)
-    if found is None:
+    match = _REFERENCE.fullmatch(reference)
+    if match is None:
         raise ConfigError(
             f"hf:{reference}: expected hf:OWNER/NAME[@REVISION][:CONFIG], hf:OWNER/NAME[@REVISION]/path/to/file.json, "
             "or hf:OWNER/NAME[@REVISION]/path/to/folder"
         )
-    name, revision = found["name"], found["revision"]
-    if not found["file"]:
-        return [_hub_rows(name, revision, found["config"], split)]
-    inside = found["file"].rstrip("/")
+    name, revision = match["name"], match["revision"]
+    if not match["file"]:
+        return [_hub_rows(name, revision, match["config"], split)]
+    inside = match["file"].rstrip("/")
     if _kind(Path(inside)) not in _SUFFIXES:
         return _folder(_fetched(name, revision, inside, folder=True), split)
     _no_split(split, f"hf:{reference}")
@@ -235,7 +235,7 @@ def _hub(reference: str, split: str | None) -> list[Document]:
 
 
 def _fetched(repository: str, revision: str | None, inside: str, folder: bool = False) -> Path:
-    """A file of a data set's repository, or a folder with its files, on this machine."""
+    """Fetch a file of a data set's repository, or a folder with its files, on this machine."""
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -243,12 +243,12 @@ def _fetched(repository: str, revision: str | None, inside: str, folder: bool = 
         if not folder:
             return Path(hf_hub_download(repository, inside, repo_type="dataset", revision=revision))
         wanted = [f"{inside}/*"]
-        found = Path(snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=wanted))
+        snapshot = Path(snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise _unreachable(f"hf:{repository}{_at(revision)}/{inside}", error) from error
-    if not (found / inside).is_dir():
+    if not (snapshot / inside).is_dir():
         raise HubError(f"hf:{repository}{_at(revision)} has no folder '{inside}'; look up its files on the hub")
-    return found / inside
+    return snapshot / inside
 
 
 def _at(revision: str | None) -> str:
@@ -266,15 +266,15 @@ def _hub_rows(name: str, revision: str | None, config: str | None, split: str | 
         ) from error
     library = cast(Any, datasets)
     try:
-        found = library.load_dataset(name, config, split=split, revision=revision)
+        dataset = library.load_dataset(name, config, split=split, revision=revision)
     except (OSError, ValueError, library.exceptions.DatasetsError) as error:  # names, splits, connections, tables
         raise _unreachable(f"hf:{where}", error) from error
-    if hasattr(found, "keys"):
-        splits = list(found)
+    if hasattr(dataset, "keys"):
+        splits = list(dataset)
         if len(splits) > 1:
             raise ConfigError(f"hf:{where} has the splits {', '.join(splits)}; choose one with split=")
-        found = found[splits[0]]
-    rows: list[dict[str, Any]] = [dict(row) for row in found]
+        dataset = dataset[splits[0]]
+    rows: list[dict[str, Any]] = [dict(row) for row in dataset]
     text = json.dumps(rows, sort_keys=True, ensure_ascii=False, default=str)
     return Document(f"hf:{where}", None, rows, (sha256(text.encode()).hexdigest(),))
 

@@ -124,13 +124,13 @@ def tfidf_similarity(text: str, references: str) -> float:
 
 def _consistency(groups: Sequence[Sequence[AnsweredProbe]], protocol: Protocol) -> list[list[float | None]]:
     """One number a record: all its passages together against all its references."""
-    found: list[list[float | None]] = []
+    values: list[list[float | None]] = []
     for group in groups:
         value = None
         if group and group[0].answers:
             value = tfidf_similarity(" ".join(map(_passage, group)), " ".join(group[0].answers))
-        found.append([value] * len(group))
-    return found
+        values.append([value] * len(group))
+    return values
 
 
 def rouge_l(text: str, reference: str) -> float:
@@ -144,8 +144,8 @@ def rouge_l(text: str, reference: str) -> float:
     except ImportError as error:
         raise _need("torchmetrics", "rouge") from error
     # The library's own words are Latin letters and digits only.
-    found = rouge_score(text, reference, rouge_keys="rougeL", normalizer=str, tokenizer=_lower)
-    return float(found["rougeL_fmeasure"])
+    scores = rouge_score(text, reference, rouge_keys="rougeL", normalizer=str, tokenizer=_lower)
+    return float(scores["rougeL_fmeasure"])
 
 
 def _rouge(groups: Sequence[Sequence[AnsweredProbe]], protocol: Protocol) -> list[list[float | None]]:
@@ -172,25 +172,32 @@ def bert_score(texts: Sequence[str], references: Sequence[str]) -> list[float]:
     from kecore.api.errors import ModelLoadError
 
     try:
-        found: Any = score(list(texts), list(references), model_name_or_path=BERTSCORE_MODEL, truncation=True)
+        scores: Any = score(list(texts), list(references), model_name_or_path=BERTSCORE_MODEL, truncation=True)
     except OSError as error:
         raise ModelLoadError(
             f"BERTScore's encoder {BERTSCORE_MODEL} cannot be loaded ({error}); download it once, or leave 'bertscore' "
             "out of the protocol's extra metrics"
         ) from error
-    values = found["f1"]
+    values = scores["f1"]
     return [float(value) for value in (values if hasattr(values, "__len__") and values.ndim else [values])]
 
 
 def _bert_score(groups: Sequence[Sequence[AnsweredProbe]], protocol: Protocol) -> list[list[float | None]]:
-    probes = [probe for group in groups for probe in group]
-    asked = [(i, probe.text, a) for i, probe in enumerate(probes) if probe.text for a in probe.answers]
-    values = bert_score([text for _, text, _ in asked], [answer for _, _, answer in asked]) if asked else []
-    best: dict[int, float] = {}
-    for (i, _, _), value in zip(asked, values, strict=True):
-        best[i] = max(value, best.get(i, -1.0))
-    place = iter(range(len(probes)))
-    return [[best.get(next(place)) for _ in group] for group in groups]
+    texts: list[str] = []
+    answers: list[str] = []
+    for probe in (probe for group in groups for probe in group):
+        if probe.text:
+            texts += [probe.text] * len(probe.answers)
+            answers += probe.answers
+    remaining = iter(bert_score(texts, answers) if texts else [])
+    values: list[list[float | None]] = []
+    for group in groups:
+        best: list[float | None] = []
+        for probe in group:
+            scores = [next(remaining) for _ in probe.answers] if probe.text else []
+            best.append(max(scores, default=None))
+        values.append(best)
+    return values
 
 
 _WORDINGS = "the same on other wordings"

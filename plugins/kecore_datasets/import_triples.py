@@ -63,37 +63,37 @@ def import_triples(
         raise typer.BadParameter(f"{out} is there already; name another file, or pass --force")
     known = library.read_templates(templates or ())
     read = library.read_triples(triples)
-    found = library.import_triples(read[:limit], known, library.read_labels(labels or ()))
-    _show(screen, found)
-    if not found.records:
+    imported = library.import_triples(read[:limit], known, library.read_labels(labels or ()))
+    _show(screen, imported)
+    if not imported.records:
         raise DataFormatError(
             f"none of {count_noun(len(read[:limit]), 'triple')} of {triples} makes an edit; give templates for their "
-            f"relations with --templates: {', '.join(list(found.unknown)[:_SHOWN]) or 'see what was left out'}"
+            f"relations with --templates: {', '.join(list(imported.unknown)[:_SHOWN]) or 'see what was left out'}"
         )
-    library.write_records(out, found.records)
-    screen.show(f"{count_noun(len(found.records), 'edit')} written to {out}")
+    library.write_records(out, imported.records)
+    screen.show(f"{count_noun(len(imported.records), 'edit')} written to {out}")
     screen.finish(
         {
             "out": out,
             "triples": len(read[:limit]),
-            "edits": len(found.records),
-            "unknown_relations": dict(found.unknown),
-            "skipped": [item._asdict() for item in found.skipped],
+            "edits": len(imported.records),
+            "unknown_relations": dict(imported.unknown),
+            "skipped": [item._asdict() for item in imported.skipped],
             "warnings": screen.warnings,
         }
     )
 
 
-def _show(screen: Screen, found: Imported) -> None:
+def _show(screen: Screen, imported: Imported) -> None:
     """List what makes no edit."""
-    if found.unknown:
-        total = sum(found.unknown.values())
-        rows = [(relation, str(number)) for relation, number in list(found.unknown.items())[:_SHOWN]]
-        title = f"Relations without a template: {len(found.unknown)}, with {count_noun(total, 'triple')}"
+    if imported.unknown:
+        total = sum(imported.unknown.values())
+        rows = [(relation, str(number)) for relation, number in list(imported.unknown.items())[:_SHOWN]]
+        title = f"Relations without a template: {len(imported.unknown)}, with {count_noun(total, 'triple')}"
         screen.show(make_table("relation", "triples", rows=rows, title=title, right=(1,)))
-    if found.skipped:
-        rows = [(item.reason,) for item in found.skipped[:_SHOWN]]
-        screen.show(make_table("reason", rows=rows, title=f"Left out: {count_noun(len(found.skipped), 'triple')}"))
-    hidden = max(0, len(found.unknown) - _SHOWN) + max(0, len(found.skipped) - _SHOWN)
+    if imported.skipped:
+        rows = [(item.reason,) for item in imported.skipped[:_SHOWN]]
+        screen.show(make_table("reason", rows=rows, title=f"Left out: {count_noun(len(imported.skipped), 'triple')}"))
+    hidden = max(0, len(imported.unknown) - _SHOWN) + max(0, len(imported.skipped) - _SHOWN)
     if hidden:
         screen.show(f"and {hidden} more; --json lists all")

@@ -140,14 +140,14 @@ def masked(records: Sequence[EditRecord]) -> list[EditRecord]:
     Args:
         records: cases of this layout.
     """
-    told = _told(records)
-    return [_without_contradicted_chains(record, told) for record in records]
+    statements = _statements(records)
+    return [_without_contradicted_chains(record, statements) for record in records]
 
 
-def _without_contradicted_chains(record: EditRecord, told: Mapping[str, Sequence[tuple[str, str]]]) -> EditRecord:
+def _without_contradicted_chains(record: EditRecord, statements: Statements) -> EditRecord:
     dropped: list[Probe] = []
     for chain in chains_of(record):
-        if not _holds(chain.hops, told, record.request.id):
+        if not _holds(chain.hops, statements, record.request.id):
             dropped += chain.probes
     return replace(record, probes=tuple(probe for probe in record.probes if probe not in dropped))
 
@@ -163,11 +163,13 @@ def asked_apart(records: Sequence[EditRecord]) -> list[EditRecord]:
         records: cases whose category is ``edited``, ``unedited``, or missing (then they take no part).
     """
     edited = [record for record in records if record.labels.get("category") == "edited"]
-    told = _told(edited)
+    statements = _statements(edited)
     unchanged: list[Chain] = []
     for record in records:
         if record.labels.get("category") == "unedited":
-            unchanged += [chain for chain in chains_of(record) if _holds(chain.old_hops, told, record.request.id)]
+            for chain in chains_of(record):
+                if _holds(chain.old_hops, statements, record.request.id):
+                    unchanged.append(chain)
     return [
         record.with_probes("locality", _asked_for_old_answers(unchanged[i :: len(edited)]))
         for i, record in enumerate(masked(edited))
@@ -183,20 +185,25 @@ def _asked_for_old_answers(chains: Iterable[Chain]) -> list[Probe]:
     return probes
 
 
-def _told(records: Sequence[EditRecord]) -> dict[str, list[tuple[str, str]]]:
-    """Question of a fact to what edits say about it, each with the id of its case."""
-    told: dict[str, list[tuple[str, str]]] = {}
+Statements = Mapping[str, Sequence[tuple[str, str]]]
+"""Question of a fact to what edits say about it: the new answer, and the id of the case."""
+
+
+def _statements(records: Sequence[EditRecord]) -> Statements:
+    statements: dict[str, list[tuple[str, str]]] = {}
     for record in records:
         for question, target in _edited_facts(record):
-            told.setdefault(normalise(question), []).append((target, record.request.id))
-    return told
+            statements.setdefault(normalise(question), []).append((target, record.request.id))
+    return statements
 
 
-def _holds(hops: Sequence[Probe], told: Mapping[str, Sequence[tuple[str, str]]], id: str) -> bool:
+def _holds(hops: Sequence[Probe], statements: Statements, id: str) -> bool:
     """Whether no case but its own says something else about a fact of a chain."""
-    return all(
-        owner == id or target in hop.answers for hop in hops for target, owner in told.get(normalise(hop.prompt), ())
-    )
+    for hop in hops:
+        for target, owner in statements.get(normalise(hop.prompt), ()):
+            if owner != id and target not in hop.answers:
+                return False
+    return True
 
 
 def _edited_facts(record: EditRecord) -> Iterator[tuple[str, str]]:
@@ -284,7 +291,8 @@ def _stated(fields: Fields, requests: list[EditRequest], *, long_form: bool) -> 
     for fact in map(_request, rewrites):
         probes.append(Probe("portability", fact.text, (fact.target,), axis="structured_fact"))
     if long_form:
-        for triplet in [triplet for rewrite in rewrites for triplet in rewrite.objects_or_none("unsfact_triplets_GPT")]:
+        triplets = [triplet for rewrite in rewrites for triplet in rewrite.objects_or_none("unsfact_triplets_GPT")]
+        for triplet in triplets:
             prompt = triplet.text("prompt").replace("{}", triplet.text("subject"))
             probes.append(Probe("portability", prompt, (triplet.text("target"),), axis="sub_question"))
     if "questions" in fields:

@@ -35,10 +35,10 @@ def _fact(fields: Fields) -> tuple[str, str, str]:
     if template is None:
         raise DataFormatError(f"{fields.where}: the relation {relation!r} is not one of RippleEdits")
     before, _, after = template.partition("{}")
-    found = re.fullmatch(f"{re.escape(before)}(.+?){re.escape(after)} (.+?)\\.?", statement, flags=re.DOTALL)
-    if found is None:
+    match = re.fullmatch(f"{re.escape(before)}(.+?){re.escape(after)} (.+?)\\.?", statement, flags=re.DOTALL)
+    if match is None:
         raise DataFormatError(f"{fields.where}: expected a statement of the form '{template} ...', got {statement!r}")
-    return template, found[1], found[2]
+    return template, match[1], match[2]
 
 
 def _query(fields: Fields, kind: ProbeKind | BackgroundKind) -> Probe:

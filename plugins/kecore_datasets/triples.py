@@ -78,10 +78,10 @@ def read_triples(source: str | Path) -> list[Triple]:
     Raises:
         DataFormatError: nothing of that kind is found; names the place.
     """
-    found = [triple for document in open_source(source, None) for triple in _triples(document)]
-    if not found:
+    triples = [triple for document in open_source(source, None) for triple in _triples(document)]
+    if not triples:
         raise DataFormatError(f"{source} holds no triples; expected subject, relation and object on each line")
-    return found
+    return triples
 
 
 def _triples(document: Document) -> Iterator[Triple]:
@@ -106,7 +106,7 @@ def _triples(document: Document) -> Iterator[Triple]:
             continue
         if len(cells) <= max(order):
             raise DataFormatError(f"{where}: expected subject, relation and object between tabs, got {line!r:.80}")
-        yield Triple._make([*(cells[place] for place in order), where])
+        yield Triple._make([*(cells[column] for column in order), where])
 
 
 def _role(name: str) -> int | None:
@@ -145,12 +145,12 @@ def read_labels(files: Iterable[str | Path]) -> dict[str, str]:
     Raises:
         DataFormatError: a line has fewer columns; names it.
     """
-    found: dict[str, str] = {}
+    labels: dict[str, str] = {}
     for file in files:
         (document,) = open_source(file, None)
         for _, cells in _lines(document):
-            found[cells[0]] = cells[1]
-    return found
+            labels[cells[0]] = cells[1]
+    return labels
 
 
 def _lines(document: Document) -> Iterator[tuple[str, list[str]]]:
@@ -175,11 +175,11 @@ def read_templates(files: Iterable[str | Path] = ()) -> dict[str, tuple[str, ...
     Raises:
         DataFormatError: a template has not exactly one ``{}``; names it.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    templates: dict[str, tuple[str, ...]] = {}
     for source in [data.path("relation_templates.json"), *files]:
         for document in open_source(source, None):
-            found |= dict(_templates(document))
-    return found
+            templates |= dict(_templates(document))
+    return templates
 
 
 def _templates(document: Document) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -228,8 +228,8 @@ def import_triples(
         labels: texts of the ids that stand in the triples, if ids do.
 
     Examples:
-        >>> found = import_triples([Triple("Ann", "native_language", "French", "line 1")])
-        >>> found.records[0].request.text, found.records[0].request.target
+        >>> imported = import_triples([Triple("Ann", "native_language", "French", "line 1")])
+        >>> imported.records[0].request.text, imported.records[0].request.target
         ('The mother tongue of Ann is', 'French')
     """
     templates = read_templates() if templates is None else templates
