@@ -10,10 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
-<<<<<<< HEAD
-=======
-from kecore.api import registry
->>>>>>> main
 from kecore.api.errors import EditStateError
 from kecore.api.identity import Fingerprint
 from kecore.api.line import MethodLine
@@ -252,21 +248,12 @@ class Editor:
             RequestError: no request, something else than requests, or two that contradict each other.
             MemoryBudgetError: the session's budget cannot hold what the edit needs.
         """
-<<<<<<< HEAD
         line = MethodLine.of(method)
         made = self._config(line, preset, config)
         asked = as_requests(requests)
         self._check(line, made, asked)
         batch = RequestBatch.of(asked, self.encoder)
         layers = statistics_layers(line, made, self.view)
-=======
-        cls = _method(method)
-        made = self._config(cls, preset, config)
-        asked = as_requests(requests)
-        self._check(cls, made, asked)
-        batch = RequestBatch.of(asked, self.encoder)
-        layers = statistics_layers(cls, made, self.view)
->>>>>>> main
         if layers:
             self.provide_statistics(layers)
         plan = self._plan(made, batch)
@@ -285,11 +272,7 @@ class Editor:
             stages=Stages(),
             memory=plan.activations,
         )
-<<<<<<< HEAD
         edit = line.plan(self.view, batch, context)
-=======
-        edit = cls().plan(self.view, batch, context)
->>>>>>> main
         with context.stages("attach"):
             edit.attach(self.model, base=self._identity)
         before = self._states.get(line.name, {})
@@ -327,15 +310,9 @@ class Editor:
         Raises:
             MemoryBudgetError: the session's budget cannot hold it; names what is needed.
         """
-<<<<<<< HEAD
         line = MethodLine.of(method)
         batch = RequestBatch.of(as_requests(requests), self.encoder)
         return self._plan(self._config(line, preset, config), batch)
-=======
-        cls = _method(method)
-        batch = RequestBatch.of(as_requests(requests), self.encoder)
-        return self._plan(self._config(cls, preset, config), batch)
->>>>>>> main
 
     def memory_plan(self, needs: Sequence[Need]) -> MemoryPlan:
         """How stages with these needs keep within the session's budget.
@@ -454,15 +431,6 @@ class Editor:
 
     def _plan(self, config: MethodConfig, batch: RequestBatch) -> MemoryPlan:
         return self.memory_plan(config.needs(self.view, batch))
-<<<<<<< HEAD
-=======
-
-
-def _method(method: str | type[Any]) -> type[EditMethod]:
-    if isinstance(method, str):
-        return registry.default_registry().get(method)
-    return registry.check_contract(method, getattr(method, "name", method.__name__))
->>>>>>> main
 
 
 def configured(
@@ -480,12 +448,7 @@ def configured(
         ConfigError: a bad field or an unknown preset.
         ArtifactMismatchError: the trained editor was trained with another value of a field.
     """
-<<<<<<< HEAD
     values = {**(line.method.Config.preset(preset) if preset else {}), **fields}
     if trained:
         return trained.configure(line.method, values)
     return line.make_config(values)
-=======
-    values = {**(cls.Config.preset(preset) if preset else {}), **fields}
-    return trained.configure(cls, values) if trained else cls.Config.make(values)
->>>>>>> main

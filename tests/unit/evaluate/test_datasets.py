@@ -90,7 +90,7 @@ def test_mquake_remastered_asks_edited_and_unedited_cases(load: Any) -> None:
     assert (found.variant, [record.request.id for record in found]) == ("edited-2", ["1", "4"])
     assert [len(chains(record)) for record in found] == [1, 1]
     seine = ("Seine", "La Seine")
-    test = ask("Bea's river?", *seine, others=(ask("Which river?", *seine),))
+    test = ask("Bea's river?", *seine, others=(ask("Which river?", *seine),), need="any")
     assert [axes(record, "locality") for record in found] == [{"unedited_case": (test,)}, {}]
     (one,) = load(*cases, variant="edited-3")
     assert list(one.prompts_of("locality")) == ["Bea's river?", "Never?"]
@@ -166,7 +166,7 @@ def test_rippleedits_keeps_conditions_and_joins(load: Any) -> None:
         "Ann's flag has the colours", "red", others=(ask("Ann's anthem is", "x1"),), need="all",
         also=(("white", "pale"),),
     )  # fmt: skip
-    either = ask("Annie is of", "Syria", others=(ask("A. is of", "Syria"),))
+    either = ask("Annie is of", "Syria", others=(ask("A. is of", "Syria"),), need="any")
     assert axes(record, "portability") == {"Logical_Generalization": (both,), "Subject_Aliasing": (either,)}
 
 
