@@ -127,6 +127,6 @@ def test_layer_without_a_reader_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     """A block whose input no linear map reads: here the first map is hidden from whoever looks for one."""
     model = tiny_model("gpt2")
     view = ModelView.of(model)
-    monkeypatch.setattr("kecore_methods.memory.neurons._hangs_on", lambda *_: False)
+    monkeypatch.setattr("kecore_methods.memory.neurons._key_depends_on", lambda *_: False)
     with pytest.raises(UnsupportedModelError, match="the block's input was not found"):
         Block.of(view, 1)
