@@ -118,7 +118,7 @@ def test_the_store_grows_with_each_edit_and_encodes_only_what_is_new(
         encoded.append(list(texts))
         return plain(texts)
 
-    monkeypatch.setattr("kecore_methods.prompt.store.sentence_encoder", lambda *_: counting)
+    monkeypatch.setattr("kecore_methods.prompt.store.load_sentence_encoder", lambda *_: counting)
     editor.edit(FACTS[:2], "retrieval", encoder=CHARACTERS)
     encoded.clear()
     editor.edit(FACTS[2], "retrieval", encoder=CHARACTERS)
