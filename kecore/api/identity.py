@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -21,12 +21,12 @@ _FEW = 1 << 22  # elements that are hashed before threads have been started
 
 
 def _digest(tensor: Tensor, dtype: torch.dtype) -> bytes:
-    h = hashlib.sha256(repr((tuple(tensor.shape), str(dtype))).encode())
+    digest = hashlib.sha256(repr((tuple(tensor.shape), str(dtype))).encode())
     flat = tensor.detach().reshape(-1)
     for begin in range(0, flat.numel(), _CHUNK):
-        part = flat[begin : begin + _CHUNK].to(dtype).cpu().contiguous()
-        h.update(part.view(torch.uint8).numpy().data)
-    return h.digest()
+        chunk = flat[begin : begin + _CHUNK].to(dtype).cpu().contiguous()
+        digest.update(chunk.view(torch.uint8).numpy().data)
+    return digest.digest()
 
 
 class Identity:
@@ -45,7 +45,7 @@ class Identity:
         dtype: torch.dtype | None = None,
         keep: Callable[[str], bool] = lambda _: True,
     ) -> str:
-        """Fingerprint of the parameters that ``keep`` accepts, as 32 hexadecimal digits.
+        """Return the fingerprint of the parameters that ``keep`` accepts, as 32 hexadecimal digits.
 
         Args:
             dtype: hash the values rounded to this type, so that a float32 model and its bfloat16 copy
@@ -53,15 +53,15 @@ class Identity:
             keep: which parameter names count.
         """
         names = sorted(name for name in self._parameters if keep(name))
-        wanted = [(name, dtype or self._parameters[name].dtype) for name in names]
-        self._fill([key for key in wanted if key not in self._digests])
-        h = hashlib.sha256()
-        for name, kind in wanted:
-            h.update(name.encode() + b"\0" + self._digests[name, kind])
-        return h.hexdigest()[:32]
+        keys = [(name, dtype or self._parameters[name].dtype) for name in names]
+        self._compute([key for key in keys if key not in self._digests])
+        digest = hashlib.sha256()
+        for name, weight_type in keys:
+            digest.update(name.encode() + b"\0" + self._digests[name, weight_type])
+        return digest.hexdigest()[:32]
 
-    def _fill(self, keys: Iterable[tuple[str, torch.dtype]]) -> None:
-        keys = list(keys)
+    def _compute(self, keys: Sequence[tuple[str, torch.dtype]]) -> None:
+        """Compute the digests of parameters rounded to types."""
 
         def digest(key: tuple[str, torch.dtype]) -> bytes:
             return _digest(self._parameters[key[0]], key[1])
@@ -88,19 +88,21 @@ class Fingerprint:
 
     @classmethod
     def of(cls, identity: Identity, dtype: torch.dtype, keep: Callable[[str], bool] = lambda _: True) -> Fingerprint:
-        """Fingerprint of the weights in all the types they may later be loaded in."""
+        """Make the fingerprint of the weights in all the types they may later be loaded in."""
         digests = {name: identity.of(kind, keep) for name, kind in DTYPES.items()}
         return cls(type_name(dtype), digests)
 
     def differs(self, identity: Identity, dtype: torch.dtype, keep: Callable[[str], bool] = lambda _: True) -> str:
-        """Empty if the weights are the same up to their type; else the two fingerprints in words."""
+        """Return how the weights differ beyond their type, in words; empty if they do not."""
         name = type_name(dtype)
         if name not in self.digests:
             return f"kept for weights in {', '.join(self.digests)}, got weights in {name}"
-        expected, got = self.digests[name], identity.of(DTYPES[name], keep)
-        return "" if expected == got else f"expected {expected[:12]}, got {got[:12]} ({name})"
+        expected, actual = self.digests[name], identity.of(DTYPES[name], keep)
+        if expected == actual:
+            return ""
+        return f"expected {expected[:12]}, got {actual[:12]} ({name})"
 
 
 def type_name(dtype: torch.dtype) -> str:
-    """``torch.float32`` as ``float32``."""
+    """Return the name of a type: ``float32`` for ``torch.float32``."""
     return str(dtype).removeprefix("torch.")

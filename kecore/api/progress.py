@@ -1,4 +1,4 @@
-"""How long work says how far it is, and where it counts its time."""
+"""Progress of long work: how far it is, and how much time its stages took."""
 
 from __future__ import annotations
 

@@ -188,22 +188,22 @@ _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 def byte_count(text: str) -> int | None:
-    """Bytes of ``500MiB``, ``2GB`` or ``4g``; units are powers of 1024. None for ``auto``.
+    """Read a size such as ``500MiB``, ``2GB`` or ``4g`` in bytes; units are powers of 1024. None for ``auto``.
 
     Raises:
         ConfigError: it is not a size.
     """
     if text.strip() == "auto":
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip(), flags=re.IGNORECASE)
-    value = int(float(found[1]) * _UNITS[found[2].lower()]) if found else 0
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip(), flags=re.IGNORECASE)
+    value = int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
     if value < 1:
         raise ConfigError(f"--memory must be a size such as 500MiB or 4GiB, or auto, got '{text}'")
     return value
 
 
 def layer_list(text: str) -> list[int] | None:
-    """Layers of ``4,5``, ``4-8`` or both together; None for ``auto``.
+    """Read layers such as ``4,5``, ``4-8`` or both together; None for ``auto``.
 
     Raises:
         ConfigError: it is none of these.
@@ -211,31 +211,32 @@ def layer_list(text: str) -> list[int] | None:
     if text.strip() == "auto":
         return None
     layers: list[int] = []
-    for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        if found is None:
+    for span in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", span)
+        if match is None:
             raise ConfigError(f"--layers must be auto, or layers such as 4,5,6 or 4-8, got '{text}'")
-        first = int(found[1])
-        layers += range(first, int(found[2] or first) + 1)
+        first = int(match[1])
+        last = int(match[2] or first)
+        layers += range(first, last + 1)
     if not layers:
         raise ConfigError(f"--layers {text} names no layer; write the lower one first")
     return sorted(set(layers))
 
 
 def names(text: str | None) -> list[str]:
-    """The parts of ``a,b,c``; none of nothing."""
+    """Split ``a,b,c`` at its commas; empty for no text."""
     return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
 def data_entry(
     path: str, data_format: str | None, split: str | None, variant: str | None, sha256: str | None
 ) -> dict[str, str | None]:
-    """A data set and how it is read, as a plan's ``facts`` take it."""
+    """Return a data set and how it is read, as a plan's ``facts`` take it."""
     return {"path": path, "format": data_format, "split": split, "variant": variant, "sha256": sha256}
 
 
 def settings(pairs: Sequence[str] | None, option: str = "--set") -> dict[str, Any]:
-    """Fields of a configuration from ``key=value``; a value is JSON, or else text.
+    """Read fields of a configuration from ``key=value``; a value is JSON, or else text.
 
     Raises:
         ConfigError: there is no ``=``, or a key twice.
@@ -258,31 +259,36 @@ def settings(pairs: Sequence[str] | None, option: str = "--set") -> dict[str, An
 def method_entries(
     methods: Sequence[str], presets: Sequence[str] | None, pairs: Sequence[str] | None
 ) -> list[dict[str, Any]]:
-    """Methods with what ``--preset METHOD=NAME`` and ``--set METHOD.KEY=VALUE`` say of them, as a plan takes them.
+    """Join methods with what ``--preset METHOD=NAME`` and ``--set METHOD.KEY=VALUE`` say of them, for a plan.
 
     Raises:
         ConfigError: an option names none of the methods, or is said twice.
     """
 
-    def chosen(option: str, form: str, text: str) -> tuple[str, str]:
-        named, _, rest = text.partition(form)
+    def split_method(text: str, separator: str, usage: str) -> tuple[str, str]:
+        """Return the method that a value names, and what it says of it."""
+        name, _, value = text.partition(separator)
         for method in methods:
-            if rest and "".join(method.split()).casefold() == "".join(named.split()).casefold():
-                return method, rest
-        raise ConfigError(
-            f"{option} takes METHOD{form}{'NAME' if form == '=' else 'KEY=VALUE'}, METHOD one of "
-            f"{', '.join(map(repr, methods))} (--methods); got '{text}'"
-        )
+            if value and _without_spaces(method) == _without_spaces(name):
+                return method, value
+        raise ConfigError(f"{usage}, METHOD one of {', '.join(map(repr, methods))} (--methods); got '{text}'")
 
     fields: dict[str, list[str]] = {method: [] for method in methods}
-    for method, pair in (chosen("--set", ".", text) for text in pairs or ()):
+    for text in pairs or ():
+        method, pair = split_method(text, ".", "--set takes METHOD.KEY=VALUE")
         fields[method].append(pair)
-    started: dict[str, str] = {}
-    for method, preset in (chosen("--preset", "=", text) for text in presets or ()):
-        if method in started:
+    preset_of_method: dict[str, str] = {}
+    for text in presets or ():
+        method, preset = split_method(text, "=", "--preset takes METHOD=NAME")
+        if method in preset_of_method:
             raise ConfigError(f"--preset of '{method}' is given twice")
-        started[method] = preset
-    return [{"name": name, "preset": started.get(name), "set": settings(fields[name])} for name in methods]
+        preset_of_method[method] = preset
+    return [{"name": name, "preset": preset_of_method.get(name), "set": settings(fields[name])} for name in methods]
+
+
+def _without_spaces(name: str) -> str:
+    """Return a name as names are compared: ``memit+blue`` is ``memit + blue``."""
+    return "".join(name.split()).casefold()
 
 
 def check_free(out: Path, file: str, force: bool) -> None:

@@ -127,14 +127,14 @@ _PER_LAYER = ("layer_types", "layers_block_type", "mlp_layer_types")  # a patter
 
 
 def architectures() -> dict[str, str]:
-    """Every causal language model that the installed transformers knows: model type to class name."""
+    """Return every causal language model that the installed transformers knows: model type to class name."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     return dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
 def tiny_model(architecture: str, *, seed: int = 0, layers: int = 4, **fields: Any) -> nn.Module:
-    """A random model of a given architecture with a few ten thousand parameters, in evaluation mode.
+    """Make a random model of a given architecture with a few ten thousand parameters, in evaluation mode.
 
     Args:
         architecture: a transformers model type, such as ``"llama"``; see :func:`architectures`.
@@ -147,10 +147,11 @@ def tiny_model(architecture: str, *, seed: int = 0, layers: int = 4, **fields: A
     kind = CONFIG_MAPPING[architecture]
     with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        given = {**_shrunk(kind(), layers), **_OVERRIDES.get(architecture, {}), **fields}
-        for name in given.keys() & _PER_LAYER:
-            given[name] = [given[name][i % len(given[name])] for i in range(layers)]
-        config = kind(**given)
+        values = {**_shrink(kind(), layers), **_OVERRIDES.get(architecture, {}), **fields}
+        for name in values.keys() & _PER_LAYER:
+            pattern = values[name]
+            values[name] = [pattern[i % len(pattern)] for i in range(layers)]
+        config = kind(**values)
         model = AutoModelForCausalLM.from_config(config).eval()
         with torch.no_grad():
             for parameter in model.parameters():
@@ -160,21 +161,22 @@ def tiny_model(architecture: str, *, seed: int = 0, layers: int = 4, **fields: A
     return model
 
 
-def _shrunk(config: Any, layers: int) -> dict[str, Any]:
-    """Small values for the fields of a default configuration."""
+def _shrink(config: Any, layers: int) -> dict[str, Any]:
+    """Return small values for the fields of a default configuration."""
     default = config.to_dict()
     small: dict[str, Any] = {}
     for name, value in default.items():
         if name in config.sub_configs and value is not None:
-            small[name] = _shrunk(getattr(config, name), layers)
+            small[name] = _shrink(getattr(config, name), layers)
         elif name in _DEPTHS:
             small[name] = layers
         elif name in _SIZES and isinstance(value, (int, float) if name not in _OPTIONAL else object):
             small[name] = _SIZES[name]
     for name in ("num_key_value_heads", "num_kv_heads"):
         if isinstance(default.get(name), int):
-            every = default.get("num_attention_heads")
-            small[name] = {every: _HEADS, 1: 1}.get(default[name], 2)
+            heads = default.get("num_attention_heads")
+            # As many as heads, or one for all, stays so; groups of heads become two.
+            small[name] = {heads: _HEADS, 1: 1}.get(default[name], 2)
     return small
 
 
@@ -190,7 +192,7 @@ _CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% e
 
 
 def tiny_tokenizer(kind: str = "byte-bpe") -> Any:
-    """A fast tokenizer with fewer than :data:`VOCABULARY` tokens and a chat template, trained on a few sentences.
+    """Make a fast tokenizer with fewer than :data:`VOCABULARY` tokens and a chat template, trained on a few sentences.
 
     Args:
         kind: ``"byte-bpe"``, GPT-2's kind: byte-level BPE, no token before a text. ``"llama-like"``: spaces become
@@ -199,7 +201,7 @@ def tiny_tokenizer(kind: str = "byte-bpe") -> Any:
     """
     from transformers import PreTrainedTokenizerFast
 
-    core, special = Tokenizer.from_str(_trained(kind)), {"eos_token": "</s>"}
+    core, special = Tokenizer.from_str(_train(kind)), {"eos_token": "</s>"}
     if kind == "llama-like":
         special |= {"bos_token": "<s>", "unk_token": "<unk>"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **special)
@@ -208,8 +210,8 @@ def tiny_tokenizer(kind: str = "byte-bpe") -> Any:
 
 
 @cache
-def _trained(kind: str) -> str:
-    """A trained tokenizer as JSON."""
+def _train(kind: str) -> str:
+    """Train a tokenizer and return it as JSON."""
     special = ["<unk>", "<s>", "</s>"]
     if kind == "byte-bpe":
         core = Tokenizer(models.BPE())

@@ -1,4 +1,4 @@
-"""``kecore chat``: type prompts, see what the model writes with and without the edits."""
+"""``kecore chat`` shows what the model writes after typed prompts, with and without the edits."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def chat(
     screen = Screen.of(context)
     from kecore.edit import load_edit, suspended
 
-    read = [load_edit(path) for path in edits or []]
+    loaded_edits = [load_edit(path) for path in edits or []]
     loaded = Loading(model, device, dtype, trust_remote_code, seed).load(screen)
     with screen.stage("read", "reading the model's structure"):
         from kecore.inference import generate
@@ -57,8 +57,8 @@ def chat(
 
         view = ModelView.of(loaded.model)
         encoder = Encoder(loaded.tokenizer, chat=chat_template, max_length=view.max_length)
-        base = _put_on(loaded.model, model, read)
-        edited = bool(base or read)
+        base = _attach_all(loaded.model, model, loaded_edits)
+        edited = bool(base or loaded_edits)
     turns: list[dict[str, str | None]] = []
     for prompt in _prompts(screen):
         turn: dict[str, str | None] = {"prompt": prompt, "before": None}
@@ -77,7 +77,7 @@ def chat(
     screen.finish({**values, **measure_cost(screen, view.device), "warnings": screen.warnings})
 
 
-def _put_on(model: Any, ref: str, edits: list[Edit]) -> dict[nn.Parameter, Tensor]:
+def _attach_all(model: Any, ref: str, edits: list[Edit]) -> dict[nn.Parameter, Tensor]:
     """Attach edits, and return the data of the unedited parameters; empty where no weight is edited."""
     from kecore.edit import WeightEdit
 
@@ -87,32 +87,34 @@ def _put_on(model: Any, ref: str, edits: list[Edit]) -> dict[nn.Parameter, Tenso
     base = {parameters[name]: data.to(parameters[name].dtype) for name, data in stored.items()}
     for edit in edits:
         changed = edit.updates if isinstance(edit, WeightEdit) else {}
-        now = {name: parameters[name].data for name in changed if name in parameters}
+        before = {name: parameters[name].data for name in changed if name in parameters}
         edit.attach(model)
-        for name, data in now.items():
+        for name, data in before.items():
             base.setdefault(parameters[name], data)
     return base
 
 
 def _prompts(screen: Screen) -> Iterator[str]:
-    """Lines of the user or of a pipe."""
-    typing = sys.stdin.isatty()
-    if typing:
+    """Yield the lines of a person or a pipe, up to the end or a command to quit."""
+    is_person = sys.stdin.isatty()
+    prompt = "" if screen.as_json else "> "
+    if is_person:
         with suppress(ImportError):
             import_module("readline")  # gives input() its line editing
         screen.err.print("[dim]Type the beginning of a sentence; /quit leaves.[/]")
     while True:
         try:
-            line = (input("" if screen.as_json else "> ") if typing else _line()).strip()
+            line = input(prompt) if is_person else _read_line()
         except EOFError:
             return
+        line = line.strip()
         if line in _QUIT:
             return
         if line:
             yield line
 
 
-def _line() -> str:
+def _read_line() -> str:
     line = sys.stdin.readline()
     if not line:
         raise EOFError
@@ -125,8 +127,9 @@ def _show(screen: Screen, prompt: str, before: str | None, after: str | None) ->
         screen.show(f"{echo} {escape(replace_controls(after or ''))}\n")
         return
     screen.show(echo)
-    made = make_table("before", "after", rows=[(before, after if after and after != before else "(the same)")])
-    made.expand = True
-    for column in made.columns:
+    changed = after if after and after != before else "(the same)"
+    table = make_table("before", "after", rows=[(before, changed)])
+    table.expand = True
+    for column in table.columns:
         column.ratio = 1
-    screen.show(made)
+    screen.show(table)

@@ -51,9 +51,9 @@ def probe(
         "device": str(view.device),
         "width": view.width,
         "context_length": view.max_length,
-        "final_norm": _described(view, view.final_norm),
-        "unembedding": _described(view, view.unembedding),
-        "tied_embedding": _tied(view),
+        "final_norm": _describe_module(view, view.final_norm),
+        "unembedding": _describe_module(view, view.unembedding),
+        "tied_embedding": _is_tied(view),
         "tokenizer": type(tokenizer).__name__,
         "offsets": bool(getattr(tokenizer, "is_fast", False)),
         "chat_template": bool(getattr(tokenizer, "chat_template", None)),
@@ -80,27 +80,31 @@ def _layers(view: ModelView) -> list[dict[str, Any]]:
     ]
 
 
-def _described(view: ModelView, module: nn.Module | None) -> str | None:
-    """A module's path and class."""
+def _describe_module(view: ModelView, module: nn.Module | None) -> str | None:
+    """Name a module's path and class."""
     if module is None:
         return None
-    path = next((name for name, other in view.model.named_modules() if other is module), "?")
+    path = next((name for name, candidate in view.model.named_modules() if candidate is module), "?")
     return f"{path} ({type(module).__name__})"
 
 
-def _tied(view: ModelView) -> bool:
+def _is_tied(view: ModelView) -> bool:
     embedding: Any = view.model.get_input_embeddings()  # type: ignore[operator, union-attr]
     return embedding.weight is getattr(view.unembedding, "weight", None)
 
 
-def _stored(layer: dict[str, Any]) -> str:
-    """Shape and storage of a layer's matrix: ``[576 out, 1536 in]``."""
-    out, inner = layer["shape"]
-    return f"[{out} out, {inner} in]" if layer["storage"] == "[d_out, d_in]" else f"[{inner} in, {out} out]"
+def _describe_storage(layer: dict[str, Any]) -> str:
+    """Write shape and storage of a layer's matrix: ``[576 out, 1536 in]``."""
+    d_out, d_in = layer["shape"]
+    if layer["storage"] == "[d_out, d_in]":
+        return f"[{d_out} out, {d_in} in]"
+    return f"[{d_in} in, {d_out} out]"
 
 
 def _show(screen: Screen, values: dict[str, Any], every_layer: bool) -> None:
     layers: list[dict[str, Any]] = values["layers"]
+    offsets = "with offsets" if values["offsets"] else "without offsets: cannot be edited with"
+    template = "chat template" if values["chat_template"] else "no chat template"
     screen.show(
         make_fields(
             {
@@ -111,24 +115,24 @@ def _show(screen: Screen, values: dict[str, Any], every_layer: bool) -> None:
                 "context": f"{values['context_length']:,} tokens" if values["context_length"] else "no limit",
                 "final norm": values["final_norm"] or "none",
                 "unembedding": values["unembedding"] + (", tied to the embedding" if values["tied_embedding"] else ""),
-                "tokenizer": values["tokenizer"]
-                + (", with offsets" if values["offsets"] else ", without offsets: cannot be edited with")
-                + (", chat template" if values["chat_template"] else ", no chat template"),
+                "tokenizer": f"{values['tokenizer']}, {offsets}, {template}",
             }
         )
     )
-    alike = len({(str(layer["shape"]), layer["storage"], layer["residual_scale"]) for layer in layers}) == 1
-    shown = layers if every_layer or not alike or len(layers) < 4 else [layers[0], layers[-1]]
+    kinds = {(str(layer["shape"]), layer["storage"], layer["residual_scale"]) for layer in layers}
+    listed = layers
+    if len(kinds) == 1 and len(layers) >= 4 and not every_layer:
+        listed = [layers[0], layers[-1]]
     rows = [
         (
             str(layer["index"]),
             layer["value_projection"],
-            _stored(layer),
+            _describe_storage(layer),
             "normed" if layer["residual_scale"] is None else f"{layer['residual_scale']:.4g}",
         )
-        for layer in shown
+        for layer in listed
     ]
     title = "Value projections: what edits change"
     screen.show(make_table("layer", "parameter", "stored as", "scale", rows=rows, title=title))
-    if len(shown) < len(layers):
+    if len(listed) < len(layers):
         screen.show(f"The {len(layers) - 2} layers between are alike; --all lists them.")
