@@ -3,6 +3,7 @@
 A vector added at layer ``L`` in column ``c`` cannot reach layers below ``L`` nor columns left of ``c``. So the
 layers up to ``L`` are skipped (their output is kept), and tokens left of ``c`` live on as a read-only
 key-value cache, in which what many rows begin with (a context before the prompts of many facts) has been run once.
+``docs/concepts.md`` draws such rows, laid out: padding, context, prefix, subject, lookup, target.
 All of it is the architecture's own: the model's ``forward`` runs each time. A first run is
 compared with the full forward pass; a model that cannot be driven this way falls back, and says why.
 """

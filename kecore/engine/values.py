@@ -137,6 +137,35 @@ class Values:
     mode: str
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A text of a micro-batch; the drawing in docs/concepts.md shows several, laid out.
+
+    Args:
+        group: index of its group in the micro-batch.
+        located: its tokens, with the subject's last one.
+        context: index of the context that it stands behind.
+        is_kl: it asks what the subject is, and has no target: its next-token distribution is to stay.
+    """
+
+    group: int
+    located: Located
+    context: int = 0
+    is_kl: bool = False
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The tokens that are run: a target's last token is predicted, never read."""
+        return self.located.ids if self.is_kl else self.located.ids[:-1]
+
+    @property
+    def columns(self) -> range:
+        """The tokens whose logits count: those before each token of the target, or the last one."""
+        if self.is_kl:
+            return range(len(self.located.ids) - 1, len(self.located.ids))
+        return range(self.located.start - 1, len(self.located.ids) - 1)
+
+
 def optimise_values(
     view: ModelView,
     batch: RequestBatch,
@@ -149,7 +178,7 @@ def optimise_values(
     progress: Progress = silent,
     coupling: Coupling | None = None,
 ) -> Values:
-    """Optimise the values of all requests.
+    """Optimise the values of all requests and return them.
 
     Args:
         view: the model; unchanged on return.
@@ -169,19 +198,19 @@ def optimise_values(
     encoder, u = batch.encoder, len(batch.subjects)
     essences = batch.about_subjects(_ESSENCE) if settings.kl_weight else [None] * u
     in_context = [batch.located(context) for context in contexts]
-    jobs: list[list[tuple[Located, int]]] = [[] for _ in range(u)]
+    jobs: list[list[Row]] = [[] for _ in range(u)]  # each group's rows with a target
     for request, group in enumerate(batch.groups):
-        jobs[group] += [(located[request], context) for context, located in enumerate(in_context)]
+        jobs[group] += [Row(group, located[request], context) for context, located in enumerate(in_context)]
     out = Values(*(torch.zeros(u, view.width), torch.zeros(u), torch.zeros(u), torch.zeros(u, dtype=torch.long)), "")
     mode, done = "", 0
     with view.frozen(), view.cast(settings.precision):
         bank = _noise_bank(view, encoder, contexts, layer, seed) if settings.noise else torch.empty(0)
-        for groups in _micro_batches(view, [[item for item, _ in job] for job in jobs], layer, memory):
-            members = [(jobs[g], essences[g]) for g in groups]
+        for groups in _micro_batches(view, jobs, layer, memory):
+            rows = _rows_of_groups(groups, jobs, essences)
             index = torch.tensor(groups)
             others = None if coupling is None else (coupling, index.to(view.device))
             known = mode if mode in ("upper", "full") else None  # what a cache gives depends on the rows
-            part = _Batch(view, encoder, members, layer, settings, known, bank, others)
+            part = _Batch(view, encoder, rows, layer, settings, known, bank, others)
             for step in range(settings.steps):
                 active = part.step(last=step == settings.steps - 1)
                 progress("values", done * settings.steps + (step + 1) * len(groups), u * settings.steps)
@@ -196,6 +225,24 @@ def optimise_values(
             del part  # its caches go before those of the next come
     progress("values", u * settings.steps, u * settings.steps)
     return Values(out.delta, out.reference, out.loss, out.steps, mode)
+
+
+def _rows_of_groups(
+    groups: Sequence[int], jobs: Sequence[Sequence[Row]], essences: Sequence[Located | None]
+) -> list[Row]:
+    """Return the rows of a micro-batch: those with a target first, then those that ask what the subject is.
+
+    Args:
+        groups: the micro-batch's groups.
+        jobs: the rows with a target of every group.
+        essences: the text that asks what its subject is, for every group; None without the KL term.
+    """
+    rows = [replace(row, group=index) for index, group in enumerate(groups) for row in jobs[group]]
+    for index, group in enumerate(groups):
+        essence = essences[group]
+        if essence is not None:
+            rows.append(Row(index, essence, is_kl=True))
+    return rows
 
 
 @torch.no_grad()
@@ -216,13 +263,13 @@ def _noise_bank(view: ModelView, encoder: Encoder, contexts: Sequence[str], laye
     return noise.to(spread) * spread
 
 
-def _micro_batches(view: ModelView, jobs: list[list[Located]], layer: int, memory: int) -> Iterator[list[int]]:
+def _micro_batches(view: ModelView, jobs: list[list[Row]], layer: int, memory: int) -> Iterator[list[int]]:
     """Groups of similar length together, as many as a backward pass and its cache leave room for."""
     token, cached, logits = backward_bytes(view, layer), cached_bytes(view, layer), logits_bytes(view)
     enough = _ENOUGH.get(view.device.type, 1024)
-    length = [max(len(item.ids) - 1 - item.lookup for item in job) for job in jobs]
-    past = [max(item.lookup for item in job) for job in jobs]
-    places = [sum(len(item.ids) - item.start for item in job) + 1 for job in jobs]
+    length = [max(len(row.ids) - row.located.lookup for row in job) for job in jobs]
+    past = [max(row.located.lookup for row in job) for job in jobs]
+    places = [sum(len(row.columns) for row in job) + 1 for job in jobs]
     batch: list[int] = []
     rows = columns = spoken = 0
     for g in sorted(range(len(jobs)), key=lambda g: length[g]):
@@ -323,6 +370,20 @@ class _Work:
         )
 
 
+def _lay_out(rows: Sequence[Row], replay: Replay, device: torch.device) -> _Work:
+    """Return which logits of which rows count, as tensors."""
+    asked: list[tuple[int, int, int]] = []  # row, column in it, and the token to be predicted there, -1 for none
+    for index, row in enumerate(rows):
+        for column in row.columns:
+            token = -1 if row.is_kl else row.located.ids[column + 1]
+            asked.append((index, column, token))
+    row_of, column, token = torch.tensor(asked, device=device).t()  # [k] each
+    group = torch.tensor([row.group for row in rows], device=device)
+    context = torch.tensor([row.context for row in rows], device=device)
+    is_kl = torch.tensor([row.is_kl for row in rows], device=device)
+    return _Work(replay, group, context, is_kl, row_of, column, token, int((token >= 0).sum()))
+
+
 class _Batch:
     """The optimisation of some groups, advanced step by step."""
 
@@ -330,7 +391,7 @@ class _Batch:
         self,
         view: ModelView,
         encoder: Encoder,
-        members: list[tuple[list[tuple[Located, int]], Located | None]],
+        rows: Sequence[Row],
         layer: int,
         settings: ValueSettings,
         mode: str | None,
@@ -338,28 +399,18 @@ class _Batch:
         others: tuple[Coupling, Tensor] | None = None,
     ) -> None:
         self.settings, self.bank, self.others = settings, bank, others
-        rows = [(g, item, context, False) for g, (items, _) in enumerate(members) for item, context in items]
-        rows += [(g, kl, 0, True) for g, (_, kl) in enumerate(members) if kl is not None]
         device = view.device
-        # A target's last token is predicted, never read.
-        ids = [item.ids if kl else item.ids[:-1] for _, item, _, kl in rows]
-        lookups = [item.lookup for _, item, _, _ in rows]
-        opening = [context for _, _, context, _ in rows]
+        lookups = [row.located.lookup for row in rows]
+        contexts = [row.context for row in rows]
         beside = None if settings.beside is None else settings.beside(view, layer)
-        replay = Replay(view, encoder, ids, lookups, layer, mode, beside, opening)
+        replay = Replay(view, encoder, [row.ids for row in rows], lookups, layer, mode, beside, contexts)
         self.mode, self.parts = replay.mode, replay.parts
-        places = [
-            (row, place, item.ids[place + 1] if not kl else -1)
-            for row, (_, item, _, kl) in enumerate(rows)
-            for place in (range(item.start - 1, len(item.ids) - 1) if not kl else [len(item.ids) - 1])
-        ]
-        about = torch.tensor([(g, context, kl) for g, _, context, kl in rows], device=device).t()
-        row, place, token = torch.tensor(places, device=device).t()
-        spoken = int((token >= 0).sum())
-        self.work = _Work(replay, about[0], about[1], about[2].bool(), row, place, token, spoken)
-        count = len(members)
-        bare = torch.tensor([next(i for i, r in enumerate(rows) if r[0] == g) for g in range(count)], device=device)
-        self.reference = replay.lookup_norm(bare)
+        self.work = _lay_out(rows, replay, device)
+        first_row: dict[int, int] = {}  # of each group: its first request's bare prompt
+        for index, row in enumerate(rows):
+            first_row.setdefault(row.group, index)
+        count = len(first_row)
+        self.reference = replay.lookup_norm(torch.tensor([first_row[group] for group in range(count)], device=device))
         self.delta = torch.zeros(count, self.parts * view.width, device=device)
         self.first, self.second = torch.zeros_like(self.delta), torch.zeros_like(self.delta)
         self.loss = torch.full((count,), float("nan"), device=device)
