@@ -104,6 +104,6 @@ def test_the_second_vector_takes_a_part(world: Any, facts: list[EditRequest], fa
     """Without the attention's vector the other is another one: the loop above would notice if it were left out."""
     both = optimise_values(world.view, RequestBatch.of([fact], world.encoder), LAYER, CONTEXTS, SETTINGS)
     one = optimise_values(
-        world.view, RequestBatch.of([fact], world.encoder), LAYER, CONTEXTS, replace(SETTINGS, mixer=False)
+        world.view, RequestBatch.of([fact], world.encoder), LAYER, CONTEXTS, replace(SETTINGS, beside=None)
     )
     assert float((both.delta - one.delta).norm() / one.delta.norm()) > 0.05
