@@ -240,7 +240,7 @@ def test_what_is_missing_is_listed_by_record_and_method() -> None:
     for label, extra in (("one", ()), ("two", (bare,))):
         run, second = spec(label, label), record("r1", 0.9, 0.9)
         store.add_run(run, {**MADE_ON, "left_out": [["facts.json line 3", "no subject"]]})
-        with_rival = replace(bare, rival=score(0.5))
+        with_rival = replace(bare, rival_scores=(score(0.5),))
         first = replace(second, id="r0", probes=(*second.probes, with_rival))
         store.add(run.key, "after", {0: first, 1: replace(second, probes=(*second.probes, *extra))})
     found = results(store)
