@@ -5,13 +5,34 @@ from __future__ import annotations
 import pytest
 
 from kecore.testing.structure import (
+    CORE,
     FLOORS,
+    PLUGINS,
     Import,
     circles,
     floor_of,
     imports_of,
+    modules_of,
     upward_imports,
 )
+
+
+@pytest.fixture(scope="module")
+def imports() -> list[Import]:
+    modules = modules_of((CORE, *PLUGINS))
+    assert len(modules) > 200, "the tree was not found"
+    return [
+        item for name, path in modules.items() for item in imports_of(name, path.read_text(encoding="utf-8"), modules)
+    ]
+
+
+def test_no_import_goes_upward(imports: list[Import]) -> None:
+    assert upward_imports(imports) == []
+
+
+def test_no_import_goes_in_a_circle(imports: list[Import]) -> None:
+    assert circles(imports) == []
+
 
 TREE = {"kecore.api.types": None, "kecore.edit.base": None, "kecore.edit": None, "kecore_bench.store": None}
 

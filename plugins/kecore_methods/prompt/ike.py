@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from typing import Any, ClassVar, Literal
 
@@ -157,7 +157,8 @@ def choose_examples(
         order = cosines.masked_fill(same_prompt, -torch.inf).argsort(descending=True, stable=True)
         usable = len(pool) - int(same_prompt.sum())
         nearest: list[int] = order[: min(count, usable)].tolist()
-        examples: list[tuple[int, Kind]] = list(zip(nearest, cycle(_KINDS), strict=False))
+        kinds: Iterator[Kind] = cycle(_KINDS)
+        examples = list(zip(nearest, kinds, strict=False))
         examples.reverse()
         chosen.append(examples)
     return chosen
