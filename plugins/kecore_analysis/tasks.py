@@ -262,6 +262,10 @@ def _with_labels(records: Sequence[tuple[str, Any]], path: Path) -> list[tuple[s
 
 
 def _cannot_word(where: str, error: Exception) -> DataFormatError:
+    """Return the error of a record that lm-eval cannot word as a question."""
+    missing, is_undefined, _ = str(error).partition(" is undefined")  # jinja's words for a field that is not there
+    if is_undefined:
+        return DataFormatError(f"{where}: {missing} is missing")
     return DataFormatError(f"{where}: a field is missing or holds something unexpected: {error}")
 
 

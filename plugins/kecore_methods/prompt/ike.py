@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import cycle
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -157,8 +156,9 @@ def choose_examples(
         order = cosines.masked_fill(same_prompt, -torch.inf).argsort(descending=True, stable=True)
         usable = len(pool) - int(same_prompt.sum())
         nearest: list[int] = order[: min(count, usable)].tolist()
-        kinds: Iterator[Kind] = cycle(_KINDS)
-        examples = list(zip(nearest, kinds, strict=False))
+        examples: list[tuple[int, Kind]] = []
+        for rank, example in enumerate(nearest):
+            examples.append((example, _KINDS[rank % len(_KINDS)]))
         examples.reverse()
         chosen.append(examples)
     return chosen
