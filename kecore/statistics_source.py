@@ -14,7 +14,6 @@ from kecore import data
 from kecore._version import __version__
 from kecore.api.errors import ArtifactError, KecoreWarning, StatisticsMismatchError
 from kecore.corpus import Corpus
-from kecore.files import cache_dir
 
 # kecore.statistics is imported by the functions that compute: with torch it takes seconds, and a source is also made
 # by commands that end before a model is loaded.
@@ -173,6 +172,8 @@ def _cache_folder(base: Fingerprint, digest: str, layers: Sequence[int], tokens:
     weights = {"dtype": base.dtype, **base.digests}
     identity = [weights, digest, list(layers), tokens, seed, __version__]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    from kecore.files import cache_dir
+
     return cache_dir() / "statistics" / key[:24]
 
 

@@ -76,7 +76,7 @@ def test_is_listed_beside_the_built_ins(environment: dict[str, str], tmp_path: P
 
 
 def test_is_not_there_where_plugins_are_limited(environment: dict[str, str], tmp_path: Path) -> None:
-    code = "import json; from kecore.api import registry; print(json.dumps(registry.default().names()))"
+    code = "import json; from kecore.api import registry; print(json.dumps(registry.default_registry().names()))"
     command = [sys.executable, "-c", code]
     assert "hello" in run(command, environment, tmp_path)
     assert "hello" in run(command, {**environment, "KECORE_PLUGINS": "kecore-hello"}, tmp_path)

@@ -94,7 +94,7 @@ def test_unpacked_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) 
         "import kecore, kecore_methods; from kecore.api import registry; "
         f"assert kecore.__file__.startswith({str(site)!r}), kecore.__file__; "
         f"assert kecore_methods.__file__.startswith({str(site)!r}); "
-        "assert not [m.error for m in registry.default().describe() if m.error]; "
+        "assert not [m.error for m in registry.default_registry().describe() if m.error]; "
         f"assert kecore.__version__ == {__version__!r}"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)})

@@ -176,7 +176,7 @@ def test_more_facts_need_more_and_bfloat16_needs_a_copy(statistics: KeyStatistic
     editor = session(statistics)
     one, two = (editor.preflight(FACTS[:n], "memit", **FAST).needs for n in (1, 2))
     assert all(b.fixed + b.token * b.tokens >= a.fixed + a.token * a.tokens for a, b in zip(one, two, strict=True))
-    half = editor.preflight(FACTS, "memit", **FAST, precision="bfloat16").needs[1]
+    half = editor.preflight(FACTS, "memit", **FAST, precision="bfloat16").needs[0]
     copied = half.parts["weights in bfloat16"]
     assert copied == 2 * sum(p.numel() for p in editor.model.parameters())
 

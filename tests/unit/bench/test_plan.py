@@ -32,7 +32,7 @@ def test_baselines_stand_in_every_plan_unless_excluded() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"method": "memit"}, "unknown key 'method'; known: "),
+        ({"method": "memit"}, "unknown key 'method'; did you mean 'methods'. known: "),
         ({"without": ["rome"]}, "rome, which is no baseline"),
         ({"methods": ["memit", "memit"]}, "the same label"),
         ({"sizes": [0]}, "at least 1"),

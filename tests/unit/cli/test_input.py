@@ -56,7 +56,7 @@ def lines(path: Path, *rows: object) -> Path:
         ((*FACT, "--split", "test"), "--split goes with --facts"),
         ((*FACT, "--facts", "x"), "not --facts and --prompt"),
         ((*FACT, "--method", "memti"), "did you mean 'memit'"),
-        ((*FACT, "--set", "stepps=3"), "unknown key 'stepps'; known: "),
+        ((*FACT, "--set", "stepps=3"), "unknown key 'stepps'; did you mean 'steps'? known: "),
         ((*FACT, "--set", "steps=none"), "'steps': "),
         ((*FACT, "--set", "steps"), "--set takes key=value"),
         ((*FACT, "--preset", "gpt-9"), "unknown preset 'gpt-9'; known: "),

@@ -93,7 +93,7 @@ def test_mquake_remastered_asks_edited_and_unedited_cases(load: Any) -> None:
     test = ask("Bea's river?", *seine, others=(ask("Which river?", *seine),), need="any")
     assert [axes(record, "locality") for record in found] == [{"unedited_case": (test,)}, {}]
     (one,) = load(*cases, variant="edited-3")
-    assert list(one.prompts_of("locality")) == ["Bea's river?", "Never?"]
+    assert list(one.prompts_of("locality")) == ["Bea's river?", "Which river?", "Never?"]
     with pytest.raises(DataFormatError, match="no 7 edits here, only 2, 3"):
         load(*cases, variant="edited-7")
     with pytest.raises(DataFormatError, match=r"no record of facts\.json is edited by the variant 'edited-2', of 2"):

@@ -163,7 +163,10 @@ def test_bad_training_is_refused() -> None:
     view, encoder = setting()
     with pytest.raises(ConfigError, match="batches of 3 records cannot be cut into edits of 2"):
         train(Mend, view, encoder, RECORDS, CONFIG, schedule=replace(SHORT, batch_size=3))
-    bare = [replace(record, locality={}) for record in RECORDS]
+    bare = [
+        replace(record, probes=tuple(probe for probe in record.probes if probe.kind != "locality"))
+        for record in RECORDS
+    ]
     with pytest.raises(DataFormatError, match="no locality probe with an answer"):
         train(Mend, view, encoder, bare, CONFIG, schedule=SHORT)
 
