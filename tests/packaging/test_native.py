@@ -24,7 +24,7 @@ CHECK = """
 import json, torch, kecore
 from kecore.ops import loader, measure, OPS
 found = measure.self_test()
-backend = loader.active()
+backend = loader.active_backend()
 k = torch.randn(1, 6, 3)
 torch.library.opcheck(torch.ops.kecore.gram_solve.default, (k, torch.ones(1, dtype=torch.float64), None))
 print(json.dumps({

@@ -163,7 +163,7 @@ def test_conditions_have_a_hash_of_their_content(
         ({"without": ["perplexity", "drift", "matrices", "latency"]}, ConfigError, "everything was left out"),
         ({"limit": 0}, ConfigError, "limit"),
         ({"tasks": ["cola.jsonl", "cola=cola.jsonl"]}, ConfigError, "'cola' is given twice"),
-        ({"tasks": ["mrpc=cola.jsonl"]}, DataFormatError, "'sentence1' is undefined"),
+        ({"tasks": ["mrpc=cola.jsonl"]}, DataFormatError, "line 1: 'sentence1' is missing"),
         ({"text": ["nowhere.txt"]}, DataFormatError, "no such text file"),
         ({"text": ["empty.txt"]}, DataFormatError, "no passages"),
         ({"prompts": "nowhere.txt"}, DataFormatError, "nowhere.txt: cannot be read"),

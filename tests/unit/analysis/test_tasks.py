@@ -63,7 +63,7 @@ def test_every_task_is_read(tmp_path: Path) -> None:
     [
         ("cola", {"label": 2}, r"line 2: the right answer must be one of no, yes, got 2"),
         ("nli", {"label": "maybe"}, r"line 2: a field is missing or holds .*: 'maybe' is not in list"),
-        ("boolq", {"passage": None}, r"line 2: a field is missing .*: 'passage' is undefined"),
+        ("boolq", {"passage": None}, r"line 2: 'passage' is missing"),
         ("mmlu", {"answer": 4}, r"line 2: the right answer must be one of A, B, got 4"),
     ],
 )
@@ -73,7 +73,7 @@ def test_bad_records_name_place_and_field(tmp_path: Path, name: str, change: dic
     with pytest.raises(DataFormatError, match=message):
         load_task(name, tmp_path / "a.jsonl")
     (tmp_path / "a.jsonl").write_text(lines[1])
-    with pytest.raises(DataFormatError, match="line 1: a field is missing or holds something unexpected"):
+    with pytest.raises(DataFormatError, match="line 1: .* (is missing|holds something unexpected)"):
         load_task(name, tmp_path / "a.jsonl")
 
 

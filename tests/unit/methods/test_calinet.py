@@ -58,9 +58,9 @@ def test_slots_begin_without_an_effect(editor: Editor) -> None:
 
 
 def test_slots_go_by_the_number_of_facts() -> None:
-    assert [CaliNet.Config().count(facts) for facts in (1, 7)] == [4, 28]
-    assert [CaliNet.Config(slots_per_fact=0.64).count(facts) for facts in (1, 100)] == [1, 64]
-    assert CaliNet.Config(slots=9).count(100) == 9
+    assert [CaliNet.Config().slot_count(facts) for facts in (1, 7)] == [4, 28]
+    assert [CaliNet.Config(slots_per_fact=0.64).slot_count(facts) for facts in (1, 100)] == [1, 64]
+    assert CaliNet.Config(slots=9).slot_count(100) == 9
 
 
 def test_further_edit_puts_its_slots_behind(editor: Editor) -> None:
