@@ -73,7 +73,7 @@ def test_bad_records_name_place_and_field(tmp_path: Path, name: str, change: dic
     with pytest.raises(DataFormatError, match=message):
         load_task(name, tmp_path / "a.jsonl")
     (tmp_path / "a.jsonl").write_text(lines[1])
-    with pytest.raises(DataFormatError, match="line 1: .* (is missing|holds something unexpected)"):
+    with pytest.raises(DataFormatError, match=r"line 1: .* (is missing|holds something unexpected)"):
         load_task(name, tmp_path / "a.jsonl")
 
 
