@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_count",
+    "check_given",
     "check_model",
     "check_request",
     "missing_examples",
@@ -54,11 +55,25 @@ def check_request(
     """
     check_conflicts(requests)
     check_count(method, requests)
+    check_given(method, trained=trained, examples=examples)
+    config.check_installed()
+
+
+def check_given(method: type[EditMethod] | MethodLine, *, trained: bool, examples: bool) -> None:
+    """Refuse a method that needs training or examples where there are none.
+
+    Args:
+        method: the method, as a class or as a line with stages.
+        trained: a trained editor of the method is at hand.
+        examples: records that demonstrations may be taken from are at hand.
+
+    Raises:
+        UnsupportedCapabilityError: says how to make or pass what is missing.
+    """
     if method.capabilities.needs_training and not trained:
         raise missing_training(method.name)
     if method.capabilities.needs_examples and not examples:
         raise missing_examples(method.name)
-    config.check_installed()
 
 
 def check_model(

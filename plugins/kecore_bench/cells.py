@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from kecore.api.errors import ConfigError, MethodNotFoundError, StorageError
 from kecore.api.line import MethodLine
-from kecore.api.requirements import missing_examples, missing_training
+from kecore.api.requirements import check_given
 from kecore.api.types import EditRecord
 from kecore.editor import configured
 from kecore.evaluate.protocol import AFTER, Protocol
@@ -43,33 +43,35 @@ class Cell:
     edit: Path | None = None
 
     def missing(self, store: Store) -> bool:
-        """Whether there is anything left to do."""
+        """Return whether there is anything left to do."""
         if self.absent:
             return not store.failures(self.spec.key)
-        return any(len(store.done(self.spec.key, m)) < n for m, n in self.wanted(store.protocol).items())
+        wanted = self.wanted(store.protocol)
+        return any(len(store.done(self.spec.key, moment)) < count for moment, count in wanted.items())
 
     def wanted(self, protocol: Protocol) -> dict[str, int]:
-        """Number of records of each moment."""
+        """Return the number of records to be scored at each moment."""
         size = len(self.records)
         if self.absent:
             return {}
         if self.spec.method is None:
             return {BEFORE if self.edit is None else AFTER: size}
-        found = dict.fromkeys(protocol.moments, size)
+        counts = dict.fromkeys(protocol.moments, size)
         if protocol.edits == "sequential":
-            found |= {name: step * protocol.step for step, name in protocol.checkpoints(size).items()}
-        return found
+            for step, moment in protocol.checkpoints(size).items():
+                counts[moment] = step * protocol.step
+        return counts
 
 
 def load(data: DataEntry, limit: int | None = None) -> RecordSet:
-    """The records of a data set of a plan; see :func:`kecore.load_records`."""
+    """Return the records of a data set of a plan; see :func:`kecore.load_records`."""
     return load_records(
         data.path, limit=limit, format=data.format, split=data.split, variant=data.variant, sha256=data.sha256
     )
 
 
 def cells_of(plan: BenchPlan) -> list[Cell]:
-    """The runs of a plan, in the order that they are run and reported.
+    """Return the runs of a plan, in the order that they are run and reported.
 
     Raises:
         MethodNotFoundError: a method that was asked for is not installed; a baseline that is not is a run that says so.
@@ -79,97 +81,133 @@ def cells_of(plan: BenchPlan) -> list[Cell]:
         DataFormatError: a data set cannot be read.
         StorageError: the edit to be scored cannot be read.
     """
-    found: list[Cell] = []
-    methods = [(entry, _resolved(entry, plan)) for entry in plan.rows]
-    sets = [_records(plan, data, size) for data in plan.facts for size in plan.sizes or (None,)]
+    settings = [(entry, _method_settings(entry, plan)) for entry in plan.rows]
+    record_sets = [_load_with_references(plan, data, size) for data in plan.facts for size in plan.sizes or (None,)]
+    cells: list[Cell] = []
     for model in plan.models:
-        for records in sets:
-            shared: dict[str, Any] = {
-                "model": model,
-                "data": _told(records, plan),
-                "size": len(records),
-                "loading": {"dtype": plan.dtype, "trust_remote_code": plan.trust_remote_code},
-            }
-            left_out = records.skipped
-            if UNEDITED not in plan.without:
-                found.append(Cell(RunSpec(label=UNEDITED, method=None, **shared), records, left_out))
-            if plan.edit is not None:
-                file = plan.edit / "edit.safetensors" if plan.edit.is_dir() else plan.edit
-                spec = RunSpec(label=_stem(plan.edit), method=None, edit=_digest(file), **shared)
-                found.append(Cell(spec, records, left_out, edit=file))
-            for entry, needs in methods:
-                spec = RunSpec(label=entry.title, **(needs or {"method": entry.name}), **shared)
-                found.append(Cell(spec, records, left_out, absent=needs is None))
-    return found
+        for records in record_sets:
+            cells += _cells_on(plan, model, records, settings)
+    return cells
 
 
-def _records(plan: BenchPlan, data: DataEntry, limit: int | None) -> RecordSet:
+def _cells_on(
+    plan: BenchPlan,
+    model: str,
+    records: RecordSet,
+    settings: Sequence[tuple[MethodEntry, Mapping[str, Any] | None]],
+) -> list[Cell]:
+    """Return the runs on one model and one data set: the unedited model, an edit that was made before, the methods."""
+    common: dict[str, Any] = {
+        "model": model,
+        "data": _describe_data(records, plan),
+        "size": len(records),
+        "loading": {"dtype": plan.dtype, "trust_remote_code": plan.trust_remote_code},
+    }
+    cells: list[Cell] = []
+    if UNEDITED not in plan.without:
+        cells.append(Cell(RunSpec(label=UNEDITED, method=None, **common), records, records.skipped))
+    if plan.edit is not None:
+        file = plan.edit / "edit.safetensors" if plan.edit.is_dir() else plan.edit
+        spec = RunSpec(label=_edit_label(plan.edit), method=None, edit=_digest(file), **common)
+        cells.append(Cell(spec, records, records.skipped, edit=file))
+    for entry, fields in settings:
+        is_absent = fields is None
+        if fields is None:
+            fields = {"method": entry.name}
+        spec = RunSpec(label=entry.title, **fields, **common)
+        cells.append(Cell(spec, records, records.skipped, absent=is_absent))
+    return cells
+
+
+def _load_with_references(plan: BenchPlan, data: DataEntry, limit: int | None) -> RecordSet:
     records = load(data, limit)
     if plan.references is None:
         return records
     return replace(records, records=tuple(with_references(records, plan.references)))
 
 
-def _told(records: RecordSet, plan: BenchPlan) -> dict[str, str]:
-    """What tells a data set, as it is scored, from others."""
-    parts = {"split": records.split, "variant": records.variant}
+def _describe_data(records: RecordSet, plan: BenchPlan) -> dict[str, str]:
+    """Return what tells a data set, as it is scored, from others."""
+    description = {"name": records.path.name, "sha256": records.sha256, "format": records.format}
+    if records.split:
+        description["split"] = records.split
+    if records.variant:
+        description["variant"] = records.variant
     if plan.references is not None:
-        texts = json.dumps([_references(record) for record in records], ensure_ascii=False)
-        parts["references"] = sha256(texts.encode()).hexdigest()
-    told = {"name": records.path.name, "sha256": records.sha256, "format": records.format}
-    return told | {name: value for name, value in parts.items() if value}
+        texts = json.dumps([_reference_texts(record) for record in records], ensure_ascii=False)
+        description["references"] = sha256(texts.encode()).hexdigest()
+    return description
 
 
-def _references(record: EditRecord) -> tuple[str, ...]:
+def _reference_texts(record: EditRecord) -> tuple[str, ...]:
     generation = record.probes_of("generation")
     return generation[0].answers if generation else ()
 
 
-def _stem(path: Path) -> str:
+def _edit_label(path: Path) -> str:
+    """Return an edit's name in tables: that of its file, or of its folder where the file has the usual name."""
     return path.resolve().parent.name if path.name == "edit.safetensors" else path.stem
 
 
 def _digest(file: Path) -> dict[str, str]:
+    """Return name and SHA-256 of a file.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
     try:
         return {"name": file.name, "sha256": sha256(file.read_bytes()).hexdigest()}
     except OSError as error:
         raise StorageError(f"{file} cannot be read: {error.strerror}") from None
 
 
-def _resolved(entry: MethodEntry, plan: BenchPlan) -> dict[str, Any] | None:
-    """What decides a method's answers, as fields of a :class:`RunSpec`; None for a baseline that is not installed."""
+def _method_settings(entry: MethodEntry, plan: BenchPlan) -> dict[str, Any] | None:
+    """Return what decides a method's answers, as fields of a :class:`RunSpec`.
+
+    None for a baseline that is not installed.
+    """
     try:
         method = MethodLine.of(entry.name)
     except MethodNotFoundError:
         if entry.name not in BASELINES:
             raise
         return None
-    needs, given = method.capabilities, dict[str, Any]()
-    trained = _trained(method, plan)
-    if needs.needs_training:
+    trained = _load_trained(method, plan)
+    check_given(method, trained=bool(trained), examples=plan.examples is not None)
+    given: dict[str, Any] = {}
+    if method.capabilities.needs_training:
         given["trained"] = [_digest(path / TRAINED if path.is_dir() else path)["sha256"] for path in trained]
-    if needs.needs_examples:
-        if plan.examples is None:
-            raise missing_examples(method.name)
+    if method.capabilities.needs_examples and plan.examples is not None:
         given["examples"] = load(plan.examples).sha256
-    statistics = None
-    if needs.needs_statistics:
-        texts = {"text": [Path(text).name for text in plan.text], "tokens": plan.tokens}
-        statistics = texts if plan.stats is None else {"saved": plan.stats.name}
     editor = next(iter(trained.values()), None)
-    config = configured(method, entry.preset, entry.set, editor).to_json()
-    return {"method": method.name, "config": config, "statistics": statistics, "given": given or None}
+    return {
+        "method": method.name,
+        "config": configured(method, entry.preset, entry.set, editor).to_json(),
+        "statistics": _describe_statistics(plan) if method.capabilities.needs_statistics else None,
+        "given": given or None,
+    }
 
 
-def _trained(method: MethodLine, plan: BenchPlan) -> dict[Path, TrainedEditor]:
-    """The plan's trained editors of a method, one a model, which must agree on the configuration."""
-    every = {path: TrainedEditor.load(path) for path in plan.trained}
-    found = {path: editor for path, editor in every.items() if editor.method == method.name}
-    if method.capabilities.needs_training and not found:
-        raise missing_training(method.name)
-    if any(editor.config != other.config for editor in found.values() for other in found.values()):
+def _describe_statistics(plan: BenchPlan) -> dict[str, Any]:
+    """Return where a method's key statistics come from."""
+    if plan.stats is not None:
+        return {"saved": plan.stats.name}
+    return {"text": [Path(text).name for text in plan.text], "tokens": plan.tokens}
+
+
+def _load_trained(method: MethodLine, plan: BenchPlan) -> dict[Path, TrainedEditor]:
+    """Return the plan's trained editors of a method by path, one for each model.
+
+    Raises:
+        ConfigError: their configurations differ.
+        ArtifactError: one cannot be read.
+    """
+    loaded = {path: TrainedEditor.load(path) for path in plan.trained}
+    editors = {path: editor for path, editor in loaded.items() if editor.method == method.name}
+    configs = [editor.config for editor in editors.values()]
+    if any(config != configs[0] for config in configs):
         raise ConfigError(
             f"the trained editors of '{method.name}' have different configurations, so their results do not belong "
             "into one row; run them one by one"
         )
-    return found
+    return editors

@@ -10,6 +10,7 @@ import typer
 
 from kecore.cli import options
 from kecore.cli.console import Screen, make_fields
+from kecore_bench.commands.groups import DataOptions, MethodOptions, RunOptions, take_groups
 from kecore_bench.commands.shared import make_plan, run_on_screen, show_tables
 
 __all__ = ["compare"]
@@ -17,8 +18,10 @@ __all__ = ["compare"]
 STORE = "results.sqlite"
 
 
+@take_groups
 def compare(
     context: typer.Context,
+    *,
     model: options.Model,
     methods: options.MethodNames,
     facts: Annotated[str, typer.Option(metavar="FILE", help="Facts with their probes.", show_default=False)],
@@ -29,23 +32,9 @@ def compare(
     presets: options.MethodPresets = None,
     set_: options.MethodSettings = None,
     limit: options.Limit = None,
-    data_format: options.Format = None,
-    split: options.Split = None,
-    variant: options.Variant = None,
-    sha256: options.Checksum = None,
-    without: options.Without = None,
-    protocol: options.ProtocolFields = None,
-    stats: options.Stats = None,
-    text: options.Texts = None,
-    tokens: options.Tokens = None,
-    trained: options.TrainedEditors = None,
-    examples: options.Examples = None,
-    references: options.References = None,
-    jobs: options.Jobs = 1,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    memory: options.Memory = "auto",
-    trust_remote_code: options.RemoteCode = False,
+    data_options: DataOptions,
+    method_options: MethodOptions,
+    run_options: RunOptions,
     as_json: options.AsJson = False,
 ) -> None:
     """Compare methods on the same facts by the same protocol.
@@ -58,32 +47,22 @@ def compare(
     from kecore_bench.store import Store
 
     screen = Screen.of(context)
-    out = out or Path(f"compare-{_name(model.removesuffix('.gguf'))}-{_name(facts.partition('.json')[0])}")
-    values = {
+    out = out or Path(f"compare-{_file_name(model.removesuffix('.gguf'))}-{_file_name(facts.partition('.json')[0])}")
+    fields = {
         "models": model,
         "methods": options.method_entries(options.names(methods), presets, set_),
-        "facts": options.data_entry(facts, data_format, split, variant, sha256),
+        "facts": data_options.entry(facts),
         "sizes": limit,
-        "without": options.names(without),
-        "stats": stats,
-        "text": text,
-        "tokens": tokens,
-        "trained": trained,
-        "examples": examples,
-        "references": references,
-        "device": device,
-        "dtype": dtype,
-        "memory": options.byte_count(memory),
-        "trust_remote_code": trust_remote_code,
+        **method_options.fields(),
     }
-    plan = make_plan(None, values, protocol)
+    plan = make_plan(fields, run_options)
     with Store(out / STORE, plan.protocol) as store:
-        run_on_screen(screen, plan, store, jobs)
+        run_on_screen(screen, plan, store, run_options.jobs)
         written = write_report([store], out, [name for name in FORMATS if name not in ("png", "latex")])
         screen.show(make_fields({"page": str(written["html"][0]), "files": ", ".join(p.name for p in out.iterdir())}))
         show_tables(screen, store, {spec.key for spec in store.specs()})
 
 
-def _name(ref: str) -> str:
-    """The last part of a path, a hub id or a data set, for a file's name."""
+def _file_name(ref: str) -> str:
+    """Return the last part of a path, a hub id or a data set as a part of a file's name."""
     return re.sub(r"[^\w.-]+", "-", Path(ref).resolve().name)

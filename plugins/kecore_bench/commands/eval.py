@@ -10,13 +10,16 @@ import typer
 from kecore.api.errors import ArtifactError
 from kecore.cli import options
 from kecore.cli.console import Screen
+from kecore_bench.commands.groups import DataOptions, RunOptions, take_groups
 from kecore_bench.commands.shared import make_plan, run_on_screen, show_tables
 
 __all__ = ["evaluate"]
 
 
+@take_groups
 def evaluate(
     context: typer.Context,
+    *,
     model: options.Model,
     facts: Annotated[str, typer.Option(metavar="FILE", help="Facts with their probes.", show_default=False)],
     edit: Annotated[
@@ -26,17 +29,8 @@ def evaluate(
         Path | None, typer.Option(metavar="STORE", help="File of results; nothing is kept without it.")
     ] = None,
     limit: options.Limit = None,
-    data_format: options.Format = None,
-    split: options.Split = None,
-    variant: options.Variant = None,
-    sha256: options.Checksum = None,
-    protocol: options.ProtocolFields = None,
-    references: options.References = None,
-    jobs: options.Jobs = 1,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    memory: options.Memory = "auto",
-    trust_remote_code: options.RemoteCode = False,
+    data_options: DataOptions,
+    run_options: RunOptions,
     as_json: options.AsJson = False,
 ) -> None:
     """Score a model on a data set, as it is or with an edit.
@@ -51,21 +45,10 @@ def evaluate(
     screen = Screen.of(context)
     if edit is not None and not edit.exists():
         raise ArtifactError(f"--edit {edit}: no such file or directory; make it with `kecore edit`")
-    if max(jobs, here().world) > 1 and store is None:
+    if max(run_options.jobs, here().world) > 1 and store is None:
         raise typer.BadParameter("several processes meet in a store: give --store, or leave out --jobs and torchrun")
-    fields = {
-        "models": model,
-        "facts": options.data_entry(facts, data_format, split, variant, sha256),
-        "sizes": limit,
-        "edit": edit,
-        "without": BASELINES,
-        "references": references,
-        "device": device,
-        "dtype": dtype,
-        "memory": options.byte_count(memory),
-        "trust_remote_code": trust_remote_code,
-    }
-    plan = make_plan(None, fields, protocol)
-    with Store(":memory:" if store is None else store, plan.protocol) as kept:
-        cells = run_on_screen(screen, plan, kept, jobs)
-        show_tables(screen, kept, {cell.spec.key for cell in cells})
+    fields = {"models": model, "facts": data_options.entry(facts), "sizes": limit, "edit": edit, "without": BASELINES}
+    plan = make_plan(fields, run_options)
+    with Store(":memory:" if store is None else store, plan.protocol) as results:
+        cells = run_on_screen(screen, plan, results, run_options.jobs)
+        show_tables(screen, results, {cell.spec.key for cell in cells})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from shlex import quote
@@ -15,37 +15,37 @@ from kecore.cli import options
 from kecore.cli.console import Screen
 
 if TYPE_CHECKING:
-    from kecore.evaluate.protocol import Protocol
     from kecore_bench.cells import Cell
+    from kecore_bench.commands.groups import RunOptions
     from kecore_bench.plan import BenchPlan
-    from kecore_bench.report import Table
     from kecore_bench.store import Store
 
-__all__ = ["make_plan", "make_protocol", "run_on_screen", "show_tables"]
+__all__ = ["make_plan", "run_on_screen", "show_tables"]
 
 
-def make_plan(file: Path | None, fields: dict[str, Any], protocol: list[str] | None) -> BenchPlan:
-    """Make a plan from a file and options, which go before it.
+def make_plan(fields: Mapping[str, Any], run_options: RunOptions, file: Path | None = None) -> BenchPlan:
+    """Make a plan from options and a file; options go before it.
+
+    Args:
+        fields: the fields of the plan that are the command's own; None and what is empty count as not given.
+        run_options: the other options.
+        file: the plan's YAML file.
 
     Raises:
         ConfigError: a bad field.
     """
+    from kecore.evaluate.protocol import Protocol
     from kecore_bench.plan import BenchPlan, read_plan
 
-    values = read_plan(file) if file is not None else {}
-    values |= {name: value for name, value in fields.items() if value not in (None, [], ())}
-    given = values.get("protocol") or {}
-    if not isinstance(given, dict):
-        raise ConfigError(f"'protocol' holds fields, got {given!r}")
-    values["protocol"] = make_protocol(given, protocol)
+    values = {} if file is None else read_plan(file)
+    for name, value in {**fields, **run_options.fields()}.items():
+        if value not in (None, [], ()):
+            values[name] = value
+    protocol = values.get("protocol") or {}
+    if not isinstance(protocol, dict):
+        raise ConfigError(f"'protocol' holds fields, got {protocol!r}")
+    values["protocol"] = Protocol.make({**protocol, **options.settings(run_options.protocol, "--protocol")})
     return BenchPlan.make(values)
-
-
-def make_protocol(values: dict[str, Any], given: list[str] | None) -> Protocol:
-    """Make a protocol from fields and ``key=value`` options, which go before them."""
-    from kecore.evaluate.protocol import Protocol
-
-    return Protocol.make({**values, **options.settings(given, "--protocol")})
 
 
 def run_on_screen(screen: Screen, plan: BenchPlan, store: Store, jobs: int) -> list[Cell]:
@@ -66,14 +66,16 @@ def run_on_screen(screen: Screen, plan: BenchPlan, store: Store, jobs: int) -> l
 
 
 def _stage_on(screen: Screen) -> Callable[[str, str], AbstractContextManager[None]]:
+    """Return what a run times its stages by, so that the screen shows them."""
+
     def stage(name: str, doing: str) -> AbstractContextManager[None]:
         return screen.stage(name, doing, bar=name != "load")  # a download shows a bar of its own
 
     return stage
 
 
-def show_tables(screen: Screen, store: Store, keys: set[str]) -> list[Table]:
-    """Print the tables of some runs of a store, and return them."""
+def show_tables(screen: Screen, store: Store, keys: set[str]) -> None:
+    """Print the tables of some runs of a store, of which ``keys`` are the keys."""
     from kecore_bench.report import results, tables
     from kecore_bench.report.text import rich_notes, rich_table
 
@@ -87,4 +89,3 @@ def show_tables(screen: Screen, store: Store, keys: set[str]) -> list[Table]:
     if store.kept:
         screen.commands("Next", f"kecore report {quote(str(store.path))}")
     screen.finish({"store": store.path, "tables": [table.to_json() for table in made], "warnings": screen.warnings})
-    return made

@@ -24,7 +24,7 @@ RECORDS: dict[str, dict[str, Any]] = {
     "sst2": {"sentence": "good ", "label": 1, "idx": 3},
     "sentiment_analysis": {"sentence": "good ", "label": "1"},
     "dialogue": {"answers": "B", "options": ["f : yes", "f : no"], "article": "m : is it?"},
-    "mmlu": {"question": "4 x 9?", "subject": "maths", "choices": ["13", "36"], "answer": 1},
+    "mmlu": {"question": "4 x 9? ", "subject": "maths", "choices": ["13 ", "36"], "answer": 1},
     "boolq": {"question": "is it", "title": "t", "answer": True, "passage": "It is."},
     "gsm8k": {"question": "How many?", "answer": "2+2 = <<2+2=4>>4\n#### 1,004"},
     "nq": {"question": "who was it?", "answer": ["Röntgen"], "output": [""]},
