@@ -28,6 +28,7 @@ import kecore
 from kecore import Corpus, Editor, KeyStatistics, load_records
 from kecore.api.line import MethodLine
 from kecore.memory import resident_bytes
+from kecore.model import SiteId
 from kecore.statistics import collect_statistics
 
 CPU = torch.device("cpu")
@@ -150,7 +151,8 @@ def collection(editor: Editor, options: argparse.Namespace) -> dict[str, Any]:
         "bfloat16_ratio": round(rounded / rate, 3),
         "relative_difference": error,
         "bfloat16_difference": max(
-            float((half.moment(i) - ours.moment(i)).norm() / ours.moment(i).norm()) for i in layers
+            float((half.moment(SiteId(i)) - ours.moment(SiteId(i))).norm() / ours.moment(SiteId(i)).norm())
+            for i in layers
         ),
         "convergence": {str(i): round(change, 4) for i, change in ours.convergence.items()},
     }
@@ -164,7 +166,7 @@ def difference(editor: Editor, corpus: Corpus, layer: int) -> float:
         ids += [*tokenizer(passage, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     rows = [ids[i : i + ours.sequence] for i in range(0, 2048, ours.sequence)]
     theirs, _ = per_layer(editor, [rows], layer)
-    found = float((theirs - ours.moment(layer)).norm() / ours.moment(layer).norm())
+    found = float((theirs - ours.moment(SiteId(layer))).norm() / ours.moment(SiteId(layer)).norm())
     if not found < 1e-3:
         raise SystemExit(f"the two ways differ by {found:.1e}")
     return found
@@ -191,7 +193,7 @@ def by_length(editor: Editor, corpus: Corpus, tokens: int) -> list[list[list[int
 def per_layer(editor: Editor, batches: Iterable[list[list[int]]], layer: int) -> tuple[Tensor, int]:
     """The second moment as the peers collect it, `M += xᵀ x` in float32 up to one layer, and the number of tokens."""
     view = editor.view
-    projection = view.layers[layer].value_projection
+    projection = view.layers[layer].site.linear
     total = torch.zeros(projection.d_in, projection.d_in)
     kept: list[Tensor] = []
     handles = [

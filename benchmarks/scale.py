@@ -27,6 +27,7 @@ from kecore.engine.accumulate import Past
 from kecore.engine.keys import Keys
 from kecore.engine.solve import least_squares
 from kecore.memory import resident_bytes
+from kecore.model import SiteId
 from kecore.ops import Solution, kv_solve
 
 CPU = torch.device("cpu")
@@ -73,9 +74,9 @@ def run(d: int, options: argparse.Namespace) -> dict[str, Any]:
     residuals = torch.randn(options.d_out, options.keys, generator=generator)
     del mixing
     kv_solve(keys[:, :1], residuals[:, :1], 1.0)  # compiles or loads the native code
-    statistics = KeyStatistics({0: moment}, 2 * d, {}, "synthetic")
+    statistics = KeyStatistics({SiteId(0): moment}, 2 * d, {}, "synthetic")
     begin = time.perf_counter()
-    factor = statistics.factor(0, RIDGE)
+    factor = statistics.factor(SiteId(0), RIDGE)
     factoring = time.perf_counter() - begin
     system = options.weight * moment
     system.diagonal().add_(options.weight * RIDGE * float(moment.diagonal().mean()))
@@ -83,7 +84,7 @@ def run(d: int, options: argparse.Namespace) -> dict[str, Any]:
     several = every_context(factor, keys, residuals, options, system)
     del system
     begin = time.perf_counter()
-    KeyStatistics({0: moment}, 2 * d, {}, "synthetic").factor(0, RIDGE)
+    KeyStatistics({SiteId(0): moment}, 2 * d, {}, "synthetic").factor(SiteId(0), RIDGE)
     mapping = time.perf_counter() - begin
     many = sequence(factor, keys, residuals, options, {} if options.accumulate else None)
     return {
@@ -171,7 +172,7 @@ def sequence(
         columns = keys[:, part].contiguous()
         if state is not None:
             subjects = [str(j) for j in range(i * size, (i + 1) * size)]
-            _, columns = Past(state, 0, subjects).joined(options.weight, columns, torch.arange(size))
+            _, columns = Past(state, SiteId(0), subjects).joined(options.weight, columns, torch.arange(size))
         solution = kv_solve(columns, residuals[:, part].contiguous(), options.weight, factor)
         kept.append((solution.U, solution.V))
         seconds.append(time.perf_counter() - begin)

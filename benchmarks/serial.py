@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kecore import EditRequest, Encoder, KeyStatistics, ModelView
+from kecore.model import SiteId
 from kecore.text import Rows
 
 ROWS = 128  # prompts of one pass that reads keys or hidden states
@@ -91,18 +92,18 @@ class Serial:
     @contextmanager
     def restoring(self) -> Iterator[None]:
         """Put the edited weights back at the end of a block."""
-        kept = {i: self.view.layers[i].value_projection.parameter.data.clone() for i in self.s.layers}
+        kept = {i: self.view.layers[i].site.linear.parameter.data.clone() for i in self.s.layers}
         try:
             yield
         finally:
             for i, data in kept.items():
-                self.view.layers[i].value_projection.parameter.data.copy_(data)
+                self.view.layers[i].site.linear.parameter.data.copy_(data)
 
     def memit(self, requests: Sequence[EditRequest]) -> None:
         """All values, then layer by layer the least-squares update of all requests."""
 
         def solve(layer: int, keys: Tensor, residuals: Tensor) -> Tensor:
-            moment = self.statistics.moment(layer)
+            moment = self.statistics.moment(SiteId(layer))
             return torch.linalg.solve(self.s.weight * moment + keys @ keys.t(), keys) @ residuals.t()
 
         self._spread(requests, solve)
@@ -111,7 +112,7 @@ class Serial:
         """The same with the update projected into the null space of preserved keys."""
 
         def solve(layer: int, keys: Tensor, residuals: Tensor) -> Tensor:
-            vectors, values, _ = torch.linalg.svd(self.statistics.moment(layer))
+            vectors, values, _ = torch.linalg.svd(self.statistics.moment(SiteId(layer)))
             null = vectors[:, values < self.s.threshold]
             projector = null @ null.t()
             system = projector @ (keys @ keys.t()) + self.s.l2 * torch.eye(len(keys), dtype=keys.dtype)
@@ -122,8 +123,8 @@ class Serial:
     def rome(self, requests: Sequence[EditRequest]) -> None:
         """One request after another, each a rank-one update of the model as the ones before left it."""
         (layer,) = self.s.layers
-        inverse = torch.linalg.inv(self.statistics.moment(layer))
-        projection = self.view.layers[layer].value_projection
+        inverse = torch.linalg.inv(self.statistics.moment(SiteId(layer)))
+        projection = self.view.layers[layer].site.linear
         for request in requests:
             key = self._keys([request], layer)[:, 0]
             target = self.value(request, layer)
@@ -141,7 +142,7 @@ class Serial:
             keys = self._keys(requests, layer)
             now = self._read(bare, layer, last)[1].double()
             residuals = (targets - now).t() / (len(self.s.layers) - place)
-            weight = self.view.layers[layer].value_projection.weight
+            weight = self.view.layers[layer].site.linear.weight
             weight.add_(solve(layer, keys, residuals).t().to(weight))
 
     def value(self, request: EditRequest, layer: int) -> Tensor:
@@ -198,7 +199,7 @@ class Serial:
             rows, lookups = self._rows(some), torch.tensor([p.lookup for p in some])
             at = torch.arange(len(some)), lookups
             handles = [
-                self.view.layers[layer].value_projection.module.register_forward_pre_hook(
+                self.view.layers[layer].site.linear.module.register_forward_pre_hook(
                     lambda _m, args, at=at: keys.append(args[0][at])
                 ),
                 self.view.layers[output].module.register_forward_hook(

@@ -90,7 +90,7 @@ def row(architecture: str) -> Row:
         name,
         EDITED,
         _each(f"`{_path(part)}`" for part in view.layers),
-        _each("Conv1D" if p.value_projection.transposed else "Linear" for p in view.layers),
+        _each("Conv1D" if p.site.linear.transposed else "Linear" for p in view.layers),
         _each(map(_scale, view.layers)),
         *_driven(view),
     )
@@ -102,7 +102,7 @@ def _each(values: Iterable[str]) -> str:
 
 
 def _path(layer: LayerView) -> str:
-    return f"{layer.name.rpartition('.')[0]}.*{layer.value_projection.name.removeprefix(layer.name)}"
+    return f"{layer.name.rpartition('.')[0]}.*{layer.site.linear.name.removeprefix(layer.name)}"
 
 
 def _scale(layer: LayerView) -> str:

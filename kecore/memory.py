@@ -117,7 +117,7 @@ def logits_bytes(view: ModelView) -> int:
 
 
 def _key_width(view: ModelView) -> int:
-    return max(layer.value_projection.d_in for layer in view.layers)
+    return max(site.linear.d_in for site in view.sites)
 
 
 def measure_held(view: ModelView) -> dict[str, int]:

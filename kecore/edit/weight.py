@@ -17,8 +17,11 @@ from torch import Tensor, nn
 
 from kecore.api.errors import ArtifactError, ArtifactMismatchError, NonFiniteError
 from kecore.api.identity import Identity
+from kecore.api.method import MethodContext
+from kecore.api.types import EditRequest
 from kecore.edit.base import Edit
 from kecore.edit.updates import Dense, LowRank, Update, factored, numbers_of, shape_of, updated
+from kecore.model import ModelView, SiteId
 from kecore.model.attachment import Attachment
 
 __all__ = ["WeightEdit", "merge"]
@@ -40,6 +43,43 @@ class WeightEdit(Edit):
     transposed: frozenset[str] = frozenset()
 
     kind: ClassVar[str] = "weight-edit"
+
+    @classmethod
+    def planned(
+        cls,
+        view: ModelView,
+        updates: Mapping[SiteId, Update],
+        context: MethodContext,
+        *,
+        method: str,
+        requests: Sequence[EditRequest],
+        notes: Mapping[str, Any],
+    ) -> WeightEdit:
+        """Return the edit that a method planned for some sites of a model.
+
+        Args:
+            view: the model.
+            updates: site to update, in ``[d_out, d_in]`` orientation.
+            context: what the method was given: the edit keeps its configuration, seed and state.
+            method: the method's name.
+            requests: what was asked for.
+            notes: figures of the plan worth keeping, as JSON values.
+
+        Raises:
+            NonFiniteError: an update holds NaN or infinity.
+        """
+        linears = {site: view.site(site).linear for site in updates}
+        return cls(
+            updates={linears[site].name: update for site, update in updates.items()},
+            base=context.fingerprint(view),
+            method=method,
+            transposed=frozenset(linear.name for linear in linears.values() if linear.transposed),
+            config=context.config.to_json(),
+            requests=tuple(requests),
+            seed=context.seed,
+            notes=notes,
+            state=dict(context.state),
+        )
 
     def __post_init__(self) -> None:
         for name, update in self.updates.items():

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kecore.engine.config import BatchConfig, LocateConfig
     from kecore.engine.keys import KeyPass, Keys, Prompts
     from kecore.engine.layers import at_depth
-    from kecore.engine.post import Post, Site
+    from kecore.engine.post import EditedSite, Post
     from kecore.engine.solve import least_squares, one_by_one
     from kecore.engine.spread import AnchorResiduals, Evenly, Residuals, Spread
     from kecore.engine.target import Target
@@ -26,6 +26,7 @@ _HOME = {
     "BatchConfig": "config",
     "ClosedForm": "closed_form",
     "Coupling": "values",
+    "EditedSite": "post",
     "Evenly": "spread",
     "KeyPass": "keys",
     "Keys": "keys",
@@ -34,7 +35,6 @@ _HOME = {
     "Post": "post",
     "Prompts": "keys",
     "Residuals": "spread",
-    "Site": "post",
     "Solve": "closed_form",
     "Spread": "spread",
     "Target": "target",
@@ -49,6 +49,7 @@ __all__ = [
     "BatchConfig",
     "ClosedForm",
     "Coupling",
+    "EditedSite",
     "Evenly",
     "KeyPass",
     "Keys",
@@ -57,7 +58,6 @@ __all__ = [
     "Post",
     "Prompts",
     "Residuals",
-    "Site",
     "Solve",
     "Spread",
     "Target",

@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from kecore.model import SiteId
+
 __all__ = ["Past", "append", "gathered"]
 
 
@@ -38,19 +40,19 @@ def _parts(state: Mapping[str, Tensor], name: str) -> list[str]:
 
 
 class Past:
-    """Keys of the edits so far at one layer, in a method's state.
+    """Keys of the edits so far at one site, in a method's state.
 
     A later request about the same subject takes precedence: the earlier keys of that subject would hold the very
     weights that it wants to change, so they are let go.
 
     Args:
         state: tensors that survive from one edit to the next; read and written.
-        layer: which layer.
+        site: which site.
         subjects: subject of each group of the present edit.
     """
 
-    def __init__(self, state: dict[str, Tensor], layer: int, subjects: Sequence[str]) -> None:
-        self.state, self.name = state, f"past/{layer}"
+    def __init__(self, state: dict[str, Tensor], site: SiteId, subjects: Sequence[str]) -> None:
+        self.state, self.name = state, f"past/{site}"
         self.owner = torch.tensor([_number(subject) for subject in subjects], dtype=torch.long)
 
     def joined(self, weight: float, columns: Tensor, groups: Tensor) -> tuple[float, Tensor]:

@@ -31,26 +31,26 @@ from kecore.edit import Update, WeightEdit, factored, updated
 from kecore.engine import contexts as contexts_module
 from kecore.engine import values as values_module
 from kecore.engine.keys import Keys, Prompts
-from kecore.engine.post import Post, Site, chained, untouched
+from kecore.engine.post import EditedSite, Post, chained, untouched
 from kecore.engine.spread import Evenly, Spread
 from kecore.engine.target import Target, as_found, in_turn
 from kecore.engine.values import Coupling, Values
-from kecore.model import ModelView
+from kecore.model import ModelView, SiteId
 from kecore.ops import Solution
 
 __all__ = ["ClosedForm", "Solve", "unsolved"]
 
-Solve = Callable[[int, Keys, Tensor], Solution]
-"""``solve(layer, keys, residuals [d_out, u])`` to the update of that layer."""
+Solve = Callable[[SiteId, Keys, Tensor], Solution]
+"""``solve(site, keys, residuals [d_out, u])`` to the update of that site."""
 
 
-def unsolved(layer: int, keys: Keys, residuals: Tensor) -> Solution:
+def unsolved(site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
     """Refuse to solve: the solve stage of a form that is only asked which layers it edits.
 
     Raises:
         EditStateError: always.
     """
-    raise EditStateError(f"layer {layer} cannot be solved for: the method has not chosen how")
+    raise EditStateError(f"layer {site} cannot be solved for: the method has not chosen how")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class ClosedForm:
         with view.frozen(), torch.no_grad():
             with context.stages("contexts"):
                 prefixes = contexts_module.of_session(view, context, self.contexts, self.context_tokens)
-            updates: dict[int, Update] = {}
+            updates: dict[SiteId, Update] = {}
             solved: dict[str, dict[str, float]] = {}
             found: list[Values] = []
             for part in parts:
@@ -127,19 +127,7 @@ class ClosedForm:
             "value_loss": [round(loss, 5) for values in found for loss in values.loss.tolist()],
             "replay": found[-1].mode,
         }
-        return WeightEdit(
-            updates={view.layers[i].value_projection.name: update for i, update in updates.items()},
-            base=context.fingerprint(view),
-            method=method,
-            transposed=frozenset(
-                view.layers[i].value_projection.name for i in updates if view.layers[i].value_projection.transposed
-            ),
-            config=context.config.to_json(),
-            requests=batch.requests,
-            seed=context.seed,
-            notes=notes,
-            state=dict(context.state),
-        )
+        return WeightEdit.planned(view, updates, context, method=method, requests=batch.requests, notes=notes)
 
     def _write(
         self,
@@ -148,7 +136,7 @@ class ClosedForm:
         prefixes: tuple[str, ...],
         part: tuple[int, ...],
         context: MethodContext,
-    ) -> tuple[Values, dict[int, Update], dict[str, dict[str, float]]]:
+    ) -> tuple[Values, dict[SiteId, Update], dict[str, dict[str, float]]]:
         """Optimise values and write them: the values, the layers' updates, and how each system was solved."""
         prompts = Prompts(view, batch, prefixes, context.memory, self.bare)
         anchor = self.spread.anchor(part)
@@ -196,33 +184,35 @@ class ClosedForm:
 
     def _insert(
         self, prompts: Prompts, part: tuple[int, ...], delta: Tensor, context: MethodContext
-    ) -> tuple[dict[int, Update], dict[str, dict[str, float]]]:
+    ) -> tuple[dict[SiteId, Update], dict[str, dict[str, float]]]:
         view = prompts.view
-        updates: dict[int, Update] = {}
+        updates: dict[SiteId, Update] = {}
         solved: dict[str, dict[str, float]] = {}
         with context.stages("keys"):
             residuals = self.spread.residuals(prompts, part, delta)
         for written, layer in enumerate(part):
             context.progress("layers", written, len(part))
+            site = view.layers[layer].site
             with context.stages("keys"), view.overlay(self._overlay(view, updates)):
                 keys, missing = residuals.read(layer)
-                share = self.spread.share(layer, keys, missing, len(part) - written)
-            weight = view.layers[layer].value_projection.weight
+                share = self.spread.share(site.id, keys, missing, len(part) - written)
+            weight = site.linear.weight
             with context.stages("solve"):
-                solution = self.solve(layer, keys, share.t())
-                site = Site(layer, weight, keys, context.state)
-                updates[layer] = self.post(site, factored(solution.U, solution.V))
-            solved[str(layer)] = {
+                solution = self.solve(site.id, keys, share.t())
+                edited = EditedSite(site.id, weight, keys, context.state)
+                updates[site.id] = self.post(edited, factored(solution.U, solution.V))
+            solved[str(site.id)] = {
                 "edit_residual": solution.edit_residual,
                 "condition": solution.condition,
-                "relative_norm": updates[layer].norm() / float(weight.norm()),
+                "relative_norm": updates[site.id].norm() / float(weight.norm()),
             }
         context.progress("layers", len(part), len(part))
         return updates, solved
 
     @staticmethod
-    def _overlay(view: ModelView, updates: dict[int, Update]) -> dict[torch.nn.Parameter, Tensor]:
-        projections = {i: view.layers[i].value_projection for i in updates}
-        return {
-            p.parameter: updated(p.name, p.parameter.data, [updates[i]], p.transposed) for i, p in projections.items()
-        }
+    def _overlay(view: ModelView, updates: dict[SiteId, Update]) -> dict[torch.nn.Parameter, Tensor]:
+        overlay: dict[torch.nn.Parameter, Tensor] = {}
+        for site, update in updates.items():
+            linear = view.site(site).linear
+            overlay[linear.parameter] = updated(linear.name, linear.parameter.data, [update], linear.transposed)
+        return overlay

@@ -100,7 +100,7 @@ def _values(
 def _keys(view: ModelView, shape: Shape, groups: Sequence[int], lengths: list[int], prefix: int) -> Need:
     u, rows = max(groups) + 1, len(lengths) * (shape.contexts + 1)
     tokens = sum(lengths) * (shape.contexts + 1) + len(lengths) * shape.contexts * prefix
-    d = max(view.layers[i].value_projection.d_in for i in shape.layers)
+    d = _key_width(view, shape)
     parts = {
         "hidden states below the edited layers": tokens * view.width * view.dtype.itemsize,
         "keys": 2 * 4 * rows * d,
@@ -111,8 +111,12 @@ def _keys(view: ModelView, shape: Shape, groups: Sequence[int], lengths: list[in
     return Need("keys", parts, forward_bytes(view), min(tokens, pass_tokens(view)), max(lengths) + prefix)
 
 
+def _key_width(view: ModelView, shape: Shape) -> int:
+    return max(site.linear.d_in for layer in shape.layers for site in view.layers[layer].sites)
+
+
 def _solve(view: ModelView, shape: Shape, u: int) -> Need:
-    d = max(view.layers[i].value_projection.d_in for i in shape.layers)
+    d = _key_width(view, shape)
     n = u * (shape.contexts + 1) if shape.each else u
     system = min(n, d)
     parts = {

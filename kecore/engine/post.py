@@ -1,6 +1,7 @@
 """The post-processing stage: what is done to an update before it is used.
 
-A :data:`Post` takes a :class:`Site` and an update and returns another update; :func:`chained` runs several, in order.
+A :data:`Post` takes an :class:`EditedSite` and an update and returns another update; :func:`chained` runs several, in
+order.
 """
 
 from __future__ import annotations
@@ -12,31 +13,32 @@ from torch import Tensor
 
 from kecore.edit import Update
 from kecore.engine.keys import Keys
+from kecore.model import SiteId
 
-__all__ = ["Post", "Site", "chained", "untouched"]
+__all__ = ["EditedSite", "Post", "chained", "untouched"]
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class EditedSite:
     """Where an update goes.
 
     Args:
-        layer: index of the layer.
+        id: the site's name.
         weight: ``[d_out, d_in]``, the model's own, as it is before the update, with all edits so far on it.
         keys: keys that the update was made for.
         state: tensors that survive to the next edit of the sequence; a stage prefixes its keys with its own name.
     """
 
-    layer: int
+    id: SiteId
     weight: Tensor
     keys: Keys
     state: dict[str, Tensor] = field(default_factory=dict)
 
 
-Post = Callable[[Site, Update], Update]
+Post = Callable[[EditedSite, Update], Update]
 
 
-def untouched(_site: Site, update: Update) -> Update:
+def untouched(_site: EditedSite, update: Update) -> Update:
     """The update as it is."""
     return update
 
@@ -44,7 +46,7 @@ def untouched(_site: Site, update: Update) -> Update:
 def chained(posts: Sequence[Post]) -> Post:
     """One stage that runs several, in order."""
 
-    def run(site: Site, update: Update) -> Update:
+    def run(site: EditedSite, update: Update) -> Update:
         for post in posts:
             update = post(site, update)
         return update

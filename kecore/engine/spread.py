@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kecore.api.errors import LayerError
 from kecore.engine.keys import KeyPass, Keys, Prompts
-from kecore.model import ModelView
+from kecore.model import ModelView, SiteId
 
 __all__ = ["AnchorResiduals", "Evenly", "Residuals", "Spread"]
 
@@ -79,13 +79,13 @@ class Spread(Protocol):
         return AnchorResiduals(prompts.view, prompts.begin_pass(part), delta)
 
     @abstractmethod
-    def share(self, layer: int, keys: Keys, missing: Tensor, remaining: int) -> Tensor:
-        """Return what a layer writes.
+    def share(self, site: SiteId, keys: Keys, missing: Tensor, remaining: int) -> Tensor:
+        """Return what a site writes.
 
         Args:
-            layer: the layer.
+            site: the site.
             keys: its keys.
-            missing: ``[u, d_model]``, what is missing now, in units of this layer's value projection.
+            missing: ``[u, d_model]``, what is missing now, in units of this site's output.
             remaining: number of layers of the part that are still to be written, this one among them.
 
         Returns:
@@ -97,7 +97,7 @@ class Spread(Protocol):
 class Evenly(Spread):
     """MEMIT's spread (arXiv 2210.07229, eq. 20): an equal share for each layer still to come."""
 
-    def share(self, layer: int, keys: Keys, missing: Tensor, remaining: int) -> Tensor:
+    def share(self, site: SiteId, keys: Keys, missing: Tensor, remaining: int) -> Tensor:
         """Return ``missing / remaining``."""
         return missing / remaining
 

@@ -1,8 +1,8 @@
-"""What a method may see of a model: layers, value projections, and ways to run it in pieces."""
+"""What a method may see of a model: layers, the places where they map keys to values, and ways to run it in pieces."""
 
-from kecore.model.layer import LayerView
+from kecore.model.layer import LayerView, ValueSite
 from kecore.model.linear import LinearView
-from kecore.model.sites import Beside, Key, ModuleOutput, Output, Start, Value
+from kecore.model.sites import Beside, Key, ModuleOutput, Output, SiteId, Start, Value
 from kecore.model.view import ModelView, Pass
 
 __all__ = [
@@ -14,6 +14,8 @@ __all__ = [
     "ModuleOutput",
     "Output",
     "Pass",
+    "SiteId",
     "Start",
     "Value",
+    "ValueSite",
 ]

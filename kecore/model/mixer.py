@@ -35,7 +35,7 @@ def mixer(view: ModelView, layer: int) -> nn.Module:
         UnsupportedModelError: there is none, as where a norm stands behind the sum of both.
     """
     whole = view.layers[layer].module
-    projection = view.layers[layer].value_projection.module
+    projection = view.layers[layer].site.linear.module
     candidates = [m for m in whole.modules() if m is not whole and projection not in set(m.modules())]
     ids = probe_ids(view.model)
     rows = Rows(ids, torch.ones_like(ids), torch.zeros(1, dtype=torch.long))

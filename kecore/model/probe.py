@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kecore.api.errors import NonFiniteError, UnsupportedModelError
 from kecore.model import hooks
-from kecore.model.layer import LayerView
+from kecore.model.layer import LayerView, ValueSite
 from kecore.model.linear import LinearView, orientation
 from kecore.model.verify import BROKEN, TOKENS, probe_ids
 
@@ -63,7 +63,7 @@ def probe(model: nn.Module, value_projection: str | None = None) -> Structure:
             index,
             run.name,
             run.module,
-            _value_projection(run, trace.inside(run.module), width, value_projection),
+            (ValueSite(index, None, _value_projection(run, trace.inside(run.module), width, value_projection)),),
             None,
             0 if isinstance(run.output, Tensor) else len(run.output),
         )

@@ -1,6 +1,7 @@
-"""Sites: names of the tensors inside a model that a pass can hand out or change.
+"""Sites: names of places inside a model.
 
-A site is a value: ``Output(3)`` is the hidden state behind layer 3 of whichever model is run.
+A site is a value: ``Output(3)`` is the hidden state behind layer 3 of whichever model is run, which a pass can hand out
+or change, and ``SiteId(3)`` names the matrix of layer 3 that maps keys to values.
 """
 
 from __future__ import annotations
@@ -10,8 +11,37 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from torch import Tensor, nn
+from typing_extensions import Self
 
-__all__ = ["Beside", "Key", "ModuleOutput", "Output", "Patch", "Site", "Start", "Value"]
+__all__ = ["Beside", "Key", "ModuleOutput", "Output", "Patch", "Site", "SiteId", "Start", "Value"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SiteId:
+    """The name of a place where a key is mapped to a value: key of statistics, updates, state and caches.
+
+    In files it is written ``5``, or ``5.3`` for an expert.
+
+    Args:
+        layer: index of the layer.
+        expert: index of the expert; None in a layer that has one such place.
+    """
+
+    layer: int
+    expert: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.layer}" if self.expert is None else f"{self.layer}.{self.expert}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a name as ``str`` writes it.
+
+        Raises:
+            ValueError: the text is no such name.
+        """
+        layer, dot, expert = text.partition(".")
+        return cls(int(layer), int(expert) if dot else None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,7 @@ def _check_own_weights(view: ModelView) -> None:
     """Refuse layers that share a value projection: an edit of one would be an edit of the other."""
     name_of_parameter: dict[int, str] = {}
     for layer in view.layers:
-        projection = layer.value_projection
+        projection = layer.site.linear
         other = name_of_parameter.setdefault(id(projection.parameter), projection.name)
         if other != projection.name:
             raise UnsupportedModelError(
@@ -205,10 +205,10 @@ def _residual_scale(view: ModelView, layer: LayerView, rows: Rows, whole: Pass) 
     patches: dict[Site, Patch] = {Value(index): _added(bumps)}
     changed = view.run(rows, taps=[output], patches=patches, first=_start(index, whole), last=index)[output]
     there, elsewhere = _moved(changed, whole[output])
-    eps = torch.finfo(layer.value_projection.weight.dtype).eps
+    eps = torch.finfo(layer.site.linear.weight.dtype).eps
     if there <= 8 * eps or elsewhere > _close(view):
         raise UnsupportedModelError(
-            f"{layer.value_projection.name}: a change of this map's output at one token must change the layer's "
+            f"{layer.site.linear.name}: a change of this map's output at one token must change the layer's "
             f"output at that token alone; it changed by a part of {there:.2g} there and by {elsewhere:.2g} elsewhere. "
             "Name another map with ModelView.of(model, value_projection='path.inside.layer')"
         )

@@ -18,10 +18,10 @@ from kecore.model.attachment import Attachment
 from kecore.model.attention import on_cpu
 from kecore.model.caches import cache_keyword, kept_cache
 from kecore.model.gemm import by_onednn
-from kecore.model.layer import LayerView
+from kecore.model.layer import LayerView, ValueSite
 from kecore.model.layout import RightPadding
 from kecore.model.probe import probe
-from kecore.model.sites import Beside, Key, ModuleOutput, Output, Patch, Site, Start, Value
+from kecore.model.sites import Beside, Key, ModuleOutput, Output, Patch, Site, SiteId, Start, Value
 from kecore.model.verify import BROKEN, continues, verified
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class ModelView:
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights that edits touch."""
-        return self.layers[0].value_projection.weight.dtype
+        return self.sites[0].linear.weight.dtype
 
     @cached_property
     def max_length(self) -> int | None:
@@ -168,6 +168,22 @@ class ModelView:
         if not 0 <= index < len(self.layers):
             raise LayerError(f"layer {index} was asked for; the model has layers 0 to {len(self.layers) - 1}")
         return self.layers[index]
+
+    @property
+    def sites(self) -> tuple[ValueSite, ...]:
+        """All places where the model maps keys to values, from the lowest layer up."""
+        return tuple(site for layer in self.layers for site in layer.sites)
+
+    def site(self, site: SiteId) -> ValueSite:
+        """Return one site.
+
+        Raises:
+            LayerError: the model has no such site.
+        """
+        sites = {each.id: each for each in self.layer(site.layer).sites}
+        if site not in sites:
+            raise LayerError(f"site {site} was asked for; layer {site.layer} has {', '.join(map(str, sites))}")
+        return sites[site]
 
     def identity(self) -> Identity:
         """Return the fingerprints of the weights as they are now."""
@@ -233,7 +249,7 @@ class ModelView:
                 stack.enter_context(hooks.substitute(self.unembedding, _gather(at), inputs=True))
             if last is not None:
                 stack.enter_context(self._stopped(last, taps, patches))
-            stack.enter_context(by_onednn(self.layers[0].value_projection.parameter))
+            stack.enter_context(by_onednn(self.layers[0].site.linear.parameter))
             stack.enter_context(on_cpu(self.model, self.device))
             output = self.model(**self.arguments(rows, past, use_cache))
             result.scores = output.logits if at is None else output.logits[0]
@@ -254,7 +270,7 @@ class ModelView:
             case Output(layer):
                 return self.layer(layer).module
             case Key(layer) | Value(layer):
-                return self.layer(layer).value_projection.module
+                return self.layer(layer).site.linear.module
 
     def _captured(self, site: Site) -> AbstractContextManager[list[Tensor]]:
         """Keep the tensor at a site in a list of one."""

@@ -24,8 +24,7 @@ from kecore.api.progress import Progress, silent
 from kecore.corpus import Corpus, TextSample
 from kecore.files import read_tensors, write_tensors
 from kecore.memory import Need, cast_bytes, forward_bytes, pass_tokens
-from kecore.model import LinearView, ModelView
-from kecore.model.sites import Key
+from kecore.model import Key, LinearView, ModelView, SiteId, ValueSite
 from kecore.ops import second_moment_
 from kecore.statistics.moments import KIND, SEQUENCE, KeyStatistics, weights_below
 from kecore.statistics.triangular import action_change, pack_triangle, symmetrise_, unpack_triangle
@@ -43,7 +42,7 @@ _CHARACTERS_PER_PASSAGE = 100  # lower bound, to size the reservoir
 
 def token_budget(view: ModelView) -> int:
     """Return how many tokens estimate the second moment well enough for the model's key width."""
-    return TOKENS_PER_WIDTH * max(layer.value_projection.d_in for layer in view.layers)
+    return TOKENS_PER_WIDTH * max(site.linear.d_in for site in view.sites)
 
 
 def sample_text(corpus: Corpus, tokens: int, seed: int = 0) -> TextSample:
@@ -93,14 +92,14 @@ def collect_statistics(
     Raises:
         NonFiniteError: the keys hold NaN or infinity.
     """
-    layers = sorted({view.layer(i).index for i in layers})
+    sites = _sites(view, layers)
     budget = tokens or token_budget(view)
     sample = text if isinstance(text, TextSample) else sample_text(text, budget, seed)
     identity = view.identity()
     blank = KeyStatistics(
         moments={},
         tokens=0,
-        base={i: Fingerprint.of(identity, view.dtype, weights_below(view, i)) for i in layers},
+        base={site.id: Fingerprint.of(identity, view.dtype, weights_below(view, site.id)) for site in sites},
         corpus=sample.digest,
         sources=sample.sources,
         seed=sample.seed,
@@ -110,7 +109,7 @@ def collect_statistics(
     run = _Run(
         view=view,
         blank=blank,
-        layers=layers,
+        sites=sites,
         budget=budget,
         until=until,
         partial=Path(out) / _PARTIAL if out is not None else None,
@@ -134,7 +133,7 @@ def collect_statistics(
 
 def collection_need(view: ModelView, layers: Sequence[int], tokens: int, precision: torch.dtype | None = None) -> Need:
     """Estimate what collecting the statistics of these layers takes in memory."""
-    widths = [view.layer(i).value_projection.d_in for i in layers]
+    widths = [site.linear.d_in for site in _sites(view, layers)]
     row_length = min(SEQUENCE, view.max_length or SEQUENCE)
     squares = sum(width * width for width in widths)
     parts = {
@@ -146,6 +145,11 @@ def collection_need(view: ModelView, layers: Sequence[int], tokens: int, precisi
     parts |= cast_bytes(view, precision)
     token_bytes = forward_bytes(view) + 4 * sum(widths)
     return Need("statistics", parts, token_bytes, min(tokens, pass_tokens(view)), row_length)
+
+
+def _sites(view: ModelView, layers: Sequence[int]) -> list[ValueSite]:
+    """Return the sites of these layers, ascending."""
+    return [view.layer(layer).site for layer in sorted(set(layers))]
 
 
 def _tokens_per_pass(view: ModelView, layers: Sequence[int], memory: int | None) -> int:
@@ -166,7 +170,7 @@ class _Run:
     Args:
         view: the model, frozen by the caller.
         blank: the statistics without moments: what identifies the collection.
-        layers: layers to collect, ascending.
+        sites: where to collect, ascending; one in a layer.
         budget: tokens to collect.
         until: relative change at which to stop early; None to use the whole budget.
         partial: file of the checkpoints; None to write none.
@@ -177,19 +181,19 @@ class _Run:
         *,
         view: ModelView,
         blank: KeyStatistics,
-        layers: list[int],
+        sites: list[ValueSite],
         budget: int,
         until: float | None,
         partial: Path | None,
     ) -> None:
-        self.view, self.blank, self.layers, self.budget, self.until = view, blank, layers, budget, until
+        self.view, self.blank, self.budget, self.until = view, blank, budget, until
         self.partial = partial
-        self.sums = {i: _zeros(view.layers[i].value_projection) for i in layers}
-        self.half: dict[int, Tensor] = {}  # triangles of the sums at the last mark
+        self.sums = {site.id: _zeros(site.linear) for site in sites}
+        self.half: dict[SiteId, Tensor] = {}  # triangles of the sums at the last mark
         self.rows = self.tokens = 0
         self.half_tokens = 0  # tokens in `half`
         self.compared_tokens = 0  # tokens at the last comparison with `half`
-        self.convergence: dict[int, float] = {}
+        self.convergence: dict[SiteId, float] = {}
         self.marks = self._choose_marks()
 
     def _choose_marks(self) -> list[float]:
@@ -237,17 +241,17 @@ class _Run:
             self.convergence = self._change()
             if max(self.convergence.values()) <= self.until:
                 return True
-        self.half = {i: pack_triangle(moment).cpu() for i, moment in self.sums.items()}
+        self.half = {site: pack_triangle(moment).cpu() for site, moment in self.sums.items()}
         self.half_tokens = self.compared_tokens = self.tokens
         return False
 
-    def _change(self) -> dict[int, float]:
-        """Measure each layer's relative change of the inverse moment since the last mark."""
+    def _change(self) -> dict[SiteId, float]:
+        """Measure each site's relative change of the inverse moment since the last mark."""
         self.compared_tokens = self.tokens
-        changes: dict[int, float] = {}
-        for i, moment in self.sums.items():
-            earlier = self.half[i] / self.half_tokens
-            changes[i] = action_change(earlier, pack_triangle(moment).cpu() / self.tokens)
+        changes: dict[SiteId, float] = {}
+        for site, moment in self.sums.items():
+            earlier = self.half[site] / self.half_tokens
+            changes[site] = action_change(earlier, pack_triangle(moment).cpu() / self.tokens)
         return changes
 
     @torch.no_grad()
@@ -260,14 +264,15 @@ class _Run:
             ids[i, : len(row)] = torch.tensor(row)
             mask[i, : len(row)] = 1
         rows = Rows(ids, mask, torch.zeros(len(batch), dtype=torch.long))
-        keys = self.view.run(rows, taps=map(Key, self.layers), last=self.layers[-1])  # each [rows, width, d_in]
+        taps = {site: Key(site.layer) for site in self.sums}
+        keys = self.view.run(rows, taps=taps.values(), last=max(taps).layer)  # each [rows, width, d_in]
         is_real = mask.bool().flatten()  # [rows * width]
         for device in {moment.device for moment in self.sums.values()}:
-            layers = [i for i in self.layers if self.sums[i].device == device]
-            layer_keys = [keys[Key(i)].flatten(0, 1).to(device) for i in layers]  # each [rows * width, d_in]
-            if layer_keys[0].dtype == torch.float64:
-                layer_keys = [x.float() for x in layer_keys]
-            second_moment_([self.sums[i] for i in layers], layer_keys, mask=is_real.to(device))
+            sites = [site for site, moment in self.sums.items() if moment.device == device]
+            site_keys = [keys[taps[site]].flatten(0, 1).to(device) for site in sites]  # each [rows * width, d_in]
+            if site_keys[0].dtype == torch.float64:
+                site_keys = [x.float() for x in site_keys]
+            second_moment_([self.sums[site] for site in sites], site_keys, mask=is_real.to(device))
         self.rows += len(batch)
         self.tokens += int(mask.sum())
 
@@ -277,26 +282,26 @@ class _Run:
         Raises:
             NonFiniteError: the keys of a layer hold NaN or infinity.
         """
-        for i, moment in self.sums.items():
+        for site, moment in self.sums.items():
             if not bool(torch.isfinite(moment.diagonal()).all()):  # a square that is finite has finite factors
                 raise NonFiniteError(
-                    f"the keys of layer {i} hold NaN or infinity; load the model in float32 or bfloat16"
+                    f"the keys of layer {site} hold NaN or infinity; load the model in float32 or bfloat16"
                 )
         if self.half and self.compared_tokens < self.tokens:
             self.convergence = self._change()
         count = max(1, self.tokens)
-        moments = {i: symmetrise_(moment.cpu().div_(count)) for i, moment in self.sums.items()}
+        moments = {site: symmetrise_(moment.cpu().div_(count)) for site, moment in self.sums.items()}
         return replace(self.blank, moments=moments, tokens=self.tokens, convergence=self.convergence)
 
     def _identity(self) -> dict[str, Any]:
         """Everything that a checkpoint must agree in to be continued, as JSON values."""
         header = self.blank.header()
-        return {**header, "layers": self.layers, "wanted": self.budget, "until": self.until}
+        return {**header, "layers": [str(site) for site in self.sums], "wanted": self.budget, "until": self.until}
 
     def _checkpoint(self, file: Path) -> None:
         header = {"of": self._identity(), "rows": self.rows, "counts": [self.tokens, self.half_tokens]}
-        tensors = {f"sum/{i}": pack_triangle(moment) for i, moment in self.sums.items()}
-        tensors |= {f"half/{i}": triangle for i, triangle in self.half.items()}
+        tensors = {f"sum/{site}": pack_triangle(moment) for site, moment in self.sums.items()}
+        tensors |= {f"half/{site}": triangle for site, triangle in self.half.items()}
         write_tensors(file, KIND + "-partial", header, tensors)
 
     def resume(self) -> None:
@@ -309,10 +314,10 @@ class _Run:
         self.rows = header["rows"]
         self.tokens, self.half_tokens = header["counts"]
         self.compared_tokens = self.half_tokens
-        for i in self.layers:
-            self.sums[i].copy_(unpack_triangle(tensors[f"sum/{i}"]))
-            if f"half/{i}" in tensors:
-                self.half[i] = tensors[f"half/{i}"]
+        for site, moment in self.sums.items():
+            moment.copy_(unpack_triangle(tensors[f"sum/{site}"]))
+            if f"half/{site}" in tensors:
+                self.half[site] = tensors[f"half/{site}"]
 
 
 def _pack_rows(encoder: Encoder, passages: Sequence[str], length: int, tokens: int) -> Iterator[list[int]]:
@@ -336,9 +341,9 @@ def _pack_rows(encoder: Encoder, passages: Sequence[str], length: int, tokens: i
 
 
 def _zeros(projection: LinearView) -> Tensor:
-    """Make room for the sums of a layer's keys, ``[d_in, d_in]`` float64.
+    """Make room for the sums of a map's keys, ``[d_in, d_in]`` float64.
 
-    Beside the layer on a GPU; on the CPU otherwise, for not every device has float64.
+    Beside its weight on a GPU; on the CPU otherwise, for not every device has float64.
     """
     device = projection.weight.device
     if device.type != "cuda":

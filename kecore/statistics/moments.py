@@ -1,7 +1,7 @@
-"""Key statistics: the uncentred second moment of each layer's keys over natural text.
+"""Key statistics: the uncentred second moment of the keys at each site over natural text.
 
 What MEMIT calls ``C = E[k kᵀ]`` (arXiv 2210.07229, eq. 14); :mod:`kecore.statistics.collect` collects it. Files are
-memory-mapped, one layer at a time is unpacked, and what is derived from a moment (its factor, its eigenvectors) is kept
+memory-mapped, one site at a time is unpacked, and what is derived from a moment (its factor, its eigenvectors) is kept
 on disk under a digest of the moment and mapped from there.
 """
 
@@ -21,7 +21,7 @@ from kecore._version import __version__
 from kecore.api.errors import NumericalError, StatisticsMismatchError
 from kecore.api.identity import Fingerprint, Identity
 from kecore.files import load_or_make, read_tensors, write_tensors
-from kecore.model import ModelView
+from kecore.model import ModelView, SiteId
 from kecore.statistics.triangular import (
     cholesky_,
     invert_,
@@ -42,38 +42,43 @@ _METHOD = "1"  # of deriving factors and spectra: raised when other numbers woul
 
 @dataclass(frozen=True, eq=False)
 class KeyStatistics:
-    """Second moments of the keys of some layers of one model.
+    """Second moments of the keys at some sites of one model.
 
     Args:
-        moments: layer index to ``[d_in, d_in]`` float64, the mean of ``k kᵀ``; symmetric. Those of a file are
+        moments: site to ``[d_in, d_in]`` float64, the mean of ``k kᵀ``; symmetric. Those of a file are
             unpacked from it each time they are asked for.
         tokens: how many keys each is the mean of.
-        base: layer index to the fingerprint of the weights that the keys depend on.
+        base: site to the fingerprint of the weights that the keys depend on.
         corpus: digest of the text.
         sources: where the text came from, for people.
         seed: seed of the sampling of passages.
         sequence: tokens per packed row.
         precision: type that the model ran in, ``"bfloat16"`` say; None for its own.
-        convergence: layer index to the relative change of ``C⁻¹`` on random keys from half the tokens to
+        convergence: site to the relative change of ``C⁻¹`` on random keys from half the tokens to
             all of them.
         version: kecore that collected them.
     """
 
-    moments: Mapping[int, Tensor]
+    moments: Mapping[SiteId, Tensor]
     tokens: int
-    base: Mapping[int, Fingerprint]
+    base: Mapping[SiteId, Fingerprint]
     corpus: str
     sources: tuple[str, ...] = ()
     seed: int = 0
     sequence: int = SEQUENCE
     precision: str | None = None
-    convergence: Mapping[int, float] = field(default_factory=dict)
+    convergence: Mapping[SiteId, float] = field(default_factory=dict)
     version: str = __version__
     _memo: dict[Any, Any] = field(default_factory=dict, repr=False, init=False)
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Layers that have statistics, ascending."""
+        return tuple(sorted({site.layer for site in self.moments}))
+
+    @property
+    def sites(self) -> tuple[SiteId, ...]:
+        """Sites that have statistics, ascending."""
         return tuple(sorted(self.moments))
 
     def need(self, layer: int) -> None:
@@ -82,41 +87,41 @@ class KeyStatistics:
         Raises:
             StatisticsMismatchError: names those that were.
         """
-        if layer not in self.moments:
+        if layer not in self.layers:
             raise StatisticsMismatchError(
                 f"no statistics for layer {layer}; these cover {list(self.layers)}. Collect it with "
                 f"`kecore stats MODEL --layers {layer} ...`, or edit one of the covered layers"
             )
 
-    def moment(self, layer: int) -> Tensor:
-        """Return the second moment of one layer, ``[d_in, d_in]`` float64.
+    def moment(self, site: SiteId) -> Tensor:
+        """Return the second moment at one site, ``[d_in, d_in]`` float64.
 
         Raises:
-            StatisticsMismatchError: the layer was not collected.
+            StatisticsMismatchError: the site was not collected.
         """
-        self.need(layer)
-        return self.moments[layer]
+        self._need_site(site)
+        return self.moments[site]
 
-    def width(self, layer: int) -> int:
-        """Return the key width ``d_in`` of one layer.
+    def width(self, site: SiteId) -> int:
+        """Return the key width ``d_in`` at one site.
 
         Raises:
-            StatisticsMismatchError: the layer was not collected.
+            StatisticsMismatchError: the site was not collected.
         """
-        return triangle_width(self._triangle(layer))
+        return triangle_width(self._triangle(site))
 
-    def mean_square(self, layer: int) -> float:
+    def mean_square(self, site: SiteId) -> float:
         """Return the mean square of a key's coordinates: the moment's mean diagonal, read without unpacking it.
 
         Raises:
-            StatisticsMismatchError: the layer was not collected.
+            StatisticsMismatchError: the site was not collected.
         """
-        triangle = self._triangle(layer)
+        triangle = self._triangle(site)
         row = torch.arange(triangle_width(triangle))  # [d_in]
         # Row i begins at i (i + 1) / 2 and ends with its diagonal element, i places on.
         return float(triangle[row * (row + 3) // 2].mean())
 
-    def factor(self, layer: int, ridge: float = 0.0) -> Tensor:
+    def factor(self, site: SiteId, ridge: float = 0.0) -> Tensor:
         """Return ``L⁻¹`` of ``C + ridge·mean(diag C)·I = L Lᵀ``, ``[d_in, d_in]`` float32.
 
         Factored in float64 once, kept in float32: its condition is the square root of C's
@@ -127,47 +132,56 @@ class KeyStatistics:
         """
 
         def factorise() -> dict[str, Tensor]:
-            moment = unpack_triangle(self._triangle(layer))
+            moment = unpack_triangle(self._triangle(site))
             moment.diagonal().add_(ridge * float(moment.diagonal().mean()))
             lower = cholesky_(moment)
             if lower is None:
                 raise NumericalError(
-                    f"the key statistics of layer {layer} are singular ({self.tokens} tokens for width {len(moment)}); "
+                    f"the key statistics of layer {site} are singular ({self.tokens} tokens for width {len(moment)}); "
                     f"collect more tokens, or use a ridge of at least {max(1e-6, 10 * ridge):.0e}"
                 )
             return {"factor": torch.empty(moment.shape, dtype=torch.float32).copy_(invert_(lower))}
 
-        return self._load_or_derive("factor", layer, ridge, factorise)["factor"]
+        return self._load_or_derive("factor", site, ridge, factorise)["factor"]
 
-    def spectrum(self, layer: int) -> tuple[Tensor, Tensor]:
+    def spectrum(self, site: SiteId) -> tuple[Tensor, Tensor]:
         """Return eigenvalues (descending) ``[d_in]`` and eigenvectors ``[d_in, d_in]`` of C, float64."""
 
         def decompose() -> dict[str, Tensor]:
             threads = torch.get_num_threads()
             torch.set_num_threads(1)  # two LAPACK threads on busy cores were measured 20x slower
             try:
-                values, vectors = torch.linalg.eigh(unpack_triangle(self._triangle(layer)))
+                values, vectors = torch.linalg.eigh(unpack_triangle(self._triangle(site)))
             finally:
                 torch.set_num_threads(threads)
             return {"values": values.flip(0), "vectors": vectors.flip(1)}
 
-        spectrum = self._load_or_derive("spectrum", layer, 0.0, decompose)
+        spectrum = self._load_or_derive("spectrum", site, 0.0, decompose)
         return spectrum["values"], spectrum["vectors"]
 
-    def _triangle(self, layer: int) -> Tensor:
-        """Return the lower triangle of a layer's moment, packed; see :mod:`kecore.statistics.triangular`."""
-        self.need(layer)
+    def _need_site(self, site: SiteId) -> None:
+        self.need(site.layer)
+        if site not in self.moments:
+            raise StatisticsMismatchError(
+                f"no statistics for site {site}; of layer {site.layer} these cover "
+                f"{', '.join(str(other) for other in self.sites if other.layer == site.layer)}. They are of a model "
+                "with other experts; collect them anew with `kecore stats`"
+            )
+
+    def _triangle(self, site: SiteId) -> Tensor:
+        """Return the lower triangle of a site's moment, packed; see :mod:`kecore.statistics.triangular`."""
+        self._need_site(site)
         if isinstance(self.moments, _MappedMoments):
-            return self.moments.triangles[layer]
-        return pack_triangle(self.moments[layer])
+            return self.moments.triangles[site]
+        return pack_triangle(self.moments[site])
 
     def _load_or_derive(
-        self, kind: str, layer: int, ridge: float, derive: Callable[[], dict[str, Tensor]]
+        self, kind: str, site: SiteId, ridge: float, derive: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
         """Return what follows from a moment alone: derived once, stored by content, and memory-mapped from there."""
-        key = (kind, layer, ridge)
+        key = (kind, site, ridge)
         if key not in self._memo:
-            triangle = self._triangle(layer)
+            triangle = self._triangle(site)
             if triangle.numel() < _WORTH_STORING**2 // 2:
                 self._memo[key] = derive()
             else:
@@ -183,15 +197,18 @@ class KeyStatistics:
             StatisticsMismatchError: names the layers and what differs.
         """
         identity = identity or view.identity()
-        if any(layer >= len(view.layers) for layer in self.layers):
+        in_model = {site.id for site in view.sites}
+        missing = [site for site in self.sites if site not in in_model]
+        if missing:
             raise StatisticsMismatchError(
-                f"the statistics cover layers {list(self.layers)}, the model has {len(view.layers)}"
+                f"the statistics cover layers {list(self.layers)}, the model has {len(view.layers)} and no site "
+                f"{missing[0]} among them"
             )
-        for layer, fingerprint in self.base.items():
-            difference = fingerprint.differs(identity, view.dtype, weights_below(view, layer))
+        for site, fingerprint in self.base.items():
+            difference = fingerprint.differs(identity, view.dtype, weights_below(view, site))
             if difference:
                 raise StatisticsMismatchError(
-                    f"the statistics of layer {layer} were collected on other weights: fingerprint {difference}. "
+                    f"the statistics of layer {site} were collected on other weights: fingerprint {difference}. "
                     "Collect them anew with `kecore stats`, or load the model they belong to"
                 )
 
@@ -199,7 +216,7 @@ class KeyStatistics:
         """Write ``statistics.safetensors`` into a folder (or to a ``.safetensors`` file), atomically."""
         path = Path(path)
         file = path if path.suffix == ".safetensors" else path / _FILE
-        return write_tensors(file, KIND, self.header(), {f"{i}": self._triangle(i) for i in self.layers})
+        return write_tensors(file, KIND, self.header(), {f"{site}": self._triangle(site) for site in self.sites})
 
     def header(self) -> dict[str, Any]:
         """Return what identifies the statistics, as JSON values."""
@@ -212,13 +229,16 @@ class KeyStatistics:
             "seed": self.seed,
             "sequence": self.sequence,
             "precision": self.precision,
-            "convergence": {str(i): x for i, x in self.convergence.items()},
-            "base": {str(i): {"dtype": f.dtype, "digests": dict(f.digests)} for i, f in self.base.items()},
+            "convergence": {str(site): change for site, change in self.convergence.items()},
+            "base": {
+                str(site): {"dtype": weights.dtype, "digests": dict(weights.digests)}
+                for site, weights in self.base.items()
+            },
         }
 
     @classmethod
     def load(cls, path: str | Path) -> KeyStatistics:
-        """Read statistics.
+        """Read statistics; those of kecore before it knew sites are named by layers, as a dense layer's site is.
 
         Raises:
             ArtifactError: missing, truncated, corrupt, foreign, or from a newer kecore.
@@ -226,45 +246,45 @@ class KeyStatistics:
         path = Path(path)
         header, tensors = read_tensors(path / _FILE if path.is_dir() else path, KIND, newest=_FORMAT)
         return cls(
-            moments=_MappedMoments({int(i): t for i, t in tensors.items()}),
+            moments=_MappedMoments({SiteId.parse(name): triangle for name, triangle in tensors.items()}),
             tokens=header["tokens"],
-            base={int(i): Fingerprint(**f) for i, f in header["base"].items()},
+            base={SiteId.parse(name): Fingerprint(**weights) for name, weights in header["base"].items()},
             corpus=header["corpus"],
             sources=tuple(header["sources"]),
             seed=header["seed"],
             sequence=header["sequence"],
             precision=header.get("precision"),
-            convergence={int(i): x for i, x in header["convergence"].items()},
+            convergence={SiteId.parse(name): change for name, change in header["convergence"].items()},
             version=header["version"],
         )
 
 
-class _MappedMoments(Mapping[int, Tensor]):
+class _MappedMoments(Mapping[SiteId, Tensor]):
     """Moments in a memory-mapped file; one is unpacked when asked for, and forgotten when nobody refers to it."""
 
-    def __init__(self, triangles: dict[int, Tensor]) -> None:
+    def __init__(self, triangles: dict[SiteId, Tensor]) -> None:
         self.triangles = triangles
-        self._unpacked: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+        self._unpacked: WeakValueDictionary[SiteId, Tensor] = WeakValueDictionary()
 
-    def __getitem__(self, layer: int) -> Tensor:
-        moment = self._unpacked.get(layer)
+    def __getitem__(self, site: SiteId) -> Tensor:
+        moment = self._unpacked.get(site)
         if moment is None:
-            moment = self._unpacked[layer] = unpack_triangle(self.triangles[layer])
+            moment = self._unpacked[site] = unpack_triangle(self.triangles[site])
         return moment
 
-    def __contains__(self, layer: object) -> bool:
-        return layer in self.triangles
+    def __contains__(self, site: object) -> bool:
+        return site in self.triangles
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[SiteId]:
         return iter(self.triangles)
 
     def __len__(self) -> int:
         return len(self.triangles)
 
 
-def weights_below(view: ModelView, layer: int) -> Callable[[str], bool]:
-    """Return a test of names: whether the keys of ``layer`` depend on the parameter of that name."""
-    above = tuple(f"{block.name}." for block in view.layers[layer + 1 :])
+def weights_below(view: ModelView, site: SiteId) -> Callable[[str], bool]:
+    """Return a test of names: whether the keys at ``site`` depend on the parameter of that name."""
+    above = tuple(f"{block.name}." for block in view.layers[site.layer + 1 :])
     after_layers: set[int] = set()
     for module in (view.final_norm, view.unembedding):
         if module is not None:
@@ -272,7 +292,7 @@ def weights_below(view: ModelView, layer: int) -> Callable[[str], bool]:
     embedding = view.model.get_input_embeddings()  # type: ignore[operator, union-attr]
     after_layers -= {id(parameter) for parameter in embedding.parameters()}  # the unembedding may be tied to it
     skipped = {name for name, parameter in view.model.named_parameters() if id(parameter) in after_layers}
-    skipped.add(view.layers[layer].value_projection.name)  # it reads the keys
+    skipped.add(view.site(site).linear.name)  # it reads the keys
 
     def is_below(name: str) -> bool:
         return name not in skipped and not name.startswith(above)

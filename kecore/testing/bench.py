@@ -227,7 +227,7 @@ class Bench:
         model = view.model
         _make_unusual(model)
         statistics = self.statistics()
-        moments = {i: c.clone() for i, c in statistics.moments.items()} if statistics else {}
+        moments = {site: moment.clone() for site, moment in statistics.moments.items()} if statistics else {}
         trained = self.trained()
         tensors = {name: t.clone() for name, t in trained.tensors.items()} if trained else {}
         stages: list[str] = []
@@ -237,7 +237,8 @@ class Bench:
         arguments: list[str] = []
         if statistics:
             now = statistics.moments
-            arguments += [f"the statistics of layer {i}" for i, c in moments.items() if not torch.equal(c, now[i])]
+            changed = [site for site, moment in moments.items() if not torch.equal(moment, now[site])]
+            arguments += [f"the statistics of layer {site}" for site in changed]
         if trained:
             now = trained.tensors
             arguments += [f"the trained tensor {name}" for name, t in tensors.items() if not torch.equal(t, now[name])]

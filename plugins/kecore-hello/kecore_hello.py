@@ -20,7 +20,7 @@ from kecore.engine.closed_form import ClosedForm
 from kecore.engine.keys import Keys
 from kecore.engine.layers import at_depth
 from kecore.engine.values import ValueSettings
-from kecore.model import ModelView
+from kecore.model import ModelView, SiteId
 from kecore.ops import Solution, kv_solve
 
 
@@ -46,7 +46,7 @@ class Hello:
         """Work out the edit; the model is as before when this returns."""
         config: HelloConfig = context.config
 
-        def smallest_change(layer: int, keys: Keys, residuals: Tensor) -> Solution:
+        def smallest_change(site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
             return kv_solve(keys.mean(), residuals, config.ridge)
 
         form = ClosedForm(

@@ -15,7 +15,7 @@ from kecore.api.types import Capabilities
 from kecore.batch import RequestBatch
 from kecore.edit import Edit
 from kecore.engine import Keys, LocateConfig, Spread, least_squares
-from kecore.model import ModelView
+from kecore.model import ModelView, SiteId
 from kecore.ops import Solution
 
 
@@ -25,7 +25,7 @@ class ByPower(Spread):
     def __init__(self, power: float) -> None:
         self.power = power
 
-    def share(self, layer: int, keys: Keys, missing: Tensor, remaining: int) -> Tensor:
+    def share(self, site: SiteId, keys: Keys, missing: Tensor, remaining: int) -> Tensor:
         """Return ``missing / remaining ** power``."""
         return missing / remaining**self.power
 
@@ -49,7 +49,7 @@ class HelloSpread:
         """Work out the edit; the model is as before when this returns."""
         config: HelloSpreadConfig = context.config
 
-        def smallest_change(layer: int, keys: Keys, residuals: Tensor) -> Solution:
+        def smallest_change(site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
             return least_squares(keys, residuals, factor=None, weight=0.05)
 
         layers = config.edited_layers(view)

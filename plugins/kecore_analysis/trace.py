@@ -311,7 +311,7 @@ def _sites(view: ModelView, kind: str) -> list[nn.Module]:
     if kind == "hidden":
         return [layer.module for layer in view.layers]
     if kind == "mlp":
-        return [layer.value_projection.module for layer in view.layers]
+        return [layer.site.linear.module for layer in view.layers]
     return [mixer(view, layer.index) for layer in view.layers]
 
 

@@ -34,9 +34,9 @@ class Method(Good):
 from planted import Good
 CACHE = {}
 class Method(Good):
-    def solve(self, layer, keys, residuals):
+    def solve(self, site, keys, residuals):
         size = CACHE.setdefault("size", float(residuals.norm()))
-        return super().solve(layer, keys, residuals * size / residuals.norm())
+        return super().solve(site, keys, residuals * size / residuals.norm())
 """,
 }
 

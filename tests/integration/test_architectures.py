@@ -116,7 +116,7 @@ def plain(view: ModelView, row: int, delta: Tensor | None = None) -> Plain:
     out, ids = Plain(), torch.tensor([IDS[row]])
     with ExitStack() as stack:
         for part in view.layers:
-            projection = part.value_projection.module
+            projection = part.site.linear.module
             if delta is not None and part.index == EDITED_LAYER:
                 stack.callback(projection.register_forward_hook(partial(added, delta, LOOKUPS[row])).remove)
             stack.callback(part.module.register_forward_hook(partial(out.on_layer, part.index)).remove)

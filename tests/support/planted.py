@@ -24,7 +24,7 @@ from kecore.edit import Edit, LowRank, WeightEdit
 from kecore.engine.closed_form import ClosedForm
 from kecore.engine.keys import Keys
 from kecore.engine.values import ValueSettings
-from kecore.model import ModelView
+from kecore.model import ModelView, SiteId
 from kecore.ops import Solution, kv_solve
 from kecore.testing import NonConformance
 
@@ -48,7 +48,7 @@ class Good:
         form = ClosedForm(layers=(1,), contexts=0, context_tokens=0, values=values, solve=self.solve)
         return form.plan(view, batch, context, self.name)
 
-    def solve(self, layer: int, keys: Keys, residuals: Tensor) -> Solution:
+    def solve(self, site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
         return kv_solve(keys.mean(), residuals, 1e-3)
 
 
@@ -129,7 +129,7 @@ class IsLostInJson(Good):
 @caught_by("plan_leaves_the_model_as_it_was")
 class RestoresRoughly(Good):
     def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
-        weight = view.layers[1].value_projection.parameter.data
+        weight = view.layers[1].site.linear.parameter.data
         noise = torch.full_like(weight, 0.1)
         weight += noise
         edit = super().plan(view, batch, context)
@@ -308,8 +308,8 @@ class ReturnsTensorsOfAnotherDevice(Good):
 
 @caught_by("edit_says_what_it_is", NonFiniteError)
 class ReturnsNan(Good):
-    def solve(self, layer: int, keys: Keys, residuals: Tensor) -> Solution:
-        solution = super().solve(layer, keys, residuals)
+    def solve(self, site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
+        solution = super().solve(site, keys, residuals)
         return solution._replace(U=solution.U / 0)
 
 
@@ -362,14 +362,14 @@ class LosesDigitsWhenSaved(Good):
 
 @caught_by("targets_become_likelier")
 class HardlyWrites(Good):
-    def solve(self, layer: int, keys: Keys, residuals: Tensor) -> Solution:
-        return super().solve(layer, keys, 1e-4 * residuals)
+    def solve(self, site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
+        return super().solve(site, keys, 1e-4 * residuals)
 
 
 @caught_by("targets_become_likelier")
 class WrecksNeighbours(Good):
-    def solve(self, layer: int, keys: Keys, residuals: Tensor) -> Solution:
-        solution = super().solve(layer, keys, residuals)
+    def solve(self, site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
+        solution = super().solve(site, keys, residuals)
         k = keys.mean()
         noise = torch.randn(len(k), 8, generator=torch.Generator().manual_seed(0))
         noise -= k @ torch.linalg.lstsq(k, noise).solution  # nothing that the edited keys would notice
@@ -407,8 +407,8 @@ class WritesWhatItDoesNotClaim(Good):
 
 @caught_by("order_of_a_batch_does_not_matter")
 class FavoursTheFirst(Good):
-    def solve(self, layer: int, keys: Keys, residuals: Tensor) -> Solution:
-        return super().solve(layer, keys, residuals / torch.arange(1, residuals.shape[1] + 1))
+    def solve(self, site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
+        return super().solve(site, keys, residuals / torch.arange(1, residuals.shape[1] + 1))
 
 
 @caught_by("second_edit_keeps_the_first")
@@ -429,7 +429,7 @@ class UndoesTheFirst(Good):
 @caught_by("declared_types_work", RuntimeError)
 class KnowsOneType(Good):
     def plan(self, view: ModelView, batch: Any, context: Any) -> Edit:
-        view.layers[1].value_projection.weight @ torch.eye(view.layers[1].value_projection.d_in)
+        view.layers[1].site.linear.weight @ torch.eye(view.layers[1].site.linear.d_in)
         return super().plan(view, batch, context)
 
 

@@ -12,7 +12,7 @@ from kecore.api.errors import PromptTooLongError, RequestConflictError, RequestE
 from kecore.api.method import MethodContext
 from kecore.api.types import EditRequest
 from kecore.batch import RequestBatch
-from kecore.model import ModelView
+from kecore.model import ModelView, SiteId
 from kecore.statistics import KeyStatistics
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore.text import Encoder, join_context
@@ -143,7 +143,7 @@ def test_views_of_a_batch_tokenise_nothing_again() -> None:
 def test_an_edit_by_memit_tokenises_each_text_once() -> None:
     """Memory's needs, values, keys of all layers and essence prompts read one tokenisation of prompt and context."""
     view, encoder = ModelView.of(tiny_model("gpt2")), Counting(tiny_tokenizer("byte-bpe"))
-    moments = {layer: torch.eye(view.layers[layer].value_projection.d_in) for layer in (0, 1)}
+    moments = {SiteId(layer): torch.eye(view.layers[layer].site.linear.d_in) for layer in (0, 1)}
     statistics = KeyStatistics(moments, 100, {}, "text")
     config = Memit.Config(contexts=2, context_tokens=3, steps=2, layers=(0, 1))  # pyright: ignore
     context = MethodContext(config, encoder, statistics=statistics)

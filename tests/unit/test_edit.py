@@ -32,7 +32,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 def edit_of(model: nn.Module, seed: int, layers: tuple[int, ...] = (0, 2), **fields: Any) -> WeightEdit:
     view = ModelView.of(model)
     generator = torch.Generator().manual_seed(seed)
-    projections = [view.layers[i].value_projection for i in layers]
+    projections = [view.layers[i].site.linear for i in layers]
     updates = {
         p.name: LowRank(
             torch.randn(p.d_out, 3, generator=generator) / 9, torch.randn(p.d_in, 3, generator=generator) / 9

@@ -30,7 +30,7 @@ def an_edit(model: nn.Module, ranks: dict[int, int]) -> WeightEdit:
     def factor(width: int, rank: int) -> Tensor:
         return torch.randn(width, rank, generator=draw) / 8
 
-    parts = {layer: view.layers[layer].value_projection for layer in ranks}
+    parts = {layer: view.layers[layer].site.linear for layer in ranks}
     return WeightEdit(
         updates={p.name: LowRank(factor(p.d_out, ranks[i]), factor(p.d_in, ranks[i])) for i, p in parts.items()},
         transposed=frozenset(p.name for p in parts.values() if p.transposed),

@@ -13,6 +13,7 @@ from kecore.api import errors
 from kecore.edit import WeightEdit, attached
 from kecore.engine import contexts
 from kecore.engine.closed_form import ClosedForm
+from kecore.model import SiteId
 from kecore.statistics import collect_statistics
 from kecore.testing import tiny_model, tiny_tokenizer
 
@@ -233,7 +234,11 @@ def test_layer_without_statistics_is_named_before_anything_runs(
 ) -> None:
     whole = KeyStatistics.load(statistics_file)
     editor.statistics = KeyStatistics(
-        {0: whole.moments[0]}, whole.tokens, {0: whole.base[0]}, whole.corpus, whole.sources
+        {SiteId(0): whole.moments[SiteId(0)]},
+        whole.tokens,
+        {SiteId(0): whole.base[SiteId(0)]},
+        whole.corpus,
+        whole.sources,
     )
     monkeypatch.setattr(ClosedForm, "plan", lambda *_args: pytest.fail("the engine ran"))
     with pytest.raises(errors.StatisticsMismatchError, match="layer 2"):

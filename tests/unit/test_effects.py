@@ -295,7 +295,7 @@ def test_structure_is_read_without_what_acts_beside_it(model: nn.Module) -> None
     edit = shift(model, 0.3)
     edit.attach(model)
     acting = logits(model)
-    assert ModelView.of(model).layers[1].value_projection.name == f"{PLACE}.weight"
+    assert ModelView.of(model).layers[1].site.linear.name == f"{PLACE}.weight"
     assert torch.equal(logits(model), acting)
 
 

@@ -16,6 +16,7 @@ from kecore.api import errors, registry
 from kecore.api.identity import Fingerprint
 from kecore.api.requirements import statistics_layers
 from kecore.files import cache_dir
+from kecore.model import SiteId
 from kecore.statistics_source import Provision, StatisticsSource
 from kecore.testing import tiny_model, tiny_tokenizer
 
@@ -63,7 +64,7 @@ def test_the_same_statistics_are_collected_once(source: StatisticsSource, monkey
     first = session(statistics=source).provide_statistics([1, 2], provisions.append)
     monkeypatch.setattr("kecore.statistics.collect_statistics", lambda *_a, **_o: pytest.fail("collected again"))
     again = session(statistics=source).provide_statistics([2, 1], provisions.append)
-    assert again.moment(1).equal(first.moment(1))
+    assert again.moment(SiteId(1)).equal(first.moment(SiteId(1)))
     assert [provision.cached for provision in provisions] == [False, True]
     assert {(provision.layers, provision.tokens) for provision in provisions} == {((1, 2), TOKENS)}
 
@@ -117,7 +118,7 @@ def test_statistics_are_of_the_model_without_its_edits(source: StatisticsSource)
     edited = {name: weight.clone() for name, weight in editor.model.named_parameters()}
     cached = next((cache_dir() / "statistics").iterdir()) / "statistics.safetensors"
     cached.unlink()
-    assert editor.provide_statistics([2]).moment(2).equal(untouched.moment(2))
+    assert editor.provide_statistics([2]).moment(SiteId(2)).equal(untouched.moment(SiteId(2)))
     assert all(weight.equal(edited[name]) for name, weight in editor.model.named_parameters())
 
 

@@ -66,7 +66,7 @@ class Toy:
 
     def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> WeightEdit:
         mean = context.need_trained(view, self.name)["mean"]
-        projection = view.layers[1].value_projection
+        projection = view.layers[1].site.linear
         update = LowRank(
             torch.full((projection.d_out, 1), float(mean) * context.config.strength), torch.ones(projection.d_in, 1)
         )

@@ -131,12 +131,12 @@ def _show_statistics(screen: Screen, file: Path) -> None:
 
     statistics = KeyStatistics.load(file)
     layers = {
-        str(layer): {
-            "width": statistics.width(layer),
-            "convergence": statistics.convergence.get(layer),
-            "mean_diagonal": statistics.mean_square(layer),
+        str(site): {
+            "width": statistics.width(site),
+            "convergence": statistics.convergence.get(site),
+            "mean_diagonal": statistics.mean_square(site),
         }
-        for layer in statistics.layers
+        for site in statistics.sites
     }
     screen.show(
         make_fields(

@@ -71,9 +71,9 @@ def _layers(view: ModelView) -> list[dict[str, Any]]:
             "index": layer.index,
             "name": layer.name,
             "class": type(layer.module).__name__,
-            "value_projection": layer.value_projection.name,
-            "shape": [layer.value_projection.d_out, layer.value_projection.d_in],
-            "storage": "[d_in, d_out]" if layer.value_projection.transposed else "[d_out, d_in]",
+            "value_projection": layer.site.linear.name,
+            "shape": [layer.site.linear.d_out, layer.site.linear.d_in],
+            "storage": "[d_in, d_out]" if layer.site.linear.transposed else "[d_out, d_in]",
             "residual_scale": layer.residual_scale,
         }
         for layer in view.layers

@@ -105,7 +105,7 @@ class AdapterConfig(PreservingConfig):
         """
         layers = self.adapted_layers(view)
         if self.targets == "value":
-            projections = [view.layers[i].value_projection for i in layers]
+            projections = [view.layers[i].site.linear for i in layers]
             return {projection.name.removesuffix(".weight"): projection for projection in projections}
         all_maps = linear_maps(view, layers)
         if self.targets == "all":

@@ -51,7 +51,7 @@ class MatrixConfig(PreservingConfig):
         """Return the memory of the change, its gradient and moments, and of a batch of requests, which is not cut."""
         layer = self.tuned_layer(view)
         items = estimate_items(batch.encodings, 0, 0, self.others)
-        projection = view.layers[layer].value_projection
+        projection = view.layers[layer].site.linear
         parts = {
             "change, gradient and moments": 4 * 4 * projection.d_out * projection.d_in,
             "hidden states below the layer": sum(len(e.ids) for e in items) * view.width * view.dtype.itemsize,
@@ -133,8 +133,8 @@ def tune_matrix(
     """
     config: MatrixConfig = context.config
     layer = config.tuned_layer(view)
-    projection = view.layers[layer].value_projection
-    weight = projection.weight
+    site = view.layers[layer].site
+    weight = site.linear.weight
     delta = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device, requires_grad=True)
 
     @torch.no_grad()
@@ -151,14 +151,11 @@ def tune_matrix(
         stop=config.stop_loss,
         after=after,
     )
-    transposed = {projection.name} if projection.transposed else set[str]()
-    return WeightEdit(
-        updates={projection.name: Dense(delta.detach().cpu())},
-        base=context.fingerprint(view),
+    return WeightEdit.planned(
+        view,
+        {site.id: Dense(delta.detach().cpu())},
+        context,
         method=method,
-        transposed=frozenset(transposed),
-        config=config.to_json(),
-        requests=tuple(requests),
-        seed=context.seed,
+        requests=requests,
         notes={"layers": [layer], "loss": losses},
     )

@@ -18,7 +18,7 @@ from kecore.engine.accumulate import append, gathered
 from kecore.engine.config import BatchConfig
 from kecore.engine.keys import Keys
 from kecore.engine.needs import Shape
-from kecore.model import ModelView
+from kecore.model import ModelView, SiteId
 from kecore.ops import Solution, kv_solve
 from kecore.statistics import KeyStatistics
 from kecore_methods.locate.presets import Published
@@ -34,13 +34,13 @@ class NullSpace:
 
     Args:
         statistics: second moments.
-        layer: which layer.
+        site: which site.
         threshold: a direction is used if its eigenvalue exceeds this; relative: times the mean eigenvalue.
         absolute: ``threshold`` is an eigenvalue.
     """
 
-    def __init__(self, statistics: KeyStatistics, layer: int, threshold: float, *, absolute: bool = False) -> None:
-        values, vectors = statistics.spectrum(layer)
+    def __init__(self, statistics: KeyStatistics, site: SiteId, threshold: float, *, absolute: bool = False) -> None:
+        values, vectors = statistics.spectrum(site)
         limit = threshold if absolute else threshold * float(values.mean())
         self.rank = int((values > limit).sum())
         self.used = vectors[:, : self.rank]
@@ -92,18 +92,18 @@ class InNullSpace(ABC):
         absolute = config.eigenvalue_threshold is not None
         threshold = config.relative_threshold if config.eigenvalue_threshold is None else config.eigenvalue_threshold
 
-        def solve(layer: int, keys: Keys, residuals: Tensor) -> Solution:
+        def solve(site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
             columns, shares = keys.each() if config.each_context else (keys.mean(), None)
-            projected = NullSpace(statistics, layer, threshold, absolute=absolute).project(columns)
+            projected = NullSpace(statistics, site, threshold, absolute=absolute).project(columns)
             size = float(projected.double().square().sum()) / residuals.shape[1]
-            new = Projected(layer, batch.subjects, projected, shares, residuals, size)
+            new = Projected(site, batch.subjects, projected, shares, residuals, size)
             return self.write(new, config.l2 * size if config.l2_lambda is None else config.l2_lambda, context)
 
         return config.engine(layers, solve=solve).plan(view, batch, context, self.name)
 
     @abstractmethod
     def write(self, new: Projected, ridge: float, context: MethodContext) -> Solution:
-        """The update of one layer; ``context.state`` holds the edits before and takes this one in."""
+        """The update of one site; ``context.state`` holds the edits before and takes this one in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class Projected:
     """Keys in the null space, and what they are to give.
 
     Args:
-        layer: index of the layer.
+        site: where they are.
         subjects: subject of each of ``u`` groups.
         keys: ``[d_in, c]`` columns.
         shares: ``[c, u]``, see :meth:`Keys.each`; None for a column a group.
@@ -119,7 +119,7 @@ class Projected:
         size: mean squared norm of a group's keys.
     """
 
-    layer: int
+    site: SiteId
     subjects: Sequence[str]
     keys: Tensor
     shares: Tensor | None
@@ -143,5 +143,5 @@ class AlphaEdit(InNullSpace):
 
     def write(self, new: Projected, ridge: float, context: MethodContext) -> Solution:
         """Weigh the keys of earlier edits against the new ones in one system."""
-        append(context.state, f"keys/{new.layer}", new.keys)
-        return kv_solve(gathered(context.state, f"keys/{new.layer}"), new.residuals, ridge, shares=new.shares)
+        append(context.state, f"keys/{new.site}", new.keys)
+        return kv_solve(gathered(context.state, f"keys/{new.site}"), new.residuals, ridge, shares=new.shares)

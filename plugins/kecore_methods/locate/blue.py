@@ -11,6 +11,7 @@ from kecore.api.config import StageSettings
 from kecore.engine.closed_form import ClosedForm
 from kecore.engine.keys import Keys, Prompts
 from kecore.engine.spread import Residuals, Spread
+from kecore.model import SiteId
 
 __all__ = ["Blue", "Boundary"]
 
@@ -40,9 +41,9 @@ class Boundary(Spread):
         """Begin to read the layer; see the base."""
         return self._within.residuals(prompts, part, delta)
 
-    def share(self, layer: int, keys: Keys, missing: Tensor, remaining: int) -> Tensor:
+    def share(self, site: SiteId, keys: Keys, missing: Tensor, remaining: int) -> Tensor:
         """Return what the layer writes; see the base."""
-        return self._within.share(layer, keys, missing, remaining)
+        return self._within.share(site, keys, missing, remaining)
 
 
 class Blue:

@@ -14,7 +14,7 @@ from kecore.edit import WeightEdit
 from kecore.engine.config import BatchConfig
 from kecore.engine.keys import Keys
 from kecore.engine.solve import least_squares
-from kecore.model import ModelView
+from kecore.model import ModelView, SiteId
 from kecore.ops import Solution
 from kecore_methods.locate.presets import Published
 
@@ -55,8 +55,8 @@ class Emmet:
         absolute = config.ridge_lambda is not None
         weight = config.ridge if config.ridge_lambda is None else config.ridge_lambda
 
-        def solve(layer: int, keys: Keys, residuals: Tensor) -> Solution:
-            factor = statistics.factor(layer, config.statistics_ridge)
+        def solve(site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
+            factor = statistics.factor(site, config.statistics_ridge)
             return least_squares(keys, residuals, factor, weight, absolute=absolute, each=config.each_context)
 
         return config.engine(layers, solve=solve).plan(view, batch, context, self.name)

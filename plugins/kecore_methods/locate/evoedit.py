@@ -44,7 +44,7 @@ class EvoEdit(InNullSpace):
         config: EvoEdit.Config = context.config
         groups = torch.arange(len(new.subjects)) if new.shares is None else new.shares.argmax(1)
         # A later request about a subject takes precedence, or its key would have no room left.
-        before = Past(context.state, new.layer, new.subjects).take(new.keys, groups)
+        before = Past(context.state, new.site, new.subjects).take(new.keys, groups)
         free = outside(before, new.keys, config.occupied * new.size)
         return kv_solve(free, new.residuals, ridge, shares=new.shares)
 

@@ -17,10 +17,10 @@ from kecore.api.method import MethodContext
 from kecore.api.requirements import check_count
 from kecore.api.types import Capabilities, EditRequest
 from kecore.batch import RequestBatch
-from kecore.edit import LowRank, WeightEdit
+from kecore.edit import LowRank, Update, WeightEdit
 from kecore.engine import contexts
 from kecore.memory import Need
-from kecore.model import ModelView
+from kecore.model import ModelView, SiteId
 from kecore.text import Encoder, join_context
 from kecore_methods.locate.neurons import Neuron, attribute, attribution_need, knowledge_neurons, next_tokens
 
@@ -90,20 +90,15 @@ class Kn:
             step = config.new_weight * new_direction - config.old_weight * old_direction
             for neuron in neurons:
                 changes.setdefault(neuron.layer, {})[neuron.index] = self._change(view, neuron, step, config)
-        projections = {layer: view.layers[layer].value_projection for layer in sorted(changes)}
-        return WeightEdit(
-            updates={p.name: _column_update(p.d_in, changes[layer]) for layer, p in projections.items()},
-            base=context.fingerprint(view),
-            method=self.name,
-            transposed=frozenset(p.name for p in projections.values() if p.transposed),
-            config=config.to_json(),
-            requests=(request,),
-            seed=context.seed,
-            notes={
-                "layers": sorted(changes),
-                "neurons": {request.id: [list(astuple(neuron)) for neuron in neurons]},
-            },
-        )
+        updates: dict[SiteId, Update] = {}
+        for layer in sorted(changes):
+            site = view.layers[layer].site
+            updates[site.id] = _column_update(site.linear.d_in, changes[layer])
+        notes = {
+            "layers": sorted(changes),
+            "neurons": {request.id: [list(astuple(neuron)) for neuron in neurons]},
+        }
+        return WeightEdit.planned(view, updates, context, method=self.name, requests=(request,), notes=notes)
 
     def _locate(
         self, view: ModelView, request: EditRequest, prefixes: Sequence[str], context: MethodContext
@@ -139,7 +134,7 @@ class Kn:
     @staticmethod
     def _change(view: ModelView, neuron: Neuron, step: Tensor, config: Config) -> Tensor:
         """Return what is added to a neuron's value, ``[d_out]``; ``step`` is in units of the layer's values."""
-        weight = view.layers[neuron.layer].value_projection.weight.float()
+        weight = view.layers[neuron.layer].site.linear.weight.float()
         if config.operation == "erase":
             return -weight[:, neuron.index].cpu()
         length = float(weight.norm(dim=0).mean())  # a neuron's value is a column

@@ -105,7 +105,7 @@ def _backward(view: ModelView, encoder: Encoder, texts: Sequence[Encoded], layer
     # The gradient with respect to an output is that of a zero added to it.
     added: dict[int, Tensor] = {}
     for layer in layers:
-        projection = view.layers[layer].value_projection
+        projection = view.layers[layer].site.linear
         shape = (*rows.input_ids.shape, projection.d_out)
         added[layer] = torch.zeros(shape, dtype=view.dtype, device=projection.weight.device, requires_grad=True)
     with torch.enable_grad():

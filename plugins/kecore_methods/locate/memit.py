@@ -17,7 +17,7 @@ from kecore.engine.closed_form import ClosedForm, unsolved
 from kecore.engine.config import BatchConfig
 from kecore.engine.keys import Keys
 from kecore.engine.solve import least_squares
-from kecore.model import ModelView
+from kecore.model import ModelView, SiteId
 from kecore.ops import Solution
 from kecore.statistics import KeyStatistics
 from kecore_methods.locate.presets import Published
@@ -71,11 +71,11 @@ class LeastSquares:
             """Return the engine, which merges subjects or does not."""
             return super().engine(layers, **{"merge_subjects": self.merge_subjects, **choices})
 
-        def norm(self, statistics: KeyStatistics, layer: int) -> float:
-            """Weight of ``‖Δ‖²`` in units of the preserved keys' mean square at a layer."""
+        def norm(self, statistics: KeyStatistics, site: SiteId) -> float:
+            """Weight of ``‖Δ‖²`` in units of the preserved keys' mean square at a site."""
             if self.norm_lambda is None or self.preservation_lambda is None:
                 return self.norm_weight
-            return self.norm_lambda / (self.preservation_lambda * statistics.mean_square(layer))
+            return self.norm_lambda / (self.preservation_lambda * statistics.mean_square(site))
 
     name: ClassVar[str]
     capabilities = Capabilities(kind="weights", batch=True, sequential=True, needs_statistics=True)
@@ -90,10 +90,10 @@ class LeastSquares:
         merge = config.engine(layers, solve=unsolved).merge_subjects
         subjects = batch.subjects if merge else batch.ungrouped().subjects
 
-        def solve(layer: int, keys: Keys, residuals: Tensor) -> Solution:
-            factor = statistics.factor(layer, config.statistics_ridge + config.norm(statistics, layer))
+        def solve(site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
+            factor = statistics.factor(site, config.statistics_ridge + config.norm(statistics, site))
             weight = config.preservation if config.preservation_lambda is None else config.preservation_lambda
-            past = Past(context.state, layer, subjects) if config.accumulate else None
+            past = Past(context.state, site, subjects) if config.accumulate else None
             return least_squares(
                 keys, residuals, factor, weight, absolute=absolute, each=config.each_context, past=past
             )

@@ -11,7 +11,7 @@ from kecore.api.errors import LayerError
 from kecore.engine.closed_form import ClosedForm
 from kecore.engine.keys import Keys, Prompts
 from kecore.engine.spread import Residuals, Spread
-from kecore.model.sites import Output, Value
+from kecore.model import Output, SiteId, Value
 from kecore_methods.locate.memit import LeastSquares
 
 __all__ = ["ForwardReplay", "MemitFE", "replayed_targets"]
@@ -32,7 +32,7 @@ class ForwardReplay(Spread):
         """Work out the target of each layer; see the base and :func:`replayed_targets`."""
         return _TargetResiduals(prompts, replayed_targets(prompts, part, delta))
 
-    def share(self, layer: int, keys: Keys, missing: Tensor, remaining: int) -> Tensor:
+    def share(self, site: SiteId, keys: Keys, missing: Tensor, remaining: int) -> Tensor:
         """Return all that is missing to the layer's own target."""
         return missing
 

@@ -112,7 +112,7 @@ def attribute(
         first_replay = Replay(view, encoder, ids, lookups, 0)
         rows_at_once = max(1, memory // _row_bytes(view, max(lookups) + 1))
         for layer in layers:
-            weight = view.layers[layer].value_projection.weight.float()
+            weight = view.layers[layer].site.linear.weight.float()
             replay = first_replay.at_layer(layer)
             value = keys[layer] @ weight.t()  # [prompts, d_model]
             gradient = _integrate(
@@ -190,7 +190,7 @@ def attribution_need(view: ModelView, prompts: int, steps: int, width: int) -> N
         steps: rows of each prompt.
         width: tokens of the longest prompt.
     """
-    widest = max(layer.value_projection.d_in for layer in view.layers)
+    widest = max(layer.site.linear.d_in for layer in view.layers)
     parts = {"activations and attributions": 2 * 4 * prompts * widest * len(view.layers)}
     return Need("attribution", parts, _row_bytes(view, width), prompts * steps, 1)
 

@@ -13,6 +13,7 @@ from kecore.engine.closed_form import ClosedForm
 from kecore.engine.keys import Keys, Prompts
 from kecore.engine.spread import AnchorResiduals, Residuals, Spread
 from kecore.engine.values import ValueSettings
+from kecore.model import SiteId
 from kecore.model.mixer import mixer
 from kecore_methods.locate.memit import LeastSquares
 
@@ -30,7 +31,7 @@ class BySquareRoot(Spread):
         """Begin to read the layers of a part; see the base."""
         return AnchorResiduals(prompts.view, prompts.begin_pass(part, projection=True), delta)
 
-    def share(self, layer: int, keys: Keys, missing: Tensor, remaining: int) -> Tensor:
+    def share(self, site: SiteId, keys: Keys, missing: Tensor, remaining: int) -> Tensor:
         """Return ``missing / sqrt(remaining)``."""
         return missing / math.sqrt(remaining)
 

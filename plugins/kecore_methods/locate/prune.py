@@ -13,7 +13,7 @@ from torch import Tensor
 from kecore.api.config import StageSettings
 from kecore.edit import LowRank, Update, factors_of
 from kecore.engine.closed_form import ClosedForm
-from kecore.engine.post import Post, Site
+from kecore.engine.post import EditedSite, Post
 from kecore_methods.locate.memit import LeastSquares
 
 __all__ = ["Prune", "RestrainedSpectrum", "restrained_spectrum"]
@@ -62,8 +62,8 @@ def restrained_spectrum(base: float) -> Post:
         base: base of the logarithm, above 1; a larger one restrains more.
     """
 
-    def post(site: Site, update: Update) -> Update:
-        name = f"prune/{site.layer}"
+    def post(site: EditedSite, update: Update) -> Update:
+        name = f"prune/{site.id}"
         if f"{name}/top" not in site.state:
             site.state[f"{name}/top"] = torch.tensor(_largest_singular_value(site.weight))
         top = float(site.state[f"{name}/top"])

@@ -11,7 +11,7 @@ from pydantic import Field
 from kecore.api.config import StageSettings
 from kecore.edit import Dense, Update
 from kecore.engine.closed_form import ClosedForm
-from kecore.engine.post import Post, Site
+from kecore.engine.post import EditedSite, Post
 from kecore_methods.locate.memit import LeastSquares
 
 __all__ = ["LargestChanges", "Rect", "largest_relative_changes"]
@@ -61,7 +61,7 @@ def largest_relative_changes(kept: float) -> Post:
         kept: share of the entries that stay, 0 to 1.
     """
 
-    def post(site: Site, update: Update) -> Update:
+    def post(site: EditedSite, update: Update) -> Update:
         delta = update.matrix()
         # Where both are zero nothing changes; where only the weight is, the change is infinite.
         change = (delta / site.weight.to(delta)).abs().nan_to_num(nan=0.0, posinf=math.inf).flatten()

@@ -15,7 +15,7 @@ from kecore.edit import WeightEdit
 from kecore.engine.config import LocateConfig
 from kecore.engine.keys import Keys, Prompts
 from kecore.engine.solve import one_by_one
-from kecore.model import ModelView
+from kecore.model import ModelView, SiteId
 from kecore.ops import Solution
 from kecore_methods.locate.presets import Published
 
@@ -63,8 +63,8 @@ class Rome:
         statistics = context.need_statistics(layers, self.name) if config.second_moment else None
         bare = None if config.consistent_key else self._bare_keys(view, batch, context, layers[0])
 
-        def solve(layer: int, keys: Keys, residuals: Tensor) -> Solution:
-            factor = statistics.factor(layer, config.statistics_ridge) if statistics is not None else None
+        def solve(site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
+            factor = statistics.factor(site, config.statistics_ridge) if statistics is not None else None
             return one_by_one(keys.mean(), residuals, factor, bare)
 
         return config.engine(layers, solve=solve).plan(view, batch, context, self.name)

@@ -11,7 +11,7 @@ from kecore.api.config import StageSettings
 from kecore.edit import LowRank, Update, factors_of
 from kecore.engine.accumulate import append, gathered
 from kecore.engine.closed_form import ClosedForm
-from kecore.engine.post import Post, Site
+from kecore.engine.post import EditedSite, Post
 from kecore.ops import kv_solve
 from kecore_methods.locate.rome import Rome
 
@@ -64,8 +64,8 @@ def simulated_ideal(ridge: float) -> Post:
         ridge: λ, relative to the mean squared norm of the first edit's keys.
     """
 
-    def post(site: Site, update: Update) -> Update:
-        name = f"simie/{site.layer}"
+    def post(site: EditedSite, update: Update) -> Update:
+        name = f"simie/{site.id}"
         new, _ = site.keys.each(compact=True)
         if f"{name}/ridge" not in site.state:
             size = float(new.double().square().sum()) / len(site.keys.weight)

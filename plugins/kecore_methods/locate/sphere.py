@@ -10,7 +10,7 @@ from pydantic import Field
 from kecore.api.config import StageSettings
 from kecore.edit import Dense, LowRank, Update, factors_of
 from kecore.engine.closed_form import ClosedForm
-from kecore.engine.post import Post, Site
+from kecore.engine.post import EditedSite, Post
 from kecore_methods.locate.alphaedit import AlphaEdit
 
 __all__ = ["BesidesPrincipalDirections", "Sphere", "besides_principal_directions"]
@@ -69,7 +69,7 @@ def besides_principal_directions(ratio: float, suppression: float) -> Post:
         suppression: how much of the update along them goes; 1 is all.
     """
 
-    def post(site: Site, update: Update) -> Update:
+    def post(site: EditedSite, update: Update) -> Update:
         rows = site.weight.detach().double().cpu()
         rows = rows / rows.norm(dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
         # The right singular vectors of rows are the eigenvectors of their second moment.

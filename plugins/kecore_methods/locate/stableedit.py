@@ -50,8 +50,9 @@ class StableEdit(Lifelong):
             texts = [replace(plain.encode(text), start=1) for text in sampled if text]
             layer_features = features(view, plain, texts, layers, context.memory, context.progress)
             for layer, tokens in layer_features.items():
-                Running(context.state, f"running/{layer}/keys").add(tokens.keys)
-                self.running(f"running/{layer}", context).add(tokens.gradients)
+                site = view.layers[layer].site.id
+                Running(context.state, f"running/{site}/keys").add(tokens.keys)
+                self.running(f"running/{site}", context).add(tokens.gradients)
 
     def running(self, name: str, context: MethodContext) -> Running:
         """Return the running statistics of gradients, with their covariance."""

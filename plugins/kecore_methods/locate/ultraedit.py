@@ -13,10 +13,10 @@ from kecore.api.errors import ConfigError
 from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities
 from kecore.batch import RequestBatch
-from kecore.edit import LowRank, WeightEdit
+from kecore.edit import LowRank, Update, WeightEdit
 from kecore.engine.layers import at_depth
 from kecore.memory import Need, backward_bytes, logits_bytes
-from kecore.model import ModelView
+from kecore.model import ModelView, SiteId
 from kecore.ops import kv_solve
 from kecore_methods.locate.lifelong import Features, Running, features
 
@@ -64,8 +64,8 @@ class Lifelong:
             tokens = sum(len(item.ids) for item in items)
             target_tokens = sum(len(item.ids) - item.start for item in items)
             longest = max(len(item.ids) for item in items)
-            projections = [view.layers[i].value_projection for i in layers]
-            widths = sum(projection.d_in + projection.d_out for projection in projections)
+            linears = [view.layers[layer].site.linear for layer in layers]
+            widths = sum(linear.d_in + linear.d_out for linear in linears)
             token = backward_bytes(view, layers[0]) + target_tokens * logits_bytes(view) // tokens
             return [Need("gradients", {"features": 2 * 4 * target_tokens * widths}, token, tokens, longest)]
 
@@ -77,7 +77,7 @@ class Lifelong:
         """Plan the edit; running statistics of all edits so far travel in ``context.state``."""
         config: Lifelong.Config = context.config
         layers = config.edited_layers(view)
-        updates: dict[str, LowRank] = {}
+        updates: dict[SiteId, Update] = {}
         with view.frozen():
             self.prepare_statistics(view, layers, context)
             with context.stages("gradients"):
@@ -89,21 +89,12 @@ class Lifelong:
                 ridge = config.ridge_lambda
                 if ridge is None:
                     ridge = config.ridge * float(tokens.keys.double().square().sum(1).mean())
-                steps = self.steps(f"running/{layer}", tokens, context)
+                site = view.layers[layer].site.id
+                steps = self.steps(f"running/{site}", tokens, context)
                 solution = kv_solve(tokens.keys.t(), steps.t().float(), ridge)
-                updates[view.layers[layer].value_projection.name] = LowRank(solution.U, solution.V)
-        projections = [view.layers[layer].value_projection for layer in layers]
-        return WeightEdit(
-            updates=updates,
-            base=context.fingerprint(view),
-            method=self.name,
-            transposed=frozenset(p.name for p in projections if p.transposed),
-            config=config.to_json(),
-            requests=batch.requests,
-            seed=context.seed,
-            notes={"layers": list(layers), "tokens": len(layer_features[layers[0]].keys)},
-            state=dict(context.state),
-        )
+                updates[site] = LowRank(solution.U, solution.V)
+        notes = {"layers": list(layers), "tokens": len(layer_features[layers[0]].keys)}
+        return WeightEdit.planned(view, updates, context, method=self.name, requests=batch.requests, notes=notes)
 
     def prepare_statistics(self, view: ModelView, layers: Sequence[int], context: MethodContext) -> None:
         """Prepare the running statistics before the first edit of a session; UltraEdit needs nothing."""

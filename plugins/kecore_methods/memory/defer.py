@@ -79,7 +79,7 @@ class DeferConfig(MethodConfig):
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """Return the memory of one request at a time, and of the side network with gradient and moments."""
         layer = self.edited_layer(view)
-        projection = view.layers[layer].value_projection
+        projection = view.layers[layer].site.linear
         size = 4 * 5 * projection.d_out * projection.d_in
         return [batch_need(view, batch.encodings, 1, layer, {"side network and moments": size})]
 
@@ -182,7 +182,7 @@ def _open_network(view: ModelView, layer: int, config: DeferConfig, state: Mappi
     Raises:
         ConfigError: earlier edits are at another layer.
     """
-    projection = view.layers[layer].value_projection
+    projection = view.layers[layer].site.linear
     path = projection.name.removesuffix(".weight")
     network = SideNetwork(path, projection.d_in, projection.d_out, config.threshold)
     if not state:
@@ -242,7 +242,7 @@ def _units(view: ModelView, layer: int, config: DeferConfig) -> dict[str, float]
     """Return how far one step of Adam moves an entry of each tensor."""
     if config.learning_rate is not None:
         return dict.fromkeys(_TENSORS, config.learning_rate)
-    projection = view.layers[layer].value_projection
+    projection = view.layers[layer].site.linear
     logit_step = config.gate_learning_rate
     side_step = config.relative_learning_rate * float(projection.weight.float().square().mean().sqrt())
     # All d_in entries of the gate step at once, so that each moves the logit by its share.

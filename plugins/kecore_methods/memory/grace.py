@@ -267,7 +267,7 @@ class Grace:
 
 
 def _path(view: ModelView, layer: int) -> str:
-    return view.layers[layer].value_projection.name.removesuffix(".weight")
+    return view.layers[layer].site.linear.name.removesuffix(".weight")
 
 
 def _open_entries(view: ModelView, layer: int, context: MethodContext) -> Entries:
@@ -277,7 +277,7 @@ def _open_entries(view: ModelView, layer: int, context: MethodContext) -> Entrie
         ConfigError: they are at another layer.
     """
     if not context.state:
-        projection = view.layers[layer].value_projection
+        projection = view.layers[layer].site.linear
         return Entries.empty(projection.d_in, projection.d_out)
     session_layer = int(context.state["layer"])
     if session_layer != layer:

@@ -88,7 +88,7 @@ class MeloConfig(MethodConfig):
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """Return the memory of a block with gradient and moments, and of the edits that share it."""
         layers = self.adapted_layers(view)
-        projections = [view.layers[layer].value_projection for layer in layers]
+        projections = [view.layers[layer].site.linear for layer in layers]
         numbers = sum(self.rank * (projection.d_in + projection.d_out) for projection in projections)
         parts = {"a block, gradient and moments": 4 * 4 * numbers}
         return [batch_need(view, batch.encodings, self.block_edits, layers[0], parts)]
@@ -121,12 +121,12 @@ class Book:
         """
         config: MeloConfig = context.config
         layer, layers = config.key_layer(view), config.adapted_layers(view)
-        projections = [view.layers[i].value_projection for i in layers]
+        projections = [view.layers[i].site.linear for i in layers]
         state = context.state
         if not state:
             down = [torch.zeros(0, config.rank, projection.d_in) for projection in projections]
             up = [torch.zeros(0, projection.d_out, config.rank) for projection in projections]
-            return cls(layer, layers, Clusters.empty(view.layers[layer].value_projection.d_in), down, up)
+            return cls(layer, layers, Clusters.empty(view.layers[layer].site.linear.d_in), down, up)
         old_layer, old_layers, old_rank = int(state["layer"]), tuple(state["layers"].tolist()), state["down0"].shape[1]
         if (old_layer, old_layers, old_rank) != (layer, layers, config.rank):
             raise ConfigError(
@@ -152,7 +152,7 @@ class Book:
 
     def module(self, view: ModelView) -> DynamicLora:
         """Return a side module with these clusters and blocks."""
-        projections = {i: view.layers[i].value_projection for i in (self.layer, *self.layers)}
+        projections = {i: view.layers[i].site.linear for i in (self.layer, *self.layers)}
         paths = {i: projection.name.removesuffix(".weight") for i, projection in projections.items()}
         blocks, rank, _ = self.down[0].shape
         module = DynamicLora(

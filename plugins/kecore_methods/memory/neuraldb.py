@@ -115,7 +115,7 @@ class NeuralDb:
             return Solution(values, keys.mean(), 0.0, 1.0)  # value and key of each subject, as columns
 
         weight_edit = config.engine((layer,), solve=keep_pairs).plan(view, batch, context, self.name)
-        projection = view.layers[layer].value_projection
+        projection = view.layers[layer].site.linear
         pairs = weight_edit.updates[projection.name]
         if not isinstance(pairs, LowRank):  # guaranteed by the stages that are allowed
             raise TypeError(f"{projection.name}: key and value came back as {type(pairs).__name__}")

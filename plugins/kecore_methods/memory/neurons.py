@@ -58,7 +58,7 @@ class Block:
             UnsupportedModelError: there is no such linear map.
         """
         layer_view = view.layers[layer]
-        projection = layer_view.value_projection
+        projection = layer_view.site.linear
         input_widths: dict[str, int] = {}  # of each linear map, in the order that they run in
         handles: list[RemovableHandle] = []
 

@@ -76,7 +76,7 @@ class WiseConfig(MethodConfig):
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """Return the memory of the shards, a gradient and moments, and of one request with its contexts at a time."""
         layer = choose_layer(view, self.layer, self.depth)
-        projection = view.layers[layer].value_projection
+        projection = view.layers[layer].site.linear
         parts = {"shards, gradient and moments": 4 * (4 + self.shards) * projection.d_out * projection.d_in}
         items = [item for item in batch.encodings for _ in range(self.contexts + 1)]
         return [batch_need(view, items, self.contexts + 1, layer, parts)]
@@ -111,7 +111,7 @@ class Memory:
         Raises:
             ConfigError: it is at another layer.
         """
-        projection = view.layers[layer].value_projection
+        projection = view.layers[layer].site.linear
         d_out, d_in = projection.d_out, projection.d_in
         if not state:
             no_deltas = torch.zeros(0, d_out, d_in)
@@ -203,7 +203,7 @@ class Wise:
                     memory.make_room(config)
                     losses.append(_Writer(view, context, memory, batch.select([index]), prefixes).write())
         context.state.update(memory.state())
-        path = view.layers[layer].value_projection.name.removesuffix(".weight")
+        path = view.layers[layer].site.linear.name.removesuffix(".weight")
         notes = {"layers": [layer], "memories": len(memory.merged) + len(memory.shards), "loss": losses}
         return side_edit(memory.module(path, config), view, context, self.name, batch.requests, notes)
 
@@ -262,7 +262,7 @@ class _Writer:
     def write(self) -> float:
         """Tune the shard and return the last loss."""
         memory, config = self.memory, self.config
-        weight = self.view.layers[memory.layer].value_projection.weight
+        weight = self.view.layers[memory.layer].site.linear.weight
         base = memory.shards[-1].to(weight.device)
         mask = memory.mask(config.mask_ratio, self.context.seed).to(weight.device)
         step = torch.zeros_like(base, requires_grad=True)

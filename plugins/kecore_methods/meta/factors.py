@@ -192,7 +192,7 @@ class Reader:
 
     def _zero_output(self, layer: int, rows: Rows) -> Tensor:
         """Return zeros to be added to a value projection's output, ``[rows, width, d_out]``, that take a gradient."""
-        projection = self.view.layers[layer].value_projection
+        projection = self.view.layers[layer].site.linear
         weight = projection.weight
         shape = (*rows.input_ids.shape, projection.d_out)
         return torch.zeros(shape, dtype=weight.dtype, device=weight.device, requires_grad=True)

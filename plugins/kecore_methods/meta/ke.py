@@ -58,7 +58,7 @@ class KeNetwork(Network):
         self.separator = nn.Parameter(torch.randn(width))
         self.lstm = nn.LSTM(width, hidden, bidirectional=True, batch_first=True)
         self.middle = nn.Linear(2 * hidden, hidden)
-        projections = {layer: view.layers[layer].value_projection for layer in config.edited_layers(view)}
+        projections = {layer: view.layers[layer].site.linear for layer in config.edited_layers(view)}
         self.gates = nn.ModuleDict({str(layer): _Gates(p, hidden, config) for layer, p in projections.items()})
         self.register_buffer("multiplier", torch.ones(()))
         self.multiplier: Tensor

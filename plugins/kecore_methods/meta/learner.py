@@ -15,10 +15,10 @@ from kecore.api.errors import ConfigError, DataFormatError
 from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities, EditRecord
 from kecore.batch import RequestBatch
-from kecore.edit import LowRank, WeightEdit
+from kecore.edit import LowRank, Update, WeightEdit
 from kecore.engine.layers import at_depth
 from kecore.memory import Need, backward_bytes, logits_bytes
-from kecore.model import ModelView
+from kecore.model import ModelView, SiteId
 from kecore.text import Encoded
 from kecore.training import Schedule, module_state, restore_module
 from kecore_methods.meta.factors import Factors, Reader, Shifts, low_rank, nll, row_means
@@ -68,7 +68,7 @@ class GradientConfig(MethodConfig):
         tokens = sum(len(item.ids) for item in items)
         target_tokens = sum(len(item.ids) - item.start for item in items)
         longest = max(len(item.ids) for item in items)
-        projections = [view.layers[i].value_projection for i in layers]
+        projections = [view.layers[i].site.linear for i in layers]
         widths = sum(projection.d_in + projection.d_out for projection in projections)
         at_once = longest * min(_TOGETHER, len(items))
         # Logits are computed at targets only; their share falls on every token, rounded up.
@@ -135,23 +135,14 @@ class GradientEditor:
             with context.stages("network"):
                 factors = Factors.stack(chunks)
                 shifts = network.shifts(view, items, factors, len(items))
-        updates: dict[str, LowRank] = {}
+        updates: dict[SiteId, Update] = {}
         for layer, (u, v) in shifts.items():
             # Padding holds no token, so its factors are no part of the update.
             tokens = (u[0] != 0).any(1) & (v[0] != 0).any(1)
-            name = view.layers[layer].value_projection.name
-            updates[name] = LowRank(*low_rank(u[0, tokens].cpu(), v[0, tokens].cpu()))
-        projections = [view.layers[layer].value_projection for layer in layers]
-        return WeightEdit(
-            updates=updates,
-            base=context.fingerprint(view),
-            method=self.name,
-            transposed=frozenset(projection.name for projection in projections if projection.transposed),
-            config=config.to_json(),
-            requests=batch.requests,
-            seed=context.seed,
-            notes={"layers": list(layers)},
-        )
+            site = view.layers[layer].site.id
+            updates[site] = LowRank(*low_rank(u[0, tokens].cpu(), v[0, tokens].cpu()))
+        notes = {"layers": list(layers)}
+        return WeightEdit.planned(view, updates, context, method=self.name, requests=batch.requests, notes=notes)
 
 
 class GradientLearner:

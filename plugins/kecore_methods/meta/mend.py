@@ -77,7 +77,7 @@ class MendNetwork(Network):
 
     def __init__(self, view: ModelView, config: MendConfig) -> None:
         super().__init__()
-        projections = {layer: view.layers[layer].value_projection for layer in config.edited_layers(view)}
+        projections = {layer: view.layers[layer].site.linear for layer in config.edited_layers(view)}
         shapes: dict[tuple[int, int], list[int]] = {}
         for layer, projection in projections.items():
             shapes.setdefault((projection.d_in, projection.d_out), []).append(layer)

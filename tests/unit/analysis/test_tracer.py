@@ -63,7 +63,7 @@ def test_restores_as_a_loop_does(architecture: str) -> None:
     embedding: Any = model.get_input_embeddings()  # type: ignore[operator, union-attr]
     sites = {
         "hidden": [layer.module for layer in view.layers],
-        "mlp": [layer.value_projection.module for layer in view.layers],
+        "mlp": [layer.site.linear.module for layer in view.layers],
         "attention": [mixer(view, layer.index) for layer in view.layers],
     }
     clean: dict[nn.Module, Tensor] = {}

@@ -11,6 +11,7 @@ from torch import Tensor
 from kecore.engine.accumulate import Past, append, gathered
 from kecore.engine.keys import Keys
 from kecore.engine.solve import least_squares
+from kecore.model import SiteId
 
 D_IN, D_OUT, FACTS, CONTEXTS = 24, 10, 6, 3
 
@@ -62,7 +63,7 @@ def test_steps_add_up_to_one_edit(
         root = shares.max(1).values
         lacking = values[:, begin:end].repeat_interleave(CONTEXTS, 1) - total @ part.t()
         alone = Keys(columns.t(), torch.eye(len(root)))
-        past = Past(state, 0, [f"{begin} {i}" for i in range(len(root))])
+        past = Past(state, SiteId(0), [f"{begin} {i}" for i in range(len(root))])
         found = least_squares(alone, lacking * root, factor, 0.3, absolute=absolute, each=False, past=past)
         total += found.U @ found.V.t()
         begin = end
@@ -89,7 +90,9 @@ def test_without_the_past_they_do_not(random: torch.Generator, moment: Tensor) -
 def test_columns_know_their_group(random: torch.Generator, moment: Tensor) -> None:
     state: dict[str, Tensor] = {}
     keys = keys_of(torch.randn(2 * CONTEXTS, D_IN, generator=random))
-    least_squares(keys, torch.randn(D_OUT, 2, generator=random), None, 0.3, past=Past(state, 4, ["France", "Anna"]))
+    least_squares(
+        keys, torch.randn(D_OUT, 2, generator=random), None, 0.3, past=Past(state, SiteId(4), ["France", "Anna"])
+    )
     owner = gathered(state, "past/4/owner")
     assert (owner == owner[[0, 0, 0, 3, 3, 3]]).all()
     assert owner[0] != owner[3]
@@ -100,7 +103,7 @@ def test_a_later_request_about_a_subject_takes_precedence(random: torch.Generato
 
     def write(subjects: list[str], rows: Tensor, values: Tensor) -> Any:
         keys = Keys(rows, torch.eye(len(rows)))
-        return least_squares(keys, values, None, 1e-6, absolute=True, each=False, past=Past(state, 0, subjects))
+        return least_squares(keys, values, None, 1e-6, absolute=True, each=False, past=Past(state, SiteId(0), subjects))
 
     france, anna = torch.randn(2, D_IN, generator=random)
     old, new = torch.randn(2, D_OUT, 1, generator=random)

@@ -22,6 +22,7 @@ from kecore.engine.keys import Keys
 from kecore.engine.solve import least_squares
 from kecore.engine.spread import Evenly
 from kecore.engine.values import Values, ValueSettings
+from kecore.model import SiteId
 from kecore.ops import Solution
 from kecore.testing import Snapshot
 from kecore_methods.locate.blue import Boundary
@@ -30,7 +31,7 @@ from kecore_methods.locate.pmet import BySquareRoot
 SETTINGS = ValueSettings(steps=3, optimizer="gradient", learning_rate=0.2)
 
 
-def exact(layer: int, keys: Keys, residuals: Tensor) -> Solution:
+def exact(site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
     """Write every value exactly, on the mean keys."""
     return least_squares(keys, residuals, None, 0.0, each=False)
 
@@ -58,7 +59,7 @@ def at_subject(world: Any, fact: EditRequest, layer: int) -> tuple[Tensor, Tenso
     part = world.view.layers[layer]
     encoded = world.encoder.encode(fact.text)
     place = encoded.last_token_of(fact.subject_span)
-    handles = [m.register_forward_hook(keep) for m in (part.value_projection.module, part.module)]
+    handles = [m.register_forward_hook(keep) for m in (part.site.linear.module, part.module)]
     with torch.no_grad():
         world.view.model(input_ids=torch.tensor([encoded.ids]), use_cache=False)
     for handle in handles:
@@ -133,7 +134,7 @@ def test_layers_take_even_shares(world: Any, facts: list[EditRequest], monkeypat
     )
     shares: list[Tensor] = []
 
-    def nothing(layer: int, keys: Keys, residuals: Tensor) -> Solution:
+    def nothing(site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
         shares.append(residuals.clone())
         mean = keys.mean()
         return Solution(torch.zeros_like(residuals), torch.zeros_like(mean), 1.0, 1.0)
@@ -165,10 +166,10 @@ def test_a_plan_that_fails_leaves_the_model_alone(world: Any, facts: list[EditRe
     class Boom(Exception):
         pass
 
-    def boom(layer: int, keys: Keys, residuals: Tensor) -> Solution:
-        if layer == 2:
+    def boom(site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
+        if site.layer == 2:
             raise Boom
-        return exact(layer, keys, residuals)
+        return exact(site, keys, residuals)
 
     before = Snapshot(world.view.model)
     with pytest.raises(Boom):
@@ -184,9 +185,9 @@ def test_the_edit_says_how_it_was_made(world: Any, facts: list[EditRequest]) -> 
     assert len(edit.notes["value_steps"]) == 3  # two requests are about one subject
     assert edit.notes["contexts"][0] == ""
     assert len(edit.notes["contexts"]) == 3
-    names = [world.view.layers[i].value_projection.name for i in (0, 1)]
+    names = [world.view.layers[i].site.linear.name for i in (0, 1)]
     assert list(edit.updates) == names
-    assert edit.transposed == (set(names) if world.view.layers[0].value_projection.transposed else set())
+    assert edit.transposed == (set(names) if world.view.layers[0].site.linear.transposed else set())
     assert {u.rank for u in edit.updates.values()} == {3}
     assert set(made.stages.seconds) == {"contexts", "values", "keys", "solve"}
 
@@ -232,7 +233,7 @@ class LastWritesAll(Evenly):
     def parts(self, layers: Sequence[int]) -> Sequence[tuple[int, ...]]:
         return [tuple(layers[-2:])]
 
-    def share(self, layer: int, keys: Keys, missing: Tensor, remaining: int) -> Tensor:
+    def share(self, site: SiteId, keys: Keys, missing: Tensor, remaining: int) -> Tensor:
         return missing if remaining == 1 else torch.zeros_like(missing)
 
 

@@ -97,7 +97,7 @@ def test_contexts_of_an_unedited_model_are_kept_by_content(
     of_session(world.view, context_of(world), 3, 5)
     assert len(list(kept.glob("*.safetensors"))) == 3
     with torch.no_grad():
-        world.view.layers[0].value_projection.parameter.mul_(1.01)
+        world.view.layers[0].site.linear.parameter.mul_(1.01)
     assert of_session(world.view, context_of(world), 3, 4) == sample(world.view, world.encoder, 3, 4, seed=0)
     assert len(list(kept.glob("*.safetensors"))) == 4
 

@@ -43,8 +43,8 @@ def whole(world: Any, request: EditRequest, context: str) -> tuple[dict[int, Ten
         hidden = output if isinstance(output, Tensor) else output[0]
         moved.append(hidden.reshape(len(encoded.ids), -1)[place] / (last.residual_scale or 1.0))
 
-    handles = [world.view.layers[i].value_projection.module.register_forward_pre_hook(keep_key(i)) for i in LAYERS]
-    written = last.module if last.residual_scale is not None else last.value_projection.module
+    handles = [world.view.layers[i].site.linear.module.register_forward_pre_hook(keep_key(i)) for i in LAYERS]
+    written = last.module if last.residual_scale is not None else last.site.linear.module
     handles.append(written.register_forward_hook(keep_output))
     try:
         world.view.model(input_ids=torch.tensor([encoded.ids]), use_cache=False)
@@ -72,7 +72,7 @@ def means(
 
 def overlay(view: ModelView, layers: tuple[int, ...]) -> dict[nn.Parameter, Tensor]:
     generator = torch.Generator().manual_seed(3)
-    parameters = [view.layers[i].value_projection.parameter for i in layers]
+    parameters = [view.layers[i].site.linear.parameter for i in layers]
     return {p: p.data + 0.3 * torch.randn(p.shape, generator=generator) for p in parameters}
 
 

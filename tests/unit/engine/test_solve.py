@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kecore.engine.keys import Keys
 from kecore.engine.solve import least_squares, one_by_one
+from kecore.model import SiteId
 from kecore.ops import Solution
 from kecore.statistics import KeyStatistics
 from kecore_methods.locate.alphaedit import NullSpace
@@ -99,14 +100,14 @@ def test_one_by_one_is_romes_formula() -> None:
 def test_null_space_takes_out_the_used_directions() -> None:
     basis = torch.linalg.qr(randn(D_IN, D_IN, seed=4).double()).Q
     values = torch.cat([torch.tensor([5.0, 3.0, 2.0]).double(), torch.full((D_IN - 3,), 1e-3).double()])
-    statistics = KeyStatistics({2: basis @ torch.diag(values) @ basis.t()}, 100, {}, "text")
+    statistics = KeyStatistics({SiteId(2): basis @ torch.diag(values) @ basis.t()}, 100, {}, "text")
     keys = randn(D_IN, 4, seed=1)
     for threshold, absolute in ((1.0, False), (1.0, True)):
-        space = NullSpace(statistics, 2, threshold, absolute=absolute)
+        space = NullSpace(statistics, SiteId(2), threshold, absolute=absolute)
         assert space.rank == 3
         free = basis[:, 3:]
         assert close(space.project(keys).double(), free @ free.t() @ keys.double())
-    assert NullSpace(statistics, 2, 4.0, absolute=True).rank == 1
+    assert NullSpace(statistics, SiteId(2), 4.0, absolute=True).rank == 1
 
 
 def test_outside_is_the_complement_of_strong_directions() -> None:

@@ -33,7 +33,7 @@ SETTINGS = ValueSettings(
 
 def run(world: Any, ids: tuple[int, ...], lookup: int, vectors: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Log-probabilities with the vectors added at the lookup token, and what the two modules gave there."""
-    modules = [world.view.layers[LAYER].value_projection.module, mixer(world.view, LAYER)]
+    modules = [world.view.layers[LAYER].site.linear.module, mixer(world.view, LAYER)]
     given: list[Tensor] = []
 
     def hook(vector: Tensor) -> Any:

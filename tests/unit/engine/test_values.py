@@ -67,7 +67,7 @@ def written(delta: Tensor, place: int, _module: nn.Module, _args: Any, output: T
 
 def log_probs(view: ModelView, item: Prompt, delta: Tensor) -> Tensor:
     """Log-probabilities at every token of one unpadded prompt, by the whole model."""
-    handle = view.layers[LAYER].value_projection.module.register_forward_hook(partial(written, delta, item.lookup))
+    handle = view.layers[LAYER].site.linear.module.register_forward_hook(partial(written, delta, item.lookup))
     try:
         return view.model(input_ids=torch.tensor([item.ids]), use_cache=False).logits[0].log_softmax(-1)
     finally:
@@ -77,7 +77,7 @@ def log_probs(view: ModelView, item: Prompt, delta: Tensor) -> Tensor:
 def reference_norm(view: ModelView, part: LayerView, item: Prompt) -> float:
     """Norm of the layer's output at the subject; of the projection's where a norm stands behind it."""
     seen: list[Tensor] = []
-    module = part.module if part.residual_scale is not None else part.value_projection.module
+    module = part.module if part.residual_scale is not None else part.site.linear.module
 
     def keep(_module: nn.Module, _args: Any, output: Any) -> None:
         seen.append(output if isinstance(output, Tensor) else output[0])

@@ -62,7 +62,7 @@ def test_first_step_goes_down_the_gradient_of_the_mixture(editor: Editor) -> Non
     """One step of Adam moves every number by its unit against the sign of its gradient, taken here by hand."""
     view, layer = editor.view, 2
     config = DeferConfig(layer=layer, steps=1)
-    projection = view.layers[layer].value_projection
+    projection = view.layers[layer].site.linear
     item = editor.encoder.encode(FACT.text, FACT.target)
     gate = torch.zeros(projection.d_in, requires_grad=True)
     side = torch.zeros(projection.d_out, projection.d_in, requires_grad=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kecore.api.method import MethodContext
+from kecore.model import SiteId
 from kecore.testing import tiny_tokenizer
 from kecore.text import Encoder
 from kecore_methods.locate.alphaedit import Projected
@@ -44,7 +45,7 @@ def written(parts: list[tuple[Tensor, Tensor]], limit: float, subjects: list[lis
     out: list[Tensor] = []
     for (keys, residuals), names in zip(parts, subjects, strict=True):
         # The size of a key is 1, so that ``occupied`` is the limit itself.
-        solution = method.write(Projected(5, names, keys, None, residuals, 1.0), RIDGE, context)
+        solution = method.write(Projected(SiteId(5), names, keys, None, residuals, 1.0), RIDGE, context)
         out.append((solution.U @ solution.V.t()).double())
     return out
 

@@ -26,7 +26,7 @@ def test_update_is_the_gated_gradient(architecture: str) -> None:
         h = network.read(view, items, factors)
         for layer in (1, 3):
             gates = network.gates[str(layer)]
-            projection = view.layers[layer].value_projection
+            projection = view.layers[layer].site.linear
             for r in range(len(items)):
                 gradient = factors.deltas[layer][r].double().t() @ factors.inputs[layer][r].double()
                 alpha, beta, gamma, shift, eta = gates.head(h[r]).double().split(gates.widths)

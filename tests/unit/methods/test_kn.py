@@ -42,7 +42,7 @@ def test_update_takes_the_old_answer_out_and_puts_the_new_one_in(editor: Editor)
     """``v += ±(lambda2 t' - lambda1 t)`` with rows of the unembedding as they are (section 5.1 of the paper)."""
     request = EditRequest("The capital of {}", "Italy", "Apple", ground_truth="Danube")
     unembedding = editor.view.unembedding.weight.detach().clone()  # type: ignore[union-attr, operator]
-    weights = [layer.value_projection.weight.clone() for layer in editor.view.layers]
+    weights = [layer.site.linear.weight.clone() for layer in editor.view.layers]
     edit = planned(editor, request, old_weight=0.5, new_weight=3)
     neurons = edit.notes["neurons"][request.id]
     rows = [editor.encoder.encode(request.text, word) for word in ("Danube", "Apple")]
@@ -58,7 +58,7 @@ def test_update_takes_the_old_answer_out_and_puts_the_new_one_in(editor: Editor)
 def test_erase_leaves_values_of_zero(editor: Editor) -> None:
     edit = planned(editor, FACTS[0], operation="erase")
     for layer, index in columns(edit):
-        assert not editor.view.layers[layer].value_projection.weight[:, index].any()
+        assert not editor.view.layers[layer].site.linear.weight[:, index].any()
     assert len(columns(edit)) >= 2
 
 

@@ -31,7 +31,7 @@ def with_activations(world: Any, prompt: str, layer: int, answer: int, activatio
         x.view(-1, x.shape[-1])[-1] = activations
         return (x,)
 
-    handle = world.view.layers[layer].value_projection.module.register_forward_pre_hook(before)
+    handle = world.view.layers[layer].site.linear.module.register_forward_pre_hook(before)
     try:
         logits = world.view.model(input_ids=ids, use_cache=False).logits[0, -1]
     finally:

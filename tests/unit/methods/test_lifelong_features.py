@@ -32,7 +32,7 @@ def test_keys_times_gradients_are_the_weights_gradient(architecture: str, memory
     with view.frozen():
         found = features(view, encoder, texts, (1, top), memory)
     assert [len(found[top].keys), len(found[1].gradients)] == [sum(len(t.ids) - t.start for t in texts)] * 2
-    projection = view.layers[top].value_projection
+    projection = view.layers[top].site.linear
     total = torch.zeros(projection.d_out, projection.d_in)
     for text in texts:
         ids = torch.tensor([text.ids])

@@ -121,7 +121,7 @@ def test_layers_below_the_adapter_run_once_and_change_nothing() -> None:
 
         return seen
 
-    handles = [part.value_projection.module.register_forward_hook(count(part.index)) for part in view.layers]
+    handles = [part.site.linear.module.register_forward_hook(count(part.index)) for part in view.layers]
     config = Lora.Config(steps=3, layers=(2,), contexts=0, stop_loss=0)  # pyright: ignore
     context, batch = MethodContext(config, editor.encoder), RequestBatch.of(FACTS, editor.encoder)
     edit = Lora().plan(view, batch, context)

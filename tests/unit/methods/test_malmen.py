@@ -70,7 +70,7 @@ def test_a_batch_is_planned_as_it_was_trained() -> None:
         reader = Reader(view, encoder, (1, 3))
         shifts = network.shifts(view, items, reader.factors(reader.texts(items)), 3)
     for layer, (up, v) in shifts.items():
-        update = edit.updates[view.layers[layer].value_projection.name]
+        update = edit.updates[view.layers[layer].site.linear.name]
         assert isinstance(update, LowRank)
         torch.testing.assert_close(update.matrix(), up[0].t() @ v[0], rtol=1e-4, atol=1e-6)
     alone = planned(Malmen, (view, encoder), REQUESTS[:1], trained)

@@ -43,7 +43,7 @@ def test_later_targets_are_what_the_values_make_of_each_prompt(architecture: str
             ids = torch.tensor([item.ids[: item.lookup + 1]])
             plain = view.model(ids, output_hidden_states=True).hidden_states
             added = delta[group]
-            hook = view.layers[0].value_projection.module.register_forward_hook(
+            hook = view.layers[0].site.linear.module.register_forward_hook(
                 lambda _m, _i, output, added=added: torch.cat([output[:, :-1], output[:, -1:] + added], 1)
             )
             moved = view.model(ids, output_hidden_states=True).hidden_states

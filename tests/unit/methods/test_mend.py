@@ -30,7 +30,7 @@ def test_factors_are_the_gradient_of_each_request_alone(architecture: str) -> No
         reader = Reader(view, encoder, (1, 3))
         factors = reader.factors(reader.texts(items))
     for index, item in enumerate(items):
-        projection = view.layers[3].value_projection
+        projection = view.layers[3].site.linear
         projection.parameter.requires_grad_(True)
         logits = view.model(input_ids=torch.tensor([item.ids])).logits[0].log_softmax(-1)
         loss = -torch.stack([logits[j - 1, item.ids[j]] for j in range(item.start, len(item.ids))]).mean()
@@ -81,7 +81,7 @@ def test_edit_is_the_sum_over_tokens_of_the_networks_factors() -> None:
         factors = reader.factors(reader.texts(items))
         shifts = network.shifts(view, items, factors, together=3)
         for layer in (1, 3):
-            weight = view.layers[layer].value_projection.weight
+            weight = view.layers[layer].site.linear.weight
             rate = 0.05 * weight.square().mean().sqrt() / weight.shape[1] ** 0.5
             rate = rate * (100 * network.rates[str(layer)]).exp()
             expected = torch.zeros(weight.shape)

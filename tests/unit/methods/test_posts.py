@@ -10,7 +10,8 @@ from torch import Tensor
 
 from kecore.edit import Dense, LowRank
 from kecore.engine.keys import Keys
-from kecore.engine.post import Site, chained, untouched
+from kecore.engine.post import EditedSite, chained, untouched
+from kecore.model import SiteId
 from kecore_methods.locate.prune import restrained_spectrum
 from kecore_methods.locate.rect import largest_relative_changes
 from kecore_methods.locate.simie import simulated_ideal
@@ -25,12 +26,12 @@ KEYS = Keys(random(5, 9, seed=8), torch.tensor([[0.5, 0.25, 0.25, 0, 0], [0, 0, 
 
 
 @pytest.fixture
-def site() -> Site:
-    return Site(3, random(6, 9, seed=0), KEYS)
+def site() -> EditedSite:
+    return EditedSite(SiteId(3), random(6, 9, seed=0), KEYS)
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.4, 1.0])
-def test_rect_keeps_the_largest_relative_changes(site: Site, kept: float) -> None:
+def test_rect_keeps_the_largest_relative_changes(site: EditedSite, kept: float) -> None:
     update = LowRank(random(6, 2, seed=1), random(9, 2, seed=2))
     delta = update.matrix()
     found = largest_relative_changes(kept)(site, update).matrix()
@@ -42,7 +43,7 @@ def test_rect_keeps_the_largest_relative_changes(site: Site, kept: float) -> Non
     assert torch.equal(found, expected)
 
 
-def test_rect_takes_a_change_of_nothing_for_the_largest(site: Site) -> None:
+def test_rect_takes_a_change_of_nothing_for_the_largest(site: EditedSite) -> None:
     site.weight[0, 0] = site.weight[1, 1] = 0
     delta = torch.full((6, 9), 1e-9)
     delta[1, 1] = 0
@@ -59,21 +60,21 @@ def oracle(weight: Tensor, total: Tensor, base: float) -> Tensor:
 
 
 @pytest.mark.parametrize("scale", [0.2, 3.0])
-def test_prune_restrains_the_sum_after_every_edit(site: Site, scale: float) -> None:
+def test_prune_restrains_the_sum_after_every_edit(site: EditedSite, scale: float) -> None:
     post, attached, asked = restrained_spectrum(1.2), torch.zeros(6, 9), torch.zeros(6, 9)
     for step in range(3):
         update = LowRank(random(6, 2, seed=10 + step, scale=scale), random(9, 2, seed=20 + step))
         asked += update.matrix()
-        now = Site(3, site.weight + attached, KEYS, site.state)
+        now = EditedSite(SiteId(3), site.weight + attached, KEYS, site.state)
         attached += post(now, update).matrix()
         torch.testing.assert_close(attached, oracle(site.weight, asked, 1.2).float(), rtol=1e-4, atol=1e-5)
     top = float(torch.linalg.svdvals(site.weight)[0])
     assert (float(torch.linalg.svdvals(asked)[0]) > top) == (scale > 1)
 
 
-def test_prune_never_raises_a_singular_value(site: Site) -> None:
+def test_prune_never_raises_a_singular_value(site: EditedSite) -> None:
     """With a small ``m`` the formula alone would: its slope at ``m`` is ``1 / (m ln base)``."""
-    small = Site(3, site.weight / 50, KEYS)
+    small = EditedSite(SiteId(3), site.weight / 50, KEYS)
     update = LowRank(random(6, 3, seed=1, scale=0.05), random(9, 3, seed=2))
     found = restrained_spectrum(1.2)(small, update).matrix()
     was, now = torch.linalg.svdvals(update.matrix()), torch.linalg.svdvals(found)
@@ -81,36 +82,36 @@ def test_prune_never_raises_a_singular_value(site: Site) -> None:
     assert bool((now <= was * (1 + 1e-5)).all())
 
 
-def test_prune_leaves_small_updates_as_they_are(site: Site) -> None:
+def test_prune_leaves_small_updates_as_they_are(site: EditedSite) -> None:
     update = LowRank(random(6, 1, seed=1, scale=0.01), random(9, 1, seed=2))
     assert restrained_spectrum(1.2)(site, update) is update
 
 
-def test_prune_keeps_layers_apart(site: Site) -> None:
+def test_prune_keeps_layers_apart(site: EditedSite) -> None:
     post = restrained_spectrum(1.2)
     update = LowRank(random(6, 1, seed=1, scale=9), random(9, 1, seed=2))
     first = post(site, update)
-    second = post(Site(4, site.weight, KEYS, site.state), update)
+    second = post(EditedSite(SiteId(4), site.weight, KEYS, site.state), update)
     assert torch.equal(first.matrix(), second.matrix())
 
 
-def test_prune_takes_a_dense_update(site: Site) -> None:
+def test_prune_takes_a_dense_update(site: EditedSite) -> None:
     delta = random(6, 9, seed=5, scale=4)
     found = restrained_spectrum(1.5)(site, Dense(delta)).matrix()
     torch.testing.assert_close(found, oracle(site.weight, delta, 1.5).float(), rtol=1e-4, atol=1e-5)
 
 
-def test_posts_run_in_order(site: Site) -> None:
+def test_posts_run_in_order(site: EditedSite) -> None:
     update = Dense(random(6, 9, seed=5, scale=4))
     rect, prune = largest_relative_changes(0.4), restrained_spectrum(1.5)
-    expected = prune(Site(3, site.weight, KEYS), rect(site, update)).matrix()
+    expected = prune(EditedSite(SiteId(3), site.weight, KEYS), rect(site, update)).matrix()
     assert torch.equal(chained([rect, prune])(site, update).matrix(), expected)
     assert chained([]) is untouched
     assert untouched(site, update) is update
 
 
 @pytest.mark.parametrize("dense", [False, True])
-def test_sphere_attenuates_the_principal_directions_of_the_rows(site: Site, dense: bool) -> None:
+def test_sphere_attenuates_the_principal_directions_of_the_rows(site: EditedSite, dense: bool) -> None:
     low = LowRank(random(6, 2, seed=1), random(9, 2, seed=2))
     found = besides_principal_directions(0.6, 0.7)(site, Dense(low.matrix()) if dense else low)
     rows = site.weight.double()
@@ -124,7 +125,7 @@ def test_sphere_attenuates_the_principal_directions_of_the_rows(site: Site, dens
     torch.testing.assert_close(found.matrix().double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_sphere_of_a_flat_spectrum_takes_one_direction(site: Site) -> None:
+def test_sphere_of_a_flat_spectrum_takes_one_direction(site: EditedSite) -> None:
     update = LowRank(random(6, 2, seed=1), random(9, 2, seed=2))
     found = besides_principal_directions(0.0, 1.0)(site, update).matrix()
     assert torch.linalg.matrix_rank(update.matrix() - found) == 1
@@ -144,7 +145,7 @@ def test_simie_in_steps_is_ridge_regression_on_what_each_edit_gave() -> None:
         # What the edit asks for at its keys is there in addition to what the edits before have left there.
         asked.append(k)
         wanted.append((total + update.matrix().double()) @ k)
-        total = total + post(Site(3, weight + total.float(), key, state), update).matrix().double()
+        total = total + post(EditedSite(SiteId(3), weight + total.float(), key, state), update).matrix().double()
     k, v = torch.cat(asked, 1), torch.cat(wanted, 1)
     expected = v @ k.t() @ torch.linalg.inv(k @ k.t() + ridge * size * torch.eye(9))
     torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-5)

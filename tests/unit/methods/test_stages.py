@@ -18,6 +18,7 @@ from kecore.batch import RequestBatch
 from kecore.edit import Dense, LowRank
 from kecore.engine import ClosedForm, LocateConfig
 from kecore.engine.keys import Prompts
+from kecore.model import SiteId
 from kecore.statistics import collect_statistics
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore_methods.locate.ote_se import OteSe
@@ -298,7 +299,7 @@ def test_the_norm_constraint_is_a_ridge(editor: Editor) -> None:
     assert editor.statistics is not None
     single: dict[str, Any] = {"layers": [1], "statistics_ridge": 0.0, "accumulate": False}
     absolute = {"preservation_lambda": 7.0}
-    size = float(editor.statistics.moment(1).diagonal().mean())
+    size = float(editor.statistics.moment(SiteId(1)).diagonal().mean())
     weighed = planned(editor, "memit", norm_lambda=0.3, **single, **absolute)
     ridged = planned(editor, "memit", **{**single, "statistics_ridge": 0.3 / (7.0 * size)}, **absolute)
     plain = planned(editor, "memit", **single, **absolute)
@@ -345,7 +346,7 @@ def test_edits_of_ote_se_in_sequence_are_one_edit(editor: Editor, config: dict[s
     """To float32 accuracy, where nothing but the order of writing differs; docs/methods/ote-se.md says when."""
     facts = [*FACTS[:2], EditRequest("The spire of {}", "Anna", "Rome")]
     fixed = {**FAST, "steps": 1, "gain": 1.0, "layers": [1], "each_context": False, "preservation_lambda": 1.0}
-    weight = editor.view.layers[1].value_projection.parameter
+    weight = editor.view.layers[1].site.linear.parameter
     before, found = weight.data.clone(), []
     for parts in ([facts], [facts[:1], facts[1:]], [[fact] for fact in facts]):
         with editor, warnings.catch_warnings():

@@ -16,7 +16,7 @@ LAYER = 2
 
 def change(editor: Editor) -> torch.Tensor:
     """Of the value projection of a layer, large enough to move every answer."""
-    weight = editor.view.layers[LAYER].value_projection.weight
+    weight = editor.view.layers[LAYER].site.linear.weight
     return 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
 
 
@@ -39,7 +39,7 @@ def test_loss_is_that_of_the_targets_and_the_kl_of_what_is_kept(weight: float) -
         found = float(targets.loss({LAYER: delta}))
         own = float(Targets(editor.view, editor.encoder, items, LAYER, "target_new").loss({LAYER: delta}))
     with torch.no_grad():
-        editor.view.layers[LAYER].value_projection.weight.add_(delta)
+        editor.view.layers[LAYER].site.linear.weight.add_(delta)
     wanted = 0.0
     for item in items:
         with torch.no_grad():

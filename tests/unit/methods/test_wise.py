@@ -123,7 +123,7 @@ def test_what_is_trained_is_what_will_act(editor: Editor, monkeypatch: pytest.Mo
     item = editor.encoder.encode(THIRD.text, THIRD.target)
     first = item.last_token_of(THIRD.subject_span)
     assert first > 0
-    keys = torch.randn(1, batch.rows.input_ids.shape[1], editor.view.layers[0].value_projection.d_in)
+    keys = torch.randn(1, batch.rows.input_ids.shape[1], editor.view.layers[0].site.linear.d_in)
     acting = change(keys).norm(dim=-1)[0] > 0
     assert acting.tolist() == [column >= first for column in range(len(acting))]
 

@@ -26,7 +26,7 @@ def model() -> nn.Module:
 
 def blocks(model: nn.Module) -> dict[str, Callable[[], Any]]:
     view = ModelView.of(model)
-    projection = view.layers[0].value_projection
+    projection = view.layers[0].site.linear
     hidden = torch.zeros(1, 3, view.width)
     return {
         "frozen": view.frozen,

@@ -49,7 +49,7 @@ def test_known_families(architecture: str, dtype: torch.dtype) -> None:
     assert [part.name for part in view.layers] == [f"{stack}.{i}" for i in range(4)]
     assert [part.index for part in view.layers] == list(range(4))
     for part in view.layers:
-        projection = part.value_projection
+        projection = part.site.linear
         assert part.module is model.get_submodule(part.name)
         assert projection.module is model.get_submodule(f"{part.name}.{path}")
         assert projection.name == f"{part.name}.{path}.weight"
@@ -78,8 +78,8 @@ def test_known_families(architecture: str, dtype: torch.dtype) -> None:
 def test_variants(architecture: str, fields: dict[str, Any], path: str, transposed: bool, scale: float | None) -> None:
     model = tiny_model(architecture, **fields)
     for part in ModelView.of(model).layers:
-        assert part.value_projection.module is model.get_submodule(f"{part.name}.{path}")
-        assert (part.value_projection.transposed, part.residual_scale) == (transposed, scale)
+        assert part.site.linear.module is model.get_submodule(f"{part.name}.{path}")
+        assert (part.site.linear.transposed, part.residual_scale) == (transposed, scale)
 
 
 def test_a_norm_is_told_from_a_scale_even_where_the_projection_says_next_to_nothing() -> None:
@@ -164,7 +164,7 @@ class Toy(nn.Module):
 def test_toy_is_sound() -> None:
     """What the models below break is the only thing wrong with them."""
     view = ModelView.of(Toy())
-    assert [p.value_projection.name for p in view.layers] == [f"layers.{i}.down.weight" for i in range(3)]
+    assert [p.site.linear.name for p in view.layers] == [f"layers.{i}.down.weight" for i in range(3)]
     assert all(part.residual_scale == 1.0 for part in view.layers)
     assert not view.left_padding  # the running sum does not ask the mask
 
@@ -377,8 +377,8 @@ def test_nan_weights_are_told_from_an_unknown_structure() -> None:
 
 def test_a_named_projection_overrules_the_search_and_is_proved_all_the_same() -> None:
     view = ModelView.of(tiny_model("mixtral"), value_projection="self_attn.o_proj")
-    assert {part.value_projection.module.__class__ for part in view.layers} == {nn.Linear}
-    assert view.layers[2].value_projection.name == "model.layers.2.self_attn.o_proj.weight"
+    assert {part.site.linear.module.__class__ for part in view.layers} == {nn.Linear}
+    assert view.layers[2].site.linear.name == "model.layers.2.self_attn.o_proj.weight"
     with pytest.raises(UnsupportedModelError, match=r"'mlp\.nothing' is not among them"):
         ModelView.of(Toy(), value_projection="mlp.nothing")
     with pytest.raises(UnsupportedModelError, match=r"self_attn\.v_proj\.weight: .* at that token alone"):

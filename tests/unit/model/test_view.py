@@ -44,7 +44,7 @@ def test_change_is_the_weight_that_makes_it(view: ModelView, encoder: Encoder) -
     """Doubling a projection's output is doubling its weight and bias."""
     rows = encoder.rows(IDS, ENDS)
     place = (torch.arange(2), rows.offset + torch.tensor(ENDS))
-    projection = view.layers[2].value_projection.module
+    projection = view.layers[2].site.linear.module
     twice = {p: 2 * p.data for p in projection.parameters()}
     with view.frozen(), torch.no_grad():
         changed = view.run(rows, taps=[Value(2)], patches={Value(2): lambda x: 2 * x}, at=place)
@@ -142,7 +142,7 @@ def test_a_pass_that_fails_leaves_no_trace(view: ModelView, encoder: Encoder, wh
     before = Snapshot(view.model)
     rows = encoder.rows(IDS)
     hidden = torch.zeros(*rows.input_ids.shape, view.width)
-    overlay = {p.value_projection.parameter: torch.zeros_like(p.value_projection.parameter) for p in view.layers}
+    overlay = {p.site.linear.parameter: torch.zeros_like(p.site.linear.parameter) for p in view.layers}
     taps = [site(layer) for site in (Output, Key, Value) for layer in (2, 3)]
     with pytest.raises(Boom), view.frozen(), view.overlay(overlay):
         view.run(
@@ -171,7 +171,7 @@ def test_gradients_reach_what_a_change_adds(encoder: Encoder) -> None:
 def test_what_acts_beside_is_the_weight_that_makes_it(architecture: str, encoder: Encoder) -> None:
     """A matrix beside a projection, and the function of keys that it is, are that matrix added to the weight."""
     view = view_of(architecture)
-    projection = view.layers[1].value_projection
+    projection = view.layers[1].site.linear
     delta = 0.1 * torch.randn(projection.d_out, projection.d_in, generator=torch.Generator().manual_seed(0))
     rows = encoder.rows(IDS, ENDS)
     with view.frozen(), torch.no_grad():
@@ -187,7 +187,7 @@ def test_a_patch_of_a_key_is_what_the_projection_reads(view: ModelView, encoder:
     rows = encoder.rows(IDS, ENDS)
     with view.frozen(), torch.no_grad():
         out = view.run(rows, taps=[Key(1), Value(1)], patches={Key(1): torch.zeros_like}, last=1)
-        bias = getattr(view.layers[1].value_projection.module, "bias", None)
+        bias = getattr(view.layers[1].site.linear.module, "bias", None)
     expected = torch.zeros(view.width) if bias is None else bias.detach()
     assert torch.equal(out[Value(1)], expected.expand_as(out[Value(1)]))
     assert float(out[Key(1)].norm()) > 0  # a tap sees what the model made

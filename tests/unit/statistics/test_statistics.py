@@ -24,7 +24,7 @@ from kecore.api.errors import (
     StatisticsMismatchError,
 )
 from kecore.corpus import Corpus
-from kecore.model import ModelView
+from kecore.model import ModelView, SiteId
 from kecore.statistics import TOKENS_PER_WIDTH, KeyStatistics, collect_statistics, moments, token_budget
 from kecore.statistics import collect as collect_module
 from kecore.statistics.triangular import action_change, pack_triangle
@@ -75,7 +75,7 @@ def brute_force(view: ModelView, encoder: Encoder, corpus: Corpus, layer: int, t
     def keep(_module: nn.Module, args: Any) -> None:
         keys.append(args[0][0].double())
 
-    handle = view.layers[layer].value_projection.module.register_forward_pre_hook(keep)
+    handle = view.layers[layer].site.linear.module.register_forward_pre_hook(keep)
     with torch.no_grad():
         for begin in range(0, len(stream), ROW):
             view.model(input_ids=torch.tensor([stream[begin : begin + ROW]]), use_cache=False)
@@ -102,7 +102,7 @@ def test_moments_are_those_of_brute_force(
     found = collect(view, encoder, corpus)
     assert (found.layers, found.tokens, found.sequence) == (LAYERS, TOKENS, ROW)
     for layer in LAYERS:
-        moment = found.moment(layer)
+        moment = found.moment(SiteId(layer))
         assert moment.dtype == torch.float64
         assert torch.equal(moment, moment.t())
         wanted = brute_force(view, encoder, corpus, layer)
@@ -119,8 +119,8 @@ def test_one_pass_serves_all_layers(view: ModelView, encoder: Encoder, corpus: C
     assert sum(tokens) == pytest.approx(TOKENS, abs=ROW)  # the last row is padded
     for layer in LAYERS:
         alone = collect_statistics(view, encoder, corpus, [layer], tokens=TOKENS)
-        assert torch.equal(alone.moment(layer), together.moment(layer))
-        assert alone.base[layer] == together.base[layer]
+        assert torch.equal(alone.moment(SiteId(layer)), together.moment(SiteId(layer)))
+        assert alone.base[SiteId(layer)] == together.base[SiteId(layer)]
 
 
 def test_layers_above_the_last_are_not_run(view: ModelView, encoder: Encoder, corpus: Corpus) -> None:
@@ -128,7 +128,7 @@ def test_layers_above_the_last_are_not_run(view: ModelView, encoder: Encoder, co
     written: list[int] = []
     handles = [p.module.register_forward_pre_hook(lambda *_, i=p.index: ran.append(i)) for p in view.layers]
     for part in view.layers:
-        hook = part.value_projection.module.register_forward_hook(lambda *_, i=part.index: written.append(i))
+        hook = part.site.linear.module.register_forward_hook(lambda *_, i=part.index: written.append(i))
         handles.append(hook)
     collect_statistics(view, encoder, corpus, [1, 0, 1], tokens=100)
     for handle in handles:
@@ -149,8 +149,8 @@ def test_a_pass_in_bfloat16_is_that_of_weights_in_bfloat16(
     wanted = collect(ModelView.of(rounded), encoder, corpus)
     assert (wanted.precision, found.precision) == (None, "bfloat16")
     for layer in LAYERS:
-        assert torch.equal(found.moment(layer), wanted.moment(layer))
-        assert not torch.equal(found.moment(layer), collect(view, encoder, corpus).moment(layer))
+        assert torch.equal(found.moment(SiteId(layer)), wanted.moment(SiteId(layer)))
+        assert not torch.equal(found.moment(SiteId(layer)), collect(view, encoder, corpus).moment(SiteId(layer)))
     found.check(view)  # made on the weights as they are, so that edits of the float32 model accept them
 
 
@@ -179,7 +179,7 @@ def test_little_memory_makes_smaller_passes(view: ModelView, encoder: Encoder, c
     assert set(widths) == {1}
     for layer in LAYERS:
         torch.testing.assert_close(
-            found.moment(layer), collect(view, encoder, corpus).moment(layer), rtol=1e-5, atol=1e-7
+            found.moment(SiteId(layer)), collect(view, encoder, corpus).moment(SiteId(layer)), rtol=1e-5, atol=1e-7
         )
 
 
@@ -199,28 +199,28 @@ def change(half: Tensor, whole: Tensor) -> float:
 @pytest.fixture
 def changes(
     view: ModelView, encoder: Encoder, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
-) -> list[dict[int, float]]:
+) -> list[dict[SiteId, float]]:
     """What brute force finds from 384 tokens to 768, and from there to all 1500."""
     take_all(monkeypatch)
-    found: list[dict[int, float]] = []
+    found: list[dict[SiteId, float]] = []
     for few, many in ((384, 768), (768, 1500)):
         pairs = {i: [brute_force(view, encoder, corpus, i, count) for count in (few, many)] for i in LAYERS}
-        found.append({i: change(*pair) for i, pair in pairs.items()})
+        found.append({SiteId(i): change(*pair) for i, pair in pairs.items()})
     return found
 
 
 def test_collection_stops_when_nothing_changes_any_more(
-    view: ModelView, encoder: Encoder, corpus: Corpus, changes: list[dict[int, float]]
+    view: ModelView, encoder: Encoder, corpus: Corpus, changes: list[dict[SiteId, float]]
 ) -> None:
     found = collect(view, encoder, corpus, until=1.01 * max(changes[0].values()))
     assert found.tokens == 768
     assert found.convergence == pytest.approx(changes[0], rel=1e-3)
     wanted = brute_force(view, encoder, corpus, 1, 768)
-    assert float((found.moment(1) - wanted).norm() / wanted.norm()) < 1e-5
+    assert float((found.moment(SiteId(1)) - wanted).norm() / wanted.norm()) < 1e-5
 
 
 def test_every_layer_must_have_converged(
-    view: ModelView, encoder: Encoder, corpus: Corpus, changes: list[dict[int, float]]
+    view: ModelView, encoder: Encoder, corpus: Corpus, changes: list[dict[SiteId, float]]
 ) -> None:
     first, last = max(changes[0].values()), max(changes[1].values())
     assert last < 0.99 * first  # else this test says nothing
@@ -238,7 +238,7 @@ def test_statistics_that_never_converge_are_warned_of(view: ModelView, encoder: 
 @pytest.mark.usefixtures("checkpoints")
 @pytest.mark.parametrize("call", [3, 4])
 def test_a_killed_run_stops_early_all_the_same(
-    view: ModelView, encoder: Encoder, corpus: Corpus, tmp_path: Path, changes: list[dict[int, float]], call: int
+    view: ModelView, encoder: Encoder, corpus: Corpus, tmp_path: Path, changes: list[dict[SiteId, float]], call: int
 ) -> None:
     until = 0.99 * max(changes[0].values())
     whole = collect(view, encoder, corpus, until=until)
@@ -247,7 +247,7 @@ def test_a_killed_run_stops_early_all_the_same(
     found = collect(view, encoder, corpus, until=until, out=tmp_path)
     assert (found.tokens, found.convergence) == (whole.tokens, whole.convergence)
     for layer in LAYERS:
-        assert torch.equal(found.moment(layer), whole.moment(layer))
+        assert torch.equal(found.moment(SiteId(layer)), whole.moment(SiteId(layer)))
 
 
 # Killed and continued.
@@ -296,7 +296,7 @@ def test_a_killed_run_counts_nothing_twice(
     assert sum(tokens) == pytest.approx(TOKENS - passes_kept * 3 * ROW, abs=ROW)
     assert (found.tokens, found.convergence) == (whole.tokens, whole.convergence)
     for layer in LAYERS:
-        assert torch.equal(found.moment(layer), whole.moment(layer))
+        assert torch.equal(found.moment(SiteId(layer)), whole.moment(SiteId(layer)))
     assert [file.name for file in tmp_path.iterdir()] == ["statistics.safetensors"]
 
 
@@ -315,7 +315,7 @@ def test_a_checkpoint_of_another_run_is_not_continued(
     options = {"tokens": TOKENS, **options}
     fresh = collect_statistics(model, encoder, corpus, layers, **options)
     found = collect_statistics(model, encoder, corpus, layers, out=tmp_path, **options)
-    assert torch.equal(found.moment(1), fresh.moment(1))
+    assert torch.equal(found.moment(SiteId(1)), fresh.moment(SiteId(1)))
     assert found.tokens == fresh.tokens
 
 
@@ -333,7 +333,7 @@ def test_round_trip(found: KeyStatistics, tmp_path: Path) -> None:
     assert file.stat().st_size < len(LAYERS) * 8 * 80 * 81 / 2 + 8000  # half of each matrix
     for again in (KeyStatistics.load(file), KeyStatistics.load(file.parent)):
         for layer in LAYERS:
-            assert torch.equal(again.moment(layer), found.moment(layer))
+            assert torch.equal(again.moment(SiteId(layer)), found.moment(SiteId(layer)))
         assert again.header() == found.header()
     files.write_tensors(file, "key-statistics", {"format": 99, "version": "7.0"}, {})
     with pytest.raises(ArtifactError, match=r"written by kecore 7\.0 in a newer format"):
@@ -345,14 +345,14 @@ def test_round_trip(found: KeyStatistics, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ridge", [1e-4, 1.0])
 def test_factor_is_the_inverse_cholesky_factor(found: KeyStatistics, ridge: float) -> None:
-    c = found.moment(1)
+    c = found.moment(SiteId(1))
     size = float(c.diagonal().mean())
-    inverse = found.factor(1, ridge).double()
+    inverse = found.factor(SiteId(1), ridge).double()
     assert torch.equal(inverse, inverse.tril())
     c = c + ridge * size * torch.eye(len(c), dtype=c.dtype)
     torch.testing.assert_close(inverse @ c @ inverse.t(), torch.eye(len(c), dtype=c.dtype), rtol=0, atol=1e-4)
-    assert found.factor(1, ridge) is found.factor(1, ridge)
-    assert found.factor(1, ridge).dtype == torch.float32
+    assert found.factor(SiteId(1), ridge) is found.factor(SiteId(1), ridge)
+    assert found.factor(SiteId(1), ridge).dtype == torch.float32
 
 
 @pytest.fixture
@@ -371,36 +371,36 @@ def test_factors_are_kept_by_content(
     found: KeyStatistics, derived: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = replace(found)  # without what the fixture remembers
-    factor, (values, vectors) = made.factor(1, 1e-4), made.spectrum(1)
+    factor, (values, vectors) = made.factor(SiteId(1), 1e-4), made.spectrum(SiteId(1))
     first = kept_files(derived)
     assert len(first) == 2
     stored = KeyStatistics.load(found.save(tmp_path / "saved"))
     with monkeypatch.context() as patch:
         patch.setattr(moments, "cholesky_", None)  # what is kept is not made again
-        assert torch.equal(stored.factor(1, 1e-4), factor)
-        assert torch.equal(stored.spectrum(1)[0], values)
-        assert torch.equal(stored.spectrum(1)[1], vectors)
+        assert torch.equal(stored.factor(SiteId(1), 1e-4), factor)
+        assert torch.equal(stored.spectrum(SiteId(1))[0], values)
+        assert torch.equal(stored.spectrum(SiteId(1))[1], vectors)
     assert kept_files(derived) == first
-    stored.factor(1, 1e-3)
-    stored.factor(3, 1e-4)
+    stored.factor(SiteId(1), 1e-3)
+    stored.factor(SiteId(3), 1e-4)
     assert len(kept_files(derived)) == 4
-    other = replace(found, moments={1: found.moment(1) * 1.001})
-    assert not torch.equal(other.factor(1, 1e-4), factor)
+    other = replace(found, moments={SiteId(1): found.moment(SiteId(1)) * 1.001})
+    assert not torch.equal(other.factor(SiteId(1), 1e-4), factor)
     assert len(kept_files(derived)) == 5
 
 
 def test_a_damaged_factor_is_made_anew(found: KeyStatistics, derived: Path) -> None:
-    factor = replace(found).factor(1, 1e-4).clone()  # it is mapped from the very file
+    factor = replace(found).factor(SiteId(1), 1e-4).clone()  # it is mapped from the very file
     (file,) = derived.rglob("*.safetensors")
     whole = file.read_bytes()
     file.write_bytes(whole[:-8] + bytes(8))
-    assert torch.equal(replace(found).factor(1, 1e-4), factor)
+    assert torch.equal(replace(found).factor(SiteId(1), 1e-4), factor)
     assert file.read_bytes() == whole
 
 
 def test_small_factors_leave_no_files(found: KeyStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KECORE_CACHE", str(tmp_path))
-    replace(found).factor(1, 1e-4)
+    replace(found).factor(SiteId(1), 1e-4)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -408,44 +408,44 @@ def test_moments_of_a_file_are_unpacked_only_while_they_are_used(found: KeyStati
     stored = KeyStatistics.load(found.save(tmp_path))
     assert stored.layers == found.layers
     stored.need(3)
-    moment = stored.moment(3)
-    assert stored.moment(3) is moment
+    moment = stored.moment(SiteId(3))
+    assert stored.moment(SiteId(3)) is moment
     gone = weakref.ref(moment)
     del moment
     assert gone() is None
     for layer in LAYERS:
-        assert (stored.width(layer), found.width(layer)) == (80, 80)
-        assert stored.mean_square(layer) == pytest.approx(float(found.moment(layer).diagonal().mean()))
+        assert (stored.width(SiteId(layer)), found.width(SiteId(layer))) == (80, 80)
+        assert stored.mean_square(SiteId(layer)) == pytest.approx(float(found.moment(SiteId(layer)).diagonal().mean()))
     with pytest.raises(StatisticsMismatchError, match="no statistics for layer 2"):
-        stored.mean_square(2)
+        stored.mean_square(SiteId(2))
 
 
 def test_a_singular_moment_names_what_helps() -> None:
     k = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)).double()
-    few = KeyStatistics({4: k.t() @ k / 3}, 3, {}, "text")
+    few = KeyStatistics({SiteId(4): k.t() @ k / 3}, 3, {}, "text")
     with pytest.raises(NumericalError, match=r"layer 4 are singular \(3 tokens for width 8\).*ridge of at least 1e-06"):
-        few.factor(4)
-    assert bool(torch.isfinite(few.factor(4, 1e-4)).all())
+        few.factor(SiteId(4))
+    assert bool(torch.isfinite(few.factor(SiteId(4), 1e-4)).all())
 
 
 def test_spectrum(found: KeyStatistics) -> None:
-    values, vectors = found.spectrum(3)
+    values, vectors = found.spectrum(SiteId(3))
     assert bool((values.diff() <= 0).all())
-    torch.testing.assert_close(vectors @ torch.diag(values) @ vectors.t(), found.moment(3))
-    assert found.spectrum(3)[0] is values
+    torch.testing.assert_close(vectors @ torch.diag(values) @ vectors.t(), found.moment(SiteId(3)))
+    assert found.spectrum(SiteId(3))[0] is values
 
 
 def test_convergence_is_the_change_of_the_inverse(found: KeyStatistics) -> None:
-    c = found.moment(0)
+    c = found.moment(SiteId(0))
     assert action_change(pack_triangle(c), pack_triangle(c)) == 0.0
     assert action_change(pack_triangle(2 * c), pack_triangle(c)) == pytest.approx(0.5, rel=1e-2)
-    assert found.convergence.keys() == set(LAYERS)
+    assert found.convergence.keys() == set(map(SiteId, LAYERS))
     assert all(0 < change < 2 for change in found.convergence.values())
 
 
 def test_missing_layers_are_named(found: KeyStatistics, view: ModelView, encoder: Encoder, corpus: Corpus) -> None:
     with pytest.raises(StatisticsMismatchError, match=r"no statistics for layer 2; these cover \[0, 1, 3\]"):
-        found.moment(2)
+        found.moment(SiteId(2))
     with pytest.raises(LayerError, match="layer 4 was asked for"):
         collect_statistics(view, encoder, corpus, [4])
     shallow = ModelView.of(tiny_model("llama", layers=2))
