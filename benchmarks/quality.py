@@ -24,7 +24,7 @@ from kecore.statistics import collect_statistics
 from kecore_bench.plan import BASELINES, BenchPlan
 from kecore_bench.processes import run_plan
 from kecore_bench.report import Table, results, tables
-from kecore_bench.report.results import Row
+from kecore_bench.report.table import Row
 from kecore_bench.report.text import markdown
 from kecore_bench.store import Store
 

@@ -2,8 +2,7 @@
 
 Prompts and answers are zero-shot, in the wording of the Language Model Evaluation Harness where it has the task (GLUE,
 BoolQ, PIQA, MMLU, GSM8K, natural questions), but for white space around a field, which the harness keeps: here it is
-taken off sentences of SST-2, questions and choices of MMLU, and goals and solutions of PIQA, many of which end in a
-space. The harness words the prompts and judges the answers; the model is asked by kecore
+taken off sentences of SST-2, choices of MMLU, and goals and solutions of PIQA, many of which end in a space. The harness words the prompts and judges the answers; the model is asked by kecore
 (:mod:`kecore_analysis.harness`), so that edits of prompts take part, micro-batches keep within the session's budget, and
 nothing is fetched.
 """

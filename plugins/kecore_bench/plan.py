@@ -43,8 +43,13 @@ class MethodEntry(BaseModel):
     @property
     def title(self) -> str:
         """What tables call it."""
-        parts = [self.name, *([self.preset] if self.preset else []), *(f"{k}={v}" for k, v in self.set.items())]
-        return self.label or " ".join(parts)
+        if self.label:
+            return self.label
+        parts = [self.name]
+        if self.preset:
+            parts.append(self.preset)
+        parts += [f"{key}={value}" for key, value in self.set.items()]
+        return " ".join(parts)
 
 
 class DataEntry(BaseModel):
@@ -138,11 +143,12 @@ class BenchPlan(BaseModel):
         """Refuse figures that this protocol takes no counterpart of: a misspelt name would be an empty column."""
         from kecore.evaluate.metrics import metrics_of
 
-        known = [metric.key for metric in metrics_of(self.protocol)] + ["score"]
-        if more := unmeasured(self.published, known):
+        measured = [metric.key for metric in metrics_of(self.protocol)] + ["score"]
+        unknown = unmeasured(self.published, measured)
+        if unknown:
             raise ValueError(
-                f"'published' names {', '.join(more)}, which this protocol does not measure; it measures "
-                f"{', '.join(known)}, and further metric families where protocol: extra names them"
+                f"'published' names {', '.join(unknown)}, which this protocol does not measure; it measures "
+                f"{', '.join(measured)}, and further metric families where protocol: extra names them"
             )
 
     @property
@@ -150,13 +156,13 @@ class BenchPlan(BaseModel):
         """The methods, then the baselines that are not among them."""
         if self.edit is not None and not self.methods:
             return ()
-        asked = {entry.name for entry in self.methods}
-        more = [name for name in BASELINES if name not in asked and name not in self.without]
-        return (*self.methods, *(MethodEntry(name=name) for name in more))
+        left_out = {*self.without, *(entry.name for entry in self.methods)}
+        baselines = [MethodEntry(name=name) for name in BASELINES if name not in left_out]
+        return (*self.methods, *baselines)
 
     @classmethod
     def make(cls, values: Mapping[str, Any]) -> BenchPlan:
-        """Validate ``values``.
+        """Make a plan of values such as a file holds.
 
         Raises:
             ConfigError: names each bad key, what was expected and what came.
@@ -165,7 +171,7 @@ class BenchPlan(BaseModel):
 
 
 def read_plan(path: Path) -> dict[str, Any]:
-    """The fields of a plan's YAML file, unchecked, for :meth:`BenchPlan.make`.
+    """Return the fields of a plan's YAML file, unchecked, for :meth:`BenchPlan.make`.
 
     Raises:
         DataFormatError: the file cannot be read, or is no YAML.
@@ -177,9 +183,9 @@ def read_plan(path: Path) -> dict[str, Any]:
     except ImportError:
         raise MissingDependencyError("plans are read by PyYAML, which is not installed: pip install pyyaml") from None
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataFormatError(f"{path}: cannot be read as YAML ({error})") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: expected fields such as 'models' and 'methods', got {type(found).__name__}")
-    return {str(key): value for key, value in found.items()}
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{path}: expected fields such as 'models' and 'methods', got {type(fields).__name__}")
+    return {str(name): value for name, value in fields.items()}

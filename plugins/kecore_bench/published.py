@@ -36,22 +36,26 @@ class PaperTable(BaseModel):
 
     @model_validator(mode="after")
     def _filled(self) -> PaperTable:
-        if empty := [name for name, figures in self.rows.items() if not figures]:
-            raise ValueError(f"the paper's row '{empty[0]}' has no figures; leave it out")
+        for name, figures in self.rows.items():
+            if not figures:
+                raise ValueError(f"the paper's row '{name}' has no figures; leave it out")
         return self
 
     @property
     def source(self) -> str:
         """Where the figures stand, for files that have no room for more: ``arXiv 2210.07229, Table 1``."""
-        where = f"arXiv {self.arxiv}" if self.arxiv else self.paper
-        return f"{where}, {self.table}" if self.table else where
+        source = f"arXiv {self.arxiv}" if self.arxiv else self.paper
+        return f"{source}, {self.table}" if self.table else source
 
     def scores(self, method: str) -> dict[str, float]:
-        """A row in kecore's own unit."""
+        """Return a row in kecore's own unit."""
         return {key: round(value / self.per, 12) for key, value in self.rows[method].items()}  # 0.989, not 0.98900...01
 
 
 def unmeasured(tables: Sequence[PaperTable], keys: Collection[str]) -> list[str]:
-    """Metrics of papers that are none of ``keys``, of an axis (``key.axis``) its metric; each once, in order."""
-    named = dict.fromkeys(key.partition(".")[0] for table in tables for row in table.rows.values() for key in row)
-    return [key for key in named if key not in keys]
+    """Return the metrics of papers that are none of ``keys``, of an axis (``key.axis``) its metric; each once."""
+    missing: list[str] = []
+    for table in tables:
+        for figures in table.rows.values():
+            missing += [key.partition(".")[0] for key in figures if key.partition(".")[0] not in keys]
+    return list(dict.fromkeys(missing))

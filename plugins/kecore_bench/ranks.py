@@ -19,15 +19,15 @@ class Ranks:
     """One process among several.
 
     Args:
-        rank: its place; the first one holds the store, and shows the result.
-        world: how many there are.
+        rank: its number from 0; rank 0 holds the store, and shows the result.
+        world: how many processes there are.
     """
 
     rank: int
     world: int
 
     def agreed(self, ready: bool) -> bool:
-        """What the first rank says, once all are here; what the others say does not count."""
+        """Return what the first rank passes, once all ranks have called this; what the others pass does not count."""
         if self.world == 1:
             return ready
         import torch
@@ -38,7 +38,7 @@ class Ranks:
         return bool(flag.item())
 
     def meet(self) -> None:
-        """Wait until all are here."""
+        """Wait until all ranks have called this."""
         if self.world > 1:
             from torch.distributed import barrier
 
@@ -46,13 +46,13 @@ class Ranks:
 
 
 def here() -> Ranks:
-    """This process among those of ``torchrun``; alone without it."""
+    """Return this process among those of ``torchrun``; alone without it."""
     return Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
 @contextmanager
 def together() -> Iterator[Ranks]:
-    """Join the other ranks while a block runs. They only wait for each other: what they find lies in the store."""
+    """Join the other ranks while a block runs. They only wait for each other: results go through the store."""
     ranks = here()
     if ranks.world == 1:
         yield ranks

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kecore.api.errors import DataFormatError
 from kecore.api.types import EditRecord
@@ -17,7 +19,7 @@ __all__ = ["with_references"]
 
 
 def with_references(records: Sequence[EditRecord], snippets: str | Path) -> list[EditRecord]:
-    """Records with the reference texts of their relation and new target.
+    """Return records with the reference texts of their relation and new target.
 
     The file is CounterFact's ``attribute_snippets.json`` (github.com/kmeng01/rome): a list of objects with
     ``relation_id``, ``target_id`` and ``samples``, whose ``text`` is the passage. It is published as one array of
@@ -31,20 +33,30 @@ def with_references(records: Sequence[EditRecord], snippets: str | Path) -> list
     Raises:
         DataFormatError: it is not such a file; names the place.
     """
-    wanted = {_key(record) for record in records if all(_key(record))}
-    texts: dict[tuple[str, str], tuple[str, ...]] = {}
+    keys = {_key(record) for record in records}
+    passages: dict[_Key, list[str]] = defaultdict(list)
     (document,) = open_source(snippets, None)
-    for i, value in enumerate(_elements(document.text or "", document.name), 1):
-        item = Fields(value, f"{document.name} record {i}")
-        key = item.text("relation_id"), item.text("target_id")
-        if key in wanted:
-            passages = tuple(sample.text("text") for sample in item.objects("samples"))
-            texts[key] = texts.get(key, ()) + passages
-    return [_with_texts(record, texts[_key(record)]) if _key(record) in texts else record for record in records]
+    for number, value in enumerate(_elements(document.text or "", document.name), 1):
+        item = Fields(value, f"{document.name} record {number}")
+        key = _Key(item.text("relation_id"), item.text("target_id"))
+        if key in keys:
+            passages[key] += [sample.text("text") for sample in item.objects("samples")]
+    completed: list[EditRecord] = []
+    for record in records:
+        texts = passages.get(_key(record))
+        completed.append(record if texts is None else _with_texts(record, texts))
+    return completed
 
 
-def _key(record: EditRecord) -> tuple[str, str]:
-    return record.labels.get("relation", ""), record.labels.get("target_id", "")
+class _Key(NamedTuple):
+    """What passages are about; the fields of a record without such labels are empty, those of the file never are."""
+
+    relation: str
+    target: str
+
+
+def _key(record: EditRecord) -> _Key:
+    return _Key(record.labels.get("relation", ""), record.labels.get("target_id", ""))
 
 
 def _with_texts(record: EditRecord, texts: Sequence[str]) -> EditRecord:
@@ -52,25 +64,27 @@ def _with_texts(record: EditRecord, texts: Sequence[str]) -> EditRecord:
     return record.with_probes("generation", openings(prompts, texts))
 
 
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
 def _elements(text: str, name: str) -> Iterator[Any]:
-    """The elements of a JSON array, one at a time."""
-    decoder, end = json.JSONDecoder(), len(text)
-
-    def skip(place: int) -> int:
-        while place < end and text[place] in " \t\r\n":
-            place += 1
-        return place
-
-    place = skip(0)
-    if text[place : place + 1] != "[":
+    """Yield the elements of a JSON array, one at a time."""
+    decoder = json.JSONDecoder()
+    position = _skip_space(text, 0)
+    if not text.startswith("[", position):
         raise DataFormatError(f"{name}: expected a JSON array of snippets")
-    place = skip(place + 1)
-    while text[place : place + 1] != "]":
+    position = _skip_space(text, position + 1)
+    while not text.startswith("]", position):
         try:
-            value, place = decoder.raw_decode(text, place)
+            value, position = decoder.raw_decode(text, position)
         except ValueError as error:
             raise DataFormatError(f"{name}: not JSON ({error}); copy the file again") from None
         yield value
-        place = skip(place)
-        if text[place : place + 1] == ",":
-            place = skip(place + 1)
+        position = _skip_space(text, position)
+        if text.startswith(",", position):
+            position = _skip_space(text, position + 1)
+
+
+def _skip_space(text: str, position: int) -> int:
+    match = _SPACE.match(text, position)
+    return match.end() if match else position

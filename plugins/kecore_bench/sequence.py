@@ -47,7 +47,7 @@ class SavedSequence:
     """A folder that holds how far one sequence is.
 
     Args:
-        folder: the place; of this sequence alone.
+        folder: a folder of this sequence alone.
     """
 
     folder: Path
@@ -69,9 +69,12 @@ class SavedSequence:
         begin = monotonic()
         if begin < self._due and not last:
             return
-        names = {
-            edit: self._names.get(edit) or self._write(edit, f"{steps:06d}-{i}") for i, edit in enumerate(acting(edits))
-        }
+        names: dict[Edit, str] = {}
+        for index, edit in enumerate(acting(edits)):
+            if edit in self._names:
+                names[edit] = self._names[edit]
+            else:
+                names[edit] = self._write(edit, f"{steps:06d}-{index}")
         header = {"format": _FORMAT, "steps": steps, "edits": list(names.values())}
         write_tensors(self.folder / _STATE, _KIND, header, state)
         for name in set(self._names.values()) - set(names.values()):
@@ -84,7 +87,7 @@ class SavedSequence:
         return replace(edit, state={}).save(self.folder / f"{name}.safetensors").name
 
     def load(self) -> Progress | None:
-        """How far the sequence was; None where nothing was written.
+        """Read how far the sequence was; None where nothing was written.
 
         Raises:
             ArtifactError: a file is missing or corrupt.
@@ -97,6 +100,6 @@ class SavedSequence:
         return Progress(header["steps"], edits, {name: tensor.clone() for name, tensor in tensors.items()})
 
     def remove(self) -> None:
-        """Leave nothing behind."""
+        """Delete the folder."""
         if self.folder.is_dir():
             rmtree(self.folder)

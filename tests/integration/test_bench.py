@@ -198,7 +198,7 @@ def test_a_sequence_goes_on_and_scores_nothing_twice(
     with Store(tmp_path / "cut.sqlite") as store:
         sequence = next(result for result in results(store) if result.edits)
         before = next(result for result in results(store) if not result.edits)
-    assert [count for count, _ in sequence.retention("edit_success")] == [4, 6]
+    assert [point.facts for point in sequence.retention("edit_success")] == [4, 6]
     assert sequence.evaluations["at-end"].compared
     assert sequence.evaluations["after-4"].compared
     assert before.evaluations[BEFORE].scores["edit_success"].records == 6

@@ -12,9 +12,11 @@ from kecore.api.types import NamesAll, ProbeKind
 from kecore.evaluate.answers import AnsweredProbe, RecordResult
 from kecore.evaluate.measuring import outcomes
 from kecore.evaluate.metrics import UNIT, Metric, free_generation, log_probability, magnitude, metrics_of
+from kecore.evaluate.protocol import Protocol
 from kecore.evaluate.result import Evaluation
+from kecore.inference.scoring import ContinuationScore
 from kecore_bench.report.figures import colour
-from kecore_bench.report.results import Table
+from kecore_bench.report.table import Row, Table
 
 __all__ = ["LETTERS", "drill"]
 
@@ -45,22 +47,30 @@ class _Kind:
         return next((metric for metric in shares if metric.core), shares[0] if shares else None)
 
     def to_json(self) -> dict[str, Any]:
-        """What the page shows of it."""
-        text = next((i for i, metric in enumerate(self.metrics) if metric.measure is free_generation), None)
-        return {
+        """Return what the page shows of it; ``text`` is the index of the metric that judges free text."""
+        values: dict[str, Any] = {
             "letter": LETTERS[self.kind],
             "name": self.kind.replace("_", "-"),
-            "mark": self.mark and (self.mark.heading or self.mark.name),
-            "meaning": self.mark and self.mark.meaning,
-            "metrics": [
-                [metric.heading or metric.name, metric.meaning, metric.bounds == UNIT] for metric in self.metrics
-            ],
-            "text": text,
+            "mark": None,
+            "meaning": None,
+            "metrics": [[_heading(metric), metric.meaning, metric.bounds == UNIT] for metric in self.metrics],
+            "text": None,
         }
+        if self.mark is not None:
+            values |= {"mark": _heading(self.mark), "meaning": self.mark.meaning}
+        for index, metric in enumerate(self.metrics):
+            if metric.measure is free_generation:
+                values["text"] = index
+                break
+        return values
+
+
+def _heading(metric: Metric) -> str:
+    return metric.heading or metric.name
 
 
 def drill(table: Table) -> dict[str, Any]:
-    """Every record of a table with the answers of every method.
+    """Return every record of a table with the answers of every method.
 
     Returns:
         ``title``; ``methods`` with label and colour; ``before``, the place of the unedited model among them;
@@ -69,92 +79,138 @@ def drill(table: Table) -> dict[str, Any]:
         count) and, by method, ``answers`` in the same order (see :func:`_answer`) and ``marks`` by kind (tests that are
         right, or None where values are fractions; number of tests; the record's value).
     """
-    rows = [(row, row.evaluation) for row in table.rows if row.evaluation]
-    answered = [{record.id: record for record in evaluation.rows} for _, evaluation in rows]
+    rows = [row for row in table.rows if row.evaluation]
     kinds = _kinds(table)
-    every = {id: record for found in answered for id, record in found.items()}
-    evaluations = [evaluation for _, evaluation in rows]
+    methods: list[_Method] = []
+    records: dict[str, RecordResult] = {}
+    for row in rows:
+        if row.evaluation:
+            answered = {record.id: record for record in row.evaluation.rows}
+            methods.append(_Method(row.evaluation, answered))
+            records |= answered
     return {
         "title": table.title,
-        "methods": [{"label": row.label, "colour": colour(table, row.label)} for row, _ in rows],
-        "before": next((i for i, (row, _) in enumerate(rows) if not row.result.edits), None),
+        "methods": [{"label": row.label, "colour": colour(table, row.label)} for row in rows],
+        "before": _unedited_index(rows),
         "probability": "per token" if table.first.protocol.probability == "mean" else "of the whole answer",
         "kinds": {name: kind.to_json() for name, kind in kinds.items()},
-        "records": [
-            _record(record, [found.get(id) for found in answered], evaluations, kinds) for id, record in every.items()
-        ],
+        "records": [_record(record, methods, kinds) for record in records.values()],
     }
+
+
+@dataclass(frozen=True)
+class _Method:
+    """What a method made of the records.
+
+    Args:
+        evaluation: its scores.
+        records: its answers by the record's id.
+    """
+
+    evaluation: Evaluation
+    records: Mapping[str, RecordResult]
+
+
+def _unedited_index(rows: Sequence[Row]) -> int | None:
+    """Return which row is the unedited model; None where none is."""
+    for index, row in enumerate(rows):
+        if not row.result.edits:
+            return index
+    return None
 
 
 def _kinds(table: Table) -> dict[str, _Kind]:
-    """The kinds that have probes, in the order of :data:`LETTERS`."""
-    found = {key for row in table.rows for key in row.scores}
-    there = {probe.kind for row in _evaluated(table) for record in row.rows for probe in record.probes}
+    """Return the kinds that have probes, in the order of :data:`LETTERS`."""
+    scored_keys: set[str] = set()
+    kinds_with_probes: set[str] = set()
+    for row in table.rows:
+        scored_keys |= row.scores.keys()
+        for record in row.evaluation.rows if row.evaluation else ():
+            kinds_with_probes |= {probe.kind for probe in record.probes}
     metrics = [metric for metric in metrics_of(table.first.protocol) if metric.measure is not magnitude]
-    return {
-        kind: _Kind(kind, [metric for metric in metrics if metric.kind == kind and metric.key in found])
-        for kind in LETTERS
-        if kind in there
-    }
+    kinds: dict[str, _Kind] = {}
+    for kind in LETTERS:
+        if kind in kinds_with_probes:
+            kinds[kind] = _Kind(kind, [each for each in metrics if each.kind == kind and each.key in scored_keys])
+    return kinds
 
 
-def _evaluated(table: Table) -> list[Evaluation]:
-    return [row.evaluation for row in table.rows if row.evaluation]
-
-
-def _record(
-    record: RecordResult,
-    answered: Sequence[RecordResult | None],
-    evaluations: Sequence[Evaluation],
-    kinds: Mapping[str, _Kind],
-) -> dict[str, Any]:
-    edit = next((probe for probe in record.probes if probe.kind == "edit"), None)
-    pairs = list(zip(answered, evaluations, strict=True))
-    # Conditions are those of the unedited model, which a comparison takes over.
-    counts = next((found for found, evaluation in pairs if found and evaluation.compared), record)
+def _record(record: RecordResult, methods: Sequence[_Method], kinds: Mapping[str, _Kind]) -> dict[str, Any]:
+    """Return a record with what each method answered; None for a method that was not asked."""
+    answers: list[Any] = []
+    marks: list[Any] = []
+    for method in methods:
+        answered = method.records.get(record.id)
+        if answered is None:
+            answers.append(None)
+            marks.append(None)
+            continue
+        answers.append([_answer(probe, kinds[probe.kind], method.evaluation) for probe in answered.probes])
+        marks.append(_marks(answered, kinds, method.evaluation))
+    edits = [probe for probe in record.probes if probe.kind == "edit"]
+    conditions = _conditions(record, methods)
     return {
         "id": record.id,
-        "prompt": edit.prompt if edit else "",
-        "target": edit.answers[0] if edit and edit.answers else "",
+        "prompt": edits[0].prompt if edits else "",
+        "target": edits[0].answers[0] if edits and edits[0].answers else "",
         "probes": [
-            [probe.kind, probe.probe.axis.replace("_", " "), probe.prompt, _wanted(probe), known.holds is not False]
-            for probe, known in zip(record.probes, counts.probes, strict=True)
+            _probe(probe, counts=condition.holds is not False)
+            for probe, condition in zip(record.probes, conditions.probes, strict=True)
         ],
-        "answers": [found and [_answer(probe, kinds[probe.kind], e) for probe in found.probes] for found, e in pairs],
-        "marks": [found and _marks(found, kinds, evaluation) for found, evaluation in pairs],
+        "answers": answers,
+        "marks": marks,
     }
 
 
-def _wanted(probe: AnsweredProbe) -> str:
-    """What is right, in a line: spellings of one thing, and further things."""
-    rule = probe.probe.rule
-    others = rule.others if isinstance(rule, NamesAll) else ()
-    return " and ".join(" / ".join(spellings) for spellings in (probe.answers, *others) if spellings)
+def _conditions(record: RecordResult, methods: Sequence[_Method]) -> RecordResult:
+    """Return the record as it says which probes count: on the unedited model, which a comparison takes over."""
+    for method in methods:
+        if method.evaluation.compared and record.id in method.records:
+            return method.records[record.id]
+    return record
+
+
+def _probe(probe: AnsweredProbe, *, counts: bool) -> list[Any]:
+    return [probe.kind, probe.probe.axis.replace("_", " "), probe.prompt, _right_answers(probe), counts]
+
+
+def _right_answers(probe: AnsweredProbe) -> str:
+    """Return what is right, in a line: spellings of one thing, and further things that are to be named."""
+    things = [probe.answers]
+    if isinstance(probe.probe.rule, NamesAll):
+        things += probe.probe.rule.others
+    return " and ".join(" / ".join(spellings) for spellings in things if spellings)
 
 
 def _answer(probe: AnsweredProbe, kind: _Kind, evaluation: Evaluation) -> list[Any]:
-    """Values of the kind's metrics, P of the first spelling and of its rival, and the text."""
+    """Return the values of the kind's metrics, P of the first spelling and of its rival, and the text."""
     protocol = evaluation.protocol
-    values = [
-        metric.value(probe, protocol) if metric.applies(protocol, evaluation.compared) else None
-        for metric in kind.metrics
-    ]
-    chances = [probe.scores[0] if probe.scores else None, probe.rival]
-    shown = [None if score is None else _short(math.exp(log_probability(score, protocol))) for score in chances]
-    return [[None if value is None else _short(value) for value in values], *shown, probe.text]
+    values: list[float | None] = []
+    for metric in kind.metrics:
+        value = metric.value(probe, protocol) if metric.applies(protocol, evaluation.compared) else None
+        values.append(_shorten(value))
+    first_spelling = probe.scores[0] if probe.scores else None
+    return [values, _probability(first_spelling, protocol), _probability(probe.rival, protocol), probe.text]
+
+
+def _probability(score: ContinuationScore | None, protocol: Protocol) -> float | None:
+    return None if score is None else _shorten(math.exp(log_probability(score, protocol)))
 
 
 def _marks(record: RecordResult, kinds: Mapping[str, _Kind], evaluation: Evaluation) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
+    """Return by kind the tests that are right (None where values are fractions), their number, and the mean."""
+    marks: dict[str, list[Any]] = {}
     for name, kind in kinds.items():
         if kind.mark is None or not kind.mark.applies(evaluation.protocol, evaluation.compared):
             continue
-        if made := outcomes(kind.mark, record.probes, evaluation.protocol):
-            whole = all(value in (0, 1) for value in made.tests)
-            found[name] = [int(sum(made.tests)) if whole else None, len(made.tests), _short(made.value)]
-    return found
+        outcome = outcomes(kind.mark, record.probes, evaluation.protocol)
+        if outcome:
+            is_counted = all(value in (0, 1) for value in outcome.tests)
+            right = int(sum(outcome.tests)) if is_counted else None
+            marks[name] = [right, len(outcome.tests), _shorten(outcome.value)]
+    return marks
 
 
-def _short(value: float) -> float:
-    """A number to four digits, which is what the page shows."""
-    return float(f"{value:.4g}")
+def _shorten(value: float | None) -> float | None:
+    """Return a number to four digits, which is what the page shows."""
+    return None if value is None else float(f"{value:.4g}")

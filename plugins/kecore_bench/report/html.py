@@ -9,10 +9,12 @@ from importlib.resources import files
 
 from kecore._version import __version__
 from kecore.api.errors import MissingDependencyError
+from kecore.evaluate.protocol import AFTER
 from kecore_bench.report.drill import drill
 from kecore_bench.report.html_tables import further_table, main_table, missing
 from kecore_bench.report.plots import INSTALL, Plot, drawn_plots
-from kecore_bench.report.results import MOMENTS, Result, Table, last_moments
+from kecore_bench.report.results import Result
+from kecore_bench.report.table import MOMENTS, Table, last_moments
 from kecore_bench.report.text import INTERVALS, conditions, notes
 
 __all__ = ["page"]
@@ -65,7 +67,7 @@ right ones of several, or a share. Click a record for its prompts, probabilities
 
 
 def page(tables: Sequence[Table], results: Sequence[Result]) -> str:
-    """The page.
+    """Return the page.
 
     Args:
         tables: its tables.
@@ -78,42 +80,48 @@ def page(tables: Sequence[Table], results: Sequence[Result]) -> str:
     data = json.dumps([drill(table) for table in last], ensure_ascii=False, separators=(",", ":"))
     return _PAGE.format(
         title=escape(f"Knowledge editing: {models} on {sets}"),
-        lead=f"{escape(_upper(protocol.describe()))}. Protocol <code>{protocol.hash()}</code>.",
+        lead=f"{escape(_capitalise(protocol.describe()))}. Protocol <code>{protocol.hash()}</code>.",
         version=escape(__version__),
         style=_file("page.css"),
         script=_file("page.js"),
         sections="\n".join(_section(table, results, table in last) for table in tables),
         conditions="\n".join(f"<li>{escape(line)}</li>" for line in conditions(results)),
-        protocol="".join(
-            f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in protocol.to_json().items()
-        ),
+        protocol="".join(_field(name, value) for name, value in protocol.to_json().items()),
         configs="".join(_config(result) for result in results if result.spec.config),
         data=data.replace("<", "\\u003c"),
     )
+
+
+def _field(name: str, value: object) -> str:
+    return f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>"
 
 
 def _file(name: str) -> str:
     return (files("kecore_bench.report") / name).read_text(encoding="utf-8").strip()
 
 
-def _upper(text: str) -> str:
+def _capitalise(text: str) -> str:
+    """Return a text with a capital at its beginning; what follows stays, names among it."""
     return text[:1].upper() + text[1:]
 
 
 def _section(table: Table, results: Sequence[Result], last: bool) -> str:
-    found = "".join(f"<li>{escape(line)}</li>" for line in notes(table))
-    parts = [
-        f"<h2>{escape(table.title)}</h2>",
-        f"<p class='when'>Scored {escape(MOMENTS[table.moment])}.</p>" if table.moment != "after" else "",
-        main_table(table),
-        f"<p class='hint'>{escape(INTERVALS)} Bold: the best edited value of a column, of perplexity and KL the least, "
-        "and all whose intervals reach it. Hold the pointer over a heading for its meaning.",
-        " Rows in italics are figures of papers, from the sources below.</p>" if table.cited else "</p>",
-        f"<ul class='notes'>{found}</ul>" if found else "",
-        further_table(table),
-        missing(table),
-    ]
-    return f"<section>{''.join(parts)}{_figures(table, results, last)}</section>"
+    parts = [f"<h2>{escape(table.title)}</h2>"]
+    if table.moment != AFTER:
+        parts.append(f"<p class='when'>Scored {escape(MOMENTS[table.moment])}.</p>")
+    parts.append(main_table(table))
+    hint = (
+        f"{escape(INTERVALS)} Bold: the best edited value of a column, of perplexity and KL the least, "
+        "and all whose intervals reach it. Hold the pointer over a heading for its meaning."
+    )
+    if table.cited:
+        hint += " Rows in italics are figures of papers, from the sources below."
+    parts.append(f"<p class='hint'>{hint}</p>")
+    items = "".join(f"<li>{escape(line)}</li>" for line in notes(table))
+    if items:
+        parts.append(f"<ul class='notes'>{items}</ul>")
+    parts += [further_table(table), missing(table), _figures(table, results, last)]
+    return f"<section>{''.join(parts)}</section>"
 
 
 def _figures(table: Table, results: Sequence[Result], last: bool) -> str:

@@ -11,7 +11,7 @@ from kecore.evaluate.result import Score
 from kecore_bench.report.figures import colour
 from kecore_bench.report.gaps import gaps, left_out
 from kecore_bench.report.papers import PaperRow, lines
-from kecore_bench.report.results import Row, Table
+from kecore_bench.report.table import Row, Table
 from kecore_bench.report.text import COSTS, costs, figure
 
 __all__ = ["further_table", "main_table", "missing"]
@@ -38,15 +38,19 @@ _LISTED = 200
 
 
 def main_table(table: Table) -> str:
-    """Core scores and costs, a line a method."""
-    meanings = {key: table.described[key].meaning for key in table.columns if key in table.described}
-    head = [_head(text, meanings.get(key, "")) for key, text in table.columns.items()]
+    """Return the table of core scores and costs, a line a method."""
+    head: list[str] = []
+    for key, text in table.columns.items():
+        meaning = table.described[key].meaning if key in table.described else ""
+        head.append(_head(text, meaning))
     head += [_head(text, _COSTS[text]) for text in COSTS]
-    body = "\n".join(_row(table, row) if isinstance(row, Row) else _paper_row(table, row) for row in lines(table))
-    return (
-        f'<div class="wide"><table class="scores"><thead><tr><th>method</th>{"".join(head)}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    body = [_row(table, row) if isinstance(row, Row) else _paper_row(table, row) for row in lines(table)]
+    return _html_table(f"<th>method</th>{''.join(head)}", "\n".join(body))
+
+
+def _html_table(head: str, body: str) -> str:
+    """Return a table that scrolls where it is wider than the page."""
+    return f'<div class="wide"><table class="scores"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _head(text: str, meaning: str) -> str:
@@ -75,7 +79,7 @@ def _cell(table: Table, row: Row, key: str) -> str:
 
 
 def _ends(score: Score) -> str:
-    """The ends of an interval in little room: without zeros before the point."""
+    """Return the ends of an interval in little room: without zeros before the point."""
     if score.ends is None:
         return ""
     low, high = score.ends
@@ -85,19 +89,19 @@ def _ends(score: Score) -> str:
 
 
 def _best(table: Table, row: Row, key: str) -> bool:
-    """Whether a method's score is the best of those that edit, or its interval reaches it."""
-    found = [other.scores[key] for other in table.rows if other.result.edits and key in other.scores]
-    if not row.result.edits or len(found) < 2 or all(other.value == found[0].value for other in found):
-        return False
+    """Return whether a method's score is the best of those that edit, or its interval reaches it."""
+    values = {other.scores[key].value for other in table.rows if other.result.edits and key in other.scores}
+    if not row.result.edits or len(values) < 2:
+        return False  # nothing to compare with, or all are equal
     score = row.scores[key]
     low, high = score.ends or (score.value, score.value)
     if described(table.described, key).lower:
-        return low <= min(other.value for other in found)
-    return high >= max(other.value for other in found)
+        return low <= min(values)
+    return high >= max(values)
 
 
 def _paper_row(table: Table, row: PaperRow) -> str:
-    """A line of figures that somebody published."""
+    """Return a line of figures that somebody published."""
     source = escape(f"{row.paper.source}: ")
     cells = [f'<th title="{escape(row.paper.paper)}"><span class="dot"></span>{escape(row.label)}</th>']
     for key in table.columns:
@@ -107,7 +111,7 @@ def _paper_row(table: Table, row: PaperRow) -> str:
 
 
 def further_table(table: Table) -> str:
-    """All other scores and axes, a line each, a column a method; empty where there are none."""
+    """Return the table of all other scores and axes, a line each, a column a method; empty where there are none."""
     rows = [row for row in table.rows if row.evaluation]
     columns = [described(table.described, key) for key in table.further]
     columns.sort(key=lambda column: list(_KINDS).index(column.kind))
@@ -120,30 +124,28 @@ def further_table(table: Table) -> str:
     if not body:
         return ""
     head = "".join(f"<th>{_dot(table, row)}</th>" for row in rows)
-    return (
-        "<details class='further'><summary>Further scores, and scores by axis</summary>"
-        f'<div class="wide"><table class="scores"><thead><tr><th>score</th>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div></details>"
-    )
+    summary = "<summary>Further scores, and scores by axis</summary>"
+    return f"<details class='further'>{summary}{_html_table(f'<th>score</th>{head}', ''.join(body))}</details>"
 
 
 def missing(table: Table) -> str:
-    """What the table could not be taken on, with the records; empty where nothing is missing."""
+    """Return the list of what the table could not be taken on, with the records; empty where nothing is missing."""
     items: list[str] = []
     for gap in gaps(table):
         names = [described(table.described, key).name for key in gap.keys]
         ids = f": {escape(_listed(gap.ids))}" if gap.ids else ""
         items.append(f"<li>{escape(gap.sentence(names))}{ids}</li>")
-    if skipped := left_out(table):
-        items.append(f"<li>Left out of the file: {escape(_listed([f'{where}: {why}' for where, why in skipped]))}</li>")
+    skipped = [f"{record.where}: {record.reason}" for record in left_out(table)]
+    if skipped:
+        items.append(f"<li>Left out of the file: {escape(_listed(skipped))}</li>")
     for row in table.rows:
-        if failures := row.result.failures:
-            texts = [f"{failure.part}: {failure.kind}: {failure.message}" for failure in failures]
-            items.append(f"<li>{escape(row.label)} failed: {escape(_listed(texts))}</li>")
+        failures = [f"{failure.part}: {failure.kind}: {failure.message}" for failure in row.result.failures]
+        if failures:
+            items.append(f"<li>{escape(row.label)} failed: {escape(_listed(failures))}</li>")
     if not items:
         return ""
-    lines = "".join(items)
-    return f"<details class='notes'><summary>What is missing, record by record</summary><ul>{lines}</ul></details>"
+    summary = "<summary>What is missing, record by record</summary>"
+    return f"<details class='notes'>{summary}<ul>{''.join(items)}</ul></details>"
 
 
 def _listed(texts: Sequence[str]) -> str:

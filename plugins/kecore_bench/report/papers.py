@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kecore_bench.published import PaperTable
 
 if TYPE_CHECKING:
-    from kecore_bench.report.results import Row, Table
+    from kecore_bench.report.results import Result
+    from kecore_bench.report.table import Row, Table
 
 __all__ = ["PaperRow", "citations", "cited", "lines"]
 
@@ -48,7 +49,7 @@ class PaperRow:
 
 
 def cited(papers: Iterable[PaperTable], model: str, data: str, moment: str) -> list[PaperTable]:
-    """The tables that a table of runs stands beside: those on its data set, and of these those on its model, if any.
+    """Return the papers' tables that stand beside runs: those on their data set, of these those on their model if any.
 
     Args:
         papers: all that a store cites.
@@ -56,47 +57,72 @@ def cited(papers: Iterable[PaperTable], model: str, data: str, moment: str) -> l
         data: name of their data set.
         moment: when they were scored.
     """
-    fitting = [
-        paper
-        for paper in papers
-        if paper.data.casefold() in data.casefold() and (not paper.moment or paper.moment == moment)
-    ]
-    return [paper for paper in fitting if _of(paper, model)] or fitting
+    fitting: list[PaperTable] = []
+    for paper in papers:
+        if paper.data.casefold() in data.casefold() and paper.moment in ("", moment):
+            fitting.append(paper)
+    on_model = [paper for paper in fitting if _is_on_model(paper, model)]
+    return on_model or fitting
 
 
-def _of(paper: PaperTable, model: str) -> bool:
+def _is_on_model(paper: PaperTable, model: str) -> bool:
     return paper.model.casefold() in model.casefold()
 
 
 def lines(table: Table) -> list[Row | PaperRow]:
-    """The rows of a table, each followed by those of papers for the same method; at the end those without a run."""
-    papers = [PaperRow(method, number, paper) for number, paper in enumerate(table.cited, 1) for method in paper.rows]
-    last = {name: place for place, row in enumerate(table.rows) for name in _names(row)}
-    found: list[Row | PaperRow] = []
-    for place, row in enumerate(table.rows):
-        found.append(row)
-        found += [replace(paper, beside=row.label) for paper in papers if last.get(paper.method) == place]
-    return found + [paper for paper in papers if paper.method not in last]
+    """Return the rows of a table, each followed by those of papers for its method; at the end those without a run."""
+    paper_rows: list[PaperRow] = []
+    for number, paper in enumerate(table.cited, 1):
+        paper_rows += [PaperRow(method, number, paper) for method in paper.rows]
+    last_index: dict[str, int] = {}  # of the rows that a paper's method may mean, the last
+    for index, row in enumerate(table.rows):
+        for name in _names(row):
+            last_index[name] = index
+    ordered: list[Row | PaperRow] = []
+    for index, row in enumerate(table.rows):
+        ordered.append(row)
+        for paper_row in paper_rows:
+            if last_index.get(paper_row.method) == index:
+                ordered.append(replace(paper_row, beside=row.label))
+    return ordered + [paper_row for paper_row in paper_rows if paper_row.method not in last_index]
 
 
-def _names(row: Row) -> Sequence[str]:
-    return row.label, row.result.spec.method or (row.label if row.result.edits else _UNEDITED)
+def _names(row: Row) -> list[str]:
+    """Return the names that papers' rows may have for a run: its label, and its method or that it is unedited."""
+    spec = row.result.spec
+    if spec.method is not None:
+        return [row.label, spec.method]
+    return [row.label] if row.result.edits else [row.label, _UNEDITED]
 
 
 def citations(table: Table) -> list[str]:
-    """Where the papers' rows come from, and how their conditions differ from those of the runs, in sentences."""
+    """Say where the papers' rows come from, and how their conditions differ from those of the runs."""
     return [f"[{number}] {_cite(paper, table)}" for number, paper in enumerate(table.cited, 1)]
 
 
 def _cite(paper: PaperTable, table: Table) -> str:
-    place = [paper.paper, f"arXiv {paper.arxiv}" if paper.arxiv else "", paper.table]
-    count = f"{paper.records:,} records" if paper.records else ""
-    how = ", ".join(part for part in (paper.model, count, paper.setting) if part)
-    text = ", ".join(part for part in place if part) + (f": {how}." if how else ".")
-    spec = table.first.spec
-    here = [] if _of(paper, spec.model) else [table.first.model]
-    if paper.records and paper.records != spec.size:
-        here.append(f"{spec.size:,} record{'' if spec.size == 1 else 's'}")
-    if here:
-        text += f" Here: {', '.join(here)}."
+    source = [paper.paper]
+    if paper.arxiv:
+        source.append(f"arXiv {paper.arxiv}")
+    if paper.table:
+        source.append(paper.table)
+    text = ", ".join(source)
+    conditions = [paper.model, f"{paper.records:,} records" if paper.records else "", paper.setting]
+    if any(conditions):
+        text += f": {', '.join(filter(None, conditions))}"
+    text += "."
+    differences = _differences(paper, table.first)
+    if differences:
+        text += f" Here: {', '.join(differences)}."
     return f"{text} {paper.remark}".rstrip()
+
+
+def _differences(paper: PaperTable, result: Result) -> list[str]:
+    """Return what model and number of records a table's runs have, where the paper's are other ones."""
+    differences: list[str] = []
+    spec = result.spec
+    if not _is_on_model(paper, spec.model):
+        differences.append(result.model)
+    if paper.records and paper.records != spec.size:
+        differences.append(f"{spec.size:,} record{'' if spec.size == 1 else 's'}")
+    return differences

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -13,7 +14,8 @@ from kecore.api.errors import MissingDependencyError
 from kecore.evaluate.result import Score
 from kecore.files import write_atomic
 from kecore_bench.report.figures import Curve, Scatter, Stages, colour, curves, scatters, stage_colour, stages
-from kecore_bench.report.results import Result, Table, last_moments
+from kecore_bench.report.results import Result
+from kecore_bench.report.table import Table, last_moments
 from kecore_bench.report.text import shown
 
 __all__ = ["INSTALL", "Plot", "drawn_plots", "need_matplotlib", "write_plots"]
@@ -104,13 +106,16 @@ def drawn_plots(table: Table, results: Sequence[Result], last: bool) -> list[Plo
     """
     need_matplotlib()
     plots: list[Plot] = []
-    if panels := scatters(table):
-        plots.append(_draw_scatters(panels, table))
+    scatter_panels = scatters(table)
+    if scatter_panels:
+        plots.append(_draw_scatters(scatter_panels, table))
     if not last:
         return plots
-    if panels := curves([result for result in results if result.spec.group == table.first.spec.group]):
-        plots.append(_draw_curves(panels, table))
-    if (spent := stages(table)).rows:
+    curve_panels = curves([result for result in results if result.spec.group == table.first.spec.group])
+    if curve_panels:
+        plots.append(_draw_curves(curve_panels, table))
+    spent = stages(table)
+    if spent.rows:
         plots.append(_draw_stages(spent))
     return plots
 
@@ -140,9 +145,9 @@ def write_plots(tables: Sequence[Table], results: Sequence[Result], out: Path) -
 def _panels(count: int, width: float) -> tuple[Any, list[Any]]:
     """Make a figure with so many panels, each of ``width`` inches, and room for names beside them."""
     across = min(count, _ACROSS)
-    down = -(-count // across)
+    down = math.ceil(count / across)
     figure = need_matplotlib()(figsize=(width * across + _NAMES_INCHES, 4.2 * down), layout="constrained")
-    return figure, [figure.add_subplot(down, across, place + 1) for place in range(count)]
+    return figure, [figure.add_subplot(down, across, index + 1) for index in range(count)]
 
 
 def _draw_scatters(panels: Sequence[Scatter], table: Table) -> Plot:
@@ -152,14 +157,22 @@ def _draw_scatters(panels: Sequence[Scatter], table: Table) -> Plot:
     caption = f"Bars: 95 % confidence intervals.{rings} Top right is best."
     plot = Plot("scatter", "Success against locality", figure, caption)
     for axis, panel in zip(axes, panels, strict=True):
-        for label, x, y in panel.points:
-            errors = {"xerr": _whiskers([x]), "yerr": _whiskers([y])}
-            bars = axis.errorbar(x.value, y.value, **errors, fmt="o", color=colour(table, label), label=label, lw=1)
-            plot.tell(bars.lines[0], f"{label}: {panel.x} {shown(x)}, {panel.y} {shown(y)}")
-        for place, (label, run, x, y) in enumerate(panel.published):
-            name = "" if place else "rings: papers"  # one entry of the legend for all of them
-            (ring,) = axis.plot(x, y, "o", mfc="none", color=colour(table, run), label=name)
-            plot.tell(ring, f"{label}: {panel.x} {x:.3f}, {panel.y} {y:.3f}")
+        for point in panel.points:
+            bars = axis.errorbar(
+                point.x.value,
+                point.y.value,
+                xerr=_whiskers([point.x]),
+                yerr=_whiskers([point.y]),
+                fmt="o",
+                color=colour(table, point.label),
+                label=point.label,
+                lw=1,
+            )
+            plot.tell(bars.lines[0], f"{point.label}: {panel.x} {shown(point.x)}, {panel.y} {shown(point.y)}")
+        for index, point in enumerate(panel.published):
+            name = "rings: papers" if index == 0 else ""  # one entry of the legend for all of them
+            (ring,) = axis.plot(point.x, point.y, "o", mfc="none", color=colour(table, point.beside), label=name)
+            plot.tell(ring, f"{point.label}: {panel.x} {point.x:.3f}, {panel.y} {point.y:.3f}")
         axis.set(xlabel=panel.x, ylabel=panel.y, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axis.grid(alpha=0.3)
     _name_beside(figure, axes[0])
@@ -174,14 +187,16 @@ def _draw_curves(panels: Sequence[Curve], table: Table) -> Plot:
         for number, line in enumerate(panel.lines):
             # Bars of several methods would cover each other.
             shift = _DODGE * panel.ticks[-1] * (number - (len(panel.lines) - 1) / 2)
-            counts = [count + shift for count, _ in line.points]
-            scores = [score for _, score in line.points]
+            counts = [point.facts + shift for point in line.points]
+            scores = [point.score for point in line.points]
             values = [score.value for score in scores]
-            style = {"color": colour(table, line.label), "elinewidth": 1, "label": line.label}
-            axis.errorbar(counts, values, _whiskers(scores), marker="o", **style)
-            for x, (count, score) in zip(counts, line.points, strict=True):
-                (point,) = axis.plot(x, score.value, "o", color=style["color"])
-                plot.tell(point, f"{line.label}: {shown(score)} of {count} facts")
+            line_colour = colour(table, line.label)
+            axis.errorbar(
+                counts, values, _whiskers(scores), marker="o", color=line_colour, elinewidth=1, label=line.label
+            )
+            for count, point in zip(counts, line.points, strict=True):
+                (dot,) = axis.plot(count, point.score.value, "o", color=line_colour)
+                plot.tell(dot, f"{line.label}: {shown(point.score)} of {point.facts} facts")
         axis.set(xlabel="facts edited so far", ylabel=panel.y, ylim=(-0.02, 1.02), xticks=panel.ticks)
         axis.grid(alpha=0.3)
     _name_beside(figure, axes[0])
@@ -193,16 +208,17 @@ def _draw_stages(spent: Stages) -> Plot:
     figure = need_matplotlib()(figsize=(9.5, 1.2 + _BAR_INCHES * len(spent.rows)), layout="constrained")
     axis = figure.add_subplot()
     plot = Plot("stages", "Seconds of editing for each fact, by stage", figure)
-    labels = [label for label, *_ in spent.rows]
-    left = [0.0] * len(labels)
+    labels = [row.label for row in spent.rows]
+    left = [0.0] * len(labels)  # where the next stage's part of each bar begins
     for name in spent.names:
-        widths = [seconds.get(name, 0.0) for _, seconds, _ in spent.rows]
+        widths = [row.seconds.get(name, 0.0) for row in spent.rows]
         bars = axis.barh(labels, widths, left=left, label=name, color=stage_colour(spent.names, name))
         for bar, label, width in zip(bars, labels, widths, strict=True):
             plot.tell(bar, f"{label}, {name}: {width:.3f} s for each fact")
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    for place, (*_, total) in enumerate(spent.rows):
-        axis.annotate(f"{total:.2f} s", (left[place], place), (4, 0), textcoords="offset points", va="center", size=8)
+    for index, row in enumerate(spent.rows):
+        text, end = f"{row.total:.2f} s", (left[index], index)
+        axis.annotate(text, end, (4, 0), textcoords="offset points", va="center", size=8)
     axis.invert_yaxis()
     axis.margins(x=0.08)
     axis.set(xlabel="seconds of editing for each fact")

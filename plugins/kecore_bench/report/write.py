@@ -11,26 +11,32 @@ from kecore.api.errors import MissingDependencyError
 from kecore.files import write_atomic
 from kecore_bench.report.gaps import gaps, left_out
 from kecore_bench.report.html import page
-from kecore_bench.report.results import Result, Table, results, tables
+from kecore_bench.report.results import Result, results
+from kecore_bench.report.table import Table, tables
 from kecore_bench.report.text import csv_scores, latex, markdown
 from kecore_bench.store import Store
 
 __all__ = ["FORMATS", "write_report"]
 
 
-def _json(made: Sequence[Table], found: Sequence[Result]) -> str:
-    return json.dumps([{**table.to_json(), **_missing(table)} for table in made], indent=1, ensure_ascii=False) + "\n"
+def _json(tables: Sequence[Table], results: Sequence[Result]) -> str:
+    """Return all tables as JSON, each with what is missing of it."""
+    values: list[dict[str, Any]] = []
+    for table in tables:
+        missing = {"not_taken": [gap.to_json() for gap in gaps(table)], "left_out": left_out(table)}
+        values.append({**table.to_json(), **missing})
+    return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
 
 
-def _missing(table: Table) -> dict[str, Any]:
-    return {"not_taken": [gap.to_json() for gap in gaps(table)], "left_out": left_out(table)}
+def _csv(tables: Sequence[Table], results: Sequence[Result]) -> str:
+    return csv_scores(tables)
 
 
 _TEXTS: Mapping[str, tuple[str, Callable[[Sequence[Table], Sequence[Result]], str]]] = {
     "html": ("index.html", page),
     "markdown": ("table.md", markdown),
     "latex": ("table.tex", latex),
-    "csv": ("scores.csv", lambda made, found: csv_scores(made)),
+    "csv": ("scores.csv", _csv),
     "json": ("tables.json", _json),
 }
 
@@ -58,24 +64,26 @@ def write_report(
         MissingDependencyError: PNG was asked for without matplotlib.
         StorageError: a file cannot be written.
     """
-    found = results(*stores)
-    made = tables(found)
+    runs = results(*stores)
+    run_tables = tables(runs)
     written: dict[str, list[Path]] = {}
     for name in formats:
         if name != "png":
             file, write = _TEXTS[name]
-            text = write(made, found)
-            written[name] = [write_atomic(out / file, lambda path, text=text: _write(path, text))]
+            written[name] = [_write_text(out / file, write(run_tables, runs))]
             continue
         from kecore_bench.report.plots import write_plots
 
         try:
-            written[name] = write_plots(made, found, out)
+            written[name] = write_plots(run_tables, runs, out)
         except MissingDependencyError:
             if not optional:
                 raise
     return written
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def _write_text(path: Path, text: str) -> Path:
+    def write(file: Path) -> None:
+        file.write_text(text, encoding="utf-8")
+
+    return write_atomic(path, write)

@@ -91,7 +91,7 @@ def test_rows_stand_below_those_of_the_same_method(store: Store, tmp_path: Path)
     (told,) = json.loads(written["json"][0].read_text(encoding="utf-8"))
     assert told["published"][0]["rows"]["memit"]["fluency"] == 619.9
     (panel,) = scatters(table)
-    assert [(label, run, round(x, 6), round(y, 6)) for label, run, x, y in panel.published] == [
+    assert [(point.label, point.beside, round(point.x, 6), round(point.y, 6)) for point in panel.published] == [
         ("unedited [1]", "unedited", 0.835, 0.152),
         ("memit [1]", "memit, one layer", 0.737, 0.989),
         ("mend [1]", "", 0.83, 0.157),

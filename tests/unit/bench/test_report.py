@@ -24,10 +24,10 @@ from kecore.evaluate.protocol import Protocol
 from kecore.inference.scoring import ContinuationScore
 from kecore_bench.report import Table, results, tables, write_report
 from kecore_bench.report.drill import drill
-from kecore_bench.report.figures import colour, curves, scatters, stages
+from kecore_bench.report.figures import StageTimes, colour, curves, scatters, stages
 from kecore_bench.report.gaps import gaps
 from kecore_bench.report.html import page
-from kecore_bench.report.results import Row
+from kecore_bench.report.table import Row
 from kecore_bench.report.text import COSTS, conditions, figure, further_rows, latex, markdown, notes, rich_table
 from kecore_bench.store import BEFORE, RunSpec, Store
 
@@ -88,9 +88,10 @@ def test_scores_and_notes(store: Store) -> None:
         "a_b & 50% | c warned: hm",
     ]
     assert table.rows[1].result.seconds == 2.0
-    assert stages(table).rows == [("a_b & 50% | c", {"values": 1.5, "other": 0.5}, 2.0)]
+    assert stages(table).rows == [StageTimes("a_b & 50% | c", {"values": 1.5, "other": 0.5}, total=2.0)]
     (panel,) = scatters(table)
-    assert [(label, x.value, y.value) for label, x, y in panel.points][1] == ("a_b & 50% | c", 0.5, 1.0)
+    good = panel.points[1]
+    assert (good.label, good.x.value, good.y.value) == ("a_b & 50% | c", 0.5, 1.0)
 
 
 def test_text_of_any_kind_stays_text(store: Store) -> None:
@@ -188,7 +189,7 @@ def test_retention() -> None:
     fill(store, run, "at-end", [(0.9, 0.9), (0.1, 0.9)])
     fill(store, run, "at-edit", [(0.9, 0.9), (0.9, 0.9)])
     found = results(store)
-    assert [(n, s.value) for n, s in found[0].retention("edit_success")] == [(1, 1.0), (2, 0.5)]
+    assert [(point.facts, point.score.value) for point in found[0].retention("edit_success")] == [(1, 1.0), (2, 0.5)]
     assert [table.moment for table in tables(found)] == ["at-edit", "at-end"]
     assert curves(found)[0].lines[0].label == "m"
     assert curves(found)[0].ticks == [1, 2]
@@ -295,10 +296,10 @@ def test_plots_are_part_of_the_page(store: Store) -> None:
     (table,) = tables(found)
     shown = page([table], found)
     (panel,) = scatters(table)
-    for label, x, _ in panel.points:
-        tip = escape(f"{label}: {panel.x} {figure(x.value)}")
+    for dot in panel.points:
+        tip = escape(f"{dot.label}: {panel.x} {figure(dot.x.value)}")
         (point,) = re.findall(rf"<g><title>{re.escape(tip)}.*?<use[^>]*>", shown, re.DOTALL)
-        assert f"fill: {colour(table, label)}" in point
+        assert f"fill: {colour(table, dot.label)}" in point
     assert all(f">{escape(name)}</text>" in shown for name in (panel.x, panel.y, "a_b & 50% | c"))
     assert "<title>a_b &amp; 50% | c, values: 1.500 s for each fact</title>" in shown
     assert not re.search(r'<g id="tip-', shown), "ids of one plot would be those of another"

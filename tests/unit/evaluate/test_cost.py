@@ -16,7 +16,8 @@ from kecore.evaluate.cost import added_latency, edit_bytes
 from kecore.evaluate.protocol import Protocol
 from kecore.memory import peak_bytes, reset_peak
 from kecore.testing.models import tiny_model, tiny_tokenizer
-from kecore_bench.report.results import Result, results, tables
+from kecore_bench.report.results import Result, results
+from kecore_bench.report.table import tables
 from kecore_bench.report.text import conditions, costs, csv_scores, markdown
 from kecore_bench.store import RunSpec, Store
 

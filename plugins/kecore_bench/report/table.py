@@ -1,0 +1,230 @@
+"""Tables of runs: methods on the same records of one data set, with one model, by one protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from kecore.api.errors import ProtocolMismatchError
+from kecore.evaluate.columns import Column, columns_of, in_order
+from kecore.evaluate.protocol import AFTER, AT_EDIT, AT_END, same_protocol
+from kecore.evaluate.result import Evaluation, Score
+from kecore_bench.published import PaperTable
+from kecore_bench.report.papers import cited
+from kecore_bench.report.results import Result
+from kecore_bench.store import BEFORE
+
+__all__ = ["MOMENTS", "Row", "Table", "count_records", "last_moments", "tables"]
+
+MOMENTS = {
+    BEFORE: "before the edit",
+    AFTER: "after the edit",
+    AT_EDIT: "at-edit: each fact right after its own step",
+    AT_END: "at-end: all facts after the last step",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table.
+
+    Args:
+        result: the run.
+        evaluation: its scores at the table's moment; None where there are none.
+    """
+
+    result: Result
+    evaluation: Evaluation | None
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+        return self.result.label
+
+    @property
+    def scores(self) -> Mapping[str, Score]:
+        """Its scores."""
+        return self.evaluation.scores if self.evaluation else {}
+
+    @property
+    def note(self) -> str:
+        """What is missing of it; empty where nothing is."""
+        failures = self.result.failures
+        if failures and failures[0].kind == "MethodNotFoundError":
+            return "not installed"
+        parts: list[str] = []
+        if self.result.remark:
+            parts.append(self.result.remark)
+        count = len(self.evaluation.rows) if self.evaluation else 0
+        if count < self.result.spec.size:
+            unfinished = "" if failures else "unfinished, "
+            parts.append(f"{unfinished}{count} of {self.result.spec.size} records")
+        if failures:
+            first = failures[0]
+            where = "" if first.part == "all" else f"{len(failures)} failed, the first at {first.part}: "
+            parts.append(f"{where}{first.kind}: {first.message}")
+        return "; ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as JSON values, with every score and cost."""
+        result = self.result
+        return {
+            "method": self.label,
+            "records": len(self.evaluation.rows) if self.evaluation else 0,
+            "scores": {key: score.to_json() for key, score in self.scores.items()},
+            "seconds_per_fact": result.seconds,
+            "stages": result.stages,
+            "peak_memory_bytes": result.peak_memory,
+            "peak_is_the_edits": result.peak_is_the_edits,
+            "bytes_per_fact": result.bytes_per_fact,
+            "seconds_per_token": result.latency,
+            "failures": [[failure.part, failure.kind, failure.message] for failure in result.failures],
+            "warnings": result.warnings,
+        }
+
+
+@dataclass(frozen=True)
+class Table:
+    """Methods on the same records of one data set, with one model, by one protocol, at one moment.
+
+    Make it with :func:`tables`.
+
+    Args:
+        rows: one a method.
+        moment: when they were scored.
+        keys: scores to head columns of the main table, of those that would; by default all.
+    """
+
+    rows: tuple[Row, ...]
+    moment: str
+    keys: Collection[str] | None = None
+
+    def __post_init__(self) -> None:
+        first = self.rows[0].result
+        for row in self.rows[1:]:
+            same_protocol(first.protocol, row.result.protocol, f"'{first.label}' and '{row.label}'")
+            if row.result.spec.group != first.spec.group:
+                raise ProtocolMismatchError(
+                    f"'{first.label}' and '{row.label}' are of different models, data sets or numbers of records; "
+                    "a table has one of each"
+                )
+
+    @cached_property
+    def columns(self) -> Mapping[str, str]:
+        """Scores of the main table and their headings.
+
+        These are the core metrics of the protocol that some row has, and what the papers print that it stands beside.
+        """
+        printed = self._printed_keys
+        headings: dict[str, str] = {}
+        for key, column in self.described.items():
+            if key in printed or (column.core and key in self._scored_keys):
+                headings[key] = column.heading
+        for key in printed:
+            headings.setdefault(key, key.replace("_", " "))
+        if self.keys is None:
+            return headings
+        return {key: heading for key, heading in headings.items() if key in self.keys}
+
+    @property
+    def _scored_keys(self) -> set[str]:
+        keys: set[str] = set()
+        for row in self.rows:
+            keys |= row.scores.keys()
+        return keys
+
+    @property
+    def _printed_keys(self) -> list[str]:
+        """Metrics of the papers that it stands beside, each once."""
+        keys: list[str] = []
+        for paper in self.cited:
+            for figures in paper.rows.values():
+                keys += figures
+        return list(dict.fromkeys(keys))
+
+    @cached_property
+    def described(self) -> Mapping[str, Column]:
+        """What the protocol's scores are called and mean."""
+        return columns_of(self.first.protocol)
+
+    @cached_property
+    def further(self) -> list[str]:
+        """Scores that are not among the columns, those of axes included, in order."""
+        return in_order(self.described, self._scored_keys - self.columns.keys())
+
+    @property
+    def first(self) -> Result:
+        """A run that has the model, data set and protocol of all."""
+        return self.rows[0].result
+
+    @cached_property
+    def cited(self) -> list[PaperTable]:
+        """The tables of papers whose rows stand among its own."""
+        papers: list[PaperTable] = []
+        for row in self.rows:
+            papers += [paper for paper in row.result.published if paper not in papers]
+        spec = self.first.spec
+        return cited(papers, spec.model, spec.data["name"], self.moment)
+
+    @cached_property
+    def title(self) -> str:
+        """Model, data set, number of records, and the moment where there are several."""
+        spec = self.first.spec
+        parts = [self.first.model, f"{count_records(spec.size)} of {spec.data['name']}"]
+        parts += [spec.data[name] for name in ("split", "variant") if name in spec.data]
+        if self.moment != AFTER:
+            parts.append(MOMENTS[self.moment].partition(":")[0])
+        return ", ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the table as JSON values, with every score and not only the columns."""
+        spec = self.first.spec
+        return {
+            "model": self.first.model,
+            "data": dict(spec.data),
+            "records": spec.size,
+            "moment": self.moment,
+            "protocol": {**self.first.protocol.to_json(), "hash": self.first.protocol.hash()},
+            "rows": [row.to_json() for row in self.rows],
+            "published": [paper.model_dump(mode="json", exclude_defaults=True) for paper in self.cited],
+        }
+
+
+def tables(runs: Iterable[Result]) -> list[Table]:
+    """Return one table for each model, data set, number of records and moment.
+
+    Raises:
+        ProtocolMismatchError: the runs follow different protocols.
+    """
+    groups: dict[tuple[str, str, int], list[Result]] = {}
+    first: Result | None = None
+    for run in runs:
+        first = first or run
+        same_protocol(first.protocol, run.protocol, f"'{first.label}' and '{run.label}'")
+        groups.setdefault(run.spec.group, []).append(run)
+    made: list[Table] = []
+    for group in groups.values():
+        has_edits = any(run.edits for run in group)
+        moments = group[0].protocol.moments if has_edits else (BEFORE,)
+        made += [_table_of(group, moment) for moment in moments]
+    return made
+
+
+def _table_of(group: Sequence[Result], moment: str) -> Table:
+    """Return the table of a moment; the unedited model, which has one moment, stands in each."""
+    rows: list[Row] = []
+    for run in group:
+        rows.append(Row(run, run.evaluations.get(moment if run.edits else BEFORE)))
+    return Table(tuple(rows), moment)
+
+
+def last_moments(made: Iterable[Table]) -> list[Table]:
+    """Return of each model, data set and size the table of the last moment."""
+    return list({table.first.spec.group: table for table in made}.values())
+
+
+def count_records(count: int) -> str:
+    """Return ``1 record`` or ``20 records``."""
+    return f"{count} record" if count == 1 else f"{count} records"
