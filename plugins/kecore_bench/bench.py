@@ -9,14 +9,16 @@ record is scored, and so is a sequence of edits as far as it has come, with what
 from __future__ import annotations
 
 import gc
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from kecore.api.errors import (
     ArtifactError,
@@ -52,8 +54,6 @@ BLOCK = 16
 
 TIMED, TIMED_TOKENS = 4, 8
 """Records whose prompts are timed once a run, and tokens that are written after each."""
-
-T = TypeVar("T")
 
 
 def run_cells(
@@ -103,7 +103,15 @@ def _is_shared(cell: Cell, store: Store) -> bool:
 
 @dataclass
 class _Worker:
-    """One process's share of one run."""
+    """One process's share of one run.
+
+    Args:
+        cell: the run.
+        store: where results go.
+        editor: a session on the run's model.
+        workplace: gives methods what they need, and tells what goes on.
+        shard: which share of the work this process does, and of how many.
+    """
 
     cell: Cell
     store: Store
@@ -116,7 +124,7 @@ class _Worker:
         self.protocol = self.store.protocol
         self.progress = self.workplace.progress
         self.share = self.shard if _is_shared(self.cell, self.store) else (0, 1)
-        self.timed = False
+        self.is_timed = False  # the latency of this run's edits was measured
 
     def work(self) -> None:
         """Do what is missing."""
@@ -127,34 +135,34 @@ class _Worker:
             with self.workplace.stage(self.spec.label, f"running {self.spec.label}"):
                 self._guard("all", self._score_as_it_is)
             return
-        way = {"single": self._run_single, "batch": self._run_batch, "sequential": self._run_sequence}[
-            self.protocol.edits
-        ]
-        self._guard("all", lambda: self._prepare_and_run(way))
+        self._guard("all", self._prepare_and_run)
 
     def summary(self) -> str:
         """Return what became of the run, in a line."""
         done = {moment: len(self.store.done(self.key, moment)) for moment in self.cell.wanted(self.protocol)}
         text = ", ".join(f"{count} records {moment}" for moment, count in done.items())
-        failed = self.store.failures(self.key)
-        why = f"; {len(failed)} failed: {failed[0].kind}: {failed[0].message}" if failed else ""
-        return f"{self.spec.label}, {self.spec.data['name']}: {text or 'nothing'}{why}"
+        line = f"{self.spec.label}, {self.spec.data['name']}: {text or 'nothing'}"
+        failures = self.store.failures(self.key)
+        if failures:
+            line += f"; {len(failures)} failed: {failures[0].kind}: {failures[0].message}"
+        return line
 
-    def _prepare_and_run(self, way: Callable[[], None]) -> None:
+    def _prepare_and_run(self) -> None:
         method = MethodLine.of(str(self.spec.method))  # a baseline may not be installed
-        several = self.protocol.edits == "sequential" and len(self.cell.records) > self.protocol.step
-        if several and not method.capabilities.sequential:  # not after its first step, whose scores would stand alone
+        has_steps = self.protocol.edits == "sequential" and len(self.cell.records) > self.protocol.step
+        if has_steps and not method.capabilities.sequential:  # early: the first step's scores would stand alone
             raise UnsupportedCapabilityError(
                 f"method '{method.name}' does not edit an edited model, so it cannot take part in a sequence; compare "
                 f"it by {'edits=batch or ' if method.capabilities.batch else ''}edits=single"
             )
         self.workplace.prepare(self.editor, method.name, self.spec.config)
-        self.timed = any("latency" in cost for cost in self.store.costs(self.key).values())
+        self.is_timed = any("latency" in cost for cost in self.store.costs(self.key).values())
         gc.collect()  # what earlier runs left would stand in the memory of this one's edits
         if self.protocol.edits != "single":  # stages of one fact would only flicker
             self.editor.progress = self.progress
+        run = {"single": self._run_single, "batch": self._run_batch, "sequential": self._run_sequence}
         with self.workplace.stage(self.spec.label, f"running {self.spec.label}"):
-            way()
+            run[self.protocol.edits]()
 
     def _guard(self, part: str, do: Callable[[], None]) -> bool:
         """Run a part; an error of kecore's is written down, whatever edits were on the model come off."""
@@ -171,28 +179,36 @@ class _Worker:
         return True
 
     def _score_as_it_is(self) -> None:
-        """The unedited model, or an edit that was made before."""
+        """Score the unedited model, or an edit that was made before."""
         if self.cell.edit is None:
             self._score(BEFORE)
             return
         with _attach_file(self.editor, self.cell.edit) as edit:
             if not self.store.costs(self.key):
-                made = {"seconds": None, "records": len(edit.requests), "stages": {}, "peak_memory_bytes": None}
-                self.store.add_cost(
-                    self.key, "all", {**made, **_describe_edit(edit), **self._measure_latency(), "warnings": []}
-                )
+                cost = {
+                    "seconds": None,
+                    "records": len(edit.requests),
+                    "stages": {},
+                    "peak_memory_bytes": None,
+                    **_describe_edit(edit),
+                    **self._measure_latency(),
+                    "warnings": [],
+                }
+                self.store.add_cost(self.key, "all", cost)
             self._score(AFTER)
 
     def _run_single(self) -> None:
         done = self.store.done(self.key, AFTER)
-        mine = range(self.share[0], len(self.cell.records), self.share[1])
-        left = [position for position in mine if position not in done]
+        index, processes = self.share
+        own = range(index, len(self.cell.records), processes)
+        left = [position for position in own if position not in done]
         for count, position in enumerate(left):
             self.progress("records", count, len(left))
-            record = self.cell.records[position]
-            self._guard(record.request.id, lambda p=position, r=record: self._one(p, r))
+            self._guard(self.cell.records[position].request.id, partial(self._edit_alone, position))
 
-    def _one(self, position: int, record: EditRecord) -> None:
+    def _edit_alone(self, position: int) -> None:
+        """Edit one record, score it, and write both."""
+        record = self.cell.records[position]
         cost = self._make_edit([record]) | self._measure_latency()
         rows = self._score_records([record])
         self.store.add(self.key, AFTER, {position: rows[0]}, (record.request.id, cost))
@@ -218,9 +234,9 @@ class _Worker:
         checkpoints = self.protocol.checkpoints(len(records))
         folder = self.store.edit_folder(self.key)
         saved = None if folder is None else SavedSequence(folder)
-        begun = self._resume(saved)
-        steps = -(-len(records) // step)
-        for number in range(begun + 1, steps + 1):
+        steps_done = self._resume(saved)
+        steps = math.ceil(len(records) / step)
+        for number in range(steps_done + 1, steps + 1):
             start, stop = (number - 1) * step, min(number * step, len(records))
             cost = self._make_edit(records[start:stop])
             if number == steps:  # a memory of many edits may take longer to look up than one of few
@@ -230,7 +246,7 @@ class _Worker:
                 self._score(AT_EDIT, start, stop)
             if number in checkpoints:
                 self._score(checkpoints[number], 0, stop)
-            if all(len(self.store.done(self.key, moment)) == count for moment, count in wanted.items()):
+            if not self.cell.missing(self.store):
                 break
             if saved is not None:
                 edits = [entry.edit for entry in self.editor.history]
@@ -259,12 +275,16 @@ class _Worker:
         if progress is None:
             return None
         step, size = self.protocol.step, len(self.cell.records)
-        expected = {name: n * step for n, name in self.protocol.checkpoints(size).items() if n <= progress.steps}
+        expected: dict[str, int] = {}  # records that the store has to hold, by moment
         if AT_EDIT in self.protocol.when:
             expected[AT_EDIT] = min(progress.steps * step, size)
+        for number, moment in self.protocol.checkpoints(size).items():
+            if number <= progress.steps:
+                expected[moment] = number * step
         # A store that was deleted and begun anew has none of what its predecessor's edits were asked.
-        is_known = all(len(self.store.done(self.key, moment)) >= count for moment, count in expected.items())
-        return progress if is_known else None
+        if any(len(self.store.done(self.key, moment)) < count for moment, count in expected.items()):
+            return None
+        return progress
 
     def _make_edit(self, records: Sequence[EditRecord]) -> dict[str, Any]:
         """Make an edit, and return what it cost."""
@@ -285,9 +305,9 @@ class _Worker:
 
     def _measure_latency(self) -> dict[str, Any]:
         """Return what the edits on the model add to a token; measured once a run."""
-        if self.timed:
+        if self.is_timed:
             return {}
-        self.timed = True
+        self.is_timed = True
         prompts = [record.request.text for record in self.cell.records[:TIMED]]
         latency = added_latency(self.editor.view, self.editor.encoder, prompts, tokens=TIMED_TOKENS, rounds=1)
         return {"latency": latency.to_json()}
@@ -297,11 +317,12 @@ class _Worker:
         records = self.cell.records
         stop = len(records) if stop is None else stop
         done = self.store.done(self.key, moment)
-        for number, block in enumerate(_blocks(range(start, stop), BLOCK)):
-            left = [position for position in block if position not in done]
-            if not left or number % self.share[1] != self.share[0]:
+        index, processes = self.share
+        for number, first in enumerate(range(start, stop, BLOCK)):
+            left = [position for position in range(first, min(first + BLOCK, stop)) if position not in done]
+            if not left or number % processes != index:
                 continue
-            self.progress(f"scoring {moment}", block[0] - start, stop - start)
+            self.progress(f"scoring {moment}", first - start, stop - start)
             rows = self._score_records([records[position] for position in left])
             self.store.add(self.key, moment, dict(zip(left, rows, strict=True)))
 
@@ -319,11 +340,6 @@ class _Worker:
         for edit in edits:
             edit.attach(model)
         return compare(before, after).rows
-
-
-def _blocks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 @contextmanager

@@ -163,7 +163,9 @@ def _run_by_processes(workplace: Workplace, store: Store, cells: Sequence[Cell],
     Raises:
         WorkerError: one of them ended badly.
     """
-    total = sum(sum(cell.wanted(store.protocol).values()) for cell in cells)
+    total = 0
+    for cell in cells:
+        total += sum(cell.wanted(store.protocol).values())
     keys = [cell.spec.key for cell in cells]
     workers: list[_Worker] = []
     errors: list[str] = []
@@ -175,11 +177,8 @@ def _run_by_processes(workplace: Workplace, store: Store, cells: Sequence[Cell],
             while running:
                 running = any(worker.process.is_alive() for worker in workers)  # then read what came before the end
                 workplace.progress("records", store.count(keys), total)
-                for message in (message for worker in workers for message in worker.read()):
-                    if message.is_error:
-                        errors.append(message.text)
-                    else:
-                        workplace.log(message.text)
+                for worker in workers:
+                    errors += _pass_on(worker.read(), workplace)
                 if running:
                     sleep(_POLL)
     finally:
@@ -193,6 +192,14 @@ def _run_by_processes(workplace: Workplace, store: Store, cells: Sequence[Cell],
             f"{len(codes)} of {jobs} processes ended with exit code {codes[0]}{reason}; what was done is in "
             f"{store.path}, and the same run goes on from there"
         )
+
+
+def _pass_on(messages: Sequence[_Message], workplace: Workplace) -> list[str]:
+    """Show what a process tells, and return the errors among it."""
+    for message in messages:
+        if not message.is_error:
+            workplace.log(message.text)
+    return [message.text for message in messages if message.is_error]
 
 
 def _work(values: Mapping[str, Any], path: Path, rank: int, jobs: int, sender: Connection) -> None:

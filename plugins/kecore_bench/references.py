@@ -33,7 +33,7 @@ def with_references(records: Sequence[EditRecord], snippets: str | Path) -> list
     Raises:
         DataFormatError: it is not such a file; names the place.
     """
-    keys = {_key(record) for record in records}
+    keys = {_key(record) for record in records if all(_key(record))}
     passages: dict[_Key, list[str]] = defaultdict(list)
     (document,) = open_source(snippets, None)
     for number, value in enumerate(_elements(document.text or "", document.name), 1):
@@ -49,7 +49,7 @@ def with_references(records: Sequence[EditRecord], snippets: str | Path) -> list
 
 
 class _Key(NamedTuple):
-    """What passages are about; the fields of a record without such labels are empty, those of the file never are."""
+    """What passages are about; the fields of a record without such labels are empty."""
 
     relation: str
     target: str

@@ -76,7 +76,7 @@ class RunSpec:
 
     @property
     def key(self) -> str:
-        """Digest of all of it."""
+        """Digest of all fields."""
         values = asdict(self)
         if self.given is None:  # stores that were begun before there was such a field go on
             del values["given"]
@@ -119,42 +119,46 @@ class Store:
     def __init__(self, path: str | Path, protocol: Protocol | None = None) -> None:
         self.path = Path(path)
         self.kept = str(path) != ":memory:"
-        known = not self.kept or self.path.exists()
-        if protocol is None and not known:
+        if protocol is None and self.kept and not self.path.exists():
             raise ArtifactError(
                 f"{path}: no such store; make it with `kecore bench`, `kecore eval` or `kecore compare`"
             )
         with self._guard():
-            if protocol is not None and not known:
+            if self.kept and not self.path.exists():
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
             if protocol is not None:
-                self._begin(protocol)
-            found = dict(self._connection.execute("SELECT key, value FROM meta"))
-        if found.get("format") != _FORMAT:
-            raise ArtifactError(f"{path} is a store of another kecore (format {found.get('format')}, not {_FORMAT})")
-        self.protocol = Protocol.make(json.loads(found["protocol"]))
+                self._make_tables(protocol)
+            meta = dict(self._connection.execute("SELECT key, value FROM meta"))
+        if meta.get("format") != _FORMAT:
+            raise ArtifactError(f"{path} is a store of another kecore (format {meta.get('format')}, not {_FORMAT})")
+        self.protocol = Protocol.make(json.loads(meta["protocol"]))
         if protocol is not None:
-            same_protocol(self.protocol, protocol, f"{self.path.name} and this run")
-            if self.protocol != protocol:
-                raise ProtocolMismatchError(
-                    f"{self.path.name} was begun with the metric families {self._extra(self.protocol)}, this run takes "
-                    f"{self._extra(protocol)}; use another store"
-                )
+            self._check_protocol(protocol)
 
-    @staticmethod
-    def _extra(protocol: Protocol) -> str:
-        return ", ".join(("the standard ones", *protocol.extra))
-
-    def _begin(self, protocol: Protocol) -> None:
+    def _make_tables(self, protocol: Protocol) -> None:
+        """Make the tables of a new file; those that are there stay."""
         with self._transaction() as cursor:
             for statement in _SCHEMA.split(";"):
                 cursor.execute(statement)
-            first = (("format", _FORMAT), ("protocol", json.dumps(protocol.to_json())))
-            cursor.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", first)
+            meta = [("format", _FORMAT), ("protocol", json.dumps(protocol.to_json()))]
+            cursor.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", meta)
+
+    def _check_protocol(self, protocol: Protocol) -> None:
+        """Refuse to write results by another protocol than those that are there.
+
+        Raises:
+            ProtocolMismatchError: says how the two differ.
+        """
+        same_protocol(self.protocol, protocol, f"{self.path.name} and this run")
+        if self.protocol != protocol:
+            raise ProtocolMismatchError(
+                f"{self.path.name} was begun with the metric families {_families(self.protocol)}, this run takes "
+                f"{_families(protocol)}; use another store"
+            )
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._connection.close()
 
     def __enter__(self) -> Store:
@@ -168,7 +172,7 @@ class Store:
         """Keep other runs out while a block runs.
 
         Raises:
-            StoreInUseError: another one is at it.
+            StoreInUseError: another run is writing.
         """
         if not self.kept:
             yield
@@ -186,7 +190,7 @@ class Store:
             lock.release()
 
     def announce(self, specs: Sequence[RunSpec]) -> None:
-        """Give runs their places in tables before any begins, whichever process then begins first."""
+        """Fix the order of runs in tables before any begins, whichever process then begins first."""
         with self._transaction() as cursor:
             values = [(spec.key, json.dumps(asdict(spec)), "") for spec in specs]
             cursor.executemany("INSERT OR IGNORE INTO runs VALUES (?, ?, ?)", values)
@@ -194,17 +198,18 @@ class Store:
     def cite(self, tables: Sequence[PaperTable]) -> None:
         """Keep tables of papers for the reports; those that are there stay."""
         with self._transaction() as cursor:
-            found = [*self.published, *tables]
-            text = json.dumps(
-                [table.model_dump(mode="json") for i, table in enumerate(found) if table not in found[:i]]
-            )
+            published = self.published
+            published += [table for table in tables if table not in published]
+            text = json.dumps([table.model_dump(mode="json") for table in published])
             cursor.execute("INSERT OR REPLACE INTO meta VALUES ('published', ?)", (text,))
 
     @property
     def published(self) -> list[PaperTable]:
         """Tables of papers that stand beside the results."""
-        found = self._all("SELECT value FROM meta WHERE key = 'published'")
-        return [PaperTable.model_validate(values) for (text,) in found for values in json.loads(text)]
+        rows = self._fetch("SELECT value FROM meta WHERE key = 'published'")
+        if not rows:
+            return []
+        return [PaperTable.model_validate(values) for values in json.loads(rows[0][0])]
 
     def add_run(self, spec: RunSpec, made_on: Mapping[str, Any]) -> None:
         """Enter a run that begins, once.
@@ -222,11 +227,11 @@ class Store:
             cursor.execute(
                 "UPDATE runs SET made_on = ? WHERE key = ? AND made_on = ''", (json.dumps(made_on), spec.key)
             )
-        old = self.made_on(spec.key)
+        first = self.made_on(spec.key)
         for name in ("versions", "base"):
-            if old[name] != made_on[name]:
+            if first[name] != made_on[name]:
                 raise ArtifactError(
-                    f"run '{spec.label}' of {self.path.name} was begun with other {name} ({old[name]}, now "
+                    f"run '{spec.label}' of {self.path.name} was begun with other {name} ({first[name]}, now "
                     f"{made_on[name]}), so its records would not be alike; use a new store"
                 )
 
@@ -264,57 +269,60 @@ class Store:
             cursor.execute("DELETE FROM failures WHERE run = ?", (run,))
 
     def specs(self) -> list[RunSpec]:
-        """All runs that were begun, in the order they were announced."""
-        found = self._all("SELECT spec FROM runs WHERE made_on != '' ORDER BY rowid")
-        return [RunSpec(**json.loads(text)) for (text,) in found]
+        """Return all runs that were begun, in the order they were announced."""
+        rows = self._fetch("SELECT spec FROM runs WHERE made_on != '' ORDER BY rowid")
+        return [RunSpec(**json.loads(text)) for (text,) in rows]
 
     def made_on(self, run: str) -> dict[str, Any]:
-        """Versions, hardware and fingerprint that a run was begun with."""
-        return json.loads(self._all("SELECT made_on FROM runs WHERE key = ?", run)[0][0])
+        """Return versions, hardware and fingerprint that a run was begun with."""
+        return json.loads(self._fetch("SELECT made_on FROM runs WHERE key = ?", run)[0][0])
 
     def moments(self, run: str) -> list[str]:
-        """Moments that a run has answers of."""
-        return [name for (name,) in self._all("SELECT DISTINCT moment FROM answers WHERE run = ? ORDER BY 1", run)]
+        """Return the moments that a run has answers of."""
+        return [name for (name,) in self._fetch("SELECT DISTINCT moment FROM answers WHERE run = ? ORDER BY 1", run)]
 
     def done(self, run: str, moment: str) -> set[int]:
-        """Positions of the records that are written."""
-        found = self._all("SELECT position FROM answers WHERE run = ? AND moment = ?", run, moment)
-        return {position for (position,) in found}
+        """Return the positions of the records that are written."""
+        rows = self._fetch("SELECT position FROM answers WHERE run = ? AND moment = ?", run, moment)
+        return {position for (position,) in rows}
 
     def count(self, runs: Sequence[str]) -> int:
-        """Number of records, at all moments, of these runs."""
+        """Return the number of records, at all moments, of these runs."""
         marks = ", ".join("?" * len(runs))
-        return self._all(f"SELECT count(*) FROM answers WHERE run IN ({marks})", *runs)[0][0]  # noqa: S608 - marks only
+        query = f"SELECT count(*) FROM answers WHERE run IN ({marks})"  # noqa: S608 - marks only
+        return self._fetch(query, *runs)[0][0]
 
     def rows(self, run: str, moment: str) -> dict[int, RecordResult]:
-        """Answers by position, in the order of the data set."""
-        text = "SELECT position, row FROM answers WHERE run = ? AND moment = ? ORDER BY position"
-        return {position: RecordResult.load(row) for position, row in self._all(text, run, moment)}
+        """Return the answers by position, in the order of the data set."""
+        query = "SELECT position, row FROM answers WHERE run = ? AND moment = ? ORDER BY position"
+        return {position: RecordResult.load(row) for position, row in self._fetch(query, run, moment)}
 
     def costs(self, run: str) -> dict[str, dict[str, Any]]:
-        """What each edit of a run cost."""
-        found = self._all("SELECT part, value FROM costs WHERE run = ? ORDER BY rowid", run)
-        return {part: json.loads(value) for part, value in found}
+        """Return what each edit of a run cost, by the part of the run."""
+        rows = self._fetch("SELECT part, value FROM costs WHERE run = ? ORDER BY rowid", run)
+        return {part: json.loads(value) for part, value in rows}
 
     def failures(self, run: str) -> list[Failure]:
-        """What of a run ended in an error."""
-        text = "SELECT part, kind, message FROM failures WHERE run = ? ORDER BY rowid"
-        return [Failure(*row) for row in self._all(text, run)]
+        """Return what of a run ended in an error."""
+        query = "SELECT part, kind, message FROM failures WHERE run = ? ORDER BY rowid"
+        return [Failure(*row) for row in self._fetch(query, run)]
 
     def edit_file(self, run: str) -> Path | None:
-        """Where the edit of a run that scores many records by one edit lies until all are scored.
+        """Return where the edit of a run that scores many records by one edit lies until all are scored.
 
         None for a store that is not kept either.
         """
-        return None if (folder := self.edit_folder(run)) is None else folder.with_suffix(".safetensors")
+        folder = self.edit_folder(run)
+        return None if folder is None else folder.with_suffix(".safetensors")
 
     def edit_folder(self, run: str) -> Path | None:
-        """The same for the edits of a sequence: their folder."""
+        """Return the folder of the edits of a sequence, which lie there until all are scored; None as above."""
         return self.path.with_name(f"{self.path.name}.edits") / run if self.kept else None
 
-    def _all(self, text: str, *values: object) -> list[Any]:
+    def _fetch(self, query: str, *values: object) -> list[Any]:
+        """Return all rows that a query gives."""
         with self._guard():
-            return self._connection.execute(text, values).fetchall()
+            return self._connection.execute(query, values).fetchall()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Cursor]:
@@ -343,3 +351,8 @@ class Store:
             raise ArtifactError(
                 f"{self.path} is no store of kecore's, or damaged ({error}); name another file"
             ) from None
+
+
+def _families(protocol: Protocol) -> str:
+    """Return the names of the metric families of a protocol."""
+    return ", ".join(("the standard ones", *protocol.extra))

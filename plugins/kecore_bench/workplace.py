@@ -23,7 +23,7 @@ from kecore_bench.plan import BenchPlan
 __all__ = ["Log", "Stage", "Workplace", "log_nothing", "time_nothing"]
 
 Log = Callable[[str], None]
-"""Called with a line of text about what goes on."""
+"""Called with a line of text about what is done."""
 
 Stage = Callable[[str, str], AbstractContextManager[None]]
 """Called as ``stage(name, doing)``, where ``doing`` is what is done in words; what it returns is held meanwhile."""
