@@ -26,12 +26,13 @@ from torch import Tensor
 import kecore
 from kecore import Editor, load_records
 from kecore.engine import values
+from kecore.engine.value_steps import ValueBatch
 
 PAIRS = 8  # of positions and gradients that L-BFGS remembers
 LONGEST = 0.3  # of its steps, relative to the hidden state
 
 
-class LBFGS(values._Batch):  # pyright: ignore[reportPrivateUsage]
+class LBFGS(ValueBatch):
     """Two-loop recursion for each group by itself, with a longest step in the place of a line search."""
 
     pairs: list[tuple[Tensor, Tensor, Tensor]] | None = None
@@ -126,7 +127,7 @@ def main() -> None:
 
 def patched(batch: type[Any] | None) -> AbstractContextManager[Any]:
     """Values by this class."""
-    return nullcontext() if batch is None else patch.object(values, "_Batch", batch)
+    return nullcontext() if batch is None else patch.object(values, "ValueBatch", batch)
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from kecore.engine.solve import least_squares, one_by_one
     from kecore.engine.spread import AnchorResiduals, Evenly, Residuals, Spread
     from kecore.engine.target import Target
-    from kecore.engine.values import Coupling, ValueSettings
+    from kecore.engine.value_steps import Coupling, ValueSettings
 
 _HOME = {
     "AnchorResiduals": "spread",
     "BatchConfig": "config",
     "ClosedForm": "closed_form",
-    "Coupling": "values",
+    "Coupling": "value_steps",
     "EditedSite": "post",
     "Evenly": "spread",
     "KeyPass": "keys",
@@ -38,7 +38,7 @@ _HOME = {
     "Solve": "closed_form",
     "Spread": "spread",
     "Target": "target",
-    "ValueSettings": "values",
+    "ValueSettings": "value_steps",
     "at_depth": "layers",
     "least_squares": "solve",
     "one_by_one": "solve",

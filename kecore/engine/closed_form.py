@@ -29,19 +29,33 @@ from kecore.api.method import MethodContext
 from kecore.batch import RequestBatch
 from kecore.edit import Update, WeightEdit, factored, updated
 from kecore.engine import contexts as contexts_module
-from kecore.engine import values as values_module
 from kecore.engine.keys import Keys, Prompts
 from kecore.engine.post import EditedSite, Post, chained, untouched
 from kecore.engine.spread import Evenly, Spread
 from kecore.engine.target import Target, as_found, in_turn
-from kecore.engine.values import Coupling, Values
+from kecore.engine.value_steps import Coupling, ValueSettings
+from kecore.engine.values import Values, optimise_values
 from kecore.model import ModelView, SiteId
 from kecore.ops import Solution
 
-__all__ = ["ClosedForm", "Solve", "unsolved"]
+__all__ = ["ClosedForm", "Grouping", "Solve", "by_subject", "each_alone", "unsolved"]
 
 Solve = Callable[[SiteId, Keys, Tensor], Solution]
 """``solve(site, keys, residuals [d_out, u])`` to the update of that site."""
+
+
+Grouping = Callable[[RequestBatch], RequestBatch]
+"""From a batch, whose groups are the requests about one subject, to the same requests as they are to be grouped."""
+
+
+def by_subject(batch: RequestBatch) -> RequestBatch:
+    """Let requests about one subject share key and value (MEMIT-Merge, arXiv 2502.07322)."""
+    return batch
+
+
+def each_alone(batch: RequestBatch) -> RequestBatch:
+    """Give each request a key and a value of its own, as MEMIT was published."""
+    return batch.ungrouped()
 
 
 def unsolved(site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
@@ -67,7 +81,7 @@ class ClosedForm:
         coupling: from one key a group, ``[u, d_in]``, to a further term of the values' loss; None for none.
         target: changes the values before they are written; see :mod:`kecore.engine.target`.
         post: changes an update before it is used; see :mod:`kecore.engine.post`.
-        merge_subjects: requests about one subject share key and value.
+        grouping: which requests share key and value.
         bare: weight of the bare prompt's key among its contexts'; see :class:`KeyPass`.
         gain: factor of the values, since a prompt whose key differs from the fitted ones receives a part only.
     """
@@ -75,13 +89,13 @@ class ClosedForm:
     layers: tuple[int, ...]
     contexts: int
     context_tokens: int
-    values: values_module.ValueSettings
+    values: ValueSettings
     solve: Solve
     spread: Spread = field(default_factory=Evenly)
     coupling: Callable[[Tensor], Coupling] | None = None
     target: Target = as_found
     post: Post = untouched
-    merge_subjects: bool = True
+    grouping: Grouping = by_subject
     bare: float | None = 0.5
     gain: float = 1.0
 
@@ -106,8 +120,7 @@ class ClosedForm:
             NumericalError: a system has no usable solution.
         """
         parts = self._parts(view)
-        if not self.merge_subjects:
-            batch = batch.ungrouped()
+        batch = self.grouping(batch)
         with view.frozen(), torch.no_grad():
             with context.stages("contexts"):
                 prefixes = contexts_module.of_session(view, context, self.contexts, self.context_tokens)
@@ -145,7 +158,7 @@ class ClosedForm:
             if self.coupling is not None:
                 keys, _ = prompts.begin_pass((anchor,)).advance(anchor)
                 coupling = self.coupling(keys.mean().t())  # [u, d_in]
-            found = values_module.optimise_values(
+            found = optimise_values(
                 view,
                 batch,
                 anchor,

@@ -14,7 +14,7 @@ from kecore.engine.closed_form import ClosedForm, unsolved
 from kecore.engine.layers import at_depth
 from kecore.engine.needs import Shape, closed_form
 from kecore.engine.staged import StagedConfig
-from kecore.engine.values import ValueSettings
+from kecore.engine.value_steps import ValueSettings, all_most_probable
 from kecore.model import ModelView
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class LocateConfig(StagedConfig):
             clamp=self.clamp,
             kl_weight=self.kl_weight,
             stop_loss=self.stop_loss,
-            stop_most_probable=self.stop_most_probable,
+            finished=all_most_probable if self.stop_most_probable else None,
             noise=self.noise,
             precision=None if self.precision == "model" else DTYPES[self.precision],
             graphs=self.graphs,

@@ -19,7 +19,7 @@ from kecore.edit import Edit
 from kecore.engine.closed_form import ClosedForm
 from kecore.engine.keys import Keys
 from kecore.engine.layers import at_depth
-from kecore.engine.values import ValueSettings
+from kecore.engine.value_steps import ValueSettings
 from kecore.model import ModelView, SiteId
 from kecore.ops import Solution, kv_solve
 

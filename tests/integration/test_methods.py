@@ -13,7 +13,8 @@ from kecore.api import registry
 from kecore.batch import RequestBatch
 from kecore.data import path
 from kecore.edit import attached
-from kecore.engine import values
+from kecore.engine import closed_form
+from kecore.engine.values import Values, optimise_values
 from kecore.model import ModelView
 from kecore.statistics import collect_statistics
 
@@ -44,19 +45,18 @@ def editor(smollm2: tuple[Any, Any]) -> Editor:
 @pytest.fixture(scope="module", autouse=True)
 def each_value_once() -> Iterator[None]:
     """What is optimised for the same model, facts, contexts and settings is the same for every method that asks."""
-    made: dict[str, values.Values] = {}
-    optimise = values.optimise_values
+    made: dict[str, Values] = {}
 
-    def kept(view: ModelView, batch: RequestBatch, *asked: Any, seed: int, align: Any = None, **how: Any) -> Any:
-        if align is not None:  # those of one batch depend on those before
-            return optimise(view, batch, *asked, seed=seed, align=align, **how)
+    def kept(view: ModelView, batch: RequestBatch, *asked: Any, seed: int, coupling: Any = None, **how: Any) -> Any:
+        if coupling is not None:  # those of one batch depend on those before
+            return optimise_values(view, batch, *asked, seed=seed, coupling=coupling, **how)
         key = repr((view.identity().of(), batch, asked, seed))
         if key not in made:
-            made[key] = optimise(view, batch, *asked, seed=seed, **how)
+            made[key] = optimise_values(view, batch, *asked, seed=seed, **how)
         return made[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(values, "optimise_values", kept)
+        patch.setattr(closed_form, "optimise_values", kept)
         yield
 
 

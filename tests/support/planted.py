@@ -23,7 +23,7 @@ from kecore.batch import RequestBatch
 from kecore.edit import Edit, LowRank, WeightEdit
 from kecore.engine.closed_form import ClosedForm
 from kecore.engine.keys import Keys
-from kecore.engine.values import ValueSettings
+from kecore.engine.value_steps import ValueSettings
 from kecore.model import ModelView, SiteId
 from kecore.ops import Solution, kv_solve
 from kecore.testing import NonConformance

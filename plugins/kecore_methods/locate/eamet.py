@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kecore.engine.closed_form import ClosedForm
-from kecore.engine.values import Coupling
+from kecore.engine.value_steps import Coupling
 from kecore_methods.locate.memit import LeastSquares
 
 __all__ = ["Alignment", "Eamet"]

@@ -13,7 +13,7 @@ from kecore.api.types import Capabilities
 from kecore.batch import RequestBatch
 from kecore.edit import WeightEdit
 from kecore.engine.accumulate import Past
-from kecore.engine.closed_form import ClosedForm, unsolved
+from kecore.engine.closed_form import ClosedForm, by_subject, each_alone, unsolved
 from kecore.engine.config import BatchConfig
 from kecore.engine.keys import Keys
 from kecore.engine.solve import least_squares
@@ -69,7 +69,8 @@ class LeastSquares:
 
         def engine(self, layers: tuple[int, ...], **choices: Any) -> ClosedForm:
             """Return the engine, which merges subjects or does not."""
-            return super().engine(layers, **{"merge_subjects": self.merge_subjects, **choices})
+            grouping = by_subject if self.merge_subjects else each_alone
+            return super().engine(layers, **{"grouping": grouping, **choices})
 
         def norm(self, statistics: KeyStatistics, site: SiteId) -> float:
             """Weight of ``‖Δ‖²`` in units of the preserved keys' mean square at a site."""
@@ -87,8 +88,7 @@ class LeastSquares:
         layers = config.edited_layers(view)
         statistics = context.need_statistics(layers, self.name)
         absolute = config.preservation_lambda is not None
-        merge = config.engine(layers, solve=unsolved).merge_subjects
-        subjects = batch.subjects if merge else batch.ungrouped().subjects
+        subjects = config.engine(layers, solve=unsolved).grouping(batch).subjects
 
         def solve(site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
             factor = statistics.factor(site, config.statistics_ridge + config.norm(statistics, site))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kecore.api.config import StageSettings
-from kecore.engine.closed_form import ClosedForm
+from kecore.engine.closed_form import ClosedForm, by_subject
 
 __all__ = ["Merge"]
 
@@ -23,4 +23,4 @@ class Merge:
 
     def apply(self, form: ClosedForm, settings: StageSettings) -> ClosedForm:
         """Return the form with this stage in it."""
-        return replace(form, merge_subjects=True)
+        return replace(form, grouping=by_subject)

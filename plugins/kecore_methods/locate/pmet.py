@@ -12,7 +12,7 @@ from torch import Tensor
 from kecore.engine.closed_form import ClosedForm
 from kecore.engine.keys import Keys, Prompts
 from kecore.engine.spread import AnchorResiduals, Residuals, Spread
-from kecore.engine.values import ValueSettings
+from kecore.engine.value_steps import ValueSettings
 from kecore.model import SiteId
 from kecore.model.mixer import mixer
 from kecore_methods.locate.memit import LeastSquares

@@ -25,7 +25,7 @@ from kecore.ops import Solution
 
 __all__ = ["Database", "NeuralDb"]
 
-_OF_VALUES = frozenset({"coupling", "gain", "merge_subjects", "target", "values"})  # what stages may change here
+_OF_VALUES = frozenset({"coupling", "gain", "grouping", "target", "values"})  # what stages may change here
 _SAME = 0.99  # cosine above which a new key takes an old one's place
 
 

@@ -16,12 +16,13 @@ from kecore.api.method import MethodContext
 from kecore.api.types import EditRequest
 from kecore.batch import RequestBatch
 from kecore.edit import LowRank, WeightEdit
-from kecore.engine import values as values_module
+from kecore.engine import closed_form
 from kecore.engine.closed_form import ClosedForm
 from kecore.engine.keys import Keys
 from kecore.engine.solve import least_squares
 from kecore.engine.spread import Evenly
-from kecore.engine.values import Values, ValueSettings
+from kecore.engine.value_steps import ValueSettings
+from kecore.engine.values import Values
 from kecore.model import SiteId
 from kecore.ops import Solution
 from kecore.testing import Snapshot
@@ -95,7 +96,7 @@ def wanted(any_world: Any, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """Target vectors of the test's own for three subjects, in place of optimised ones."""
     delta = torch.randn(3, any_world.view.width, generator=torch.Generator().manual_seed(0))
     ones = torch.ones(3)
-    monkeypatch.setattr(values_module, "optimise_values", lambda *_a, **_k: Values(delta, ones, ones, ones, "full"))
+    monkeypatch.setattr(closed_form, "optimise_values", lambda *_a, **_k: Values(delta, ones, ones, ones, "full"))
     return delta
 
 
@@ -130,7 +131,9 @@ def test_the_last_layer_moves_by_the_value_however_many_share_it(
 def test_layers_take_even_shares(world: Any, facts: list[EditRequest], monkeypatch: pytest.MonkeyPatch) -> None:
     delta = torch.ones(1, world.view.width)
     monkeypatch.setattr(
-        values_module, "optimise_values", lambda *_a, **_k: Values(delta, delta[:, 0], delta[:, 0], delta[:, 0], "")
+        closed_form,
+        "optimise_values",
+        lambda *_a, **_k: Values(delta, delta[:, 0], delta[:, 0], delta[:, 0], ""),
     )
     shares: list[Tensor] = []
 
@@ -212,7 +215,7 @@ def test_targets_of_the_projection_are_met_by_the_projection(
 ) -> None:
     """PMET's targets: what layers below push through the residual stream does not count."""
     delta, ones = torch.randn(3, world.view.width, generator=torch.Generator().manual_seed(0)), torch.ones(3)
-    monkeypatch.setattr(values_module, "optimise_values", lambda *_a, **_k: Values(delta, ones, ones, ones, "full"))
+    monkeypatch.setattr(closed_form, "optimise_values", lambda *_a, **_k: Values(delta, ones, ones, ones, "full"))
     facts = facts[1:]
     before = [at_subject(world, fact, layers[-1])[1] for fact in facts]
     form = engine(layers, spread=BySquareRoot())

@@ -18,9 +18,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from kecore.api.errors import KecoreWarning
 from kecore.api.types import EditRequest
 from kecore.batch import RequestBatch
+from kecore.engine import value_steps
 from kecore.engine import values as values_module
 from kecore.engine.graphs import Function
-from kecore.engine.values import ValueSettings, optimise_values
+from kecore.engine.value_steps import ValueSettings, all_most_probable
+from kecore.engine.values import optimise_values
 from kecore.testing import Snapshot
 
 SETTINGS = ValueSettings(steps=6, stop_loss=0.0, learning_rate=0.3)
@@ -50,15 +52,15 @@ class Tracer:
 @pytest.fixture
 def tracer(monkeypatch: pytest.MonkeyPatch) -> Tracer:
     made = Tracer()
-    monkeypatch.setattr(values_module, "record", made)
-    monkeypatch.setattr(values_module, "_RECORDED", ("cpu",))
+    monkeypatch.setattr(value_steps, "record", made)
+    monkeypatch.setattr(value_steps, "_RECORDED", ("cpu",))
     return made
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "granite", "gemma2"])
 @pytest.mark.parametrize(
     "change",
-    [{}, {"optimizer": "adam"}, {"noise": 0.0, "kl_weight": 0.0}, {"stop_most_probable": True}],
+    [{}, {"optimizer": "adam"}, {"noise": 0.0, "kl_weight": 0.0}, {"finished": all_most_probable}],
     ids=["gradient", "adam", "plain", "most-probable"],
 )
 def test_replayed_steps_are_the_steps(
@@ -104,7 +106,7 @@ def test_what_cannot_be_recorded_runs_as_ever(facts: list[EditRequest], monkeypa
 
 def test_without_effect_on_a_cpu(world: World, facts: list[EditRequest], monkeypatch: pytest.MonkeyPatch) -> None:
     view, encoder = world
-    monkeypatch.setattr(values_module, "record", None)
+    monkeypatch.setattr(value_steps, "record", None)
     plain = optimise_values(view, RequestBatch.of(facts, encoder), 1, [""], SETTINGS)
     found = optimise_values(view, RequestBatch.of(facts, encoder), 1, [""], replace(SETTINGS, graphs=True))
     assert torch.equal(found.delta, plain.delta)

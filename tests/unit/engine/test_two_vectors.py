@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from kecore.api.types import EditRequest
 from kecore.batch import RequestBatch
-from kecore.engine.values import ValueSettings, optimise_values
+from kecore.engine.value_steps import ValueSettings
+from kecore.engine.values import optimise_values
 from kecore.model.mixer import mixer
 from kecore.text import join_context
 

@@ -18,7 +18,8 @@ from kecore.api.errors import NonFiniteError
 from kecore.api.types import EditRequest
 from kecore.batch import RequestBatch
 from kecore.engine import values as values_module
-from kecore.engine.values import Values, ValueSettings, optimise_values, said
+from kecore.engine.value_steps import ValueBatch, ValueSettings, all_most_probable, said
+from kecore.engine.values import Values, optimise_values
 from kecore.model import LayerView, ModelView
 from kecore.testing import Snapshot
 from kecore.text import Encoder, join_context
@@ -299,9 +300,9 @@ def says(world: Any, request: EditRequest, delta: Tensor) -> list[bool]:
 
 def test_a_value_is_done_when_its_target_is_most_probable_everywhere(world: Any, facts: list[EditRequest]) -> None:
     """ENCORE's early stop, checked with the whole model before and after the last step."""
-    settings = replace(DESCENT, steps=40, stop_most_probable=True)
+    settings = replace(DESCENT, steps=40, finished=all_most_probable)
 
-    def run(steps: int) -> values_module.Values:
+    def run(steps: int) -> Values:
         return optimise_values(world.view, apart(world, facts), LAYER, CONTEXTS, replace(settings, steps=steps))
 
     found = run(40)
@@ -321,7 +322,7 @@ def _after(world: Any, facts: list[EditRequest], settings: ValueSettings, update
         pass
 
     taken: list[Tensor] = []
-    batch = values_module._Batch
+    batch = ValueBatch
     original = batch.step
 
     def step(self: Any, *, last: bool) -> bool:
@@ -344,7 +345,7 @@ def test_no_micro_batch_outlives_its_turn(
     view, encoder = world
     kept: list[weakref.ref[Tensor]] = []
     alive: list[int] = []
-    begin = values_module._Batch.__init__
+    begin = ValueBatch.__init__
 
     def seen(batch: Any, *args: Any) -> None:
         alive.append(sum(ref() is not None for ref in kept))
@@ -352,7 +353,7 @@ def test_no_micro_batch_outlives_its_turn(
         cache, _ = batch.work.replay.past
         kept.extend(weakref.ref(layer.keys) for layer in cache.layers if layer.keys is not None)
 
-    monkeypatch.setattr(values_module._Batch, "__init__", seen)
+    monkeypatch.setattr(ValueBatch, "__init__", seen)
     monkeypatch.setattr(values_module, "_ENOUGH", {"cpu": 1})
     gc.collect()
     gc.disable()
