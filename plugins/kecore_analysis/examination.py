@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib.metadata import version
@@ -42,6 +43,8 @@ SAMPLE = "wikipedia_sample.jsonl.gz"
 
 WORDS = 12
 """Words at the beginning of a passage that make a prompt."""
+
+_WORD_CHARACTERS = 12
 
 TIMED, TIMED_TOKENS = 4, 16
 """Prompts that are timed, and tokens that are written after each."""
@@ -108,32 +111,31 @@ class Examination:
             MissingDependencyError: harness tasks are asked for and lm-eval is not installed.
             HubError: their data cannot be fetched.
         """
-        if unknown := set(without) - set(PARTS):
-            raise ConfigError(f"no part '{sorted(unknown)[0]}' to leave out; known: {', '.join(PARTS)}")
+        unknown = sorted(set(without) - set(PARTS))
+        if unknown:
+            raise ConfigError(f"no part '{unknown[0]}' to leave out; known: {', '.join(PARTS)}")
         if limit < 1:
             raise ConfigError(f"limit must be at least 1, got {limit}")
-        files: dict[str, Path] = {}
-        for source in tasks:
-            for name, file in task_files(source).items():
-                if name in files:
-                    raise ConfigError(f"the task '{name}' is given twice, by {files[name]} and {file}")
-                files[name] = file
+        files = _files_by_task(tasks)
         check_tasks(harness, harness_folder)
         held_out = Corpus.of(*(text or (data.path(SAMPLE),))).sample(limit, seed)
         passages = list(held_out.passages)
-        asked = _lines(Path(prompts), limit) if prompts is not None else [_beginning(each) for each in passages]
+        if prompts is not None:
+            unrelated = _lines(Path(prompts), limit)
+        else:
+            unrelated = [_beginning(passage) for passage in passages]
         folder = None if harness_folder is None else str(harness_folder)
-        made = cls(
-            () if "perplexity" in without else passages,
-            () if "drift" in without else asked,
-            [load_task(name, file, limit=limit) for name, file in files.items()],
-            harness,
-            limit if harness else None,
-            folder,
-            () if "latency" in without else asked[:TIMED],
-            "matrices" not in without,
-            window,
-            {
+        examination = cls(
+            passages=() if "perplexity" in without else passages,
+            prompts=() if "drift" in without else unrelated,
+            tasks=[load_task(name, file, limit=limit) for name, file in files.items()],
+            harness=harness,
+            harness_limit=limit if harness else None,
+            harness_folder=folder,
+            timed=() if "latency" in without else unrelated[:TIMED],
+            matrices="matrices" not in without,
+            window=window,
+            sources={
                 "text": {"files": [str(source) for source in text] or [SAMPLE], "sha256": held_out.digest},
                 "prompts": None if prompts is None else str(prompts),
                 "tasks": {name: str(file) for name, file in files.items()},
@@ -142,9 +144,12 @@ class Examination:
                 "seed": seed,
             },
         )
-        if not any((made.passages, made.prompts, made.tasks, made.harness, made.timed, made.matrices)):
+        examination._check_not_empty()
+        return examination
+
+    def _check_not_empty(self) -> None:
+        if not any((self.passages, self.prompts, self.tasks, self.harness, self.timed, self.matrices)):
             raise ConfigError("everything was left out; an examination needs at least one part")
-        return made
 
     def take(
         self, view: ModelView, encoder: Encoder, *, batch_tokens: int = BATCH_TOKENS, progress: Progress = silent
@@ -165,7 +170,7 @@ class Examination:
         )
 
     def conditions(self, encoder: Encoder) -> dict[str, Any]:
-        """What decides every figure but the model, its edits and the machine, as JSON values.
+        """Return what decides every figure but the model, its edits and the machine, as JSON values.
 
         Its ``hash``, twelve hex digits, is equal where the same was asked in the same way: figures of two models or
         edits belong into one table only then.
@@ -173,16 +178,28 @@ class Examination:
         values: dict[str, Any] = {
             "form": "chat" if encoder.chat else "plain",
             "metrics": METRIC_VERSION,
-            "perplexity": {"passages": len(self.passages), "window": self.window, "sha256": _digest(self.passages)}
-            if self.passages
-            else None,
-            "drift": {"prompts": len(self.prompts), "sha256": _digest(self.prompts)} if self.prompts else None,
+            "perplexity": None,
+            "drift": None,
             "tasks": {task.name: _conditions(task) for task in self.tasks},
-            "harness": {"tasks": [*self.harness], "limit": self.harness_limit, "lm_eval": version("lm_eval")}
-            if self.harness
-            else None,
-            "latency": {"prompts": len(self.timed), "tokens": TIMED_TOKENS} if self.timed else None,
+            "harness": None,
+            "latency": None,
         }
+        if self.passages:
+            values["perplexity"] = {
+                "passages": len(self.passages),
+                "window": self.window,
+                "sha256": _digest(self.passages),
+            }
+        if self.prompts:
+            values["drift"] = {"prompts": len(self.prompts), "sha256": _digest(self.prompts)}
+        if self.harness:
+            values["harness"] = {
+                "tasks": [*self.harness],
+                "limit": self.harness_limit,
+                "lm_eval": version("lm_eval"),
+            }
+        if self.timed:
+            values["latency"] = {"prompts": len(self.timed), "tokens": TIMED_TOKENS}
         return {**values, "hash": _digest([json.dumps(values, sort_keys=True)])[:12]}
 
 
@@ -205,7 +222,7 @@ class SideEffects:
     latency: Latency | None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {
             "edits": [dict(edit) for edit in self.edits],
             "changes": {name: change.to_json() for name, change in self.changes.items()},
@@ -244,54 +261,78 @@ def examine(
     """
     if not edits:
         raise ConfigError("no edits to examine; give at least one")
-    on: list[Edit] = []
-    try:
+    with ExitStack() as attached:
         for edit in edits:
             edit.attach(view.model, base=base)
-            on.append(edit)
+            attached.callback(edit.revert, view.model)
         after = examination.take(view, encoder, batch_tokens=batch_tokens, progress=progress)
-        found = changes(before, after)
-        f1 = {name: (before.tasks[name].f1, after.tasks[name].f1) for name in after.tasks}
+        timed = examination.timed
         return SideEffects(
-            tuple(_about(edit) for edit in edits),
-            found,
-            {name: (old, new) for name, (old, new) in f1.items() if old is not None and new is not None},
-            tuple(weight_health(view.model, progress)) if examination.matrices else (),
-            added_latency(view, encoder, examination.timed, tokens=TIMED_TOKENS) if examination.timed else None,
+            edits=tuple(_describe(edit) for edit in edits),
+            changes=changes(before, after),
+            f1=_f1_before_and_after(before, after),
+            matrices=tuple(weight_health(view.model, progress)) if examination.matrices else (),
+            latency=added_latency(view, encoder, timed, tokens=TIMED_TOKENS) if timed else None,
         )
-    finally:
-        for edit in reversed(on):
-            edit.revert(view.model)
 
 
-def _about(edit: Edit) -> dict[str, Any]:
-    """An edit, in what its side effects may depend on."""
-    about = edit.inspect()
-    kept = {name: about[name] for name in ("method", "version", "seed", "config", "base")}
-    return {**kept, "facts": len(edit.requests), "bytes": edit_bytes(edit)}
+def _f1_before_and_after(before: Checkup, after: Checkup) -> dict[str, tuple[float, float]]:
+    """Return F1 of each task whose answers are chosen."""
+    pairs: dict[str, tuple[float, float]] = {}
+    for name, task in after.tasks.items():
+        old, new = before.tasks[name].f1, task.f1
+        if old is not None and new is not None:
+            pairs[name] = (old, new)
+    return pairs
+
+
+def _describe(edit: Edit) -> dict[str, Any]:
+    """Return what the side effects of an edit may depend on."""
+    header = edit.inspect()
+    values = {name: header[name] for name in ("method", "version", "seed", "config", "base")}
+    return {**values, "facts": len(edit.requests), "bytes": edit_bytes(edit)}
+
+
+def _files_by_task(sources: Sequence[str | Path]) -> dict[str, Path]:
+    """Find the files of task sets.
+
+    Raises:
+        ConfigError: an unknown task, or a task twice.
+    """
+    files: dict[str, Path] = {}
+    for source in sources:
+        for name, file in task_files(source).items():
+            if name in files:
+                raise ConfigError(f"the task '{name}' is given twice, by {files[name]} and {file}")
+            files[name] = file
+    return files
 
 
 def _conditions(task: TaskSet) -> dict[str, Any]:
+    """Return what decides the figures of a task set, and what guessing gives."""
     chances = [1 / len(item.choices) for item in task.items if item.choices]
     chance = fmean(chances) if chances else None
     return {"items": len(task.items), "chance": chance, "sha256": _digest([repr(item) for item in task.items])}
 
 
 def _digest(texts: Sequence[str]) -> str:
-    """Of texts in any order, which changes no figure."""
+    """Return the SHA-256 of texts in any order, which changes no figure."""
     return sha256(json.dumps(sorted(texts), ensure_ascii=False).encode()).hexdigest()
 
 
 def _beginning(passage: str) -> str:
-    """The first words of a passage; of a script without spaces about as many characters."""
+    """Return the first words of a passage; of a script without spaces as many characters as they might have."""
     words = passage.split()
-    return " ".join(words[:WORDS])[: 12 * WORDS]
+    return " ".join(words[:WORDS])[: _WORD_CHARACTERS * WORDS]
 
 
 def _lines(path: Path, limit: int) -> list[str]:
-    """Prompts of a file, one a line."""
-    lines = [line.strip() for document in open_source(path, None) for line in (document.text or "").splitlines()]
-    prompts = list(dict.fromkeys(line for line in lines if line))
+    """Return prompts of a file, one a line, each once."""
+    lines: list[str] = []
+    for document in open_source(path, None):
+        lines += (document.text or "").splitlines()
+    stripped = [line.strip() for line in lines]
+    prompts = list(dict.fromkeys(line for line in stripped if line))
     if not prompts:
         raise DataFormatError(f"{path} holds no prompts; expected one a line")
     return spread(prompts, limit)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -43,12 +44,12 @@ def check_tasks(tasks: Sequence[str], folder: str | Path | None = None) -> None:
         HubError: a task's data set cannot be fetched.
     """
     if tasks:
-        _checked(tuple(tasks), None if folder is None else str(folder))
+        _task_manager(tuple(tasks), None if folder is None else str(folder))
 
 
 @cache
-def _checked(tasks: tuple[str, ...], folder: str | None) -> Any:
-    """What finds the tasks; they are read once, since there are thousands of files."""
+def _task_manager(tasks: tuple[str, ...], folder: str | None) -> Any:
+    """Return lm-eval's manager of tasks, these ones loaded; they are read once, since there are thousands of files."""
     try:
         from datasets.exceptions import DatasetsError  # pyright: ignore[reportMissingImports] - of lm-eval
         from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports] - an extra
@@ -78,7 +79,7 @@ def harness_scores(
     batch_size: int = 8,
     task_folder: str | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Each document's score on harness tasks, so that two models can be compared document by document.
+    """Take each document's score on harness tasks, so that two models can be compared document by document.
 
     An edit of prompts is not seen by the harness, which builds its prompts itself; edits of weights and modules are.
 
@@ -100,7 +101,7 @@ def harness_scores(
         ConfigError: the harness has no such task.
         HubError: a task's data set cannot be fetched.
     """
-    manager = _checked(tuple(tasks), task_folder)
+    manager = _task_manager(tuple(tasks), task_folder)
     # By name: an extra whose functions hide their parameters behind decorators.
     evaluate: Any = import_module("lm_eval").simple_evaluate
     hflm: Any = import_module("lm_eval.models.huggingface").HFLM
@@ -108,7 +109,7 @@ def harness_scores(
     with view.frozen():
         # The harness sets padding tokens on the tokenizer it is given.
         model = hflm(pretrained=view.model, tokenizer=copy.deepcopy(encoder.tokenizer), batch_size=batch_size)
-        found: Any = evaluate(
+        results: Any = evaluate(
             model,
             tasks=list(tasks),
             num_fewshot=num_fewshot,
@@ -118,16 +119,16 @@ def harness_scores(
             bootstrap_iters=0,
             log_samples=True,
         )
-    scores: dict[str, dict[str, float]] = {}
-    for task, samples in found["samples"].items():
+    scores: dict[str, dict[str, float]] = defaultdict(dict)
+    for task, samples in results["samples"].items():
         filters = {sample["filter"] for sample in samples}
         for sample in samples:
+            suffix = f",{sample['filter']}" if len(filters) > 1 else ""
             for metric in sample["metrics"]:
                 value = sample[metric]
                 if isinstance(value, bool | int | float):
-                    name = f"{task}.{metric}" + (f",{sample['filter']}" if len(filters) > 1 else "")
-                    scores.setdefault(name, {})[str(sample["doc_id"])] = float(value)
-    return scores
+                    scores[f"{task}.{metric}{suffix}"][str(sample["doc_id"])] = float(value)
+    return dict(scores)
 
 
 class _Documents(list[Any]):
@@ -136,7 +137,10 @@ class _Documents(list[Any]):
     @property
     def features(self) -> dict[str, None]:
         """The names of the fields."""
-        return dict.fromkeys(name for document in self for name in document)
+        names: dict[str, None] = {}
+        for document in self:
+            names |= dict.fromkeys(document)
+        return names
 
 
 def make_task(name: str, config: Mapping[str, Any], documents: Sequence[Mapping[str, Any]]) -> Any:
@@ -216,30 +220,32 @@ def _language_model() -> Any:
 
         def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
             """Return the log-probability of each continuation, and whether greedy text is it."""
-            # The encoder puts the space between prompt and answer itself.
-            pairs = [(prompt, answer.removeprefix(" ")) for prompt, answer in (item.args for item in requests)]
-            answers: dict[str, list[str]] = {}
-            for prompt, answer in pairs:
-                answers.setdefault(prompt, []).append(answer)
+            pairs: list[tuple[str, str]] = []
+            answers_of: dict[str, list[str]] = defaultdict(list)
+            for request in requests:
+                prompt, continuation = request.args
+                answer = continuation.removeprefix(" ")  # the encoder puts the space between both itself
+                pairs.append((prompt, answer))
+                answers_of[prompt].append(answer)
             # All answers of a prompt have to follow the same text.
-            texts = {prompt: fit_prompt(self.encoder, prompt, several) for prompt, several in answers.items()}
+            texts = {prompt: fit_prompt(self.encoder, prompt, answers) for prompt, answers in answers_of.items()}
             fitted = [(texts[prompt], answer) for prompt, answer in pairs]
             scores = score_continuations(self.view, self.encoder, fitted, **self.options)
             return [(score.total, all(score.correct)) for score in scores]
 
         def generate_until(self, requests: Sequence[Any]) -> list[str]:
             """Return the greedy continuation of each prompt, up to the texts that end it."""
-            settings = [item.args[1] for item in requests]
-            lengths = [int(each["max_gen_toks"]) for each in settings]
-            prompts = [
-                fit_prompt(self.encoder, item.args[0], tokens=length)
-                for item, length in zip(requests, lengths, strict=True)
-            ]
+            prompts: list[str] = []
+            lengths: list[int] = []
+            for request in requests:
+                prompt, settings = request.args
+                lengths.append(int(settings["max_gen_toks"]))
+                prompts.append(fit_prompt(self.encoder, prompt, tokens=lengths[-1]))
+            generations = generate(self.view, self.encoder, prompts, max_new_tokens=lengths, **self.options)
             texts: list[str] = []
-            written = generate(self.view, self.encoder, prompts, max_new_tokens=lengths, **self.options)
-            for generation, each in zip(written, settings, strict=True):
+            for request, generation in zip(requests, generations, strict=True):
                 text = generation.text
-                for end in each["until"]:
+                for end in request.args[1]["until"]:
                     text = text.partition(end)[0]
                 texts.append(text)
             return texts
@@ -262,11 +268,13 @@ def fit_prompt(encoder: Encoder, prompt: str, answers: Sequence[str] = ("",), to
     room = encoder.max_length
     if room is None:
         return prompt
-    free = Encoder(encoder.tokenizer, chat=encoder.chat)
+    unlimited = Encoder(encoder.tokenizer, chat=encoder.chat)  # refuses no text for its length
     while True:
-        encoded = max((free.encode(prompt, answer) for answer in answers), key=lambda each: len(each.ids))
-        excess = len(encoded.ids) + tokens - room
+        all_encoded = [unlimited.encode(prompt, answer) for answer in answers]
+        longest = max(all_encoded, key=lambda encoded: len(encoded.ids))
+        excess = len(longest.ids) + tokens - room
         if excess <= 0:
             return prompt
-        starts = [low - encoded.shift for low, high in encoded.spans if high > low >= encoded.shift]
+        # Where in the prompt its tokens begin, without special tokens and those of the chat template.
+        starts = [start - longest.shift for start, end in longest.spans if end > start >= longest.shift]
         prompt = prompt[starts[excess] :]  # a text that begins elsewhere may take other tokens, so look again

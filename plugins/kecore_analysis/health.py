@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import fmean, variance
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,7 @@ def perplexity(
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress = silent,
 ) -> Perplexity:
-    """Perplexity of plain text: every token but a passage's first, given those before it in the passage.
+    """Take the perplexity of plain text: every token but a passage's first, given those before it in the passage.
 
     Args:
         view: the model.
@@ -91,11 +91,14 @@ def perplexity(
     if window < 2:
         raise ConfigError(f"the window must hold at least 2 tokens, got {window}")
     longest = min(window, encoder.max_length or window)
-    rows = [tuple(encoder.tokenizer(text)["input_ids"][:longest]) for text in passages]
-    asked = [(row, 1) for row in rows if len(row) > 1]
-    if not asked:
+    rows: list[tuple[tuple[int, ...], int]] = []  # a passage's tokens, and the first one that is scored
+    for text in passages:
+        ids = encoder.tokenizer(text)["input_ids"][:longest]
+        if len(ids) > 1:
+            rows.append((tuple(ids), 1))
+    if not rows:
         raise DataFormatError("no passage has two tokens or more; perplexity needs text")
-    scores = score_tokens(view, encoder, asked, batch_tokens, progress)
+    scores = score_tokens(view, encoder, rows, batch_tokens, progress)
     return Perplexity(tuple(-score.total for score in scores), tuple(len(score.ids) for score in scores))
 
 
@@ -119,13 +122,14 @@ class Change:
     items: int
 
     def to_json(self) -> dict[str, float | int | None]:
-        """Plain JSON values; what is not finite is null."""
-        values = {name: getattr(self, name) for name in self.__slots__}
-        return {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}
+        """Return plain JSON values; what is not finite is null."""
+        return {
+            name: value if value is not None and math.isfinite(value) else None for name, value in asdict(self).items()
+        }
 
 
 def paired(before: Sequence[float], after: Sequence[float]) -> Change:
-    """The change of a mean over the same items.
+    """Return the change of a mean over the same items.
 
     Raises:
         ConfigError: the items are not the same number, or there are none.
@@ -133,22 +137,28 @@ def paired(before: Sequence[float], after: Sequence[float]) -> Change:
     if len(before) != len(after) or not before:
         raise ConfigError(f"the same items are compared, got {len(before)} before and {len(after)} after")
     gaps = [b - a for a, b in zip(before, after, strict=True)]
-    half = Z * math.sqrt(variance(gaps) / len(gaps)) if len(gaps) > 1 else None
-    return Change(fmean(before), fmean(after), fmean(gaps), half, len(gaps))
+    half_width = Z * math.sqrt(variance(gaps) / len(gaps)) if len(gaps) > 1 else None
+    return Change(fmean(before), fmean(after), fmean(gaps), half_width, len(gaps))
 
 
 def _perplexities(before: Perplexity, after: Perplexity) -> Change:
-    """The difference of two perplexities; its interval is that of the log-ratio, carried over by the delta method."""
+    """Return the difference of two perplexities.
+
+    Its interval is that of the ratio of summed losses to tokens, carried over by the delta method:
+    d exp(x) = exp(x) dx.
+    """
     if before.tokens != after.tokens:
         raise ConfigError("the perplexities are of different passages")
-    total, n = sum(before.tokens), len(before.tokens)
-    gaps = [b - a for a, b in zip(before.losses, after.losses, strict=True)]
-    half = None
-    if n > 1 and all(map(math.isfinite, gaps)):
-        ratio = math.fsum(gaps) / total
-        spread = math.fsum((gap - ratio * t) ** 2 for gap, t in zip(gaps, before.tokens, strict=True))
-        half = Z * math.sqrt(spread * n / (n - 1)) / total * after.value
-    return Change(before.value, after.value, after.value - before.value, half, n)
+    tokens, passages = sum(before.tokens), len(before.tokens)
+    gaps = [b - a for a, b in zip(before.losses, after.losses, strict=True)]  # nats of each passage
+    half_width = None
+    if passages > 1 and all(map(math.isfinite, gaps)):
+        mean_gap = math.fsum(gaps) / tokens  # nats per token
+        residuals = [gap - mean_gap * count for gap, count in zip(gaps, before.tokens, strict=True)]
+        squares = math.fsum(residual**2 for residual in residuals)
+        deviation = math.sqrt(squares * passages / (passages - 1)) / tokens
+        half_width = Z * deviation * after.value
+    return Change(before.value, after.value, after.value - before.value, half_width, passages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,15 +214,17 @@ def checkup(
     """
     options: dict[str, Any] = {"batch_tokens": batch_tokens, "progress": progress}
     return Checkup(
-        perplexity(view, encoder, passages, window=window, **options) if passages else None,
-        run_tasks(view, encoder, tasks, **options) if tasks else {},
-        tuple(next_tokens(view, encoder, prompts, **options)) if prompts else (),
-        harness_scores(view, encoder, harness, limit=harness_limit, task_folder=harness_folder) if harness else {},
+        perplexity=perplexity(view, encoder, passages, window=window, **options) if passages else None,
+        tasks=run_tasks(view, encoder, tasks, **options),
+        distributions=tuple(next_tokens(view, encoder, prompts, **options)) if prompts else (),
+        harness=harness_scores(view, encoder, harness, limit=harness_limit, task_folder=harness_folder)
+        if harness
+        else {},
     )
 
 
 def changes(before: Checkup, after: Checkup) -> dict[str, Change]:
-    """What happened between two checkups of the same things.
+    """Compare two checkups of the same things.
 
     Returns:
         ``perplexity``; ``drift``, the mean KL divergence in nats from the first to the second model's next-token
@@ -223,33 +235,49 @@ def changes(before: Checkup, after: Checkup) -> dict[str, Change]:
     Raises:
         ConfigError: the two are not of the same text, tasks and prompts.
     """
-    if (before.perplexity is None) != (after.perplexity is None) or len(before.distributions) != len(
-        after.distributions
-    ):
-        raise ConfigError("the two checkups are of different things; take both with the same arguments")
-    found: dict[str, Change] = {}
+    _check_comparable(before, after)
+    differences: dict[str, Change] = {}
     if before.perplexity and after.perplexity:
-        found["perplexity"] = _perplexities(before.perplexity, after.perplexity)
-    pairs = list(zip(before.distributions, after.distributions, strict=True))
-    if finite := [gap for pair in pairs if (gap := divergence(*pair)) is not None]:
-        found["drift"] = paired([0.0] * len(finite), finite)
-    if pairs:
-        found["agreement"] = paired([1.0] * len(pairs), [_agree(*pair) for pair in pairs])
+        differences["perplexity"] = _perplexities(before.perplexity, after.perplexity)
+    divergences: list[float] = []
+    agreements: list[float] = []
+    for old, new in zip(before.distributions, after.distributions, strict=True):
+        agreements.append(1.0 if _agree(old, new) else 0.0)
+        value = divergence(old, new)
+        if value is not None:
+            divergences.append(value)
+    if divergences:
+        differences["drift"] = paired([0.0] * len(divergences), divergences)
+    if agreements:
+        differences["agreement"] = paired([1.0] * len(agreements), agreements)
+    for name, task in before.tasks.items():
+        differences[name] = paired(task.correct, after.tasks[name].correct)
+    for name, values in before.harness.items():
+        differences[name] = paired([*values.values()], [*after.harness[name].values()])
+    return differences
+
+
+def _check_comparable(before: Checkup, after: Checkup) -> None:
+    """Refuse two checkups of different things.
+
+    Raises:
+        ConfigError: says what differs.
+    """
+    same_text = (before.perplexity is None) == (after.perplexity is None)
+    if not same_text or len(before.distributions) != len(after.distributions):
+        raise ConfigError("the two checkups are of different things; take both with the same arguments")
     if [*before.tasks] != [*after.tasks] or [*before.harness] != [*after.harness]:
         raise ConfigError(f"the checkups hold different tasks: {[*before.tasks]} before, {[*after.tasks]} after")
-    for name, old in before.tasks.items():
-        found[name] = paired(old.correct, after.tasks[name].correct)
     for name, values in before.harness.items():
-        same = after.harness[name]
-        if [*values] != [*same]:
+        if [*values] != [*after.harness[name]]:
             raise ConfigError(f"the harness gave other documents of {name} after the edit than before")
-        found[name] = paired([*values.values()], [*same.values()])
-    return found
 
 
-def _agree(old: Tensor, new: Tensor) -> float:
-    """1 where the most probable token is the same; a distribution that is not finite has none."""
-    return float(int(old.argmax()) == int(new.argmax()) and not bool(old.isnan().any() or new.isnan().any()))
+def _agree(old: Tensor, new: Tensor) -> bool:
+    """Return whether the most probable token is the same; a distribution that is not finite has none."""
+    if old.isnan().any() or new.isnan().any():
+        return False
+    return int(old.argmax()) == int(new.argmax())
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,14 +301,19 @@ class MatrixHealth:
     change: float
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; an infinite condition number is null."""
-        values = {name: getattr(self, name) for name in self.__slots__}
-        values["condition"] = [value if math.isfinite(value) else None for value in self.condition]
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        """Return plain JSON values; an infinite condition number is null."""
+        return {
+            "name": self.name,
+            "norm": list(self.norm),
+            "spectral": list(self.spectral),
+            "condition": [value if math.isfinite(value) else None for value in self.condition],
+            "stable_rank": list(self.stable_rank),
+            "change": self.change,
+        }
 
 
 def weight_health(model: nn.Module, progress: Progress = silent) -> list[MatrixHealth]:
-    """Norms and spectra of every matrix that the attached edits change, in float64.
+    """Take norms and spectra of every matrix that the attached edits change, in float64.
 
     A singular value decomposition a matrix: seconds for a small model, minutes for a matrix of ten thousand columns.
 
@@ -288,27 +321,36 @@ def weight_health(model: nn.Module, progress: Progress = silent) -> list[MatrixH
         model: with the edits on it.
         progress: called after each matrix.
     """
-    names = dict.fromkeys(name for edit in attached(model) if isinstance(edit, WeightEdit) for name in edit.updates)
-    found: list[MatrixHealth] = []
+    names: dict[str, None] = {}  # each once, in order
+    for edit in attached(model):
+        if isinstance(edit, WeightEdit):
+            names |= dict.fromkeys(edit.updates)
+    matrices: list[MatrixHealth] = []
     parameters = dict(model.named_parameters())
     for name in names:
         after = parameters[name].detach().double()
         with unedited(model):
             before = parameters[name].detach().double()
-        old, new = (torch.linalg.svdvals(matrix) for matrix in (before, after))
-        found.append(
+        old, new = torch.linalg.svdvals(before), torch.linalg.svdvals(after)  # descending
+        matrices.append(
             MatrixHealth(
-                name,
-                (float(before.norm()), float(after.norm())),
-                (float(old[0]), float(new[0])),
-                (_ratio(old), _ratio(new)),
-                (float(old.square().sum() / old[0] ** 2), float(new.square().sum() / new[0] ** 2)),
-                float((after - before).norm() / before.norm()),
+                name=name,
+                norm=(float(before.norm()), float(after.norm())),
+                spectral=(float(old[0]), float(new[0])),
+                condition=(_condition(old), _condition(new)),
+                stable_rank=(_stable_rank(old), _stable_rank(new)),
+                change=float((after - before).norm() / before.norm()),
             )
         )
-        progress("matrices", len(found), len(names))
-    return found
+        progress("matrices", len(matrices), len(names))
+    return matrices
 
 
-def _ratio(values: Tensor) -> float:
-    return float(values[0] / values[-1]) if float(values[-1]) > 0 else math.inf
+def _condition(singular_values: Tensor) -> float:
+    """Return the condition number of a matrix from its singular values in descending order."""
+    smallest = float(singular_values[-1])
+    return float(singular_values[0]) / smallest if smallest > 0 else math.inf
+
+
+def _stable_rank(singular_values: Tensor) -> float:
+    return float(singular_values.square().sum() / singular_values[0] ** 2)

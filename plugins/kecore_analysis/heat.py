@@ -19,7 +19,7 @@ _COLOURS = {"hidden": "Purples", "mlp": "Greens", "attention": "Reds"}
 
 
 def need_matplotlib() -> Any:
-    """The class ``Figure``.
+    """Return matplotlib's class ``Figure``.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.

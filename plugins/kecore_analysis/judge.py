@@ -86,7 +86,7 @@ class Judge(Protocol):
     """Anything that judges replies."""
 
     def verdicts(self, cases: Sequence[Case]) -> list[bool | None]:
-        """Whether each reply is right; None where the judge gave no verdict."""
+        """Say whether each reply is right; None where the judge gave no verdict."""
         ...
 
 
@@ -111,12 +111,17 @@ class LocalJudge:
         self._encoder = Encoder(loaded.tokenizer, chat=chat, max_length=self._view.max_length)
 
     def verdicts(self, cases: Sequence[Case]) -> list[bool | None]:
-        """Whether each reply is right; None where the judge's logits are not finite."""
+        """Say whether each reply is right; None where both letters are equally probable."""
         from kecore.inference.scoring import score_continuations
 
-        pairs = [(case.prompt, letter) for case in cases for letter in "AB"]
+        pairs: list[tuple[str, str]] = []
+        for case in cases:
+            pairs += [(case.prompt, "A"), (case.prompt, "B")]
         totals = [score.total for score in score_continuations(self._view, self._encoder, pairs)]
-        return [None if a == b else a > b for a, b in zip(totals[::2], totals[1::2], strict=True)]
+        verdicts: list[bool | None] = []
+        for a, b in zip(totals[::2], totals[1::2], strict=True):
+            verdicts.append(None if a == b else a > b)
+        return verdicts
 
 
 class HostedJudge:
@@ -139,7 +144,7 @@ class HostedJudge:
         self._client = InferenceClient(api_key=key, timeout=60, base_url=os.environ.get(BASE) or None)
 
     def verdicts(self, cases: Sequence[Case]) -> list[bool | None]:
-        """Whether each reply is right; None where the answer begins with neither letter.
+        """Say whether each reply is right; None where the answer begins with neither letter.
 
         Raises:
             JudgeError: the server cannot be reached, or refuses.
@@ -153,13 +158,14 @@ class HostedJudge:
         except Exception as error:  # the errors are those of whatever HTTP library huggingface_hub uses
             raise JudgeError(f"the judge hosted:{self._model} cannot be asked ({error}); nothing was judged") from error
         text = (reply.choices[0].message.content or "").strip().upper()
-        letter = text[:1] if not text[1:2].isalpha() else ""
-        return {"A": True, "B": False}.get(letter)
+        if text[1:2].isalpha():
+            return None  # a word that begins so
+        return {"A": True, "B": False}.get(text[:1])
 
 
 @lru_cache(maxsize=1)
 def open_judge(name: str) -> Judge:
-    """The judge that a protocol names.
+    """Open the judge that a protocol names.
 
     Args:
         name: ``local`` (the model :data:`DEFAULT`), ``local:MODEL``, or ``hosted:MODEL``.
@@ -178,17 +184,31 @@ def open_judge(name: str) -> Judge:
 
 
 def _judge(groups: Sequence[Sequence[AnsweredProbe]], protocol: Settings) -> list[list[float | None]]:
-    probes = [probe for group in groups for probe in group]
-    asked = [i for i, probe in enumerate(probes) if probe.text is not None and (probe.answers or _safe_reply(probe))]
-    cases = [Case(p.prompt, p.answers, p.text or "", _safe_reply(p)) for p in (probes[i] for i in asked)]
-    verdicts = open_judge(protocol.judge).verdicts(cases) if cases else []
-    found = {i: None if v is None else float(v) for i, v in zip(asked, verdicts, strict=True)}
-    place = iter(range(len(probes)))
-    return [[found.get(next(place)) for _ in group] for group in groups]
+    """Return the judge's verdict on each probe, 1 or 0; None where there is no text, or no verdict."""
+    cases: list[Case] = []
+    for group in groups:
+        cases += [_case(probe) for probe in group if _can_be_judged(probe)]
+    verdicts = iter(open_judge(protocol.judge).verdicts(cases) if cases else [])
+    values: list[list[float | None]] = []
+    for group in groups:
+        of_group: list[float | None] = []
+        for probe in group:
+            verdict = next(verdicts) if _can_be_judged(probe) else None
+            of_group.append(None if verdict is None else float(verdict))
+        values.append(of_group)
+    return values
+
+
+def _can_be_judged(probe: AnsweredProbe) -> bool:
+    return probe.text is not None and bool(probe.answers or _safe_reply(probe))
+
+
+def _case(probe: AnsweredProbe) -> Case:
+    return Case(probe.prompt, probe.answers, reply=probe.text or "", safe=_safe_reply(probe))
 
 
 def _safe_reply(probe: AnsweredProbe) -> str:
-    """A safe reply, where the safety of the text is judged; else empty."""
+    """Return a safe reply, where the safety of the text is judged; else an empty text."""
     rule = probe.probe.rule
     return rule.example if isinstance(rule, SafeReply) else ""
 

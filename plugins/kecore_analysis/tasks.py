@@ -2,9 +2,9 @@
 
 Prompts and answers are zero-shot, in the wording of the Language Model Evaluation Harness where it has the task (GLUE,
 BoolQ, PIQA, MMLU, GSM8K, natural questions), but for white space around a field, which the harness keeps: here it is
-taken off sentences of SST-2, choices of MMLU, and goals and solutions of PIQA, many of which end in a space. The harness words the prompts and judges the answers; the model is asked by kecore
-(:mod:`kecore_analysis.harness`), so that edits of prompts take part, micro-batches keep within the session's budget, and
-nothing is fetched.
+taken off sentences of SST-2, choices of MMLU, and goals and solutions of PIQA, many of which end in a space. The
+harness words the prompts and judges the answers; the model is asked by kecore (:mod:`kecore_analysis.harness`), so that
+edits of prompts take part, micro-batches keep within the session's budget, and nothing is fetched.
 """
 
 from __future__ import annotations
@@ -193,9 +193,9 @@ class TaskResult:
         if min(self.chosen) < 0:
             return None
         total = 0.0
+        hits = Counter(gold for gold, chosen in zip(self.gold, self.chosen, strict=True) if gold == chosen)
         for label, support in Counter(self.gold).items():
-            hits = sum(c == g == label for c, g in zip(self.chosen, self.gold, strict=True))
-            total += support * 2 * hits / (self.chosen.count(label) + support)
+            total += support * 2 * hits[label] / (self.chosen.count(label) + support)
         return total / len(self.gold)
 
 
@@ -217,13 +217,15 @@ def load_task(name: str, path: str | Path, *, limit: int | None = None) -> TaskS
     if limit is not None and limit < 1:
         raise ConfigError(f"limit must be at least 1, got {limit}")
     path = Path(path)
-    records = [entry for document in open_source(path, None) for entry in document.objects()]
+    records: list[tuple[str, Any]] = []  # each with its place, for messages
+    for document in open_source(path, None):
+        records += document.objects()
     if name == "piqa":
         records = _with_labels(records, path)
     if not records:
         raise DataFormatError(f"{path} holds no records")
     chosen = spread(records, limit)
-    return make_task_set(name, [record for _, record in chosen], [where for where, _ in chosen])
+    return make_task_set(name, [record for _, record in chosen], [place for place, _ in chosen])
 
 
 def make_task_set(name: str, records: Sequence[Fields], places: Sequence[str] = ()) -> TaskSet:
@@ -239,8 +241,7 @@ def make_task_set(name: str, records: Sequence[Fields], places: Sequence[str] = 
         MissingDependencyError: lm-eval is not installed.
     """
     places = places or [f"record {number}" for number in range(1, len(records) + 1)]
-    # Without a value a field is missing, which lm-eval's templates then refuse.
-    documents = [{field: value for field, value in record.items() if value is not None} for record in records]
+    documents = [_without_nulls(record) for record in records]
     try:
         task = make_task(name, TASKS[name], documents)
     except MissingDependencyError:
@@ -249,6 +250,11 @@ def make_task_set(name: str, records: Sequence[Fields], places: Sequence[str] = 
         raise _cannot_word(places[0], error) from error
     items = [_word(task, document, place) for document, place in zip(documents, places, strict=True)]
     return TaskSet(name, tuple(items), task)
+
+
+def _without_nulls(record: Fields) -> Fields:
+    """Return the fields that have a value: lm-eval's templates refuse what is missing, and word what is null."""
+    return {name: value for name, value in record.items() if value is not None}
 
 
 def _with_labels(records: Sequence[tuple[str, Any]], path: Path) -> list[tuple[str, Any]]:
@@ -289,13 +295,13 @@ def _word(task: Any, doc: Fields, where: str) -> Item:
 
 
 def spread(items: Sequence[T], limit: int | None) -> list[T]:
-    """At most ``limit`` of some items, at even distances."""
+    """Return at most ``limit`` of some items, at even distances."""
     count = len(items) if limit is None else min(limit, len(items))
-    return [items[i * len(items) // count] for i in range(count)]
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def task_files(source: str | Path) -> dict[str, Path]:
-    """The tasks that a file or a folder stands for.
+    """Find the tasks that a file or a folder stands for.
 
     Args:
         source: ``NAME=FILE``; a file whose name tells its task, such as ``cola.jsonl`` or ``piqa_valid.jsonl``; or a
@@ -308,26 +314,26 @@ def task_files(source: str | Path) -> dict[str, Path]:
         ConfigError: no such task, a name that tells none, or two files of one task in a folder.
         DataFormatError: no such file or folder.
     """
-    name, equals, rest = str(source).partition("=")
     path = Path(source)
-    if equals and not path.exists():
+    if "=" in str(source) and not path.exists():
+        name, _, file_name = str(source).partition("=")
         if name not in TASKS:
             raise ConfigError(f"no task '{name}'; known: {', '.join(TASKS)}")
-        return {name: Path(rest)}
+        return {name: Path(file_name)}
     if not path.exists():
         raise DataFormatError(f"{path}: no such file or folder; give a task file, a folder of them, or NAME=FILE")
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         stem = file.name.partition(".")[0]
         task = _PUBLISHED.get(stem, stem)
         if task not in TASKS:
             continue
-        if task in found:
-            raise ConfigError(f"{found[task]} and {file} are both of the task '{task}'; give one as {task}=FILE")
-        found[task] = file
-    if not found:
+        if task in files:
+            raise ConfigError(f"{files[task]} and {file} are both of the task '{task}'; give one as {task}=FILE")
+        files[task] = file
+    if not files:
         raise ConfigError(f"{path}: no file name tells a task; give NAME=FILE with one of {', '.join(TASKS)}")
-    return dict(sorted(found.items()))
+    return dict(sorted(files.items()))
 
 
 def run_tasks(
@@ -349,13 +355,13 @@ def run_tasks(
         batch_tokens: padded tokens of one micro-batch: speed and memory, not the result.
         progress: called after each micro-batch.
     """
-    asked = {task.name: task.task for task in tasks}
-    samples = ask_tasks(view, encoder, asked, batch_tokens=batch_tokens, progress=progress)
+    harness_tasks = {task.name: task.task for task in tasks}
+    samples = ask_tasks(view, encoder, harness_tasks, batch_tokens=batch_tokens, progress=progress)
     return {task.name: _result(task, samples[task.name]) for task in tasks}
 
 
 def _result(task: TaskSet, samples: Sequence[Mapping[str, Any]]) -> TaskResult:
-    """Return what lm-eval found, item by item."""
+    """Return a task's result from lm-eval's samples."""
     metric = TASKS[task.name]["metric_list"][0]["metric"]
     ordered = sorted(samples, key=lambda sample: sample["doc_id"])
     correct = [float(sample[metric]) for sample in ordered]

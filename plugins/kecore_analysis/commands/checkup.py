@@ -94,7 +94,7 @@ def checkup(
     record = None if edits else read_record(model)
     if record is not None and dtype != "auto":
         raise typer.BadParameter(f"{model} carries edits, so its weights keep their type; leave out --dtype")
-    named = _edits(edits or [], record)
+    named = _load_edits(edits or [], record)
     groups = [{name: edit} for name, edit in named.items()] if each else [named]
     budget = options.byte_count(memory)
     from kecore_analysis.examination import Examination
@@ -110,21 +110,21 @@ def checkup(
         window=window,
         seed=seed,
     )
-    editor = _open(screen, Loading(model, device, dtype, trust_remote_code, seed), record, chat, budget)
+    editor = _open_editor(screen, Loading(model, device, dtype, trust_remote_code, seed), record, chat, budget)
     identity = editor.view.identity()
     for edit in named.values():
         edit.check_base(editor.model, identity)  # before anything is asked
     _warn_of_prompts(screen, named, examination)
-    found = _examined(screen, editor, examination, groups, identity)
-    _finish(screen, editor, examination, found, model)
+    effects = _examine_groups(screen, editor, examination, groups, identity)
+    _finish(screen, editor, examination, effects, model)
 
 
-def _edits(paths: Sequence[Path], record: Attached | None) -> dict[str, Edit]:
-    """Edits to be examined, by where they came from."""
+def _load_edits(paths: Sequence[Path], record: Attached | None) -> dict[str, Edit]:
+    """Load the edits to be examined, by where they came from."""
     from kecore.edit import load_edit
 
     if record is not None:
-        return {f"{item.source} ({place})": item.edit for place, item in enumerate(record.load_edits(), 1)}
+        return {f"{item.source} ({number})": item.edit for number, item in enumerate(record.load_edits(), 1)}
     if not paths:
         raise typer.BadParameter("no edits: give --edit EDIT, or a checkpoint that `kecore attach` wrote")
     named = {str(path): load_edit(path) for path in paths}
@@ -133,8 +133,8 @@ def _edits(paths: Sequence[Path], record: Attached | None) -> dict[str, Edit]:
     return named
 
 
-def _open(screen: Screen, loading: Loading, record: Attached | None, chat: bool, memory: int | None) -> Editor:
-    """A session on the unedited model."""
+def _open_editor(screen: Screen, loading: Loading, record: Attached | None, chat: bool, memory: int | None) -> Editor:
+    """Open a session on the unedited model."""
     loaded = loading.load(screen)
     if record is not None:
         with screen.stage("restore", f"finding the base of {loading.ref}"):
@@ -158,55 +158,53 @@ def _warn_of_prompts(screen: Screen, named: dict[str, Edit], examination: Examin
         )
 
 
-def _examined(
+def _examine_groups(
     screen: Screen, editor: Editor, examination: Examination, groups: Sequence[dict[str, Edit]], identity: Any
 ) -> dict[str, SideEffects]:
-    """What each group of edits did, by the names of its edits."""
+    """Examine what each group of edits did, by the names of its edits."""
     from kecore_analysis.examination import examine
 
     view, encoder = editor.view, editor.encoder
-    ways: dict[str, Any] = {"batch_tokens": editor.batch_tokens, "progress": screen.progress}
+    batch_tokens = editor.batch_tokens
     with screen.stage("before", "examining the unedited model"):
-        before = examination.take(view, encoder, **ways)
-    found: dict[str, SideEffects] = {}
+        before = examination.take(view, encoder, batch_tokens=batch_tokens, progress=screen.progress)
+    effects: dict[str, SideEffects] = {}
     for group in groups:
         label = " + ".join(group)
         with screen.stage("after", f"examining it with {label}"):
-            found[label] = examine(view, encoder, [*group.values()], before, examination, base=identity, **ways)
-        _warn_of_collapse(screen, label, found[label].changes, len(examination.prompts))
-    return found
+            effects[label] = examine(
+                view,
+                encoder,
+                [*group.values()],
+                before,
+                examination,
+                base=identity,
+                batch_tokens=batch_tokens,
+                progress=screen.progress,
+            )
+        _warn_of_collapse(screen, label, effects[label].changes, len(examination.prompts))
+    return effects
 
 
-def _warn_of_collapse(screen: Screen, label: str, found: Any, prompts: int) -> None:
+def _warn_of_collapse(screen: Screen, label: str, changes: Mapping[str, Change], prompts: int) -> None:
     """Say where the edited model gives no numbers."""
-    if "perplexity" in found and not math.isfinite(found["perplexity"].after):
+    if "perplexity" in changes and not math.isfinite(changes["perplexity"].after):
         screen.warn(f"{label}: the perplexity after the edit is not finite")
-    left = prompts - (found["drift"].items if "drift" in found else 0)
-    if left:
-        screen.warn(f"{label}: on {left} of {prompts} prompts the drift is not finite; it is the mean of the others")
+    finite = changes["drift"].items if "drift" in changes else 0
+    if finite < prompts:
+        screen.warn(
+            f"{label}: on {prompts - finite} of {prompts} prompts the drift is not finite; it is the mean of the others"
+        )
 
 
 def _finish(
-    screen: Screen, editor: Editor, examination: Examination, found: dict[str, SideEffects], model: str
+    screen: Screen, editor: Editor, examination: Examination, effects: Mapping[str, SideEffects], model: str
 ) -> None:
+    """Print the result."""
     conditions = examination.conditions(editor.encoder)
-    chances = {name: about["chance"] for name, about in conditions["tasks"].items()}
-    for label, effects in found.items():
-        asked = effects.changes.keys() & _FIGURES.keys()
-        screen.show(_figures_table(label, effects) if asked else f"Side effects of {label}")
-        if effects.changes.keys() - _FIGURES.keys():
-            screen.show(_tasks_table(effects, chances))
-        if effects.matrices:
-            screen.show(_matrices_table(effects.matrices))
-        each = [
-            f"{count_noun(edit['facts'], 'fact')} by {edit['method']}, {format_bytes(edit['bytes'])}"
-            for edit in effects.edits
-        ]
-        shown = {"edits": "; ".join(each)}
-        if effects.latency is not None:
-            base, edited = (f"{1000 * value:.1f} ms" for value in (effects.latency.base, effects.latency.edited))
-            shown["latency"] = f"{edited} a token, {base} without"
-        screen.show(make_fields(shown), "")
+    chances = {name: values["chance"] for name, values in conditions["tasks"].items()}
+    for label, of_group in effects.items():
+        _show_effects(screen, label, of_group, chances)
     screen.show(
         f"[dim]Conditions {conditions['hash']}: {conditions['form']} prompts, {editor.base.dtype} weights, "
         f"seed {editor.seed}.\n"
@@ -218,7 +216,7 @@ def _finish(
     screen.finish(
         {
             "model": model,
-            "results": [{"label": label, **effects.to_json()} for label, effects in found.items()],
+            "results": [{"label": label, **of_group.to_json()} for label, of_group in effects.items()],
             "conditions": conditions,
             "sources": examination.sources,
             "seed": editor.seed,
@@ -232,47 +230,67 @@ def _finish(
     )
 
 
+def _show_effects(screen: Screen, label: str, effects: SideEffects, chances: Mapping[str, float | None]) -> None:
+    """Print what one group of edits did."""
+    has_figures = any(name in effects.changes for name in _FIGURES)
+    screen.show(_figures_table(label, effects) if has_figures else f"Side effects of {label}")
+    if effects.changes.keys() - _FIGURES.keys():
+        screen.show(_tasks_table(effects, chances))
+    if effects.matrices:
+        screen.show(_matrices_table(effects.matrices))
+    edits: list[str] = []
+    for edit in effects.edits:
+        facts, size = count_noun(edit["facts"], "fact"), format_bytes(edit["bytes"])
+        edits.append(f"{facts} by {edit['method']}, {size}")
+    fields = {"edits": "; ".join(edits)}
+    if effects.latency is not None:
+        base, edited = 1000 * effects.latency.base, 1000 * effects.latency.edited
+        fields["latency"] = f"{edited:.1f} ms a token, {base:.1f} ms without"
+    screen.show(make_fields(fields), "")
+
+
 def _figures_table(label: str, effects: SideEffects) -> Any:
-    """Perplexity, drift and agreement before and after."""
-    rows = [
-        [words, *_row(effects.changes[name], digits)]
-        for name, (words, digits) in _FIGURES.items()
-        if name in effects.changes
-    ]
+    """Return the table of perplexity, drift and agreement before and after."""
+    rows: list[list[str]] = []
+    for name, (words, digits) in _FIGURES.items():
+        if name in effects.changes:
+            rows.append([words, *_row(effects.changes[name], digits)])
     headers = ("", "before", "after", "difference", "± (95 %)", "n")
     return make_table(*headers, rows=rows, title=f"Side effects of {label}", right=range(1, len(headers)))
 
 
 def _tasks_table(effects: SideEffects, chances: Mapping[str, float | None]) -> Any:
-    """Accuracy on each task before and after; kecore's own with what guessing gives, and F1 where it is defined."""
-    rows = [
-        [
-            name,
-            *_row(change, 3),
-            format_score(chances[name]) if name in chances else "",
-            _arrow(effects.f1.get(name, ())),
-        ]
-        for name, change in effects.changes.items()
-        if name not in _FIGURES
-    ]
+    """Return the table of accuracies; kecore's own tasks with what guessing gives, and F1 where it is defined."""
+    rows: list[list[str]] = []
+    for name, change in effects.changes.items():
+        if name not in _FIGURES:
+            chance = format_score(chances[name]) if name in chances else ""
+            rows.append([name, *_row(change, 3), chance, _arrow(effects.f1.get(name, ()))])
     headers = ("task", "before", "after", "difference", "± (95 %)", "n", "chance", "F1")
     return make_table(*headers, rows=rows, title="Tasks", right=range(1, len(headers)))
 
 
 def _row(change: Change, digits: int) -> list[str]:
-    half = change.half_width
-    mark = "*" if half is not None and abs(change.difference) > half else " "
-    shown = "" if half is None else f"{half:.{digits}f}"
-    values = [f"{value:.{digits}f}" for value in (change.before, change.after)]
-    return [*values, f"{change.difference:+.{digits}f}{mark}", shown, str(change.items)]
+    """Write a figure before and after, the difference, half of its interval, and the number of items."""
+    half_width, mark = "", " "
+    if change.half_width is not None:
+        half_width = f"{change.half_width:.{digits}f}"
+        mark = "*" if abs(change.difference) > change.half_width else " "
+    return [
+        f"{change.before:.{digits}f}",
+        f"{change.after:.{digits}f}",
+        f"{change.difference:+.{digits}f}{mark}",
+        half_width,
+        str(change.items),
+    ]
 
 
 def _matrices_table(matrices: Sequence[MatrixHealth]) -> Any:
-    """The edited matrices, each figure before and after."""
-    rows = [
-        [m.name, f"{100 * m.change:.2f} %", *map(_arrow, (m.norm, m.spectral, m.stable_rank, m.condition))]
-        for m in matrices
-    ]
+    """Return the table of edited matrices, each figure before and after."""
+    rows: list[list[str]] = []
+    for matrix in matrices:
+        pairs = (matrix.norm, matrix.spectral, matrix.stable_rank, matrix.condition)
+        rows.append([matrix.name, f"{100 * matrix.change:.2f} %", *map(_arrow, pairs)])
     headers = ("matrix", "change", "norm", "spectral norm", "stable rank", "condition")
     return make_table(*headers, rows=rows, title="Edited matrices", right=range(1, len(headers)))
 

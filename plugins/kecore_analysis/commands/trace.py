@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,8 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["trace"]
 
-_CONTEXTS = (3, 10)  # prefixes and their length in tokens: the prompts of a fact that its neurons are found in
+_PREFIXES, _PREFIX_TOKENS = 3, 10
+"""Sampled texts, and their tokens, behind which a prompt's neurons are found too."""
+
 _SHOWN = 10
+"""Neurons that the table shows."""
 
 
 def trace(
@@ -68,62 +73,84 @@ def trace(
     state in turn is set back to what it was without noise. What brings the answer back, carries the fact.
     """
     screen = Screen.of(context)
-    chosen = _kinds(kinds)
-    asked = _asked(facts, limit, data_format, prompt, subject)
-    if out is not None:
-        from kecore_analysis.heat import need_matplotlib
-
-        if out.suffix != ".png":
-            raise typer.BadParameter(f"--out takes a .png file, got {out}")
-        need_matplotlib()
+    chosen_kinds = _read_kinds(kinds)
+    questions = _read_questions(facts, limit, data_format, prompt, subject)
+    _check_out(out)
     loaded = Loading(model, device, dtype, trust_remote_code, seed).load(screen)
     with screen.stage("read", "reading the model's structure"):
         from kecore.model import ModelView
         from kecore.text import Encoder
-        from kecore_analysis.trace import Tracer, average
+        from kecore_analysis.trace import average
+        from kecore_analysis.tracer import Tracer
 
         view = ModelView.of(loaded.model)
         encoder = Encoder(loaded.tokenizer, max_length=view.max_length)
-        spread = Tracer.spread_of(view, encoder, [known for known, _ in asked])
+        spread = Tracer.spread_of(view, encoder, [question.known for question in questions])
         tracer = Tracer(
-            view, encoder, spread=spread, noise=noise, samples=samples, window=window, kinds=chosen, seed=seed
+            view, encoder, spread=spread, noise=noise, samples=samples, window=window, kinds=chosen_kinds, seed=seed
         )
-    with screen.stage("trace", f"tracing {len(asked)} prompts" if facts else f"tracing {asked[0][0].prompt!r}"):
-        traces: list[Trace] = []
-        kept: list[str] = []
-        for known, answer in asked:
-            if answer is None or any_answer or _knows(loaded.model, encoder, known.prompt, answer):
-                traces.append(tracer.trace(known, screen.progress))
-                kept.append(known.prompt)
+    doing = f"tracing {len(questions)} prompts" if facts else f"tracing {questions[0].known.prompt!r}"
+    with screen.stage("trace", doing):
+        traced = [question for question in questions if any_answer or _knows(loaded.model, encoder, question)]
+        traces = [tracer.trace(question.known, screen.progress) for question in traced]
     if not traces:
         raise typer.BadParameter("the model knows none of these facts; --any-answer traces what it answers instead")
     averages = average(traces)
-    found: list[list[Neuron]] | None = None
+    prompt_values = [_prompt_values(item) for item in traces]
+    found_neurons: list[list[Neuron]] = []  # of each prompt
     if neurons:
         with screen.stage("attribution", "finding knowledge neurons"):
-            found = _neurons(view, encoder, kept, seed, screen)
+            prompts = [question.known.prompt for question in traced]
+            found_neurons = _find_neurons(view, encoder, prompts, seed, screen)
+        for item, of_prompt in zip(prompt_values, found_neurons, strict=True):
+            item["neurons"] = [asdict(neuron) for neuron in of_prompt]
     if out is not None:
         _draw(out, model, traces, averages, window)
     values = {
         "model": model,
-        "asked": len(asked),
+        "asked": len(questions),
         "noise": noise,
         "spread": spread,
         "samples": samples,
         "window": window,
-        **_values(averages),
-        "prompts": [_prompt(item, None if found is None else found[place]) for place, item in enumerate(traces)],
+        **_average_values(averages),
+        "prompts": prompt_values,
         "heat_map": out,
     }
     spent = measure_cost(screen, view.device)
     _show(screen, values, averages)
-    if found is not None:
-        screen.show(_neuron_table(found))
+    if neurons:
+        screen.show(_neuron_table(found_neurons))
     show_cost(screen, spent)
     screen.finish({**values, **environment(view.device), **spent, "warnings": screen.warnings})
 
 
-def _kinds(text: str) -> list[str]:
+@dataclass(frozen=True)
+class _Question:
+    """A prompt to be traced.
+
+    Args:
+        known: the prompt with its subject.
+        answer: what a model answers that knows it; None where any answer will do.
+    """
+
+    known: Known
+    answer: str | None = None
+
+
+def _check_out(out: Path | None) -> None:
+    """Refuse a heat map that cannot be written, before a model is loaded."""
+    if out is None:
+        return
+    from kecore_analysis.heat import need_matplotlib
+
+    if out.suffix != ".png":
+        raise typer.BadParameter(f"--out takes a .png file, got {out}")
+    need_matplotlib()
+
+
+def _read_kinds(text: str) -> list[str]:
+    """Read ``--kinds``, in the order of :data:`~kecore_analysis.trace.KINDS`."""
     from kecore_analysis.trace import KINDS
 
     chosen = options.names(text)
@@ -132,36 +159,40 @@ def _kinds(text: str) -> list[str]:
     return [kind for kind in KINDS if kind in chosen]
 
 
-def _asked(
+def _read_questions(
     facts: Path | None, limit: int | None, data_format: str | None, prompt: str | None, subject: str | None
-) -> list[tuple[Known, str | None]]:
-    """Prompts, each with the answer that shows that a model knows it; None where any answer will do."""
+) -> list[_Question]:
+    """Read the prompts of ``--facts``, or the one of ``--prompt``."""
     from kecore_analysis.trace import Known
 
     if (facts is None) == (prompt is None) or (prompt is None) != (subject is None):
         raise typer.BadParameter("give --facts FILE, or one prompt by --prompt and --subject")
-    if facts is None:
-        return [(Known.of((prompt or "").replace("{}", subject or ""), subject or ""), None)]
+    if prompt is not None and subject is not None:
+        return [_Question(Known.of(prompt.replace("{}", subject), subject))]
     from kecore.evaluate import load_records
 
-    requests = load_records(facts, limit=limit, format=data_format).requests
-    return [
-        (Known(item.text, item.subject_span), item.target if item.ground_truth is None else item.ground_truth)
-        for item in requests
-    ]
+    questions: list[_Question] = []
+    for request in load_records(str(facts), limit=limit, format=data_format).requests:
+        answer = request.target if request.ground_truth is None else request.ground_truth
+        questions.append(_Question(Known(request.text, request.subject_span), answer))
+    return questions
 
 
-def _knows(model: Any, encoder: Any, prompt: str, answer: str) -> bool:
-    """Whether the model's most likely next token begins the answer."""
+def _knows(model: Any, encoder: Encoder, question: _Question) -> bool:
+    """Return whether the model's most likely next token begins the answer."""
     import torch
 
-    item = encoder.encode(prompt, answer)
+    if question.answer is None:
+        return True
+    encoded = encoder.encode(question.known.prompt, question.answer)
+    ids = torch.tensor([encoded.ids[: encoded.start]], device=model.device)  # [1, prompt tokens]
     with torch.no_grad():
-        ids = torch.tensor([item.ids[: item.start]], device=model.device)
-        return int(model(input_ids=ids, use_cache=False).logits[0, -1].argmax()) == item.ids[item.start]
+        logits = model(input_ids=ids, use_cache=False).logits[0, -1]  # [vocab]
+    return int(logits.argmax()) == encoded.ids[encoded.start]
 
 
 def _draw(out: Path, model: str, traces: Sequence[Trace], averages: Averages, window: int) -> None:
+    """Write the heat map: of averages by role, or of a single prompt's tokens."""
     from kecore_analysis.heat import write_heat_map
     from kecore_analysis.trace import ROLES
 
@@ -171,12 +202,15 @@ def _draw(out: Path, model: str, traces: Sequence[Trace], averages: Averages, wi
         return
     only = traces[0]
     first, last = only.subject
-    rows = [f"{token.strip()}{'*' if first <= i <= last else ''}" for i, token in enumerate(only.tokens)]
+    rows = [token.strip() for token in only.tokens]
+    for index in range(first, last + 1):
+        rows[index] += "*"  # the subject
     title = f"{model}: probability of {only.answer.strip()!r}, {only.clean:.3f} clean, {only.corrupted:.3f} corrupted"
     write_heat_map(out, only.restored, rows, title, "probability", window)
 
 
-def _values(averages: Averages) -> dict[str, Any]:
+def _average_values(averages: Averages) -> dict[str, Any]:
+    """Return the averages as JSON values."""
     from kecore_analysis.trace import ROLES, suggested_layers
 
     best, near = suggested_layers(averages) if "mlp" in averages.effects else (None, ())
@@ -185,16 +219,15 @@ def _values(averages: Averages) -> dict[str, Any]:
         "clean": averages.clean,
         "corrupted": averages.corrupted,
         "total_effect": averages.total,
-        "effects": {kind: dict(zip(ROLES, t.tolist(), strict=True)) for kind, t in averages.effects.items()},
+        "effects": {kind: dict(zip(ROLES, table.tolist(), strict=True)) for kind, table in averages.effects.items()},
         "suggested_layer": best,
         "suggested_layers": list(near),
     }
 
 
-def _prompt(item: Trace, neurons: list[Neuron] | None) -> dict[str, Any]:
-    located = {} if neurons is None else {"neurons": [asdict(neuron) for neuron in neurons]}
+def _prompt_values(item: Trace) -> dict[str, Any]:
+    """Return the trace of a prompt as JSON values."""
     return {
-        **located,
         "tokens": item.tokens,
         "subject_tokens": list(item.subject),
         "answer": item.answer,
@@ -204,40 +237,40 @@ def _prompt(item: Trace, neurons: list[Neuron] | None) -> dict[str, Any]:
     }
 
 
-def _neurons(
+def _find_neurons(
     view: ModelView, encoder: Encoder, prompts: Sequence[str], seed: int, screen: Screen
 ) -> list[list[Neuron]]:
-    """Knowledge neurons of the model's own answer to each prompt, bare and behind sampled contexts."""
+    """Find the knowledge neurons of the model's own answer to each prompt, bare and behind sampled contexts."""
     from kecore.engine.contexts import sample
     from kecore.text import join_context
     from kecore_methods.locate.neurons import attribute, knowledge_neurons, next_tokens
 
     with view.frozen():
-        prefixes = sample(view, encoder, *_CONTEXTS, seed)
-    found: list[list[Neuron]] = []
+        prefixes = sample(view, encoder, _PREFIXES, _PREFIX_TOKENS, seed)
+    neurons: list[list[Neuron]] = []
     for prompt, answer in zip(prompts, next_tokens(view, encoder, prompts), strict=True):
         texts = [join_context(prefix, prompt) for prefix in prefixes]
         scores = attribute(view, encoder, texts, [answer] * len(texts), progress=screen.progress)
-        found.append(knowledge_neurons(scores))
-    return found
+        neurons.append(knowledge_neurons(scores))
+    return neurons
 
 
-def _neuron_table(found: Sequence[Sequence[Neuron]]) -> Any:
-    """The neurons that most prompts share, those of the highest attribution first."""
-    members: dict[tuple[int, int], list[float]] = {}
-    for neuron in (neuron for located in found for neuron in located):
-        members.setdefault((neuron.layer, neuron.index), []).append(neuron.attribution)
-    order = sorted(members, key=lambda place: (-len(members[place]), -sum(members[place])))
-    rows = [
-        [str(layer), str(index), str(len(own)), format_score(sum(own) / len(own))]
-        for layer, index in order[:_SHOWN]
-        for own in [members[layer, index]]
-    ]
-    title = f"Knowledge neurons: {len(members)} in all, those of most prompts first"
+def _neuron_table(neurons: Sequence[Sequence[Neuron]]) -> Any:
+    """Return the table of neurons that most prompts share, those of the highest attribution first."""
+    attributions: dict[tuple[int, int], list[float]] = {}  # by layer and index, one a prompt
+    for of_prompt in neurons:
+        for neuron in of_prompt:
+            attributions.setdefault((neuron.layer, neuron.index), []).append(neuron.attribution)
+    by_rank = sorted(attributions.items(), key=lambda item: (-len(item[1]), -sum(item[1])))
+    rows: list[list[str]] = []
+    for (layer, index), values in by_rank[:_SHOWN]:
+        rows.append([str(layer), str(index), str(len(values)), format_score(fmean(values))])
+    title = f"Knowledge neurons: {len(attributions)} in all, those of most prompts first"
     return make_table("layer", "neuron", "prompts", "adds to the answer's probability", rows=rows, title=title)
 
 
 def _show(screen: Screen, values: dict[str, Any], averages: Averages) -> None:
+    """Print the suggested layers and the highest effects."""
     from kecore_analysis.trace import ROLES
 
     shown = {
@@ -252,14 +285,16 @@ def _show(screen: Screen, values: dict[str, Any], averages: Averages) -> None:
     if values["heat_map"] is not None:
         shown["heat map"] = str(values["heat_map"])
     screen.show(make_fields(shown))
-    rows = [
-        [role, *(_peak(averages.effects[kind][place]) for kind in averages.effects)] for place, role in enumerate(ROLES)
-    ]
+    rows: list[list[str]] = []
+    for index, role in enumerate(ROLES):
+        rows.append([role, *(_peak(table[index]) for table in averages.effects.values())])
     title = "Highest average indirect effect, and its layer"
     screen.show(make_table("token", *averages.effects, rows=rows, title=title))
 
 
 def _peak(effects: Tensor) -> str:
-    """The highest effect of a row."""
+    """Write the highest effect of a row ``[layers]``, and its layer."""
     best = float(effects.max())
-    return format_score(None) if best != best else f"{best:+.3f} at {int(effects.argmax())}"
+    if math.isnan(best):  # no token has the role
+        return format_score(None)
+    return f"{best:+.3f} at {int(effects.argmax())}"

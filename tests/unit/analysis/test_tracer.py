@@ -15,7 +15,8 @@ from kecore.model.mixer import mixer
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore.testing.snapshot import Snapshot
 from kecore.text import Encoder
-from kecore_analysis.trace import ROLES, Known, Trace, Tracer, average, suggested_layers
+from kecore_analysis.trace import ROLES, Known, Trace, average, suggested_layers
+from kecore_analysis.tracer import Tracer
 
 KNOWN = Known.of("The capital of France is", "France")
 SAMPLES = 2
