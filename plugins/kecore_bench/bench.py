@@ -200,8 +200,8 @@ class _Worker:
     def _run_single(self) -> None:
         done = self.store.done(self.key, AFTER)
         index, processes = self.share
-        own = range(index, len(self.cell.records), processes)
-        left = [position for position in own if position not in done]
+        share = range(index, len(self.cell.records), processes)
+        left = [position for position in share if position not in done]
         for count, position in enumerate(left):
             self.progress("records", count, len(left))
             self._guard(self.cell.records[position].request.id, partial(self._edit_alone, position))

@@ -82,7 +82,9 @@ def cells_of(plan: BenchPlan) -> list[Cell]:
         StorageError: the edit to be scored cannot be read.
     """
     settings = [(entry, _method_settings(entry, plan)) for entry in plan.rows]
-    record_sets = [_load_with_references(plan, data, size) for data in plan.facts for size in plan.sizes or (None,)]
+    record_sets: list[RecordSet] = []
+    for data in plan.facts:
+        record_sets += [_load_with_references(plan, data, size) for size in plan.sizes or (None,)]
     cells: list[Cell] = []
     for model in plan.models:
         for records in record_sets:

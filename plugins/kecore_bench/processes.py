@@ -71,7 +71,7 @@ def run_plan(
         >>> with Store("results.sqlite", plan.protocol) as store:                       # doctest: +SKIP
         ...     cells = run_plan(plan, store, log=print)
     """
-    if not store.kept and (jobs > 1 or here().world > 1):
+    if not store.on_disk and (jobs > 1 or here().world > 1):
         raise ConfigError("several processes meet in a store: give it a file, or run one process")
     Workplace(plan).statistics.check()
     cells = cells_of(plan)

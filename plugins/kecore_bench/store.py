@@ -118,13 +118,13 @@ class Store:
 
     def __init__(self, path: str | Path, protocol: Protocol | None = None) -> None:
         self.path = Path(path)
-        self.kept = str(path) != ":memory:"
-        if protocol is None and self.kept and not self.path.exists():
+        self.on_disk = str(path) != ":memory:"
+        if protocol is None and self.on_disk and not self.path.exists():
             raise ArtifactError(
                 f"{path}: no such store; make it with `kecore bench`, `kecore eval` or `kecore compare`"
             )
         with self._guard():
-            if self.kept and not self.path.exists():
+            if self.on_disk and not self.path.exists():
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
             if protocol is not None:
@@ -174,7 +174,7 @@ class Store:
         Raises:
             StoreInUseError: another run is writing.
         """
-        if not self.kept:
+        if not self.on_disk:
             yield
             return
         lock = FileLock(f"{self.path}.lock", timeout=0)
@@ -317,7 +317,7 @@ class Store:
 
     def edit_folder(self, run: str) -> Path | None:
         """Return the folder of the edits of a sequence, which lie there until all are scored; None as above."""
-        return self.path.with_name(f"{self.path.name}.edits") / run if self.kept else None
+        return self.path.with_name(f"{self.path.name}.edits") / run if self.on_disk else None
 
     def _fetch(self, query: str, *values: object) -> list[Any]:
         """Return all rows that a query gives."""

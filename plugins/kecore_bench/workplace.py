@@ -30,12 +30,12 @@ Stage = Callable[[str, str], AbstractContextManager[None]]
 
 
 def log_nothing(text: str) -> None:
-    """A :data:`Log` that shows nothing."""
+    """Show nothing: the :data:`Log` of who asks for none."""
 
 
 @contextmanager
 def time_nothing(name: str, doing: str) -> Iterator[None]:
-    """A :data:`Stage` that shows nothing."""
+    """Show nothing: the :data:`Stage` of who asks for none."""
     yield
 
 

@@ -40,15 +40,18 @@ def report(
     from kecore_bench.store import Store
 
     screen = Screen.of(context)
-    asked = options.names(formats)
-    if unknown := set(asked) - set(FORMATS):
-        raise ConfigError(f"--format {', '.join(sorted(unknown))}: there are {', '.join(FORMATS)}")
+    named = options.names(formats)
+    unknown = sorted(set(named) - set(FORMATS))
+    if unknown:
+        raise ConfigError(f"--format {', '.join(unknown)}: there are {', '.join(FORMATS)}")
     out = out or stores[0].with_name(f"{stores[0].stem}-report")
     with ExitStack() as stack:
         opened = [stack.enter_context(Store(path)) for path in stores]
-        written = write_report(opened, out, asked or FORMATS, optional=not asked)
-    if not asked and "png" not in written:
+        written = write_report(opened, out, named or FORMATS, optional=not named)
+    if not named and "png" not in written:
         screen.warn("no PNG was written: matplotlib is not installed (pip install 'kecore[plot]')")
-    screen.show(make_fields({name: ", ".join(map(str, paths)) for name, paths in written.items()}))
-    files = {name: [str(path) for path in paths] for name, paths in written.items()}
+    files: dict[str, list[str]] = {}
+    for name, paths in written.items():
+        files[name] = [str(path) for path in paths]
+    screen.show(make_fields({name: ", ".join(paths) for name, paths in files.items()}))
     screen.finish({"out": out, "files": files, "warnings": screen.warnings})

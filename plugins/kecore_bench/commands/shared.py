@@ -79,13 +79,13 @@ def show_tables(screen: Screen, store: Store, keys: set[str]) -> None:
     from kecore_bench.report import results, tables
     from kecore_bench.report.text import rich_notes, rich_table
 
-    made = tables(results(store, keys=keys))
-    for table in made:
+    shown = tables(results(store, keys=keys))
+    for table in shown:
         screen.show(rich_table(table, screen.out.width))
         for line in rich_notes(table):
             screen.show(f"  [dim]{line}[/]")
     protocol = store.protocol
     screen.show(f"[dim]Protocol {protocol.hash()}: {protocol.describe()}.[/]")
-    if store.kept:
+    if store.on_disk:
         screen.commands("Next", f"kecore report {quote(str(store.path))}")
-    screen.finish({"store": store.path, "tables": [table.to_json() for table in made], "warnings": screen.warnings})
+    screen.finish({"store": store.path, "tables": [table.to_json() for table in shown], "warnings": screen.warnings})

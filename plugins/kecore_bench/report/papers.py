@@ -44,7 +44,7 @@ class PaperRow:
         return self.paper.scores(self.method)
 
     def printed(self, key: str) -> str:
-        """A figure as the paper prints it."""
+        """Write a figure as the paper prints it."""
         return f"{self.paper.rows[self.method][key]:g}"
 
 

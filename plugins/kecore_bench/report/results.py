@@ -130,7 +130,10 @@ class Result:
         timings = [cost["latency"] for cost in self.costs.values() if "latency" in cost]
         if not timings:
             return None
-        return {key: fmean(timing[key] for timing in timings) for key in timings[0]}
+        means: dict[str, float] = {}
+        for key in timings[0]:
+            means[key] = fmean(timing[key] for timing in timings)
+        return means
 
     @property
     def warnings(self) -> list[str]:

@@ -204,12 +204,12 @@ def tables(runs: Iterable[Result]) -> list[Table]:
         first = first or run
         same_protocol(first.protocol, run.protocol, f"'{first.label}' and '{run.label}'")
         groups.setdefault(run.spec.group, []).append(run)
-    made: list[Table] = []
+    all_tables: list[Table] = []
     for group in groups.values():
         has_edits = any(run.edits for run in group)
         moments = group[0].protocol.moments if has_edits else (BEFORE,)
-        made += [_table_of(group, moment) for moment in moments]
-    return made
+        all_tables += [_table_of(group, moment) for moment in moments]
+    return all_tables
 
 
 def _table_of(group: Sequence[Result], moment: str) -> Table:
@@ -220,9 +220,9 @@ def _table_of(group: Sequence[Result], moment: str) -> Table:
     return Table(tuple(rows), moment)
 
 
-def last_moments(made: Iterable[Table]) -> list[Table]:
+def last_moments(tables: Iterable[Table]) -> list[Table]:
     """Return of each model, data set and size the table of the last moment."""
-    return list({table.first.spec.group: table for table in made}.values())
+    return list({table.first.spec.group: table for table in tables}.values())
 
 
 def count_records(count: int) -> str:
