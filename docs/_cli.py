@@ -91,7 +91,8 @@ A complete checkpoint that any program for Hugging Face checkpoints loads. A fol
 do not look at, holds the edits, the original data of the matrices that they change, and `attached.json` with
 fingerprints. `kecore revert` puts the original data back and proves by the fingerprint of all weights that the base is
 there bit for bit; it refuses a checkpoint whose weights were changed since. `kecore chat` compares such a checkpoint
-with its base, and `kecore attach` adds further edits to it.
+with its base, and `kecore attach` adds further edits to it. In Python, `Editor.save_checkpoint` writes one, and
+`attach_edits` and `take_off_edits` of `kecore.checkpoint` do what the two commands do (docs/quickstart.md).
 
 """
 

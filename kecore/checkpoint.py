@@ -1,32 +1,33 @@
 """Checkpoints that carry edits, and what is needed to take them off again.
 
-``kecore attach`` writes a complete checkpoint with a folder ``kecore/`` inside, which model loaders do not look
-at: ``attached.json`` (which edits, which base), the edits themselves, and ``base.safetensors``, the original
-data of the few matrices that the edits change. ``kecore revert`` puts these back and proves by fingerprint that
-the base is there bit for bit.
+:func:`write_checkpoint` writes a complete checkpoint with a folder ``kecore/`` inside, which model loaders do not
+look at: ``attached.json`` (which edits, which base), the edits themselves, and ``base.safetensors``, the original data
+of the few matrices that the edits change. :func:`take_off_edits` puts these back and proves by fingerprint that the
+base is there bit for bit.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor, nn
 
 from kecore._version import __version__
-from kecore.api.errors import ArtifactError, EditStateError
+from kecore.api.errors import ArtifactError, EditStateError, KecoreWarning, RequestConflictError
+from kecore.api.identity import Identity
+from kecore.api.progress import ShowStage, show_nothing
+from kecore.api.types import check_conflicts
+from kecore.edit import Edit, WeightEdit, attached, load_edit, unedited
+from kecore.files import check_new_folder, read_tensors, write_folder, write_json, write_tensors
+from kecore.model.attachment import Attachment
+from kecore.models import LoadedModel, save_model
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from kecore.edit import WeightEdit
-
-__all__ = ["Attached", "NamedEdit", "check_out", "read_record", "write_checkpoint"]
+__all__ = ["Attached", "NamedEdit", "Written", "attach_edits", "read_record", "take_off_edits", "write_checkpoint"]
 
 FOLDER, RECORD, BASE = "kecore", "attached.json", "base.safetensors"
 _KIND = "base-weights"
@@ -35,7 +36,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class NamedEdit:
-    """An edit and where it came from.
+    """An edit of weights and where it came from.
 
     Args:
         edit: the edit.
@@ -46,26 +47,27 @@ class NamedEdit:
     source: str
 
     @classmethod
-    def read(cls, path: Path, source: str = "") -> NamedEdit:
-        """An edit file or folder.
+    def read(cls, path: str | Path, source: str = "") -> NamedEdit:
+        """Read an edit file or folder.
 
         Raises:
             ArtifactError: missing, truncated, corrupt or foreign, or an edit that changes no weights.
         """
-        from kecore.edit import WeightEdit, load_edit
-
-        edit = load_edit(path)
-        if not isinstance(edit, WeightEdit):
-            raise ArtifactError(
-                f"{path}: an edit of method '{edit.method}' leaves the weights alone, so no checkpoint can carry it; "
-                "`kecore chat MODEL --edit EDIT` uses it, and in Python load_edit(path).attach(model)"
-            )
-        return cls(edit, source or str(path))
+        return cls(_as_weight_edit(load_edit(path), str(path)), source or str(path))
 
     def to_json(self, file: str) -> dict[str, Any]:
-        """What a checkpoint's record says about it."""
+        """Return what a checkpoint's record says about it."""
         requests = [f"{request.text} -> {request.target}" for request in self.edit.requests]
         return {"file": file, "source": self.source, "method": self.edit.method, "requests": requests}
+
+
+def _as_weight_edit(edit: Edit, name: str) -> WeightEdit:
+    if not isinstance(edit, WeightEdit):
+        raise ArtifactError(
+            f"{name}: an edit of method '{edit.method}' leaves the weights alone, so no checkpoint can carry it; "
+            "`kecore chat MODEL --edit EDIT` uses it, and in Python load_edit(path).attach(model)"
+        )
+    return edit
 
 
 @dataclass(frozen=True)
@@ -87,21 +89,32 @@ class Attached:
     edits: tuple[dict[str, Any], ...]
 
     def load_edits(self) -> list[NamedEdit]:
-        """The edits themselves.
+        """Read the edits themselves.
 
         Raises:
             ArtifactError: one is missing or broken.
         """
         return [NamedEdit.read(self.folder / FOLDER / item["file"], item["source"]) for item in self.edits]
 
+    def check_numbers(self, numbers: Iterable[int] = ()) -> list[int]:
+        """Return numbers of edits, counted from 1, in order; all of them where none is given.
+
+        Raises:
+            ArtifactError: there is no edit of a number.
+        """
+        known = range(1, len(self.edits) + 1)
+        chosen = sorted(set(numbers)) or list(known)
+        for number in chosen:
+            if number not in known:
+                raise ArtifactError(f"{self.folder} carries edits 1 to {len(known)}, there is no edit {number}")
+        return chosen
+
     def base_data(self, model: nn.Module) -> dict[str, Tensor]:
-        """Original data of the matrices that the edits changed, by parameter name.
+        """Read the original data of the matrices that the edits changed, by parameter name.
 
         Raises:
             ArtifactError: it is missing, broken, or of other shapes than the model.
         """
-        from kecore.files import read_tensors
-
         path = self.folder / FOLDER / BASE
         _, tensors = read_tensors(path, _KIND)
         parameters = dict(model.named_parameters())
@@ -128,15 +141,24 @@ class Attached:
             raise ArtifactError(f"{self.folder / FOLDER / BASE} does not give back the weights of '{self.model}'")
 
 
-def digest(model: nn.Module) -> str:
-    """Fingerprint of all weights, as they are stored."""
-    from kecore.api.identity import Identity
+@dataclass(frozen=True)
+class Written(Attached):
+    """The record of a checkpoint that was just written; see :class:`Attached`.
 
+    Args:
+        parameters: names of the parameters that the edits change.
+    """
+
+    parameters: tuple[str, ...]
+
+
+def digest(model: nn.Module) -> str:
+    """Return the fingerprint of all weights, as they are stored."""
     return Identity(model).of()
 
 
 def read_record(ref: str | Path) -> Attached | None:
-    """The record of a checkpoint that ``kecore attach`` wrote; None for any other model.
+    """Read the record of a checkpoint that carries edits; return None for any other model.
 
     Raises:
         ArtifactError: the record cannot be read.
@@ -156,65 +178,151 @@ def read_record(ref: str | Path) -> Attached | None:
         raise ArtifactError(f"{path} is truncated or not kecore's ({error}); attach the edits anew") from error
 
 
-def check_out(out: Path) -> None:
-    """Refuse a folder that a checkpoint cannot be written to.
+def need_record(ref: str | Path) -> Attached:
+    """Read the record of a checkpoint that carries edits.
 
     Raises:
-        ArtifactError: it exists and is not an empty directory.
+        ArtifactError: there is none, or it cannot be read.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ArtifactError(f"{out} exists and is not empty; name a new directory")
+    record = read_record(ref)
+    if record is None:
+        raise ArtifactError(
+            f"{ref} carries no record of edits, so there is nothing to take off; expected a directory that "
+            "`kecore attach` wrote. MODEL itself is never changed by kecore"
+        )
+    return record
 
 
 def write_checkpoint(
-    model: Any, tokenizer: Any, out: Path, *, ref: str = "", edits: Sequence[NamedEdit] = (),
-    base: Mapping[str, Tensor] | None = None, base_digest: str = "",
-) -> Path:  # fmt: skip
-    """Write a checkpoint with the record of its edits; it appears whole or not at all.
+    model: Any, tokenizer: Any, out: str | Path, *, ref: str = "", sources: Sequence[str] = ()
+) -> Written:
+    """Write a model as a checkpoint with the record of the edits that are on it; it appears whole or not at all.
+
+    Any program that reads Hugging Face checkpoints can load it. Of a model without edits it is a plain checkpoint.
 
     Args:
-        model: with the edits on it.
+        model: a transformers model with its edits attached.
         tokenizer: its tokenizer.
         out: a directory that is not there yet, or empty.
-        ref: the reference of the base model.
-        edits: what is on the model; none for a plain checkpoint.
-        base: original data of the parameters that the edits change.
-        base_digest: of the weights without the edits.
+        ref: the reference of the base model; by default that which transformers loaded it by.
+        sources: where each edit was read from, for the record; by default its file in the checkpoint.
 
     Raises:
+        ArtifactError: ``out`` is something else, or an edit changes no weights.
         StorageError: the disk is full, or the place is not writable.
     """
-    from kecore.files import explain_write_errors, write_json, write_tensors
-    from kecore.models import save_model
-
-    with explain_write_errors(out), _staging(out) as staging:
-        made = save_model(model, tokenizer, staging / "checkpoint")
+    out = Path(out)
+    check_new_folder(out)
+    edits = [_as_weight_edit(edit, f"edit {number}") for number, edit in enumerate(attached(model), 1)]
+    files = [f"edit-{number}.safetensors" for number in range(1, len(edits) + 1)]
+    named = [NamedEdit(edit, source) for edit, source in zip(edits, sources or files, strict=True)]
+    parameters = tuple(dict.fromkeys(name for edit in edits for name in edit.updates))
+    with unedited(model):
+        base_digest = digest(model)
+    record = Written(
+        folder=out,
+        model=ref or getattr(model, "name_or_path", ""),
+        base=base_digest,
+        edited=digest(model),
+        edits=tuple(item.to_json(file) for item, file in zip(named, files, strict=True)),
+        parameters=parameters,
+    )
+    with write_folder(out) as folder:
+        save_model(model, tokenizer, folder)
         if edits:
-            files = [f"edit-{number}.safetensors" for number in range(1, len(edits) + 1)]
-            for item, file in zip(edits, files, strict=True):
-                item.edit.save(made / FOLDER / file)
-            write_tensors(made / FOLDER / BASE, _KIND, {"format": _FORMAT}, base or {})
-            values = {
-                "format": _FORMAT,
-                "version": __version__,
-                "model": ref,
-                "base": base_digest,
-                "edited": digest(model),
-                "edits": [item.to_json(file) for item, file in zip(edits, files, strict=True)],
-            }
-            write_json(made / FOLDER / RECORD, values)
-        if out.is_dir():
-            out.rmdir()  # empty; some systems do not rename onto a directory
-        os.replace(made, out)
-    return out
+            for edit, file in zip(edits, files, strict=True):
+                edit.save(folder / FOLDER / file)
+            base_data = Attachment.of(model).base_data(parameters)
+            write_tensors(folder / FOLDER / BASE, _KIND, {"format": _FORMAT}, base_data)
+            summary = {"model": record.model, "base": record.base, "edited": record.edited, "edits": record.edits}
+            write_json(folder / FOLDER / RECORD, {"format": _FORMAT, "version": __version__, **summary})
+    return record
 
 
-@contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """A folder on the disk of ``out`` that is gone when the block ends."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+def attach_edits(
+    loaded: LoadedModel,
+    edits: Iterable[NamedEdit | str | Path],
+    out: str | Path,
+    *,
+    show: ShowStage = show_nothing,
+) -> Written:
+    """Put edits on a model and write it with :func:`write_checkpoint`.
+
+    The model may itself be such a checkpoint: its edits stay, and new ones for the same base join them; those that were
+    made for the edited checkpoint take it for their base.
+
+    Args:
+        loaded: the model, with nothing attached; the edits stay on it.
+        edits: edits of weights, or their files or folders.
+        out: a directory that is not there yet, or empty.
+        show: shows the stages ``restore``, ``attach`` and ``save``.
+
+    Raises:
+        ArtifactError: an edit cannot be read, or changes no weights; or ``out`` holds something.
+        ArtifactMismatchError: an edit was made for another model.
+        EditStateError: the checkpoint was changed since its edits were attached.
+        StorageError: the disk is full, or the place is not writable.
+    """
+    check_new_folder(Path(out))
+    named = [edit if isinstance(edit, NamedEdit) else NamedEdit.read(edit) for edit in edits]
+    ref, record = loaded.ref, read_record(loaded.ref)
+    if record is not None and not _made_for(loaded.model, named):
+        with show("restore", f"finding the base of {ref}"):
+            ref, named = record.model, [*record.load_edits(), *named]
+            record.restore(loaded.model)
+    return _attach_and_write(loaded, named, out, ref, show)
+
+
+def take_off_edits(
+    loaded: LoadedModel, out: str | Path, numbers: Iterable[int] = (), *, show: ShowStage = show_nothing
+) -> Written:
+    """Take edits off a checkpoint that carries them, bit for bit, and write what is left.
+
+    Args:
+        loaded: the checkpoint, which may not have been changed since the edits were attached.
+        out: a directory that is not there yet, or empty.
+        numbers: which edits to take off, counted from 1; by default all.
+        show: shows the stages ``restore``, ``attach`` and ``save``.
+
+    Raises:
+        ArtifactError: the model carries no record of edits, or no such edit; or ``out`` holds something.
+        EditStateError: the checkpoint was changed since its edits were attached.
+        StorageError: the disk is full, or the place is not writable.
+    """
+    check_new_folder(Path(out))
+    record = need_record(loaded.ref)
+    removed = record.check_numbers(numbers)
+    remaining = [edit for number, edit in enumerate(record.load_edits(), 1) if number not in removed]
+    with show("restore", "putting the base weights back"):
+        record.restore(loaded.model)
+    return _attach_and_write(loaded, remaining, out, record.model, show)
+
+
+def _made_for(model: nn.Module, edits: Sequence[NamedEdit]) -> bool:
+    """Return whether edits were planned on the model just as it is."""
+    identity, dtype = Identity(model), next(model.parameters()).dtype
+    return not any(named.edit.base.differs(identity, dtype) for named in edits)
+
+
+def _attach_and_write(
+    loaded: LoadedModel, edits: Sequence[NamedEdit], out: str | Path, ref: str, show: ShowStage
+) -> Written:
+    noun = "edit" if len(edits) == 1 else "edits"
+    with show("attach", f"attaching {len(edits)} {noun}" if edits else "no edits left to attach"):
+        _warn_of_conflicts(edits)
+        identity = Identity(loaded.model)
+        for named in edits:
+            named.edit.attach(loaded.model, base=identity)
+    with show("save", f"writing {out}"):
+        sources = [named.source for named in edits]
+        return write_checkpoint(loaded.model, loaded.tokenizer, out, ref=ref, sources=sources)
+
+
+def _warn_of_conflicts(edits: Sequence[NamedEdit]) -> None:
+    requests = [request for named in edits for request in named.edit.requests]
+    if not requests:
+        return
     try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        check_conflicts(requests)
+    except RequestConflictError as error:
+        warnings.warn(f"{error} (both edits are attached all the same)", KecoreWarning, stacklevel=4)

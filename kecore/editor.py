@@ -18,6 +18,7 @@ from kecore.api.progress import Progress, Stages, silent
 from kecore.api.requirements import check_model, check_request, missing_statistics, statistics_layers
 from kecore.api.types import EditRecord, EditRequest, check_conflicts
 from kecore.batch import RequestBatch
+from kecore.checkpoint import Written, write_checkpoint
 from kecore.edit import Edit, acting, attached, without_edits
 from kecore.facts import Facts, FactsReport, as_records, as_requests, report_facts
 from kecore.memory import MemoryPlan, Need, make_plan, measure_held, scoring_need
@@ -410,6 +411,21 @@ class Editor:
                 "all of them change weights; save each (`edit.save`)"
             )
         return merge(weights).save(path)
+
+    def save_checkpoint(self, out: str | Path, *, ref: str = "") -> Written:
+        """Write the model with the edits of this session as a checkpoint for any program of Hugging Face's format.
+
+        It also carries what :func:`kecore.checkpoint.take_off_edits` needs to give the base back, bit for bit.
+
+        Args:
+            out: a directory that is not there yet, or empty.
+            ref: the reference of the base model, for the record; by default that which it was loaded by.
+
+        Raises:
+            ArtifactError: ``out`` is something else, or an edit changes no weights.
+            StorageError: the disk is full, or the place is not writable.
+        """
+        return write_checkpoint(self.model, self.encoder.tokenizer, out, ref=ref)
 
     def __enter__(self) -> Editor:
         return self

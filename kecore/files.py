@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,11 +22,13 @@ from kecore.api.errors import ArtifactError, KecoreError, StorageError
 
 __all__ = [
     "cache_dir",
+    "check_new_folder",
     "explain_write_errors",
     "load_or_make",
     "read_kind",
     "read_tensors",
     "write_atomic",
+    "write_folder",
     "write_json",
     "write_tensors",
 ]
@@ -78,6 +81,41 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
         finally:
             temporary.unlink(missing_ok=True)
     return path
+
+
+def check_new_folder(path: Path) -> None:
+    """Refuse a place where a folder cannot be written.
+
+    Raises:
+        ArtifactError: there is something else than an empty directory.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ArtifactError(f"{path} exists and is not empty; name a new directory or empty this one")
+
+
+@contextmanager
+def write_folder(path: Path) -> Iterator[Path]:
+    """Let a block fill an empty folder, which is moved to ``path`` when the block ends; on failure it is removed.
+
+    Args:
+        path: a directory that is not there yet, or empty.
+
+    Raises:
+        ArtifactError: there is something else at ``path``.
+        StorageError: the system refuses.
+    """
+    check_new_folder(path)
+    with explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            yield folder
+            folder.chmod(0o755)  # mkdtemp makes it private
+            if path.is_dir():
+                path.rmdir()  # empty; some systems do not rename onto a directory
+            os.replace(folder, path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> Path:

@@ -12,9 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ import torch
 from torch import nn
 
 from kecore.api.errors import MissingDependencyError, ModelLoadError
-from kecore.files import cache_dir, explain_write_errors
+from kecore.files import cache_dir, write_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -152,13 +150,16 @@ def save_model(model: PreTrainedModel, tokenizer: Any, out_dir: str | Path) -> P
     The directory appears when it is complete, or not at all.
 
     Raises:
-        ModelLoadError: ``out_dir`` exists and is not an empty directory.
+        ArtifactError: ``out_dir`` exists and is not an empty directory.
         StorageError: the disk is full, or the place is not writable.
     """
     target = Path(out_dir)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ModelLoadError(f"{target} exists and is not empty; name a new directory or empty this one")
-    _write_checkpoint(model, tokenizer, target)
+    with write_folder(target) as folder:
+        with _quiet():
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        for path in folder.iterdir():
+            path.chmod(0o644)  # safetensors makes its files private
     return target
 
 
@@ -252,7 +253,7 @@ def _unpacked(file: Path) -> Path:
             model, tokenizer = _from_pretrained(
                 str(file), str(file.parent), gguf_file=file.name, dtype=torch.float32, model_options=plain
             )
-        _write_checkpoint(model, tokenizer, target)
+        save_model(model, tokenizer, target)
     return target
 
 
@@ -313,24 +314,6 @@ def _quiet() -> Iterator[None]:
         notices.set_verbosity(verbosity)
         if bars:
             notices.enable_progress_bar()
-
-
-def _write_checkpoint(model: PreTrainedModel, tokenizer: Any, target: Path) -> None:
-    with explain_write_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
-            with _quiet():
-                model.save_pretrained(temporary)
-                tokenizer.save_pretrained(temporary)
-            for path in temporary.iterdir():
-                path.chmod(0o644)  # safetensors makes its files private, mkdtemp the directory
-            temporary.chmod(0o755)
-            if target.is_dir():
-                target.rmdir()  # empty; some systems do not rename onto a directory
-            os.replace(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _digest(file: Path) -> str:

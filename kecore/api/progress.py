@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
-__all__ = ["Progress", "Stages", "silent"]
+__all__ = ["Progress", "ShowStage", "Stages", "show_nothing", "silent"]
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(stage, done, total)``; ``total`` 0 means unknown."""
@@ -14,6 +14,16 @@ Progress = Callable[[str, int, int], None]
 
 def silent(stage: str, done: int, total: int) -> None:
     """A :data:`Progress` that shows nothing."""
+
+
+ShowStage = Callable[[str, str], AbstractContextManager[None]]
+"""Called as ``with show(name, doing):`` around a stage; ``doing`` says what is done: ``"attaching 2 edits"``."""
+
+
+@contextmanager
+def show_nothing(name: str, doing: str) -> Iterator[None]:
+    """Run a stage without showing it; a :data:`ShowStage`."""
+    yield
 
 
 class Stages:

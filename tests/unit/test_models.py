@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from kecore.api.errors import MissingDependencyError, ModelLoadError
+from kecore.api.errors import ArtifactError, MissingDependencyError, ModelLoadError
 from kecore.models import DEMO, cache_dir, demo_file, load_model, save_model
 
 
@@ -55,7 +55,7 @@ def test_save_takes_an_empty_directory_and_refuses_a_full_one(checkpoint: Path, 
     (tmp_path / "empty").mkdir()
     assert (save_model(tiny_model(), tiny_tokenizer(), tmp_path / "empty") / "config.json").is_file()
     config = (checkpoint / "config.json").read_text()
-    with pytest.raises(ModelLoadError, match="exists and is not empty"):
+    with pytest.raises(ArtifactError, match="exists and is not empty"):
         save_model(tiny_model(n_inner=8), tiny_tokenizer(), checkpoint)
     assert (checkpoint / "config.json").read_text() == config
 

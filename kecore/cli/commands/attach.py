@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kecore.api.errors import ArtifactError, KecoreWarning, RequestConflictError
-from kecore.checkpoint import NamedEdit, check_out, digest, read_record, write_checkpoint
 from kecore.cli import options
 from kecore.cli.console import Screen, count_noun, make_fields
 from kecore.cli.loading import Loading
 from kecore.cli.machine import measure_cost, show_cost
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from torch import nn
 
-    from kecore.models import LoadedModel
+    from kecore.checkpoint import Written
 
 __all__ = ["attach", "revert"]
 
@@ -42,26 +38,16 @@ def attach(
     made for the edited checkpoint take it for their base.
     """
     screen = Screen.of(context)
-    check_out(out)
+    from kecore.checkpoint import NamedEdit, attach_edits, read_record
+    from kecore.files import check_new_folder
+
+    check_new_folder(out)
     named = [NamedEdit.read(path) for path in edits]
-    record = read_record(model)
-    if record is not None and dtype != "auto":
+    if read_record(model) is not None and dtype != "auto":
         raise typer.BadParameter(f"{model} carries edits, so its weights keep their type; leave out --dtype")
     loaded = Loading(model, device, dtype, trust_remote_code, seed).load(screen)
-    ref = model
-    if record is not None and not _made_for(loaded.model, named):
-        with screen.stage("restore", f"finding the base of {model}"):
-            ref, named = record.model, record.load_edits() + named
-            record.restore(loaded.model)
-    _write(screen, loaded, named, out, ref)
-
-
-def _made_for(model: PreTrainedModel, edits: Sequence[NamedEdit]) -> bool:
-    """Return whether edits were planned on the model just as it is."""
-    from kecore.api.identity import Identity
-
-    identity, dtype = Identity(model), next(model.parameters()).dtype
-    return not any(named.edit.base.differs(identity, dtype) for named in edits)
+    written = attach_edits(loaded, named, out, show=screen.stage)
+    _report(screen, loaded.model, written)
 
 
 def revert(
@@ -88,74 +74,39 @@ def revert(
     left alone.
     """
     screen = Screen.of(context)
-    check_out(out)
-    record = read_record(checkpoint)
-    if record is None:
-        raise ArtifactError(
-            f"{checkpoint} carries no record of edits, so there is nothing to take off; expected a directory that "
-            "`kecore attach` wrote. MODEL itself is never changed by kecore"
-        )
-    named = record.load_edits()
-    numbers = range(1, len(named) + 1)
-    removed = set(number or numbers)
-    if unknown := sorted(removed - set(numbers)):
-        raise ArtifactError(f"{checkpoint} carries edits 1 to {len(named)}, there is no edit {unknown[0]}")
-    remaining = [edit for number, edit in zip(numbers, named, strict=True) if number not in removed]
+    from kecore.checkpoint import need_record, take_off_edits
+    from kecore.files import check_new_folder
+
+    check_new_folder(out)
+    record = need_record(checkpoint)
+    numbers = record.check_numbers(number or ())
     loaded = Loading(str(checkpoint), device).load(screen)
-    with screen.stage("restore", "putting the base weights back"):
-        record.restore(loaded.model)
+    written = take_off_edits(loaded, out, numbers, show=screen.stage)
     screen.show(f"The base weights of '{record.model}' are back, bit for bit (fingerprint {record.base[:12]}).")
-    _write(screen, loaded, remaining, out, record.model, taken_off=sorted(removed))
+    _report(screen, loaded.model, written, taken_off=numbers)
 
 
-def _write(screen: Screen, loaded: LoadedModel, edits: Sequence[NamedEdit], out: Path, ref: str, **more: Any) -> None:
-    """Put edits on an unedited model, write it, and report what was written."""
-    from kecore.api.identity import Identity
-
-    model = loaded.model
-    with screen.stage("attach", f"attaching {count_noun(len(edits), 'edit')}" if edits else "no edits left to attach"):
-        identity = Identity(model)
-        before = identity.of()
-        names = list(dict.fromkeys(name for named in edits for name in named.edit.updates))
-        parameters = dict(model.named_parameters())
-        base = {name: parameters[name].data for name in names if name in parameters}
-        _warn_of_conflicts(edits)
-        for named in edits:
-            named.edit.attach(model, base=identity)
-    with screen.stage("save", f"writing {out}"):
-        write_checkpoint(model, loaded.tokenizer, out, ref=ref, edits=edits, base=base, base_digest=before)
-    device = next(model.parameters()).device
-    facts = sum(len(named.edit.requests) for named in edits)
+def _report(screen: Screen, model: nn.Module, written: Written, **more: Any) -> None:
+    """Say what was written, for people and for programs."""
+    facts = sum(len(edit["requests"]) for edit in written.edits)
     summary = {
-        "checkpoint": str(out),
-        "edits": f"{count_noun(len(edits), 'edit')} with {count_noun(facts, 'fact')}",
-        "changed": ", ".join(names) or "-",
+        "checkpoint": str(written.folder),
+        "edits": f"{count_noun(len(written.edits), 'edit')} with {count_noun(facts, 'fact')}",
+        "changed": ", ".join(written.parameters) or "-",
     }
     screen.show(make_fields(summary))
-    spent = measure_cost(screen, device)
+    spent = measure_cost(screen, next(model.parameters()).device)
     show_cost(screen, spent)
     screen.finish(
         {
-            "checkpoint": str(out),
-            "model": ref,
-            "edits": [named.to_json(named.source) for named in edits],
-            "parameters": names,
-            "base": before,
-            "edited": digest(model),
+            "checkpoint": str(written.folder),
+            "model": written.model,
+            "edits": [{**edit, "file": edit["source"]} for edit in written.edits],
+            "parameters": written.parameters,
+            "base": written.base,
+            "edited": written.edited,
             **more,
             **spent,
             "warnings": screen.warnings,
         }
     )
-
-
-def _warn_of_conflicts(edits: Sequence[NamedEdit]) -> None:
-    from kecore.api.types import check_conflicts
-
-    requests = [request for named in edits for request in named.edit.requests]
-    if not requests:
-        return
-    try:
-        check_conflicts(requests)
-    except RequestConflictError as error:
-        warnings.warn(f"{error} (both edits are attached all the same)", KecoreWarning, stacklevel=2)

@@ -12,7 +12,6 @@ import typer
 from rich.markup import escape
 
 from kecore.api.errors import RequestError
-from kecore.checkpoint import read_record
 from kecore.cli import options
 from kecore.cli.console import Screen, make_table, replace_controls
 from kecore.cli.loading import Loading
@@ -79,6 +78,7 @@ def chat(
 
 def _attach_all(model: Any, ref: str, edits: list[Edit]) -> dict[nn.Parameter, Tensor]:
     """Attach edits, and return the data of the unedited parameters; empty where no weight is edited."""
+    from kecore.checkpoint import read_record
     from kecore.edit import WeightEdit
 
     parameters = dict(model.named_parameters())

@@ -7,16 +7,18 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kecore.api.errors import ArtifactError
-from kecore.checkpoint import Attached, read_record
 from kecore.cli import options
 from kecore.cli.commands.train import curve_table
 from kecore.cli.console import Screen, format_bytes, format_score, make_fields, make_table
 from kecore.cli.loading import span
+
+if TYPE_CHECKING:
+    from kecore.checkpoint import Attached
 
 __all__ = ["inspect"]
 
@@ -37,6 +39,8 @@ def inspect(
 ) -> None:
     """Show what an edit, statistics or a checkpoint holds."""
     screen = Screen.of(context)
+    from kecore.checkpoint import read_record
+
     if diff is not None:
         _show_differences(screen, path, diff)
         return

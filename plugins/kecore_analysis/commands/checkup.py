@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kecore.checkpoint import read_record
 from kecore.cli import options
 from kecore.cli.console import Screen, count_noun, format_bytes, format_score, make_fields, make_table
 from kecore.cli.loading import Loading
@@ -91,6 +90,8 @@ def checkup(
     `kecore attach`; without --edit its own edits are examined.
     """
     screen = Screen.of(context)
+    from kecore.checkpoint import read_record
+
     record = None if edits else read_record(model)
     if record is not None and dtype != "auto":
         raise typer.BadParameter(f"{model} carries edits, so its weights keep their type; leave out --dtype")
