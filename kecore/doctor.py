@@ -21,6 +21,7 @@ from kecore import models
 from kecore._version import __version__
 from kecore.api import registry
 from kecore.api.errors import ConfigError, KecoreWarning, NativeError
+from kecore.api.plugins import PluginInfo
 
 __all__ = ["Backend", "Cache", "Device", "Report", "make_report"]
 
@@ -106,7 +107,7 @@ class Report:
     instructions: str
     bfloat16_speed: float
     methods: tuple[registry.MethodInfo, ...]
-    commands: tuple[registry.PluginInfo, ...]
+    commands: tuple[PluginInfo, ...]
     cache: Cache
     demo: str | None
     backends: tuple[Backend, ...]
@@ -122,7 +123,7 @@ PACKAGES = ("torch", "transformers", "numpy", "safetensors", "pydantic", "gguf",
 """Dependencies whose version matters when something goes wrong, optional ones included."""
 
 
-def make_report(commands: Sequence[registry.PluginInfo] = ()) -> Report:
+def make_report(commands: Sequence[PluginInfo] = ()) -> Report:
     """Look at this installation; imports every method, and builds native code where that is due.
 
     Args:

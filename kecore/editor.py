@@ -437,7 +437,7 @@ class Editor:
             self.revert(len(self._history))
 
     def _config(self, line: MethodLine, preset: str | None, fields: Mapping[str, Any]) -> MethodConfig:
-        return configured(line, preset, fields, self._trained.get(line.name))
+        return line.make_config(fields, preset=preset, trained=self._trained.get(line.name))
 
     def _check(self, line: MethodLine, config: MethodConfig, requests: Sequence[EditRequest]) -> None:
         """Refuse an edit for which something is missing, before anything is run."""
@@ -447,24 +447,3 @@ class Editor:
 
     def _plan(self, config: MethodConfig, batch: RequestBatch) -> MemoryPlan:
         return self.memory_plan(config.needs(self.view, batch))
-
-
-def configured(
-    line: MethodLine, preset: str | None, fields: Mapping[str, Any], trained: TrainedEditor | None = None
-) -> MethodConfig:
-    """The configuration of one edit.
-
-    Args:
-        line: the method, with its stages.
-        preset: a published set-up to start from.
-        fields: what was asked for beside it.
-        trained: the trained editor that is used; its configuration is the start, and most of it cannot change.
-
-    Raises:
-        ConfigError: a bad field or an unknown preset.
-        ArtifactMismatchError: the trained editor was trained with another value of a field.
-    """
-    values = {**(line.method.Config.preset(preset) if preset else {}), **fields}
-    if trained:
-        return trained.configure(line.method, values)
-    return line.make_config(values)

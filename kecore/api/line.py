@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kecore.batch import RequestBatch
     from kecore.edit import Edit
     from kecore.model import ModelView
+    from kecore.trained import TrainedEditor
 
 __all__ = ["MethodLine", "method_of"]
 
@@ -63,13 +64,26 @@ class MethodLine:
         """What the method can do and needs."""
         return self.method.capabilities
 
-    def make_config(self, values: Mapping[str, Any]) -> MethodConfig:
-        """Validate a configuration of the method, and put the line's stages into it.
+    def make_config(
+        self, values: Mapping[str, Any], *, preset: str | None = None, trained: TrainedEditor | None = None
+    ) -> MethodConfig:
+        """Make the configuration of an edit, with the line's stages in it.
+
+        Args:
+            values: the fields that were asked for.
+            preset: a published set-up to start from.
+            trained: the trained editor that is used; its configuration is the start, and most of it cannot change.
 
         Raises:
-            ConfigError: names each bad key, what was expected and what came.
+            ConfigError: an unknown preset; or names each bad key, what was expected and what came.
+            ArtifactMismatchError: the trained editor was trained with another value of a field.
         """
-        return self.method.Config.make(values).with_stages(self.stages)
+        config_class = self.method.Config
+        if preset:
+            values = {**config_class.preset(preset), **values}
+        if trained is not None:
+            return trained.configure(self.method, values)
+        return config_class.make(values).with_stages(self.stages)
 
     def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> Edit:
         """Let the method work out the edit, which carries the line's name; see :class:`EditMethod`."""

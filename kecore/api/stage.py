@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from kecore.api.errors import ConfigError, IncompatiblePluginError, PluginError
-from kecore.api.registry import PluginInfo, Plugins, plugin_limits
+from kecore.api.errors import ConfigError
+from kecore.api.plugins import PluginInfo, Plugins, Rule, check_class, plugin_limits, subclass_rule
 
 if TYPE_CHECKING:
     from kecore.api.config import StageSettings
@@ -58,7 +58,7 @@ class Stage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StageInfo(PluginInfo):
-    """What is known of one offered stage, beside the fields of :class:`~kecore.api.registry.PluginInfo`.
+    """What is known of one offered stage, beside the fields of :class:`~kecore.api.plugins.PluginInfo`.
 
     Args:
         summary: what it does, in a line; empty where the stage cannot be used.
@@ -82,14 +82,11 @@ class Stages(Plugins[type[Stage]]):
 
     Args:
         points: the entry points.
-        only: as in :class:`~kecore.api.registry.Plugins`.
-        strict: as in :class:`~kecore.api.registry.Plugins`.
+        limits: ``only`` and ``strict`` of :class:`~kecore.api.plugins.Plugins`.
     """
 
-    def __init__(
-        self, points: Iterable[EntryPoint], *, only: Iterable[str] | None = None, strict: bool = False
-    ) -> None:
-        super().__init__(points, noun="stage", check=check_stage, missing=ConfigError, only=only, strict=strict)
+    def __init__(self, points: Iterable[EntryPoint], **limits: Any) -> None:
+        super().__init__(points, noun="stage", check=check_stage, missing=ConfigError, **limits)
 
     def owner_of(self, key: str) -> type[Stage] | None:
         """Return the stage that a key such as ``rect_kept`` sets a field of; None where there is none."""
@@ -102,12 +99,12 @@ class Stages(Plugins[type[Stage]]):
         return None
 
     def describe(self) -> list[StageInfo]:
-        """Return every offer, usable or not, sorted by name; this imports all of them.
+        """Return what is known of every offer, usable or not, sorted by name; this imports all of them.
 
         A failure is warned of once and stands in :attr:`StageInfo.error`.
         """
         described: list[StageInfo] = []
-        for info, stage in (self._describe(offer) for offer in self._all()):
+        for info, stage in self._described():
             values = asdict(info)
             if stage is not None:
                 prefix, entries = setting_prefix(stage.name), stage.Settings.model_fields.items()
@@ -143,32 +140,9 @@ def check_stage(found: object, name: str, source: str = "") -> type[Stage]:
     """
     from kecore.api.config import StageSettings  # with pydantic, a third of the time to import kecore
 
-    source = source or f"stage '{name}'"
-    if not isinstance(found, type):
-        raise PluginError(f"{source}: the entry point must lead to a class, got {found!r}")
-    match getattr(found, "api", None):
-        case (int(low), int(high)) if low <= high:
-            pass
-        case api:
-            raise PluginError(
-                f"{source}: api must be the lowest and highest STAGE_API that it is written for, such as "
-                f"({STAGE_API}, {STAGE_API}); got {api!r}"
-            )
-    if not low <= STAGE_API <= high:
-        remedy = "update the plugin" if high < STAGE_API else "update kecore"
-        raise IncompatiblePluginError(
-            f"{source} is written for STAGE_API {low} to {high}, this kecore has {STAGE_API}; {remedy}"
-        )
-    values: dict[str, Any] = {key: getattr(found, key, None) for key in ("name", "Settings", "reference", "apply")}
-    settings, reference = values["Settings"], values["reference"]
     rules = {
-        "name": (values["name"] == name, f"the entry point's name {name!r}"),
-        "Settings": (isinstance(settings, type) and issubclass(settings, StageSettings), "a StageSettings subclass"),
-        "reference": (isinstance(reference, str) and reference.strip() != "", "the paper as text, not empty"),
-        "apply": (callable(values["apply"]), "a function apply(self, form, settings)"),
+        "Settings": subclass_rule(StageSettings),
+        "apply": Rule("a function apply(self, form, settings)", callable),
     }
-    for key, (fulfilled, expected) in rules.items():
-        if not fulfilled:
-            got = f"got {values[key]!r}" if hasattr(found, key) else "it is missing"
-            raise PluginError(f"{source}: {found.__qualname__}.{key} must be {expected}; {got}")
-    return cast("type[Stage]", found)
+    source = source or f"stage '{name}'"
+    return check_class(found, name, source, contract="STAGE_API", version=STAGE_API, rules=rules)

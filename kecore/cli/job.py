@@ -57,9 +57,7 @@ class EditJob:
     @property
     def config(self) -> Any:
         """The validated configuration."""
-        from kecore.editor import configured
-
-        return configured(self.method, self.preset, self.values, self.trained)
+        return self.method.make_config(self.values, preset=self.preset, trained=self.trained)
 
     def check(self) -> None:
         """Refuse a bad configuration, files and packages that are not there, and facts that contradict each other.

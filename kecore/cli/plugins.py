@@ -19,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from kecore.api.errors import PluginError
-from kecore.api.registry import Plugins, plugin_limits
+from kecore.api.plugins import Plugins, plugin_limits
 from kecore.cli.console import Screen
 from kecore.cli.errors import report_errors
 from kecore.cli.options import spread_texts

@@ -18,7 +18,7 @@ from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 from kecore.api.errors import ConfigError, PluginError
-from kecore.api.registry import Plugins, plugin_limits
+from kecore.api.plugins import Plugins, plugin_limits
 from kecore.api.types import EditRecord
 from kecore.evaluate.fields import Fields
 from kecore.evaluate.own_layout import read_record
@@ -166,7 +166,7 @@ def check_layout(layout: object, name: str, source: str = "") -> Layout:
 
 @cache
 def default() -> Plugins[Layout]:
-    """The layouts that are installed, read once per process with the limits of :mod:`kecore.api.registry`."""
+    """The layouts that are installed, read once per process with the limits of :mod:`kecore.api.plugins`."""
     points = entry_points(group=GROUP)
     return Plugins(points, noun="data set layout", check=check_layout, missing=ConfigError, **plugin_limits())
 

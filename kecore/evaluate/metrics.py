@@ -23,7 +23,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Literal, cast
 
 from kecore.api.errors import ConfigError, PluginError
-from kecore.api.registry import Plugins, plugin_limits
+from kecore.api.plugins import Plugins, plugin_limits
 from kecore.api.types import NamesAll, ProbeKind
 from kecore.evaluate.answers import AnsweredProbe
 from kecore.evaluate.matching import Match, matches

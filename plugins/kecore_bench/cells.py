@@ -13,7 +13,6 @@ from kecore.api.errors import ConfigError, MethodNotFoundError, StorageError
 from kecore.api.line import MethodLine
 from kecore.api.requirements import check_given
 from kecore.api.types import EditRecord
-from kecore.editor import configured
 from kecore.evaluate.protocol import AFTER, Protocol
 from kecore.evaluate.records import RecordSet, Skipped, load_records
 from kecore.trained import TRAINED, TrainedEditor
@@ -184,7 +183,7 @@ def _method_settings(entry: MethodEntry, plan: BenchPlan) -> dict[str, Any] | No
     editor = next(iter(trained.values()), None)
     return {
         "method": method.name,
-        "config": configured(method, entry.preset, entry.set, editor).to_json(),
+        "config": method.make_config(entry.set, preset=entry.preset, trained=editor).to_json(),
         "statistics": _describe_statistics(plan) if method.capabilities.needs_statistics else None,
         "given": given or None,
     }

@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 from kecore import models
 from kecore.api.line import MethodLine
 from kecore.cli import app
-from kecore.editor import configured
 from kecore.evaluate.formats import default
 from kecore.evaluate.sources import HUB
 from kecore_bench.plan import BenchPlan, read_plan
@@ -32,7 +31,7 @@ def test_a_recipe_could_run(path: Path) -> None:
     plan = BenchPlan.make(read_plan(path))
     for entry in plan.rows:
         method = MethodLine.of(entry.name)
-        assert configured(method, entry.preset, entry.set).to_json()
+        assert method.make_config(entry.set, preset=entry.preset).to_json()
         assert not method.capabilities.needs_training
     for data in plan.facts:
         assert data.format is None or data.format in default().all()

@@ -15,7 +15,8 @@ from kecore.cli.console import Screen, count_noun, format_bytes, make_fields, ma
 from kecore.cli.plugins import CommandGroup
 
 if TYPE_CHECKING:
-    from kecore.api.registry import MethodInfo, PluginInfo
+    from kecore.api.plugins import PluginInfo
+    from kecore.api.registry import MethodInfo
     from kecore.api.stage import StageInfo
     from kecore.doctor import Report
 

@@ -83,7 +83,6 @@ def train(
     """
     screen = Screen.of(context)
     from kecore.api.line import MethodLine
-    from kecore.editor import configured
     from kecore.evaluate import load_records
     from kecore.trained import TRAINED
     from kecore.training import Trainable
@@ -101,7 +100,7 @@ def train(
     }
     changes = {name: value for name, value in options_of_schedule.items() if value is not None}
     schedule = replace(instance.schedule, **changes)
-    config = configured(line, preset, options.settings(set_))
+    config = line.make_config(options.settings(set_), preset=preset)
     config.check_installed()
     records = load_records(data, limit=limit, format=data_format, split=split, variant=variant, sha256=sha256)
     options.check_free(out, TRAINED, force)

@@ -15,7 +15,7 @@ from make_records import aliases, ask, axes, chains
 
 from kecore import Editor
 from kecore.api.errors import ConfigError, DataFormatError, KecoreWarning, PluginError
-from kecore.api.registry import Plugins
+from kecore.api.plugins import Plugins
 from kecore.api.types import EditRecord, SafeReply
 from kecore.evaluate import Layout, RecordSet, load_records, record_to_json
 from kecore.evaluate.formats import GROUP, check_layout, default

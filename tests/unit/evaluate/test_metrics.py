@@ -14,7 +14,7 @@ import torch
 from hand_scores import probe, score
 
 from kecore.api.errors import ConfigError, PluginError
-from kecore.api.registry import Plugins
+from kecore.api.plugins import Plugins
 from kecore.evaluate import AnsweredProbe, Evaluation, RecordResult, compare, metrics
 from kecore.evaluate.measuring import measure
 from kecore.evaluate.metrics import (
