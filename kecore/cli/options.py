@@ -24,40 +24,28 @@ __all__ = [
     "Force",
     "Format",
     "GroundTruth",
-    "Jobs",
     "Limit",
     "Memory",
     "Method",
-    "MethodNames",
-    "MethodPresets",
-    "MethodSettings",
-    "Methods",
     "Model",
     "NoEvaluate",
     "Out",
     "Preset",
     "Prompt",
-    "ProtocolFields",
-    "References",
     "RemoteCode",
     "Seed",
     "Settings",
     "Split",
     "Stats",
-    "StorePath",
     "Subject",
     "Target",
     "Texts",
     "Tokens",
     "Trained",
-    "TrainedEditors",
     "Variant",
-    "Without",
     "byte_count",
     "check_free",
-    "data_entry",
     "layer_list",
-    "method_entries",
     "names",
     "settings",
     "spread_texts",
@@ -101,8 +89,8 @@ Edits = Annotated[
     list[Path] | None,
     typer.Option("--edit", metavar="EDIT", help="An edit file or folder (repeatable).", show_default=False),
 ]
-_METHODS_HELP = "`kecore methods` lists them; 'memit + blue' is one with a stage."
-Method = Annotated[str, typer.Option(metavar="NAME", help=f"An editing method; {_METHODS_HELP}")]
+METHODS_HELP = "`kecore methods` lists them; 'memit + blue' is one with a stage."
+Method = Annotated[str, typer.Option(metavar="NAME", help=f"An editing method; {METHODS_HELP}")]
 Facts = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Facts: a file, a folder or hf:OWNER/NAME, in any layout of docs/datasets.md."),
@@ -128,22 +116,10 @@ Stats = Annotated[Path | None, typer.Option(metavar="PATH", help="Key statistics
 Trained = Annotated[
     Path | None, typer.Option(metavar="PATH", help="An editor trained by `kecore train`, for methods that need it.")
 ]
-TrainedEditors = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--trained", metavar="PATH", help="An editor trained by `kecore train`; may be given once a method and model."
-    ),
-]
 Examples = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE", help="Facts that demonstrations are taken from, for methods that need examples; as --facts."
-    ),
-]
-References = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE", help="CounterFact's attribute_snippets.json, whose texts about the targets consistency needs."
     ),
 ]
 Preset = Annotated[str | None, typer.Option(metavar="NAME", help="A published set-up of the method to start from.")]
@@ -152,38 +128,6 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="A field of the method's configuration; VALUE is JSON or text."),
 ]
 NoEvaluate = Annotated[bool, typer.Option("--no-evaluate", help="Do not score before and after.")]
-StorePath = Annotated[
-    Path, typer.Argument(metavar="STORE", help="File of results; made if it is not there.", show_default=False)
-]
-MethodNames = Annotated[
-    str, typer.Option(metavar="NAME,NAME", help=f"Editing methods; {_METHODS_HELP}", show_default=False)
-]
-Methods = Annotated[str | None, typer.Option(metavar="NAME,NAME", help=f"Editing methods; {_METHODS_HELP}")]
-MethodPresets = Annotated[
-    list[str] | None,
-    typer.Option("--preset", metavar="METHOD=NAME", help="A published set-up of one of --methods to start from."),
-]
-MethodSettings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="METHOD.KEY=VALUE",
-        help="A field of the configuration of one of --methods, as in `kecore edit`.",
-    ),
-]
-Without = Annotated[
-    str | None,
-    typer.Option(metavar="NAME,NAME", help="Rows to leave out: unedited, ice, retrieval, ft-m or lora."),
-]
-ProtocolFields = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="KEY=VALUE",
-        help="A field of the protocol, such as edits=single; docs/evaluate.md lists them. May be given several times.",
-    ),
-]
-Jobs = Annotated[int, typer.Option(metavar="N", help="Processes that share the work.", min=1)]
-
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -228,13 +172,6 @@ def names(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
-def data_entry(
-    path: str, data_format: str | None, split: str | None, variant: str | None, sha256: str | None
-) -> dict[str, str | None]:
-    """Return a data set and how it is read, as a plan's ``facts`` take it."""
-    return {"path": path, "format": data_format, "split": split, "variant": variant, "sha256": sha256}
-
-
 def settings(pairs: Sequence[str] | None, option: str = "--set") -> dict[str, Any]:
     """Read fields of a configuration from ``key=value``; a value is JSON, or else text.
 
@@ -254,41 +191,6 @@ def settings(pairs: Sequence[str] | None, option: str = "--set") -> dict[str, An
         except ValueError:
             values[key] = text
     return values
-
-
-def method_entries(
-    methods: Sequence[str], presets: Sequence[str] | None, pairs: Sequence[str] | None
-) -> list[dict[str, Any]]:
-    """Join methods with what ``--preset METHOD=NAME`` and ``--set METHOD.KEY=VALUE`` say of them, for a plan.
-
-    Raises:
-        ConfigError: an option names none of the methods, or is said twice.
-    """
-
-    def split_method(text: str, separator: str, usage: str) -> tuple[str, str]:
-        """Return the method that a value names, and what it says of it."""
-        name, _, value = text.partition(separator)
-        for method in methods:
-            if value and _without_spaces(method) == _without_spaces(name):
-                return method, value
-        raise ConfigError(f"{usage}, METHOD one of {', '.join(map(repr, methods))} (--methods); got '{text}'")
-
-    fields: dict[str, list[str]] = {method: [] for method in methods}
-    for text in pairs or ():
-        method, pair = split_method(text, ".", "--set takes METHOD.KEY=VALUE")
-        fields[method].append(pair)
-    preset_of_method: dict[str, str] = {}
-    for text in presets or ():
-        method, preset = split_method(text, "=", "--preset takes METHOD=NAME")
-        if method in preset_of_method:
-            raise ConfigError(f"--preset of '{method}' is given twice")
-        preset_of_method[method] = preset
-    return [{"name": name, "preset": preset_of_method.get(name), "set": settings(fields[name])} for name in methods]
-
-
-def _without_spaces(name: str) -> str:
-    """Return a name as names are compared: ``memit+blue`` is ``memit + blue``."""
-    return "".join(name.split()).casefold()
 
 
 def check_free(out: Path, file: str, force: bool) -> None:

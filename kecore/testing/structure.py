@@ -48,7 +48,7 @@ FLOORS = (
     Floor("inference", ("kecore.inference",)),
     Floor("engine", ("kecore.engine",)),
     Floor("evaluate", ("kecore.evaluate",)),
-    Floor("session", ("kecore.trained", "kecore.training", "kecore.encoders", "kecore.checkpoint",
+    Floor("session", ("kecore.trained", "kecore.training", "kecore.checkpoint",
                       "kecore.environment", "kecore.facts", "kecore.statistics_source", "kecore.doctor",
                       "kecore.editor")),
     Floor("testing", ("kecore.testing",)),

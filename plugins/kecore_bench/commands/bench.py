@@ -9,6 +9,7 @@ import typer
 
 from kecore.cli import options
 from kecore.cli.console import Screen
+from kecore_bench.commands import options as bench_options
 from kecore_bench.commands.groups import DataOptions, MethodOptions, RunOptions, take_groups
 from kecore_bench.commands.shared import make_plan, run_on_screen, show_tables
 
@@ -19,14 +20,14 @@ __all__ = ["bench"]
 def bench(
     context: typer.Context,
     *,
-    store: options.StorePath,
+    store: bench_options.StorePath,
     plan: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A YAML file with the fields of a plan; options go before it.")
     ] = None,
     model: Annotated[
         list[str] | None, typer.Option(metavar="MODEL", help="A model; may be given several times.")
     ] = None,
-    methods: options.Methods = None,
+    methods: bench_options.Methods = None,
     facts: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="A data set; may be given several times.")
     ] = None,

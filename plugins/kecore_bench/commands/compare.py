@@ -10,6 +10,7 @@ import typer
 
 from kecore.cli import options
 from kecore.cli.console import Screen, make_fields
+from kecore_bench.commands import options as bench_options
 from kecore_bench.commands.groups import DataOptions, MethodOptions, RunOptions, take_groups
 from kecore_bench.commands.shared import make_plan, run_on_screen, show_tables
 
@@ -23,14 +24,14 @@ def compare(
     context: typer.Context,
     *,
     model: options.Model,
-    methods: options.MethodNames,
+    methods: bench_options.MethodNames,
     facts: Annotated[str, typer.Option(metavar="FILE", help="Facts with their probes.", show_default=False)],
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Directory for the result.", show_default="compare-MODEL-FACTS"),
     ] = None,
-    presets: options.MethodPresets = None,
-    set_: options.MethodSettings = None,
+    presets: bench_options.MethodPresets = None,
+    set_: bench_options.MethodSettings = None,
     limit: options.Limit = None,
     data_options: DataOptions,
     method_options: MethodOptions,
@@ -50,7 +51,7 @@ def compare(
     out = out or Path(f"compare-{_file_name(model.removesuffix('.gguf'))}-{_file_name(facts.partition('.json')[0])}")
     fields = {
         "models": model,
-        "methods": options.method_entries(options.names(methods), presets, set_),
+        "methods": bench_options.method_entries(options.names(methods), presets, set_),
         "facts": data_options.entry(facts),
         "sizes": limit,
         **method_options.fields(),

@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from kecore.cli import options
+from kecore_bench.commands import options as bench_options
 
 __all__ = ["DataOptions", "MethodOptions", "RunOptions", "take_groups"]
 
@@ -39,11 +40,11 @@ class DataOptions:
 class MethodOptions:
     """Which baselines stand beside the methods, and what methods are given beside the facts."""
 
-    without: options.Without = None
+    without: bench_options.Without = None
     stats: options.Stats = None
     text: options.Texts = None
     tokens: options.Tokens = None
-    trained: options.TrainedEditors = None
+    trained: bench_options.TrainedEditors = None
     examples: options.Examples = None
 
     def fields(self) -> dict[str, Any]:
@@ -65,9 +66,9 @@ class RunOptions:
     Device and type have no value of their own, so that those of a plan's file stand where none is given.
     """
 
-    protocol: options.ProtocolFields = None
-    references: options.References = None
-    jobs: options.Jobs = 1
+    protocol: bench_options.ProtocolFields = None
+    references: bench_options.References = None
+    jobs: bench_options.Jobs = 1
     device: Annotated[
         str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps, ...", show_default="auto")
     ] = None

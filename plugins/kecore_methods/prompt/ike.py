@@ -13,9 +13,9 @@ from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities, EditRecord, EditRequest
 from kecore.batch import RequestBatch
 from kecore.edit import PromptEdit, PromptWriter, Reader, without_edits
-from kecore.encoders import load_sentence_encoder
 from kecore.engine.session_facts import session_facts
 from kecore.model import ModelView
+from kecore_methods.prompt.encoders import load_sentence_encoder
 from kecore_methods.prompt.store import ScopeConfig, ScopeWriter, embed_facts
 from kecore_methods.prompt.wording import WordingConfig, check_lengths, preface, prompt_edit, statement
 

@@ -17,7 +17,7 @@ from kecore.api.errors import ConfigError
 from kecore.api.method import MethodContext
 from kecore.api.types import EditRequest
 from kecore.edit import PromptEdit, PromptWriter, Reader
-from kecore.encoders import CHARACTERS, MINILM, MODEL, load_sentence_encoder
+from kecore_methods.prompt.encoders import CHARACTERS, MINILM, MODEL, load_sentence_encoder
 from kecore_methods.prompt.wording import WordingConfig
 
 __all__ = ["EncoderConfig", "ScopeConfig", "ScopeWriter", "StoreWriter", "embed_facts"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kecore import encoders, models
+from kecore import models
 from kecore.api.errors import MissingDependencyError
 
 Run = Callable[..., Any]
@@ -112,6 +112,8 @@ def test_a_missing_package(
 
 @pytest.mark.parametrize("method", ["retrieval", "mello"])
 def test_a_missing_sentence_encoder(kecore: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    from kecore_methods.prompt import encoders
+
     monkeypatch.setattr(encoders, "load_encoder", _no_encoder)
     encoders._load_pooled.cache_clear()
     assert "no encoder here" in refused(kecore, tmp_path, *FACT, "--method", method)

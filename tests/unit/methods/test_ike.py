@@ -15,8 +15,8 @@ from make_records import ask, make_record
 from kecore import Editor, EditRecord, EditRequest, PromptEdit, load_edit
 from kecore.api.errors import KecoreWarning, UnsupportedCapabilityError
 from kecore.edit import written
-from kecore.encoders import CHARACTERS, load_sentence_encoder
 from kecore.testing import tiny_model, tiny_tokenizer
+from kecore_methods.prompt.encoders import CHARACTERS, load_sentence_encoder
 from kecore_methods.prompt.ike import IkeConfig, choose_examples, demonstration
 
 FRANCE = EditRequest("The capital of {} is", "France", "Rome", "Paris")

@@ -12,10 +12,10 @@ import pytest
 from kecore import Editor, EditRequest, PromptEdit, load_edit
 from kecore.api.errors import EditStateError, KecoreWarning
 from kecore.edit import Reader, written
-from kecore.encoders import CHARACTERS
 from kecore.inference import Generation
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore_methods.prompt import mello
+from kecore_methods.prompt.encoders import CHARACTERS
 from kecore_methods.prompt.mello import DEMONSTRATIONS, MelloConfig
 
 FACTS = [
@@ -174,7 +174,7 @@ def test_a_scripted_model_answers_over_two_hops_with_what_was_edited(
 
 
 def sentences() -> Any:
-    from kecore.encoders import load_sentence_encoder
+    from kecore_methods.prompt.encoders import load_sentence_encoder
 
     return load_sentence_encoder(CHARACTERS)([fact.text for fact in FACTS])
 

