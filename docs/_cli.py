@@ -129,7 +129,7 @@ others work. `KECORE_PLUGINS` and `KECORE_STRICT_PLUGINS` (`docs/install.md`) ho
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     group: Any = typer.main.get_command(app)
     commands = {name: group.get_command(None, name) for name in group.list_commands(None)}
     summary = [f"| `kecore {name}` | {_first(command)} |" for name, command in commands.items()]

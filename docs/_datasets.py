@@ -44,7 +44,7 @@ def _rows(layout: Layout) -> list[tuple[str, ...]]:
 
 
 def page() -> str:
-    """The page as it should be."""
+    """Return the page as it should be."""
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     return before + BEGIN + table() + END + rest.partition(END)[2]
 

@@ -87,7 +87,7 @@ def _conditions(values: dict[str, Any]) -> list[str]:
 
 
 def page() -> str:
-    """The page as it should be."""
+    """Return the page as it should be."""
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     return before + BEGIN + tables() + END + rest.partition(END)[2]
 

@@ -67,7 +67,7 @@ class Row:
     remark: str = ""
 
     def text(self) -> str:
-        """The row as Markdown."""
+        """Write the row as Markdown."""
         return "| " + " | ".join(astuple(self)) + " |"
 
 
@@ -129,7 +129,7 @@ def _driven(view: ModelView) -> tuple[str, str]:
 
 
 def _brief(message: str) -> str:
-    """The part of an error message that says what was found, without figures that depend on the machine."""
+    """Return what an error message says was found, without figures that depend on the machine."""
     text = " ".join(message.split())
     text = re.sub(r" ?[(]relative difference [^)]*[)]| by [0-9.]+e[+-][0-9]+", "", text)
     text = text.partition("; ")[0].partition(". Name one")[0]
@@ -137,7 +137,7 @@ def _brief(message: str) -> str:
 
 
 def page(rows: Iterable[Row]) -> str:
-    """The whole page."""
+    """Return the whole page."""
     rows = list(rows)
     names = [field.name.replace("_", " ") for field in fields(Row)]
     found = Counter(row.edited for row in rows)
@@ -159,7 +159,7 @@ def page(rows: Iterable[Row]) -> str:
 
 
 def written() -> dict[str, list[str]]:
-    """The rows of the page as it is on disk: architecture to its cells."""
+    """Read the rows of the page as it is on disk: architecture to its cells."""
     cells = [line.strip("| ").split(" | ") for line in PAGE.read_text(encoding="utf-8").splitlines()]
     known: Any = architectures()
     return {row[0]: row for row in cells if row[0] in known}

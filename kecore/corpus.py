@@ -50,7 +50,7 @@ class Corpus:
 
     @classmethod
     def of(cls, *sources: str | Path) -> Corpus:
-        """A corpus of files or hub data sets.
+        """Make a corpus of files or hub data sets.
 
         Raises:
             DataFormatError: a file does not exist, or there is none.

@@ -209,10 +209,10 @@ class Editor:
 
     @trained.setter
     def trained(self, value: TrainedEditor | Sequence[TrainedEditor]) -> None:
-        every = list(value) if isinstance(value, Sequence) else [value]
-        for editor in every:
+        editors = list(value) if isinstance(value, Sequence) else [value]
+        for editor in editors:
             editor.check(self.view, editor.method, self.base)
-        self._trained = {editor.method: editor for editor in every}
+        self._trained = {editor.method: editor for editor in editors}
 
     @property
     def history(self) -> tuple[HistoryEntry, ...]:
@@ -250,16 +250,16 @@ class Editor:
             MemoryBudgetError: the session's budget cannot hold what the edit needs.
         """
         line = MethodLine.of(method)
-        made = self._config(line, preset, config)
-        asked = as_requests(requests)
-        self._check(line, made, asked)
-        batch = RequestBatch.of(asked, self.encoder)
-        layers = statistics_layers(line, made, self.view)
+        method_config = self._config(line, preset, config)
+        request_list = as_requests(requests)
+        self._check(line, method_config, request_list)
+        batch = RequestBatch.of(request_list, self.encoder)
+        layers = statistics_layers(line, method_config, self.view)
         if layers:
             self.provide_statistics(layers)
-        plan = self._plan(made, batch)
+        plan = self._plan(method_config, batch)
         context = MethodContext(
-            config=made,
+            config=method_config,
             encoder=self.encoder,
             seed=self.seed,
             statistics=self._statistics,
@@ -306,7 +306,7 @@ class Editor:
         preset: str | None = None,
         **config: Any,
     ) -> MemoryPlan:
-        """What :meth:`edit` with the same arguments would take in memory, and its micro-batches; nothing is computed.
+        """Plan what :meth:`edit` with the same arguments takes in memory, and its micro-batches; nothing is computed.
 
         Raises:
             MemoryBudgetError: the session's budget cannot hold it; names what is needed.
@@ -316,7 +316,7 @@ class Editor:
         return self._plan(self._config(line, preset, config), batch)
 
     def memory_plan(self, needs: Sequence[Need]) -> MemoryPlan:
-        """How stages with these needs keep within the session's budget.
+        """Plan how stages with these needs keep within the session's budget.
 
         Raises:
             MemoryBudgetError: they cannot; names what is needed.
@@ -356,7 +356,7 @@ class Editor:
             self._history.pop()
 
     def remembered(self, method: str) -> Mapping[str, Tensor]:
-        """What a method will find in its state at its next edit."""
+        """Return what a method will find in its state at its next edit."""
         return dict(self._states.get(method, {}))
 
     def resume(self, method: str, edits: Sequence[Edit], state: Mapping[str, Tensor]) -> None:

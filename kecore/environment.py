@@ -1,4 +1,4 @@
-"""What a number was measured with: versions and hardware, as results record them."""
+"""Says what a number was measured with: versions and hardware, as results record them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["environment", "hardware"]
 
 
 def hardware(device: Any) -> dict[str, Any]:
-    """The machine, as results record it."""
+    """Return the machine, as results record it."""
     import torch  # seconds, which commands that only ask for help should not wait
 
     values = {
@@ -39,7 +39,7 @@ def _processor() -> str:
 
 
 def environment(device: Any) -> dict[str, Any]:
-    """Versions and hardware: what a number needs beside its protocol."""
+    """Return versions and hardware: what a number needs beside its protocol."""
     import torch
     import transformers
 

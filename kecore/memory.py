@@ -225,7 +225,7 @@ class Need:
 
     @property
     def fixed(self) -> int:
-        """Return the bytes of all parts."""
+        """The bytes of all parts."""
         return sum(self.parts.values())
 
     def micro_batch(self, activations: int) -> int:

@@ -106,9 +106,9 @@ class TrainedEditor:
         config = cls.Config.make({**trained.to_json(), **values})
         differences: list[str] = []
         for name in sorted(type(config).model_fields.keys() - cls.Config.free):
-            at_training, asked = getattr(trained, name), getattr(config, name)
-            if at_training != asked:
-                differences.append(f"{name} {at_training!r}, asked {asked!r}")
+            at_training, for_edit = getattr(trained, name), getattr(config, name)
+            if at_training != for_edit:
+                differences.append(f"{name} {at_training!r}, asked {for_edit!r}")
         if differences:
             raise ArtifactMismatchError(
                 f"the editor was trained with {'; '.join(differences)}; leave that out, or train one with it "

@@ -27,7 +27,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def validate_config(cls: type[M], values: Mapping[str, Any]) -> M:
-    """``values`` as a pydantic model.
+    """Make a pydantic model of values.
 
     Raises:
         ConfigError: names each bad key, what was expected and what came.
@@ -37,7 +37,7 @@ def validate_config(cls: type[M], values: Mapping[str, Any]) -> M:
     except ValidationError as error:
         lines: list[str] = []
         for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"]) or "(config)"
+            key = ".".join(map(str, item["loc"])) or "(config)"
             if item["type"] == "extra_forbidden":
                 why = f" ({_NO_STAGES})" if key == "stages" else ""
                 known = _known_keys(cls)
@@ -92,7 +92,7 @@ class MethodConfig(BaseModel):
 
     @classmethod
     def preset(cls, name: str) -> Mapping[str, Any]:
-        """The values of one preset.
+        """Return the values of one preset.
 
         Raises:
             ConfigError: there is no such preset; names those there are.
@@ -156,12 +156,12 @@ class MethodConfig(BaseModel):
         return tuple(layer.index for layer in view.layers)
 
     def needs(self, view: ModelView, batch: RequestBatch) -> Sequence[Need]:
-        """What the method's stages will take in memory, so that micro-batches can be sized and a budget kept.
+        """Return what the method's stages will take in memory, so that micro-batches are sized and a budget is kept.
 
         None unless a method says: an edit then gets all that a budget leaves.
         """
         return ()
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """Return the fields as JSON values."""
         return self.model_dump(mode="json")

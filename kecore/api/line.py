@@ -47,11 +47,11 @@ class MethodLine:
         if not isinstance(method, str):
             return cls(registry.check_contract(method, getattr(method, "name", method.__name__)))
         name, *stages = (word.strip() for word in method.split("+"))
-        found = registry.default_registry().get(name)
+        method_class = registry.default_registry().get(name)
         try:
-            return cls(found, found.Config.check_stages(stages))
+            return cls(method_class, method_class.Config.check_stages(stages))
         except ConfigError as error:
-            line = " + ".join([found.name, *(stage.casefold() for stage in stages)])
+            line = " + ".join([method_class.name, *(stage.casefold() for stage in stages)])
             raise ConfigError(f"method '{line}': {error}") from None
 
     @property

@@ -74,7 +74,7 @@ class MethodContext:
     memory: int = 2 << 30
 
     def need_statistics(self, layers: Iterable[int], method: str = "") -> KeyStatistics:
-        """The key statistics, which cover these layers: asked for before a method does anything that takes long.
+        """Return the key statistics, which cover these layers; call it before anything that takes long.
 
         Args:
             layers: what they have to cover.
@@ -91,7 +91,7 @@ class MethodContext:
         return self.statistics
 
     def need_trained(self, view: ModelView, method: str) -> Mapping[str, Tensor]:
-        """The trained tensors, which belong to this method and model: asked for before anything that takes long.
+        """Return the trained tensors, which belong to this method and model; call it before anything that takes long.
 
         Raises:
             UnsupportedCapabilityError: none are at hand.
@@ -103,7 +103,7 @@ class MethodContext:
         return self.trained.tensors
 
     def need_examples(self, method: str) -> Sequence[EditRecord]:
-        """The records that demonstrations are taken from.
+        """Return the records that demonstrations are taken from.
 
         Raises:
             UnsupportedCapabilityError: none were given.

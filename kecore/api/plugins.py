@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint
+from itertools import chain
 from typing import Any, Generic, TypeVar
 
 from kecore.api.errors import IncompatiblePluginError, KecoreError, KecoreWarning, PluginError
@@ -174,7 +175,7 @@ class Plugins(Generic[Plugin]):
                 yield replace(info, error=str(error)), None
 
     def _all(self) -> list[_Offer]:
-        return [offer for _, offers in sorted(self._offers.items()) for offer in offers]
+        return list(chain.from_iterable(offers for _, offers in sorted(self._offers.items())))
 
     def _load(self, offer: _Offer) -> Plugin:
         outcome = self._outcomes.get(offer)

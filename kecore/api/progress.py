@@ -13,7 +13,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def silent(stage: str, done: int, total: int) -> None:
-    """A :data:`Progress` that shows nothing."""
+    """Show nothing; a :data:`Progress`."""
 
 
 ShowStage = Callable[[str, str], AbstractContextManager[None]]

@@ -74,8 +74,8 @@ class EditRequest:
         prompt = self.prompt.strip()
         slots = prompt.count(SLOT)
         if slots == 0:
-            before, found, after = prompt.rpartition(subject)
-            if not found:
+            before, separator, after = prompt.rpartition(subject)
+            if not separator:
                 raise RequestError(
                     f"the subject {subject!r} is not in the prompt {prompt!r}; write the prompt with "
                     "the subject in it, or with '{}' in its place"
@@ -107,7 +107,7 @@ class EditRequest:
         return start, start + len(self.subject)
 
     def to_json(self) -> dict[str, Any]:
-        """The request as plain JSON values; ``EditRequest(**d)`` reads it back."""
+        """Return the request as JSON values; ``EditRequest(**values)`` reads it back."""
         return asdict(self)
 
 
@@ -226,8 +226,8 @@ class EditRecord:
 
     def with_probes(self, kind: str, probes: Iterable[Probe]) -> EditRecord:
         """Return the record with these probes in place of all that it has of one kind."""
-        others = [probe for probe in self.probes if probe.kind != kind]
-        return replace(self, probes=(*others, *probes))
+        of_other_kinds = [probe for probe in self.probes if probe.kind != kind]
+        return replace(self, probes=(*of_other_kinds, *probes))
 
     def with_id(self, id: str) -> EditRecord:
         """Return the same record with another request id; its joint edits are ``id.2``, ``id.3``, ..."""
@@ -272,14 +272,14 @@ def check_conflicts(requests: Sequence[EditRequest]) -> None:
         raise RequestError("no edit requests were given; pass at least one")
     seen: dict[str, EditRequest] = {}
     for request in requests:
-        other = seen.setdefault(request.text, request)
-        if other.target != request.target:
+        first = seen.setdefault(request.text, request)
+        if first.target != request.target:
             raise RequestConflictError(
-                f"requests '{other.id}' and '{request.id}' contradict each other: {request.text!r} "
-                f"cannot continue with both {other.target!r} and {request.target!r}; keep one of them"
+                f"requests '{first.id}' and '{request.id}' contradict each other: {request.text!r} "
+                f"cannot continue with both {first.target!r} and {request.target!r}; keep one of them"
             )
 
 
 def unique(requests: Iterable[EditRequest]) -> list[EditRequest]:
-    """The requests without exact repetitions of prompt, subject and target, in order."""
+    """Return the requests without exact repetitions of prompt, subject and target, in order."""
     return list({(r.prompt, r.subject, r.target): r for r in requests}.values())

@@ -38,8 +38,8 @@ for _command in (
     app.command()(_command)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
         typer.echo(f"kecore {__version__}")
         raise typer.Exit
 

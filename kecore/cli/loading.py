@@ -1,4 +1,4 @@
-"""What the commands that run a model share: opening it, and showing how it gets key statistics.
+"""Opens models for the commands that run one, and shows how a session gets its key statistics.
 
 Heavy modules are imported inside the functions, so that ``kecore --help`` stays quick.
 """
@@ -39,12 +39,12 @@ class Loading:
     seed: int = 0
 
     def load(self, screen: Screen) -> LoadedModel:
-        """The model and its tokenizer; see :func:`kecore.load_model`."""
+        """Load the model and its tokenizer; see :func:`kecore.load_model`."""
         with screen.stage("load", f"loading {self.ref}", bar=False):  # a download shows its own
             return self.load_quietly()
 
     def load_quietly(self) -> LoadedModel:
-        """The same without a stage of its own."""
+        """Load the model and its tokenizer without a stage of their own."""
         import torch
 
         from kecore.models import load_model
@@ -53,7 +53,7 @@ class Loading:
         return load_model(self.ref, device=self.device, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
 
     def edit(self, screen: Screen, **options: Any) -> Editor:
-        """An editing session on the model with the same seed; ``options`` are those of :class:`kecore.Editor`."""
+        """Open a session on the model with the same seed; ``options`` are those of :class:`kecore.Editor`."""
         loaded = self.load(screen)
         with screen.stage("read", "reading the model's structure and fingerprint"):
             from kecore.editor import Editor
@@ -96,7 +96,7 @@ def provide_statistics(
 
 
 def span(layers: Sequence[int]) -> str:
-    """Layers in words: ``4 to 8``, or a list where there are gaps."""
+    """Write layers in words: ``4 to 8``, or a list where there are gaps."""
     ordered = sorted(layers)
     if len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1)):
         return f"{ordered[0]} to {ordered[-1]}"

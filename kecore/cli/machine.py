@@ -1,8 +1,9 @@
-"""What a command cost in time and memory, for programs and for people."""
+"""Says what a command costs in time and memory, for programs and for people."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -32,19 +33,19 @@ def measure_cost(screen: Screen, device: Any, stages: Mapping[str, float] | None
 def plan_table(plans: Sequence[MemoryPlan]) -> Table:
     """Make a table of what stages are expected to take in memory, and how they keep within the budget."""
     first = plans[0]
-    held = ", ".join(f"{name} {format_bytes(count)}" for name, count in first.held.items())
+    already = ", ".join(f"{name} {format_bytes(count)}" for name, count in first.held.items())
     limit = "no limit known" if first.budget is None else f"budget {format_bytes(first.budget)}"
     rows: list[list[str]] = []
     for plan in plans:
         for need in plan.needs:
             rows.append([need.stage, _describe_parts(need), _describe_batch(plan, need), format_bytes(plan.peak(need))])
-    title = f"Memory: {limit}; there already: {held}"
+    title = f"Memory: {limit}; there already: {already}"
     return make_table("stage", "holds", "micro-batch", "at the peak", rows=rows, title=title, right=(3,))
 
 
 def _describe_parts(need: Need) -> str:
     """Name the three largest parts of what a stage holds; the others together."""
-    ordered = sorted(need.parts.items(), key=lambda part: -part[1])
+    ordered = sorted(need.parts.items(), key=itemgetter(1), reverse=True)
     words: list[str] = []
     for name, count in ordered[:3]:
         if count:

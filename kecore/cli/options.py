@@ -169,7 +169,7 @@ def layer_list(text: str) -> list[int] | None:
 
 def names(text: str | None) -> list[str]:
     """Split ``a,b,c`` at its commas; empty for no text."""
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 def settings(pairs: Sequence[str] | None, option: str = "--set") -> dict[str, Any]:

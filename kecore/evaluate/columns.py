@@ -1,4 +1,4 @@
-"""What tables show of a protocol's metrics: their headings, names and meanings, in the order of the metrics."""
+"""Says what tables show of a protocol's metrics: headings, names and meanings, in the order of the metrics."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _SCORE = Column("score", "edit", "S", "score (S)", "harmonic mean of ES, PS and 
 
 
 def columns_of(protocol: Protocol) -> dict[str, Column]:
-    """The scores that a protocol takes, by key, without axes."""
+    """Return the scores that a protocol takes, by key, without axes."""
     columns: dict[str, Column] = {}
     for metric in metrics_of(protocol):
         columns[metric.key] = _column(metric)
@@ -55,7 +55,7 @@ def _column(metric: Metric) -> Column:
 
 
 def described(columns: Mapping[str, Column], key: str) -> Column:
-    """A score, which may be that of an axis (``key.axis``)."""
+    """Return the column of a score, which may be that of an axis (``key.axis``)."""
     base, _, axis = key.partition(".")
     column = columns[base]
     if not axis:
@@ -66,6 +66,6 @@ def described(columns: Mapping[str, Column], key: str) -> Column:
 
 
 def in_order(columns: Mapping[str, Column], keys: Iterable[str]) -> list[str]:
-    """Keys in the order of the metrics, each followed by its axes."""
+    """Return keys in the order of the metrics, each followed by its axes."""
     order = {key: index for index, key in enumerate(columns)}
     return sorted(keys, key=lambda key: (order[key.partition(".")[0]], key))

@@ -46,15 +46,17 @@ class Latency:
         return self.edited - self.base
 
     def to_json(self) -> dict[str, float]:
-        """Plain JSON values."""
+        """Return the figures as JSON values."""
         return {"base": self.base, "edited": self.edited, "added": self.added}
 
 
 def edit_bytes(edit: Edit) -> int:
-    """Bytes of what an edit keeps: its tensors, and of a prompt edit its facts and settings as JSON text."""
-    about = edit.inspect()
-    texts = json.dumps(about["settings"], ensure_ascii=False) if isinstance(edit, PromptEdit) else ""
-    return int(about["bytes"]) + len(texts.encode())
+    """Return the bytes that an edit keeps: its tensors, and of a prompt edit its facts and settings as JSON text."""
+    summary = edit.inspect()
+    text = ""
+    if isinstance(edit, PromptEdit):
+        text = json.dumps(summary["settings"], ensure_ascii=False)
+    return int(summary["bytes"]) + len(text.encode())
 
 
 def added_latency(

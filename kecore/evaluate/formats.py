@@ -113,7 +113,7 @@ class Layout:
         return tuple(self.parse) if isinstance(self.parse, Mapping) else ()
 
     def parser(self, variant: str | None) -> Parse:
-        """The function that makes records.
+        """Return the function that makes records.
 
         Raises:
             ConfigError: there is no such variant.
@@ -132,14 +132,14 @@ class Layout:
         return way if number is None else lambda fields: way(fields, number)
 
     def way(self, variant: str) -> tuple[str, int | None]:
-        """The name that a variant has in ``parse`` and ``finish``, and the number in the place of its ``N``."""
+        """Return the name that a variant has in ``parse`` and ``finish``, and the number in the place of its ``N``."""
         name, _, number = variant.rpartition("-")
         if number.isdecimal() and f"{name}-N" in self.variants:
             return f"{name}-N", int(number)
         return variant, None
 
     def fits(self, value: object) -> bool:
-        """Whether an object is of this layout."""
+        """Return whether an object is of this layout."""
         if not isinstance(value, Mapping) or not all(name in value for name in self.needs):
             return False
         return self.detect is None or self.detect(value)  # pyright: ignore[reportUnknownArgumentType] - of JSON
@@ -166,20 +166,24 @@ def check_layout(layout: object, name: str, source: str = "") -> Layout:
 
 @cache
 def default() -> Plugins[Layout]:
-    """The layouts that are installed, read once per process with the limits of :mod:`kecore.api.plugins`."""
+    """Return the layouts that are installed, read once per process with the limits of :mod:`kecore.api.plugins`."""
     points = entry_points(group=GROUP)
     return Plugins(points, noun="data set layout", check=check_layout, missing=ConfigError, **plugin_limits())
 
 
 def sniff(values: Sequence[object]) -> Layout | None:
-    """The layout that most of the objects are of; None where none is of a known one.
+    """Return the layout that most of the objects are of; None where none is of a known one.
 
     An object of several layouts counts for the most specific of them, the one with the most ``needs``; so does a tie.
     """
     layouts = sorted(default().all().values(), key=lambda layout: (-len(layout.needs), layout.name))
-    each = (next((layout for layout in layouts if layout.fits(value)), None) for value in values)
-    votes = Counter(layout.name for layout in each if layout is not None)
-    return max((layout for layout in layouts if layout.name in votes), key=lambda x: votes[x.name], default=None)
+    votes: Counter[str] = Counter()
+    for value in values:
+        closest = next((layout for layout in layouts if layout.fits(value)), None)
+        if closest is not None:
+            votes[closest.name] += 1
+    candidates = [layout for layout in layouts if layout.name in votes]
+    return max(candidates, key=lambda layout: votes[layout.name], default=None)
 
 
 OWN = Layout(

@@ -11,7 +11,7 @@ Z = 1.959964
 
 
 def interval(value: float, squares: float, count: int, bounds: tuple[float, float]) -> tuple[float, float] | None:
-    """The 95 % confidence interval of a mean.
+    """Return the 95 % confidence interval of a mean.
 
     Of a metric with two bounds: Wilson's score interval (Wilson 1927, JASA 22) of the mean as a share of the way from
     the lower bound to the upper one, with the effective number of records ``n / d``. The design effect (Kish 1965)

@@ -1,4 +1,4 @@
-"""Whether a generated text gives an answer."""
+"""Decides whether a generated text gives an answer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def normalise(text: str) -> str:
 
 
 def matches(text: str, answer: str, match: Match = "prefix", *, loose: bool = True) -> bool:
-    """Whether ``text`` begins with, holds or equals ``answer``, in whole words.
+    """Return whether ``text`` begins with, holds or equals ``answer``, in whole words.
 
     Args:
         text: what the model wrote.
@@ -54,7 +54,7 @@ def matches(text: str, answer: str, match: Match = "prefix", *, loose: bool = Tr
 
 
 def _cut(text: str, index: int) -> bool:
-    """Whether a word may end at ``index``: not between two letters or digits of a script with spaces."""
+    """Return whether a word may end at ``index``: not between two letters or digits of a script with spaces."""
     if not 0 < index < len(text):
         return True
     pair = text[index - 1 : index + 1]

@@ -66,47 +66,47 @@ Reading = Literal["text", "rival", "rivals"]
 
 
 def log_probability(score: ContinuationScore, protocol: Protocol) -> float:
-    """Natural logarithm of what the protocol calls the probability of an answer."""
+    """Return the natural logarithm of what the protocol calls the probability of an answer."""
     return score.mean if protocol.probability == "mean" else score.total
 
 
 def success(probe: AnsweredProbe, protocol: Protocol) -> float | None:
-    """1 if the right answer is more probable than its rival, else 0; a tie is 0."""
+    """Return 1 if the right answer is more probable than its rival, else 0; a tie is 0."""
     if probe.rival is None or not probe.scores:
         return None
     return float(log_probability(probe.scores[0], protocol) > log_probability(probe.rival, protocol))
 
 
 def magnitude(probe: AnsweredProbe, protocol: Protocol) -> float | None:
-    """Probability of the right answer minus that of its rival, in [-1, 1]."""
+    """Return the probability of the right answer minus that of its rival, in [-1, 1]."""
     if probe.rival is None or not probe.scores:
         return None
     return math.exp(log_probability(probe.scores[0], protocol)) - math.exp(log_probability(probe.rival, protocol))
 
 
 def strict_accuracy(probe: AnsweredProbe, protocol: Protocol) -> float | None:
-    """1 if under teacher forcing every token of some right answer is the argmax, else 0."""
+    """Return 1 if under teacher forcing every token of some right answer is the argmax, else 0."""
     if not probe.scores or isinstance(probe.probe.rule, NamesAll):  # several things to name are no one continuation
         return None
     return float(any(score.exact for score in probe.scores))
 
 
 def token_accuracy(probe: AnsweredProbe, protocol: Protocol) -> float | None:
-    """Share of argmax tokens under teacher forcing; of several right answers the best one."""
+    """Return the share of argmax tokens under teacher forcing; of several right answers the best one."""
     if not probe.scores or isinstance(probe.probe.rule, NamesAll):
         return None
     return max(score.accuracy for score in probe.scores)
 
 
 def perplexity(probe: AnsweredProbe, protocol: Protocol) -> float | None:
-    """``exp`` of the mean negative log-probability of the target's tokens; None where it is too large for a number."""
+    """Return ``exp`` of the mean negative log-probability of the target's tokens; None where it overflows."""
     if not probe.scores or probe.scores[0].mean < -_LARGEST:
         return None
     return math.exp(-probe.scores[0].mean)
 
 
 def free_generation(probe: AnsweredProbe, protocol: Protocol) -> float | None:
-    """1 if the greedy continuation gives a right answer by the protocol's match rule, else 0.
+    """Return 1 if the greedy continuation gives a right answer by the protocol's match rule, else 0.
 
     Where several things must be named (:class:`kecore.api.types.NamesAll`), their order is free, so each is only
     looked for as whole words.
@@ -116,8 +116,8 @@ def free_generation(probe: AnsweredProbe, protocol: Protocol) -> float | None:
         return None
     if not isinstance(rule, NamesAll):
         return float(_gives(text, probe.answers, protocol.match, loose=protocol.normalise))
-    things = (probe.answers, *rule.others)
-    return float(all(_gives(text, spellings, "contains", loose=protocol.normalise) for spellings in things))
+    spellings_of_each = (probe.answers, *rule.others)
+    return float(all(_gives(text, names, "contains", loose=protocol.normalise) for names in spellings_of_each))
 
 
 def _gives(text: str, answers: Sequence[str], match: Match, *, loose: bool) -> bool:
@@ -125,12 +125,12 @@ def _gives(text: str, answers: Sequence[str], match: Match, *, loose: bool) -> b
 
 
 def stable(probe: AnsweredProbe, protocol: Protocol) -> float | None:
-    """What :func:`stability` found."""
+    """Return what :func:`stability` measured."""
     return probe.stable
 
 
 def stability(before: AnsweredProbe, after: AnsweredProbe) -> float | None:
-    """How much of a model's behaviour on one probe an edit left alone.
+    """Measure how much of a model's behaviour on one probe an edit left alone.
 
     Share of the first answer's places at which both models have the same argmax (EasyEdit's locality,
     which does not ask whether the answer is right). A probe without answers is 1 where both models write
@@ -163,7 +163,7 @@ def divergence(before: Tensor, after: Tensor) -> float | None:
 
 
 def opinion(before: AnsweredProbe, after: AnsweredProbe) -> float | None:
-    """How far an edit turned an opinion, from what the model says to what it was to say (SERAC, arXiv 2206.06520).
+    """Measure how far an edit turned an opinion to what the model was to say (SERAC, arXiv 2206.06520).
 
     ``z_sentiment * z_topic`` with ``z_sentiment = sigmoid(new - old)`` and ``z_topic = min(1, exp(new - new_before))``,
     where ``new`` and ``old`` are the mean log-probabilities of the tokens of all replies of either sentiment after the
@@ -180,7 +180,7 @@ def opinion(before: AnsweredProbe, after: AnsweredProbe) -> float | None:
 
 
 def _per_token(scores: Sequence[ContinuationScore]) -> float | None:
-    """Mean log-probability of the tokens of all continuations."""
+    """Return the mean log-probability of the tokens of all continuations."""
     tokens = sum(len(score.ids) for score in scores)
     mean = math.fsum(score.total for score in scores) / tokens if tokens else -math.inf
     return mean if math.isfinite(mean) else None
@@ -231,18 +231,18 @@ class Metric:
         return self.key.replace("_", " ")
 
     def applies(self, protocol: Protocol, compared: bool) -> bool:
-        """Whether a run of this protocol measures it at all."""
+        """Return whether a run of this protocol measures it at all."""
         if "text" in self.reads and not writes(self.kind, protocol):
             return False
         return compared or not (self.pair or self.distribution or self.measure is stable)
 
     def value(self, probe: AnsweredProbe, protocol: Protocol) -> float | None:
-        """The number for one answered probe, None where it has none."""
+        """Return the number for one answered probe, None where it has none."""
         return self.measure(probe, protocol) if self.measure else probe.measured.get(self.key)
 
 
 def writes(kind: str, protocol: Protocol) -> bool:
-    """Whether probes of a kind are answered by free text under this protocol."""
+    """Return whether probes of a kind are answered by free text under this protocol."""
     if kind == "generation":  # has a length of its own
         return True
     return protocol.max_new_tokens > 0 and (kind in protocol.generate or kind in ("multi_hop", "hop"))
@@ -371,7 +371,7 @@ def _plugins() -> Plugins[tuple[Metric, ...]]:
 
 
 def family(name: str) -> tuple[Metric, ...]:
-    """The metrics of one installed family.
+    """Return the metrics of one installed family.
 
     Raises:
         ConfigError: nothing of that name is installed; suggests near names.
@@ -381,7 +381,7 @@ def family(name: str) -> tuple[Metric, ...]:
 
 
 def metrics_of(protocol: Protocol) -> tuple[Metric, ...]:
-    """Every metric that runs of a protocol take, standard families first.
+    """Return every metric that runs of a protocol take, standard families first.
 
     Raises:
         ConfigError: a family is not installed, or two metrics have one key.

@@ -153,7 +153,7 @@ class Protocol(BaseModel):
         return {step: f"after-{step * self.step}" for step in at if 0 < step < steps}
 
     def ask(self, prompt: str) -> str:
-        """What is put before the model where it answers ``prompt`` freely: the prompt in :attr:`instruction`.
+        """Return what the model is asked where it answers ``prompt`` freely: the prompt in :attr:`instruction`.
 
         Examples:
             >>> Protocol(instruction="Q: {} A:").ask("Who wrote Emma?")
@@ -162,7 +162,7 @@ class Protocol(BaseModel):
         return self.instruction.replace("{}", prompt) if self.instruction else prompt
 
     def describe(self) -> str:
-        """The protocol in words."""
+        """Describe the protocol in words."""
         some = f"{self.step} facts" if self.step > 1 else "1 fact"
         how = {
             "single": "each fact edited alone on the base model, scored, and taken off again",
@@ -183,7 +183,7 @@ class Protocol(BaseModel):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """Return the fields as JSON values."""
         return self.model_dump(mode="json")
 
     def hash(self) -> str:

@@ -59,7 +59,7 @@ class RecordSet(Sequence[EditRecord]):
 
     @property
     def requests(self) -> list[EditRequest]:
-        """Return the edits, without their probes; of records with joint edits, all of them."""
+        """The edits, without their probes; of records with joint edits, all of them."""
         return [request for record in self.records for request in record.requests]
 
     @property
@@ -72,7 +72,7 @@ class RecordSet(Sequence[EditRecord]):
         return h.hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """Where the records come from and how many there are, as JSON values, without the records."""
+        """Return where the records come from and how many there are, as JSON values, without the records."""
         return {
             "path": str(self.path),
             "format": self.format,
@@ -234,14 +234,14 @@ def _recognise(
     if len(layouts) > 1:
         listing: list[str] = []
         for key, files in parts.items():
-            listing.append(f"{key}: {', '.join(part.name for part in files)}")
+            listing.append(f"{key}: {', '.join(file.name for file in files)}")
         raise DataFormatError(
             f"{name} mixes layouts ({'; '.join(listing)}); choose one with format=, or give a single file"
         )
     ((key, layout),) = layouts.items()
     if layout.merge is not None:
         return layout, iter(layout.merge(parts[key])), unread
-    return layout, _expand(layout, (item for part in parts[key] for item in part.objects)), unread
+    return layout, _expand(layout, chain.from_iterable(file.objects for file in parts[key])), unread
 
 
 def _recognise_file(sample: Sequence[Any], name: str) -> Layout:
@@ -303,14 +303,14 @@ class _Reading:
         self.records.append(replace(record, source=record.source or f"{self.layout.name}: {where}"))
 
     def _other(self, value: object) -> Layout | None:
-        """The layout of an object that is not of this one; None where it is, or of none."""
+        """Return the layout of an object that is not of this one; None where it is, or of none."""
         if self.layout.expand is not None or self.layout.merge is not None:  # these take files apart
             return None
         other = sniff([value])
         return None if other is self.layout else other
 
     def _unique(self, id: str) -> str:
-        """``id``, or ``id-2``, ``id-3``, ... should it be taken."""
+        """Return ``id``, or ``id-2``, ``id-3``, ... should it be taken."""
         candidate, count = id, 1
         while candidate in self.seen:
             count += 1

@@ -44,7 +44,7 @@ class Score:
     probes: int
 
     def to_json(self) -> dict[str, float | int | None]:
-        """Plain JSON values."""
+        """Return the figures as JSON values."""
         low, high = self.ends or (None, None)
         return {"value": self.value, "low": low, "high": high, "records": self.records, "probes": self.probes}
 
@@ -176,7 +176,7 @@ def _harmonic(measured: Sequence[Mapping[str, tuple[float, int]]], scores: Mappi
 
 
 def compare(before: Evaluation, after: Evaluation) -> Evaluation:
-    """``after`` with the scores that need the model before the edit.
+    """Return ``after`` with the scores that need the model before the edit.
 
     Adds ``locality`` (and its axes), ``neighbourhood_stability``, the divergences of next-token distributions, and
     whatever other metric compares two answers; and takes from ``before`` which probes' conditions hold.

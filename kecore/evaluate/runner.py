@@ -103,13 +103,13 @@ class _Answers:
         self._passages = self._write_passages(probes)
 
     def _rivals(self, probe: Probe) -> tuple[str, ...]:
-        """The rivals that some metric of the probe's kind reads."""
+        """Return the rivals that some metric of the probe's kind reads."""
         if probe.kind in self._with_rivals:
             return probe.rivals
         return probe.rivals[:1] if probe.kind in self._with_rival else ()
 
     def _pairs(self, probe: Probe) -> list[tuple[str, str]]:
-        """Prompts with the continuations whose probability is asked for."""
+        """Return prompts with the continuations whose probability is asked for."""
         if probe.kind == "generation":  # its answers are texts to compare with, not continuations
             return []
         pairs = [(probe.prompt, text) for text in (*probe.answers, *self._rivals(probe))]
@@ -118,7 +118,7 @@ class _Answers:
         return pairs
 
     def _written_prompts(self, probe: Probe) -> list[str]:
-        """Prompts that are answered in free text; an opening is continued by a passage instead."""
+        """Return prompts that are answered in free text; an opening is continued by a passage instead."""
         if probe.kind == "generation" or self._protocol.max_new_tokens == 0:
             return []
         prompts = [condition.prompt for condition in probe.conditions]
@@ -138,7 +138,7 @@ class _Answers:
             stop_at_newline=protocol.stop_at_newline,
             stop=protocol.stop,
         )
-        return {prompt: texts[asked] for prompt, asked in full.items()}
+        return {prompt: texts[full_prompt] for prompt, full_prompt in full.items()}
 
     def _write_passages(self, probes: Sequence[Probe]) -> dict[str, str]:
         """Continue the openings of free texts to the length of a passage."""
@@ -160,14 +160,14 @@ class _Answers:
 
     def answer(self, probe: Probe) -> AnsweredProbe:
         """Return a probe with what the model says to it."""
-        asked = replace(probe, conditions=())
+        bare_probe = replace(probe, conditions=())
         if probe.kind == "generation":
-            return AnsweredProbe(asked, text=self._passages[probe.prompt])
+            return AnsweredProbe(bare_probe, text=self._passages[probe.prompt])
         holds = None
         if probe.conditions:
             holds = all(self._is_right(condition) for condition in probe.conditions)
         return AnsweredProbe(
-            asked,
+            bare_probe,
             scores=tuple(self._scores[probe.prompt, answer] for answer in probe.answers),
             rival_scores=tuple(self._scores[probe.prompt, rival] for rival in self._rivals(probe)),
             text=self._texts[probe.prompt] if probe.prompt in self._written_prompts(probe) else None,
@@ -175,7 +175,7 @@ class _Answers:
         )
 
     def _is_right(self, condition: Probe) -> bool:
-        """Whether a condition is answered rightly: in free text where texts are written, else token by token."""
+        """Return whether a condition is answered rightly: in free text where texts are written, else token by token."""
         text = self._texts.get(condition.prompt)
         scores = tuple(self._scores[condition.prompt, answer] for answer in condition.answers)
         answered = AnsweredProbe(condition, scores, text=text)

@@ -51,7 +51,7 @@ BERTSCORE_MODEL = "microsoft/deberta-xlarge-mnli"
 
 
 def words(text: str) -> list[str]:
-    """A text's words, and each punctuation mark and each character of a script without spaces by itself.
+    """Return a text's words, and each punctuation mark and each character of a script without spaces by itself.
 
     Examples:
         >>> words("It's in Rome, 罗马")

@@ -315,7 +315,7 @@ def _make_unusual(model: nn.Module) -> None:
 
 
 def _seen(_module: nn.Module, _args: Any, _output: Any) -> None:
-    """A hook of somebody else's."""
+    """Do nothing; somebody else's hook."""
 
 
 @cache

@@ -81,7 +81,7 @@ def cases(trial: Trial | type[Any]) -> Iterator[Case]:
 
 
 def parametrize_with_checks(methods: Sequence[Trial | type[Any]]) -> Callable[[F], F]:
-    """A pytest decorator: the test function's argument ``check`` is each check of each method, to be called.
+    """Return a pytest decorator: the test function's argument ``check`` is each check of each method, to be called.
 
     Ids read ``method-model-check``, so ``pytest -k saved_edit`` works. An expected failure becomes a strict
     ``xfail`` with its reason.

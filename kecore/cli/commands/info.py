@@ -173,4 +173,4 @@ def _show_report(screen: Screen, report: Report) -> None:
     for problem in report.problems:
         screen.show(f"[bold yellow]problem:[/] {escape(problem)}")
     if not report.problems:
-        screen.show("[green]No problems report.[/]")
+        screen.show("[green]No problems found.[/]")
