@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from kecore.api import registry
+from kecore.api.plugins import HOME
 
 PAGE = Path(__file__).resolve().parent.parent / "README.md"
 _BLOCK = re.compile(r"(<!-- methods: [^\n]*-->\n).*?(<!-- /methods -->)", re.DOTALL)
@@ -21,7 +22,7 @@ def table() -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for info in registry.default_registry().describe():
-        if info.distribution != registry.HOME or info.capabilities is None:
+        if info.distribution != HOME or info.capabilities is None:
             continue
         can = info.capabilities
         flags = {

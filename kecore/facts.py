@@ -6,6 +6,7 @@ import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kecore.api.errors import RequestError
@@ -61,7 +62,7 @@ def as_requests(facts: Facts) -> list[EditRequest]:
     Raises:
         RequestError: something else than requests and records was given.
     """
-    return [request for record in as_records(facts) for request in record.requests]
+    return list(chain.from_iterable(record.requests for record in as_records(facts)))
 
 
 def report_facts(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kecore import data
 from kecore._version import __version__
-from kecore.api.errors import ArtifactError, KecoreWarning, StatisticsMismatchError
+from kecore.api.errors import ArtifactError, KecoreWarning, PluginError, StatisticsMismatchError
 from kecore.corpus import Corpus
 
 # kecore.statistics is imported by the functions that compute: with torch it takes seconds, and a source is also made
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kecore.model import ModelView
     from kecore.statistics import KeyStatistics
 
-__all__ = ["BUNDLED_TEXT", "Provision", "StatisticsSource", "announce_nothing"]
+__all__ = ["BUNDLED_TEXT", "Provision", "StatisticsSource", "announce_nothing", "default_layers"]
 
 BUNDLED_TEXT = "wikipedia_sample.jsonl.gz"
 """The text of :mod:`kecore.data` that statistics are collected from where nobody names another."""
@@ -189,3 +189,19 @@ def _read_cache(folder: Path) -> KeyStatistics | None:
             f"cached key statistics cannot be read and are collected anew: {error}", KecoreWarning, stacklevel=2
         )
         return None
+
+
+def default_layers(view: ModelView) -> list[int]:
+    """Return every layer whose key statistics some installed method reads by default, or all where none does."""
+    from kecore.api.registry import default_registry
+    from kecore.api.requirements import statistics_layers
+
+    layers: set[int] = set()
+    offered = default_registry()
+    for name in offered.names():
+        try:
+            method = offered.get(name)
+        except PluginError:
+            continue  # `kecore methods` says what is wrong with it
+        layers |= set(statistics_layers(method, method.Config(), view))
+    return sorted(layers) or list(range(len(view.layers)))

@@ -16,14 +16,26 @@ if TYPE_CHECKING:
 __all__ = ["measure_cost", "plan_table", "show_cost"]
 
 
-def measure_cost(screen: Screen, device: Any, stages: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """Return stage times and memory of the command so far, as JSON values; ``stages`` instead of the screen's own."""
+def measure_cost(screen: Screen, device: Any, edit_stages: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Return stage times and memory of the command so far, as JSON values.
+
+    Args:
+        screen: has timed the stages.
+        device: whose memory is measured.
+        edit_stages: the method's own stages, which take the place of the stage ``edit``.
+    """
     import torch
 
     from kecore.memory import peak_bytes
 
+    stages: dict[str, float] = {}
+    for name, seconds in screen.stages.items():
+        if name == "edit" and edit_stages is not None:
+            stages |= edit_stages
+        else:
+            stages[name] = seconds
     return {
-        "stages": dict(screen.stages if stages is None else stages),
+        "stages": stages,
         "total_seconds": screen.elapsed,
         "peak_memory_bytes": peak_bytes(device),
         "peak_host_memory_bytes": peak_bytes(torch.device("cpu")),

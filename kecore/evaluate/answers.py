@@ -62,14 +62,14 @@ class AnsweredProbe:
         return self.rival_scores[0] if self.rival_scores else None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values; probabilities are those per token (``exp`` of the mean log-probability)."""
+        """Return the probe as JSON values; probabilities are those per token (``exp`` of the mean log-probability)."""
         return {
             "kind": self.kind,
             "axis": self.probe.axis,
             "prompt": self.prompt,
             "answers": list(self.answers),
             "probability": [math.exp(score.mean) for score in self.scores],
-            "tokens_correct": [[int(correct) for correct in score.correct] for score in self.scores],
+            "tokens_correct": [list(map(int, score.correct)) for score in self.scores],
             "rival_probability": None if self.rival is None else math.exp(self.rival.mean),
             "text": self.text,
             "stable": self.stable,
@@ -91,6 +91,14 @@ class RecordResult:
     id: str
     source: str
     probes: tuple[AnsweredProbe, ...]
+
+    def probes_of(self, kind: str) -> list[AnsweredProbe]:
+        """Return the answered probes of one kind, in order."""
+        return [answered for answered in self.probes if answered.kind == kind]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as JSON values, for people; :meth:`dump` keeps every bit."""
+        return {"id": self.id, "source": self.source, "probes": [probe.to_json() for probe in self.probes]}
 
     def dump(self) -> str:
         """Return everything as JSON text, for :meth:`load`; numbers keep every bit."""

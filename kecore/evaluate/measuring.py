@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean
 
 from kecore.evaluate.answers import AnsweredProbe
@@ -28,7 +29,7 @@ class Outcomes:
     @property
     def tests(self) -> list[float]:
         """The values of all tests."""
-        return [value for values in self.axes.values() for value in values]
+        return list(chain.from_iterable(self.axes.values()))
 
     @property
     def value(self) -> float:

@@ -354,8 +354,8 @@ def _check(value: object, name: str, source: str) -> tuple[Metric, ...]:
     for metric in metrics:
         if not isinstance(metric, Metric):
             raise PluginError(f"{source} must lead to a Metric or a tuple of them, got {metric!r:.80}")
-        given = sum(bool(way) for way in (metric.measure, metric.whole, metric.pair, metric.distribution))
-        if given != 1 or "." in metric.key or not metric.key:
+        ways = [way for way in (metric.measure, metric.whole, metric.pair, metric.distribution) if way]
+        if len(ways) != 1 or "." in metric.key or not metric.key:
             raise PluginError(
                 f"{source}: metric {metric.key!r} needs exactly one of measure, whole, pair and distribution, and a "
                 "key without dots"

@@ -60,7 +60,7 @@ class RecordSet(Sequence[EditRecord]):
     @property
     def requests(self) -> list[EditRequest]:
         """The edits, without their probes; of records with joint edits, all of them."""
-        return [request for record in self.records for request in record.requests]
+        return list(chain.from_iterable(record.requests for record in self.records))
 
     @property
     def content_sha256(self) -> str:
@@ -157,20 +157,8 @@ def load_records(
         reason = reading.skipped[0].reason if reading.skipped else "it holds none"
         raise DataFormatError(f"no record of {name} is usable; the first: {reason}")
     if reading.skipped:
-        bad, good = len(reading.skipped) - len(unread), len(reading.records)
-        if bad > good and not skip_errors:
-            raise DataFormatError(
-                f"{bad} of {good + bad} records of {name} cannot be read as the layout '{layout.name}'; "
-                f"the first: {reading.skipped[len(unread)].reason}; name another layout with format=, mend the file, "
-                "or take what can be read with skip_errors=True"
-            )
         files = f"{len(unread)} of {len(documents)} files and " if unread else ""
-        warnings.warn(
-            f"{files}{bad} of {good + bad} records of {name} cannot be represented and were left out "
-            f"(RecordSet.skipped lists them); the first: {reading.skipped[0].reason}",
-            KecoreWarning,
-            stacklevel=2,
-        )
+        _warn_of_skipped(reading, name, unread=len(unread), files=files, refuse_most=not skip_errors)
     chosen = variant or next(iter(layout.variants), "")
     records = tuple(layout.finish.get(layout.way(chosen)[0], tuple)(reading.records))
     if not records:
@@ -187,6 +175,34 @@ def load_records(
         renamed=tuple(reading.renamed),
         variant=chosen,
         split=split or "",
+    )
+
+
+def _warn_of_skipped(reading: _Reading, name: str, *, unread: int, files: str, refuse_most: bool) -> None:
+    """Warn of records that were left out.
+
+    Args:
+        reading: the records, and what was left out; the files that were not read come first.
+        name: what messages call the source.
+        unread: files that were not read.
+        files: the same in words.
+        refuse_most: raise where more than half of the records cannot be read.
+
+    Raises:
+        DataFormatError: more than half of the records cannot be read.
+    """
+    bad, good = len(reading.skipped) - unread, len(reading.records)
+    if bad > good and refuse_most:
+        raise DataFormatError(
+            f"{bad} of {good + bad} records of {name} cannot be read as the layout '{reading.layout.name}'; "
+            f"the first: {reading.skipped[unread].reason}; name another layout with format=, mend the file, "
+            "or take what can be read with skip_errors=True"
+        )
+    warnings.warn(
+        f"{files}{bad} of {good + bad} records of {name} cannot be represented and were left out "
+        f"(RecordSet.skipped lists them); the first: {reading.skipped[0].reason}",
+        KecoreWarning,
+        stacklevel=3,
     )
 
 
@@ -278,10 +294,10 @@ class _Reading:
 
     def add(self, where: str, value: Any, parse: Any, skip: bool, mixed: bool) -> None:
         """Make a record of one object, or list why there is none; ``mixed`` takes objects of other layouts as bad."""
-        other = self._other(value)
-        if other is not None and not mixed:
+        other_layout = self._other_layout(value)
+        if other_layout is not None and not mixed:
             raise DataFormatError(
-                f"{where}: this record is of the layout '{other.name}', the first ones are mostly of "
+                f"{where}: this record is of the layout '{other_layout.name}', the first ones are mostly of "
                 f"'{self.layout.name}'; split the file, or name the layout to read with format="
             )
         try:
@@ -290,7 +306,7 @@ class _Reading:
             if id in self.seen and self.layout.strict:
                 raise DataFormatError(f"{where}: field 'id' repeats '{id}' of {self.seen[id]}; ids must differ")
         except DataFormatError as error:
-            whose = f" (this record is of the layout '{other.name}')" if other is not None else ""
+            whose = f" (this record is of the layout '{other_layout.name}')" if other_layout is not None else ""
             if not skip:
                 raise DataFormatError(f"{error}{whose}") from None
             self.skipped.append(Skipped(where, f"{error}{whose}"))
@@ -302,12 +318,12 @@ class _Reading:
         self.seen[unique] = where
         self.records.append(replace(record, source=record.source or f"{self.layout.name}: {where}"))
 
-    def _other(self, value: object) -> Layout | None:
+    def _other_layout(self, value: object) -> Layout | None:
         """Return the layout of an object that is not of this one; None where it is, or of none."""
         if self.layout.expand is not None or self.layout.merge is not None:  # these take files apart
             return None
-        other = sniff([value])
-        return None if other is self.layout else other
+        layout = sniff([value])
+        return None if layout is self.layout else layout
 
     def _unique(self, id: str) -> str:
         """Return ``id``, or ``id-2``, ``id-3``, ... should it be taken."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from statistics import fmean, harmonic_mean
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +111,7 @@ class Evaluation:
         return {key: len(reasons) for key, reasons in self.missing.items()}
 
     def to_json(self) -> dict[str, Any]:
-        """Protocol, scores and every row as plain JSON values."""
+        """Return protocol, scores and every row as JSON values."""
         return {
             "protocol": self.protocol.to_json(),
             "protocol_hash": self.protocol.hash(),
@@ -119,22 +119,14 @@ class Evaluation:
             "records": len(self.rows),
             "scores": {key: score.to_json() for key, score in self.scores.items()},
             "missing": self.missing,
-            "rows": [
-                {
-                    "id": row.id,
-                    "source": row.source,
-                    "values": values,
-                    "probes": [probe.to_json() for probe in row.probes],
-                }
-                for row, values in zip(self.rows, self.values, strict=True)
-            ],
+            "rows": [{**row.to_json(), "values": values} for row, values in zip(self.rows, self.values, strict=True)],
         }
 
 
 def _keys(measured: Iterable[Mapping[str, Any]], protocol: Protocol) -> list[str]:
     """Return all keys that some record has, in the order of the metrics, each followed by its axes."""
     order = {metric.key: i for i, metric in enumerate(metrics_of(protocol))}
-    keys = dict.fromkeys(key for values in measured for key in values)
+    keys = dict.fromkeys(chain.from_iterable(measured))
     return sorted(keys, key=lambda key: (order[key.partition(".")[0]], key))
 
 
@@ -153,26 +145,28 @@ def _mean(measured: Iterable[Mapping[str, tuple[float, int]]], key: str, bounds:
 
 
 def _harmonic(measured: Sequence[Mapping[str, tuple[float, int]]], scores: Mapping[str, Score]) -> Score:
-    """Harmonic mean of the parts' means, as the official CounterFact code forms it.
+    """Take the harmonic mean of the parts' means, as the official CounterFact code forms it.
 
     The interval's variance follows from the means' joint distribution to first order. A record's influence is its
     share of each mean times dH/dm = H^2 / (3 m^2), so parts measured on the same record are not taken for
     independent.
     """
-    parts = [scores[key] for key in SCORE_PARTS]
-    value, fewest = harmonic_mean([part.value for part in parts]), min(part.records for part in parts)
+    scores_of_parts = [scores[key] for key in SCORE_PARTS]
+    value = harmonic_mean([score.value for score in scores_of_parts])
+    fewest = min(score.records for score in scores_of_parts)
     ends: tuple[float, float] | None = None
     if value > 0:
         squares = 0.0
         for record in measured:
-            influence = sum(
-                (value / part.value) ** 2 / 3 * (record[key][0] - part.value) * fewest / part.records
-                for key, part in zip(SCORE_PARTS, parts, strict=True)
-                if key in record
-            )
+            influence = 0.0
+            for key, score in zip(SCORE_PARTS, scores_of_parts, strict=True):
+                if key in record:
+                    slope = (value / score.value) ** 2 / 3
+                    influence += slope * (record[key][0] - score.value) * fewest / score.records
             squares += influence**2
         ends = interval(value, squares, fewest, UNIT)
-    return Score(value, ends, max(part.records for part in parts), sum(part.probes for part in parts))
+    most = max(score.records for score in scores_of_parts)
+    return Score(value, ends, most, sum(score.probes for score in scores_of_parts))
 
 
 def compare(before: Evaluation, after: Evaluation) -> Evaluation:
@@ -222,16 +216,16 @@ def _questions(row: RecordResult) -> tuple[Any, ...]:
 
 
 def merge(evaluations: Iterable[Evaluation]) -> Evaluation:
-    """Several evaluations of one protocol as one, such as those taken after each edit of a sequence.
+    """Join evaluations of one protocol to one, such as those taken after each edit of a sequence.
 
     Raises:
         ProtocolMismatchError: the protocols differ.
         ConfigError: there is no evaluation, or some are compared and others not.
     """
-    parts = list(evaluations)
-    for part in parts[1:]:
-        same_protocol(parts[0].protocol, part.protocol, "the evaluations to be merged")
-    if len({part.compared for part in parts}) != 1:
-        raise ConfigError(f"one or more evaluations, all compared or none, can be merged; got {len(parts)}")
-    rows = tuple(row for part in parts for row in part.rows)
-    return Evaluation(parts[0].protocol, rows, parts[0].compared)
+    chunks = list(evaluations)
+    for chunk in chunks[1:]:
+        same_protocol(chunks[0].protocol, chunk.protocol, "the evaluations to be merged")
+    if len({chunk.compared for chunk in chunks}) != 1:
+        raise ConfigError(f"one or more evaluations, all compared or none, can be merged; got {len(chunks)}")
+    rows = tuple(chain.from_iterable(chunk.rows for chunk in chunks))
+    return Evaluation(chunks[0].protocol, rows, chunks[0].compared)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from kecore.api.errors import ConfigError
@@ -63,8 +64,8 @@ def evaluate(
         raise ConfigError("no records were given; pass at least one")
     metrics = metrics_of(protocol)
     kinds = {metric.kind for metric in metrics}
-    groups = [[probe for probe in all_probes(record) if probe.kind in kinds] for record in records]
-    probes = [probe for group in groups for probe in group]
+    groups = [_probes_of_kinds(record, kinds) for record in records]
+    probes = list(chain.from_iterable(groups))
     answers = _Answers(view, encoder, protocol, batch_tokens, progress)
     answers.ask(probes)
     rows = tuple(
@@ -77,6 +78,10 @@ def evaluate(
     return Evaluation(
         protocol, _with_joint_metrics(rows, protocol), distributions=dict(zip(prompts, logs, strict=True))
     )
+
+
+def _probes_of_kinds(record: EditRecord, kinds: Container[str]) -> list[Probe]:
+    return [probe for probe in all_probes(record) if probe.kind in kinds]
 
 
 class _Answers:
@@ -96,7 +101,7 @@ class _Answers:
 
     def ask(self, probes: Sequence[Probe]) -> None:
         """Run the model."""
-        pairs = list(dict.fromkeys(pair for probe in probes for pair in self._pairs(probe)))
+        pairs = list(dict.fromkeys(chain.from_iterable(map(self._pairs, probes))))
         scores = score_continuations(self._view, self._encoder, pairs, **self._options)
         self._scores = dict(zip(pairs, scores, strict=True))
         self._texts = self._write_answers(probes)
@@ -130,7 +135,7 @@ class _Answers:
     def _write_answers(self, probes: Sequence[Probe]) -> dict[str, str]:
         """Continue the prompts that are answered freely, conditions included."""
         protocol = self._protocol
-        prompts = [prompt for probe in probes for prompt in self._written_prompts(probe)]
+        prompts = chain.from_iterable(map(self._written_prompts, probes))
         full = {prompt: protocol.ask(prompt) for prompt in prompts}
         texts = self._write(
             full.values(),
@@ -189,7 +194,7 @@ def _with_joint_metrics(rows: tuple[RecordResult, ...], protocol: Protocol) -> t
     for metric in metrics_of(protocol):
         if metric.whole is None or not metric.applies(protocol, compared=False):
             continue
-        groups = [[probe for probe in row.probes if probe.kind == metric.kind] for row in rows]
+        groups = [row.probes_of(metric.kind) for row in rows]
         measured: list[RecordResult] = []
         for row, values in zip(rows, metric.whole(groups, protocol), strict=True):
             remaining = iter(values)

@@ -12,6 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache, partial
+from itertools import chain
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +58,8 @@ def words(text: str) -> list[str]:
         >>> words("It's in Rome, 罗马")
         ['It', "'", 's', 'in', 'Rome', ',', '罗', '马']
     """
-    parts = "".join(c if c.isalnum() and not _wide(c) else f" {c} " for c in unicodedata.normalize("NFC", text))
-    return parts.split()
+    spaced = "".join(c if c.isalnum() and not _wide(c) else f" {c} " for c in unicodedata.normalize("NFC", text))
+    return spaced.split()
 
 
 def _wide(character: str) -> bool:
@@ -66,14 +67,14 @@ def _wide(character: str) -> bool:
 
 
 def ngram_entropy(tokens: Sequence[str], n: int) -> float:
-    """Entropy of the n-grams' frequencies, in bits; 0 where there are fewer than two kinds."""
+    """Return the entropy of the n-grams' frequencies, in bits; 0 where there are fewer than two kinds."""
     counts = Counter(zip(*(tokens[i:] for i in range(n)), strict=False))
     total = counts.total()
     return -math.fsum(c / total * math.log2(c / total) for c in counts.values()) + 0.0
 
 
 def fluency(text: str) -> float:
-    """Mean of 2/3 of the bigrams' entropy and 4/3 of the trigrams', in bits (ROME's GE, which papers print x 100)."""
+    """Return 2/3 of the bigrams' entropy and 4/3 of the trigrams', on average, in bits (ROME's GE, printed x 100)."""
     tokens = words(text)
     return fmean((ngram_entropy(tokens, 2) * 2 / 3, ngram_entropy(tokens, 3) * 4 / 3))
 
@@ -93,7 +94,7 @@ def _need(module: str, metric: str) -> MissingDependencyError:
 
 @cache
 def _weights() -> tuple[Any, Any]:
-    """Word counts by hash, and their inverse document frequencies over the bundled Wikipedia passages.
+    """Make word counts by hash, and their inverse document frequencies over the bundled Wikipedia passages.
 
     Hashing keeps words that the passages lack (names, above all): they get the weight of the rarest.
     """
@@ -112,18 +113,18 @@ def _lower(text: str) -> list[str]:
 
 
 def tfidf_similarity(text: str, references: str) -> float:
-    """Cosine of two texts' tf-idf vectors, in [0, 1].
+    """Return the cosine of two texts' tf-idf vectors, in [0, 1].
 
     Raises:
         MissingDependencyError: scikit-learn is not installed.
     """
     counts, weights = _weights()
-    one, other = weights.transform(counts.transform([text, references]))  # rows of length 1, or 0
-    return float(one.multiply(other).sum())
+    text_row, references_row = weights.transform(counts.transform([text, references]))  # rows of length 1, or 0
+    return float(text_row.multiply(references_row).sum())
 
 
 def _consistency(groups: Sequence[Sequence[AnsweredProbe]], protocol: Protocol) -> list[list[float | None]]:
-    """One number a record: all its passages together against all its references."""
+    """Return one number a record: all its passages together against all its references."""
     values: list[list[float | None]] = []
     for group in groups:
         value = None
@@ -134,7 +135,7 @@ def _consistency(groups: Sequence[Sequence[AnsweredProbe]], protocol: Protocol) 
 
 
 def rouge_l(text: str, reference: str) -> float:
-    """F1 of the longest common subsequence of words, in [0, 1].
+    """Return F1 of the longest common subsequence of words, in [0, 1].
 
     Raises:
         MissingDependencyError: torchmetrics is not installed.
@@ -149,7 +150,7 @@ def rouge_l(text: str, reference: str) -> float:
 
 
 def _rouge(groups: Sequence[Sequence[AnsweredProbe]], protocol: Protocol) -> list[list[float | None]]:
-    return [[_best_rouge(probe) for probe in group] for group in groups]
+    return [list(map(_best_rouge, group)) for group in groups]
 
 
 def _best_rouge(probe: AnsweredProbe) -> float | None:
@@ -185,7 +186,7 @@ def bert_score(texts: Sequence[str], references: Sequence[str]) -> list[float]:
 def _bert_score(groups: Sequence[Sequence[AnsweredProbe]], protocol: Protocol) -> list[list[float | None]]:
     texts: list[str] = []
     answers: list[str] = []
-    for probe in (probe for group in groups for probe in group):
+    for probe in chain.from_iterable(groups):
         if probe.text:
             texts += [probe.text] * len(probe.answers)
             answers += probe.answers

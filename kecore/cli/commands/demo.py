@@ -12,8 +12,9 @@ from rich.markup import escape
 from kecore.cli import options
 from kecore.cli.console import Screen, format_bytes, make_fields
 from kecore.cli.errors import CheckFailed
-from kecore.cli.job import EditJob, Outcome
+from kecore.cli.job import EditJob
 from kecore.cli.loading import Loading
+from kecore.cli.outcome import Outcome
 from kecore.cli.samples import Ask, choose_asks, continue_prompts
 
 if TYPE_CHECKING:

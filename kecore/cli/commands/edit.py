@@ -10,8 +10,9 @@ import typer
 
 from kecore.cli import options
 from kecore.cli.console import Screen, format_bytes, make_fields, to_plain_json
-from kecore.cli.job import EDIT, EditJob, Outcome
+from kecore.cli.job import EDIT, EditJob
 from kecore.cli.loading import Loading
+from kecore.cli.outcome import Outcome
 from kecore.cli.samples import choose_asks
 from kecore.statistics_source import StatisticsSource
 

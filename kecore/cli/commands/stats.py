@@ -12,7 +12,7 @@ from kecore.cli.console import Screen, format_bytes, format_score, make_fields
 from kecore.cli.loading import Loading, span
 from kecore.cli.machine import measure_cost, plan_table, show_cost
 from kecore.environment import environment
-from kecore.statistics_source import StatisticsSource
+from kecore.statistics_source import StatisticsSource, default_layers
 
 if TYPE_CHECKING:
     from kecore.model import ModelView
@@ -66,7 +66,7 @@ def stats(
     where it stopped.
     """
     screen = Screen.of(context)
-    asked = options.layer_list(layers)
+    indices = options.layer_list(layers)
     if not text:
         raise typer.BadParameter("no text: give --text FILE (`kecore edit` without --stats uses a bundled sample)")
     if until is not None and not until > 0:
@@ -88,7 +88,7 @@ def stats(
 
         view = ModelView.of(loaded.model)
         encoder = Encoder(loaded.tokenizer, max_length=view.max_length)
-        chosen = _default_layers(view) if asked is None else [view.layer(index).index for index in asked]
+        chosen = default_layers(view) if indices is None else [view.layer(index).index for index in indices]
     wanted = tokens or token_budget(view)
     dtype_of_pass = DTYPES.get(precision)
     plan = make_plan(view, budget, [collection_need(view, chosen, wanted, dtype_of_pass)])
@@ -102,22 +102,22 @@ def stats(
     with screen.stage(
         "statistics", f"key statistics of layers {span(chosen)} from {StatisticsSource(texts=tuple(text)).text_name}"
     ):
-        found = collect_statistics(
+        statistics = collect_statistics(
             view, encoder, corpus, chosen, tokens=wanted,
             until=until, seed=seed, precision=dtype_of_pass, memory=plan.activations, out=out, progress=progress,
         )  # fmt: skip
-    rate = (found.tokens - seen[0]) / screen.stages["statistics"]
-    _finish(screen, found, view, out / FILE, model, rate)
+    rate = (statistics.tokens - seen[0]) / screen.stages["statistics"]
+    _finish(screen, statistics, view, out / FILE, model, rate)
 
 
-def _finish(screen: Screen, found: KeyStatistics, view: ModelView, path: Path, model: str, rate: float) -> None:
-    worst = max(found.convergence.values(), default=None)
+def _finish(screen: Screen, statistics: KeyStatistics, view: ModelView, path: Path, model: str, rate: float) -> None:
+    worst = max(statistics.convergence.values(), default=None)
     screen.show(
         make_fields(
             {
                 "statistics": f"{path} ({format_bytes(path.stat().st_size)})",
-                "layers": span(found.layers),
-                "tokens": f"{found.tokens:,}, {rate:,.0f} a second through all layers at once",
+                "layers": span(statistics.layers),
+                "tokens": f"{statistics.tokens:,}, {rate:,.0f} a second through all layers at once",
                 "convergence": f"{format_score(worst)} (largest change of the inverse from half the tokens to all)",
             }
         )
@@ -125,27 +125,10 @@ def _finish(screen: Screen, found: KeyStatistics, view: ModelView, path: Path, m
     spent = measure_cost(screen, view.device)
     show_cost(screen, spent)
     values = {
-        **found.header(),
-        "layers": list(found.layers),
+        **statistics.header(),
+        "layers": list(statistics.layers),
         "model": model,
         "path": str(path),
         "tokens_per_second": rate,
     }
     screen.finish({**values, **spent, **environment(view.device), "warnings": screen.warnings})
-
-
-def _default_layers(view: ModelView) -> list[int]:
-    """Every layer that some installed method edits by default and wants statistics of."""
-    from kecore.api import registry
-    from kecore.api.errors import PluginError
-    from kecore.api.requirements import statistics_layers
-
-    chosen: set[int] = set()
-    offered = registry.default_registry()
-    for name in offered.names():
-        try:
-            method = offered.get(name)
-        except PluginError:
-            continue  # `kecore methods` says what is wrong with it
-        chosen |= set(statistics_layers(method, method.Config(), view))
-    return sorted(chosen) or list(range(len(view.layers)))
