@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import re
 import shlex
@@ -16,6 +17,7 @@ import typer.main
 import kecore
 from kecore.cli import app
 from kecore.cli.options import spread_texts
+from kecore.testing.structure import PLUGINS
 
 
 def test_command_page_is_current(docs_script: Callable[[str], ModuleType]) -> None:
@@ -57,6 +59,23 @@ def test_refreshing_replaces_old_output(docs_script: Callable[[str], ModuleType]
     text = "a\n```console\n$ x 1\nold\nold\n$ y\n```\nb\n```\n$ z\n```\n"
     found = docs_script("_quickstart").refreshed(text, lambda command: f"new {command}\n")
     assert found == "a\n```console\n$ x 1\nnew x 1\n\n$ y\nnew y\n```\nb\n```\n$ z\n```\n"
+
+
+def imports_of_a_page(page: Path) -> list[ast.ImportFrom]:
+    """The imports of kecore's names in the blocks of Python on a page."""
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    imports = [node for node in ast.walk(ast.parse("\n".join(blocks))) if isinstance(node, ast.ImportFrom)]
+    return [node for node in imports if (node.module or "").partition(".")[0] in ("kecore", *PLUGINS)]
+
+
+def test_pages_import_names_that_exist(root: Path) -> None:
+    checked = 0
+    for page in [root / "README.md", *(root / "docs").rglob("*.md")]:
+        for node in imports_of_a_page(page):
+            for alias in node.names:
+                exec(f"from {node.module} import {alias.name}", {})  # noqa: S102 - a name of ours
+                checked += 1
+    assert checked > 30
 
 
 def python_of_a_page(page: Path) -> str:
