@@ -133,8 +133,8 @@ def page() -> str:
     group: Any = typer.main.get_command(app)
     commands = {name: group.get_command(None, name) for name in group.list_commands(None)}
     summary = [f"| `kecore {name}` | {_first(command)} |" for name, command in commands.items()]
-    parts = [_section(name, command) for name, command in commands.items()]
-    return _TEXT.format(summary="\n".join(summary), commands="\n".join(parts)) + _OWN
+    sections = [_section(name, command) for name, command in commands.items()]
+    return _TEXT.format(summary="\n".join(summary), commands="\n".join(sections)) + _OWN
 
 
 def _help(command: Any) -> str:
@@ -148,14 +148,14 @@ def _first(command: Any) -> str:
 def _section(name: str, command: Any) -> str:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and "--help" not in p.opts]
-    words = [" ".join(part.split()) for part in _help(command).split("\n\n")]
+    paragraphs = [" ".join(text.split()) for text in _help(command).split("\n\n")]
     required = " ".join(f"{p.opts[0]} {p.metavar}" for p in options if p.required)
     usage = " ".join(filter(None, [f"kecore {name}", *map(_argument, arguments), required, "[OPTIONS]"]))
     rows = [f"| `{_argument(p)}` | {_text(p)} |  |" for p in arguments]
     rows += [f"| `{_names(p)}` | {_text(p)} | {_default(p)} |" for p in options]
     lines = [f"### kecore {name}", "", f"`{usage}`", ""]
-    for part in words:
-        lines += [textwrap.fill(part, 118), ""]
+    for paragraph in paragraphs:
+        lines += [textwrap.fill(paragraph, 118), ""]
     return "\n".join([*lines, "| option | meaning | default |", "| --- | --- | --- |", *rows, ""])
 
 

@@ -7,6 +7,7 @@ compares the page with what the script would write.
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,18 @@ _DIGITS = {"perplexity": 2, "drift": 4}
 
 
 def tables() -> str:
-    """Figures of every edit beside those of the unedited model, the edited matrices, and the conditions."""
+    """Make tables of every edit's figures beside the unedited model's, of edited matrices, and of the conditions."""
     values = json.loads(FIGURES.read_text(encoding="utf-8"))
     results: list[dict[str, Any]] = values["results"]
     labels = [Path(result["label"]).name for result in results]
-    head = ["figure", "n", "chance", "unedited", *(part for label in labels for part in (label, "difference"))]
+    head = ["figure", "n", "chance", "unedited"]
+    matrices: list[list[str]] = []
+    for label, result in zip(labels, results, strict=True):
+        head += [label, "difference"]
+        for matrix in result["matrices"]:
+            pairs = [_pair(matrix[key]) for key in _MATRIX]
+            matrices.append([label, f"`{matrix['name']}`", f"{100 * matrix['change']:.2f} %", *pairs])
     rows = [_figure(name, values) for name in results[0]["changes"]]
-    matrices = [
-        [label, f"`{m['name']}`", f"{100 * m['change']:.2f} %", *(_pair(m[key]) for key in _MATRIX)]
-        for label, result in zip(labels, results, strict=True)
-        for m in result["matrices"]
-    ]
     heads = ["edit", "matrix", "change", *_MATRIX.values()]
     return "\n".join([*_table(head, rows), "", *_table(heads, matrices), "", *_conditions(values), ""])
 
@@ -63,10 +65,9 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 def _conditions(values: dict[str, Any]) -> list[str]:
     conditions, versions = values["conditions"], values["versions"]
+    all_edits = chain.from_iterable(result["edits"] for result in values["results"])
     edits = "; ".join(
-        f"{edit['facts']} facts by {edit['method']}, {edit['bytes'] / 2**20:.1f} MiB"
-        for result in values["results"]
-        for edit in result["edits"]
+        f"{edit['facts']} facts by {edit['method']}, {edit['bytes'] / 2**20:.1f} MiB" for edit in all_edits
     )
     latency = "; ".join(
         f"{Path(result['label']).name} {1000 * result['latency']['edited']:.1f} ms a token, "

@@ -89,15 +89,15 @@ def row(architecture: str) -> Row:
         architecture,
         name,
         EDITED,
-        _each(f"`{_path(part)}`" for part in view.layers),
-        _each("Conv1D" if p.site.linear.transposed else "Linear" for p in view.layers),
-        _each(map(_scale, view.layers)),
-        *_driven(view),
+        _list_distinct(f"`{_path(layer)}`" for layer in view.layers),
+        _list_distinct("Conv1D" if layer.site.linear.transposed else "Linear" for layer in view.layers),
+        _list_distinct(map(_scale, view.layers)),
+        *_describe_driving(view),
     )
 
 
-def _each(values: Iterable[str]) -> str:
-    """Distinct values of the layers, the most common first."""
+def _list_distinct(values: Iterable[str]) -> str:
+    """List distinct values of the layers, the most common first."""
     return ", ".join(value for value, _ in Counter(values).most_common())
 
 
@@ -109,8 +109,8 @@ def _scale(layer: LayerView) -> str:
     return "norm" if layer.residual_scale is None else f"{layer.residual_scale:.3g}"
 
 
-def _driven(view: ModelView) -> tuple[str, str]:
-    """Replay mode, and what is unusual about driving the model."""
+def _describe_driving(view: ModelView) -> tuple[str, str]:
+    """Return the replay mode, and what is unusual about driving the model."""
     remarks = []
     if not view.left_padding:
         remarks.append("padding always on the right")
@@ -140,7 +140,7 @@ def page(rows: Iterable[Row]) -> str:
     """Return the whole page."""
     rows = list(rows)
     names = [field.name.replace("_", " ") for field in fields(Row)]
-    found = Counter(row.edited for row in rows)
+    counts = Counter(row.edited for row in rows)
     modes = Counter(row.replay for row in rows if row.replay)
     return _TEXT.format(
         version=transformers.__version__,
@@ -148,7 +148,7 @@ def page(rows: Iterable[Row]) -> str:
         refused=REFUSED,
         not_built=NOT_BUILT,
         counts=f"{len(rows)} architectures: "
-        + ", ".join(f"{found[kind]} {kind}" for kind in (EDITED, REFUSED, NOT_BUILT))
+        + ", ".join(f"{counts[kind]} {kind}" for kind in (EDITED, REFUSED, NOT_BUILT))
         + "; replay "
         + ", ".join(f"{mode} {count}" for mode, count in modes.most_common())
         + ".",

@@ -11,7 +11,6 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from time import perf_counter
 from typing import Any
 
@@ -22,6 +21,7 @@ from kecore._version import __version__
 from kecore.api import registry
 from kecore.api.errors import ConfigError, KecoreWarning, NativeError
 from kecore.api.plugins import PluginInfo
+from kecore.environment import package_versions
 
 __all__ = ["Backend", "Cache", "Device", "Report", "make_report"]
 
@@ -147,7 +147,7 @@ def make_report(commands: Sequence[PluginInfo] = ()) -> Report:
         kecore=__version__,
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
-        packages={name: _version(name) for name in PACKAGES},
+        packages=package_versions(PACKAGES),
         cuda_build=torch.version.cuda,
         devices=_devices(),
         threads=torch.get_num_threads(),
@@ -161,13 +161,6 @@ def make_report(commands: Sequence[PluginInfo] = ()) -> Report:
         refused=refused,
         problems=tuple(problems),
     )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _bfloat16_speed() -> float:

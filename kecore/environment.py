@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from kecore._version import __version__
 
-__all__ = ["environment", "hardware"]
+__all__ = ["environment", "hardware", "package_versions"]
+
+
+def package_versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Return the version of each package by name; None where it is not installed."""
+    versions: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return versions
 
 
 def hardware(device: Any) -> dict[str, Any]:
@@ -40,13 +53,6 @@ def _processor() -> str:
 
 def environment(device: Any) -> dict[str, Any]:
     """Return versions and hardware: what a number needs beside its protocol."""
-    import torch
-    import transformers
-
-    versions = {
-        "kecore": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+    versions: dict[str, str | None] = {"kecore": __version__, "python": platform.python_version()}
+    versions |= package_versions(("torch", "transformers"))
     return {"versions": versions, "hardware": hardware(device)}

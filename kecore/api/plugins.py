@@ -276,12 +276,12 @@ def subclass_rule(base: type) -> Rule:
 
 
 def check_class(
-    found: object, name: str, source: str, *, contract: str, version: int, rules: Mapping[str, Rule]
+    target: object, name: str, source: str, *, contract: str, version: int, rules: Mapping[str, Rule]
 ) -> type[Any]:
     """Check the class of a plugin against a contract.
 
     Args:
-        found: what the entry point leads to.
+        target: what the entry point leads to.
         name: the entry point's name, which the class must repeat.
         source: words that name the plugin, for messages.
         contract: the contract's name, such as ``METHOD_API``; ``api`` says for which versions the class is.
@@ -292,9 +292,9 @@ def check_class(
         IncompatiblePluginError: the class was written for other versions of the contract.
         PluginError: it is no class; or names the first attribute that is not as the contract asks.
     """
-    if not isinstance(found, type):
-        raise PluginError(f"{source}: the entry point must lead to a class, got {found!r}")
-    match getattr(found, "api", None):
+    if not isinstance(target, type):
+        raise PluginError(f"{source}: the entry point must lead to a class, got {target!r}")
+    match getattr(target, "api", None):
         case (int(low), int(high)) if low <= high:
             pass
         case api:
@@ -312,11 +312,11 @@ def check_class(
         "reference": Rule("the paper as text, not empty", lambda value: isinstance(value, str) and bool(value.strip())),
     }
     for attribute, rule in {**common_rules, **rules}.items():
-        value = getattr(found, attribute, None)
+        value = getattr(target, attribute, None)
         if not rule.holds(value):
-            got = f"got {value!r}" if hasattr(found, attribute) else "it is missing"
-            raise PluginError(f"{source}: {found.__qualname__}.{attribute} must be {rule.expected}; {got}")
-    return found
+            got = f"got {value!r}" if hasattr(target, attribute) else "it is missing"
+            raise PluginError(f"{source}: {target.__qualname__}.{attribute} must be {rule.expected}; {got}")
+    return target
 
 
 def _key(name: str) -> str:

@@ -79,11 +79,11 @@ def default_registry() -> Registry:
     return Registry(entry_points(group=GROUP), **plugin_limits())
 
 
-def check_contract(found: object, name: str, source: str = "") -> type[EditMethod]:
+def check_contract(target: object, name: str, source: str = "") -> type[EditMethod]:
     """Check a class against the contract of :class:`~kecore.api.method.EditMethod`.
 
     Args:
-        found: what the entry point leads to.
+        target: what the entry point leads to.
         name: the entry point's name.
         source: how messages name the method; by default by ``name``.
 
@@ -99,7 +99,7 @@ def check_contract(found: object, name: str, source: str = "") -> type[EditMetho
         "plan": Rule("a function plan(self, view, batch, context)", callable),
     }
     source = source or f"method '{name}'"
-    return check_class(found, name, source, contract="METHOD_API", version=METHOD_API, rules=rules)
+    return check_class(target, name, source, contract="METHOD_API", version=METHOD_API, rules=rules)
 
 
 def _origin(method: type) -> str:

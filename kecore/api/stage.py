@@ -126,11 +126,11 @@ def setting_prefix(name: str) -> str:
     return name.replace("-", "_") + "_"
 
 
-def check_stage(found: object, name: str, source: str = "") -> type[Stage]:
+def check_stage(target: object, name: str, source: str = "") -> type[Stage]:
     """Check a class against the contract of :class:`Stage`.
 
     Args:
-        found: what the entry point leads to.
+        target: what the entry point leads to.
         name: the entry point's name.
         source: how messages name the stage; by default by ``name``.
 
@@ -145,4 +145,4 @@ def check_stage(found: object, name: str, source: str = "") -> type[Stage]:
         "apply": Rule("a function apply(self, form, settings)", callable),
     }
     source = source or f"stage '{name}'"
-    return check_class(found, name, source, contract="STAGE_API", version=STAGE_API, rules=rules)
+    return check_class(target, name, source, contract="STAGE_API", version=STAGE_API, rules=rules)

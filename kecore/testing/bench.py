@@ -200,9 +200,9 @@ class Bench:
         fields: dict[str, Any] = {**needed, "seed": seed, "progress": progress, **context}
         encoder = self.encoder(view)
         batch = RequestBatch.of(requests, encoder)
-        given = MethodContext(line.make_config(self.trial.config), encoder, **fields)
+        method_context = MethodContext(line.make_config(self.trial.config), encoder, **fields)
         with _quietly():
-            return line.sign((instance or line.method()).plan(view, batch, given))
+            return line.sign((instance or line.method()).plan(view, batch, method_context))
 
     @contextmanager
     def session(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Iterator[Session]:

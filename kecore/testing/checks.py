@@ -213,12 +213,12 @@ def same_seed_same_edit(bench: Bench) -> None:
 def two_models_do_not_mix(bench: Bench) -> None:
     """What was planned for one model has no influence on a plan for another one in the same process."""
     architectures = [name for name in bench.trial.models if name != bench.architecture]
-    other = Bench(bench.trial, architectures[0] if architectures else bench.architecture)
+    second_bench = Bench(bench.trial, architectures[0] if architectures else bench.architecture)
     bench.plan(bench.view(), bench.requests())
-    after = other.outcome(other.plan(other.view(), other.requests()))
-    alone = reimport(bench.method)  # with none of the module's variables filled
-    edit = other.plan(other.view(), other.requests(), method=alone)
-    _same(other.outcome(edit), after, "a plan depends on which models were planned for before")
+    after = second_bench.outcome(second_bench.plan(second_bench.view(), second_bench.requests()))
+    fresh_method = reimport(bench.method)  # with none of the module's variables filled
+    edit = second_bench.plan(second_bench.view(), second_bench.requests(), method=fresh_method)
+    _same(second_bench.outcome(edit), after, "a plan depends on which models were planned for before")
 
 
 # An edit.
@@ -459,8 +459,9 @@ def what_is_missing_is_asked_for(bench: Bench) -> None:
     _refuses(UnsupportedCapabilityError, nothing, "a plan without what the method needs")
     trained = bench.trained()
     if trained is not None:
-        other = replace(trained, base=Fingerprint(trained.base.dtype, dict.fromkeys(trained.base.digests, "other")))
-        _refuses(ArtifactMismatchError, planning(trained=other), "an editor that was trained for another model")
+        foreign_base = Fingerprint(trained.base.dtype, dict.fromkeys(trained.base.digests, "other"))
+        foreign = replace(trained, base=foreign_base)
+        _refuses(ArtifactMismatchError, planning(trained=foreign), "an editor that was trained for another model")
     if bench.capabilities.needs_statistics:
         none = KeyStatistics({}, 0, {}, "")
         _refuses(StatisticsMismatchError, planning(statistics=none), "statistics of other layers")

@@ -79,12 +79,14 @@ _GROUPS: tuple[tuple[float, str], ...] = (
     # weights large enough that every part of the model has a say in the logits
     (0.2, "initializer_range init_std"),
 )
-_SIZES: dict[str, Any] = {name: size for size, names in _GROUPS for name in names.split()} | {
+_SIZES: dict[str, Any] = {
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "is_decoder": True,
 }
+for _size, _names in _GROUPS:
+    _SIZES |= dict.fromkeys(_names.split(), _size)
 _DEPTHS = {
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers",
     "num_decoder_layers", "num_encoder_layers", "num_blocks",

@@ -98,17 +98,15 @@ def _check_usage(
     collect: object,
 ) -> None:
     """Refuse options that contradict each other, and a fact that lacks a part."""
-    given = [f"--{name.replace('_', '-')}" for name, value in single.items() if value is not None]
-    if facts is not None and given:
-        raise typer.BadParameter(f"give either --facts or a single fact, not --facts and {given[0]}")
+    single_options = [f"--{name.replace('_', '-')}" for name, value in single.items() if value is not None]
+    if facts is not None and single_options:
+        raise typer.BadParameter(f"give either --facts or a single fact, not --facts and {single_options[0]}")
     if facts is None:
         missing = [f"--{name}" for name in ("prompt", "subject", "target") if single[name] is None]
+        if not single_options:
+            raise typer.BadParameter("no facts: give --facts FILE, or one fact by --prompt, --subject and --target")
         if missing:
-            raise typer.BadParameter(
-                "no facts: give --facts FILE, or one fact by --prompt, --subject and --target"
-                if not given
-                else f"a single fact needs {', '.join(missing)} too"
-            )
+            raise typer.BadParameter(f"a single fact needs {', '.join(missing)} too")
         if unused := [name for name, value in reading.items() if value is not None]:
             raise typer.BadParameter(f"--{unused[0]} goes with --facts FILE")
     if stats is not None and collect:
