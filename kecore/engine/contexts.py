@@ -31,7 +31,7 @@ _WORTH_KEEPING = 1 << 24  # parameters; smaller models write contexts as quickly
 
 @torch.no_grad()
 def sample(view: ModelView, encoder: Encoder, count: int, tokens: int, seed: int) -> tuple[str, ...]:
-    """The empty context and ``count`` sampled ones.
+    """Return the empty context and ``count`` sampled ones.
 
     Args:
         view: the model that writes the contexts.
@@ -44,26 +44,27 @@ def sample(view: ModelView, encoder: Encoder, count: int, tokens: int, seed: int
         return ("",)
     plain = Encoder(encoder.tokenizer)
     generator = torch.Generator().manual_seed(seed)
-    openings = [list(plain.encode(_OPENINGS[i % len(_OPENINGS)]).ids) for i in range(count)]
-    written: list[list[int]] = [[] for _ in openings]
-    decoding = Decoding(view, plain.rows(openings, [len(row) - 1 for row in openings]))
-    for place in range(tokens):
-        best, index = decoding.logits().float().cpu().topk(_TOP_K)
-        choice = index.gather(1, torch.multinomial(best.softmax(-1), 1, generator=generator)).flatten()
-        for row, token in zip(written, choice.tolist(), strict=True):
+    openings = [_OPENINGS[index % len(_OPENINGS)] for index in range(count)]
+    opening_ids = [list(plain.encode(opening).ids) for opening in openings]
+    decoding = Decoding(view, plain.rows(opening_ids, [len(ids) - 1 for ids in opening_ids]))
+    sampled: list[list[int]] = [[] for _ in openings]
+    for step in range(tokens):
+        best, ids = decoding.logits().float().cpu().topk(_TOP_K)  # [count, _TOP_K] each
+        chosen = ids.gather(1, torch.multinomial(best.softmax(-1), 1, generator=generator)).flatten()  # [count]
+        for row, token in zip(sampled, chosen.tolist(), strict=True):
             row.append(int(token))
-        if place + 1 < tokens:
-            decoding.append(choice)
-    texts = [
-        _OPENINGS[i % len(_OPENINGS)] + plain.tokenizer.decode(row, skip_special_tokens=True)
-        for i, row in enumerate(written)
-    ]
-    # Braces would collide with the subject's slot, and line breaks end a prompt for some models.
-    return ("", *(" ".join(text.replace("{", " ").replace("}", " ").split()) for text in texts))
+        if step + 1 < tokens:
+            decoding.append(chosen)
+    contexts = [""]
+    for opening, row in zip(openings, sampled, strict=True):
+        text = opening + plain.tokenizer.decode(row, skip_special_tokens=True)
+        # Braces would collide with the subject's slot, and line breaks end a prompt for some models.
+        contexts.append(" ".join(text.replace("{", " ").replace("}", " ").split()))
+    return tuple(contexts)
 
 
 def of_session(view: ModelView, context: MethodContext, count: int, tokens: int) -> tuple[str, ...]:
-    """The contexts of :func:`sample`, which all edits of a session share, and all sessions on the same unedited model.
+    """Return the contexts that all edits of a session share, and all sessions on the same unedited model.
 
     Args:
         view: the model that writes the contexts, frozen by the caller.
@@ -78,21 +79,21 @@ def of_session(view: ModelView, context: MethodContext, count: int, tokens: int)
 
 
 def _of_model(view: ModelView, context: MethodContext, count: int, tokens: int) -> tuple[str, ...]:
-    def made() -> tuple[str, ...]:
+    def sample_unedited() -> tuple[str, ...]:
         with without_edits(view.model):
             return sample(view, context.encoder, count, tokens, context.seed)
 
+    def sample_as_tensors() -> dict[str, torch.Tensor]:
+        text = json.dumps(sample_unedited()).encode()
+        return {"texts": torch.frombuffer(bytearray(text), dtype=torch.uint8)}
+
     large = sum(parameter.numel() for parameter in view.model.parameters()) >= _WORTH_KEEPING
     if context.base is None or not count or not large:
-        return made()
+        return sample_unedited()
     base = context.base
     # Another device or version of torch rounds otherwise, and so may choose another token.
-    depends = (_METHOD, base.digests[base.dtype], type(view.model).__name__, view.device.type, torch.__version__)
-    digest = hashlib.sha256(repr((*depends, count, tokens, context.seed)).encode())
+    origin = (_METHOD, base.digests[base.dtype], type(view.model).__name__, view.device.type, torch.__version__)
+    digest = hashlib.sha256(repr((*origin, count, tokens, context.seed)).encode())
     digest.update(context.encoder.tokenizer.backend_tokenizer.to_str().encode())
-    found = load_or_make("contexts", digest.hexdigest()[:32], "contexts", lambda: {"texts": _packed(made())})
-    return tuple(json.loads(found["texts"].numpy().tobytes()))
-
-
-def _packed(texts: tuple[str, ...]) -> torch.Tensor:
-    return torch.frombuffer(bytearray(json.dumps(texts).encode()), dtype=torch.uint8)
+    stored = load_or_make("contexts", digest.hexdigest()[:32], "contexts", sample_as_tensors)
+    return tuple(json.loads(stored["texts"].numpy().tobytes()))

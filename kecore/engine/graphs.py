@@ -10,11 +10,11 @@ from torch import Tensor
 __all__ = ["Function", "record"]
 
 Function = Callable[..., Sequence[Tensor]]
-"""Of tensors, with as many results each time."""
+"""A function of tensors that returns as many tensors each time."""
 
 
 def record(function: Function, inputs: Sequence[Tensor]) -> Function:
-    """The function as a CUDA graph for inputs of these shapes.
+    """Record a function as a CUDA graph for inputs of these shapes, and return what replays it.
 
     A replay reads what the function closes over where it lay when it was recorded. Whatever else the function does on
     the host is done once, now. Call the function once before, for what libraries set up at their first use cannot be
@@ -23,14 +23,14 @@ def record(function: Function, inputs: Sequence[Tensor]) -> Function:
     Raises:
         RuntimeError: it does something that cannot be recorded, such as reading a result on the host.
     """
-    kept = [given.clone() for given in inputs]
+    recorded_inputs = [tensor.clone() for tensor in inputs]
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        results = function(*kept)
+        results = function(*recorded_inputs)
 
-    def replay(*given: Tensor) -> Sequence[Tensor]:
-        for mine, theirs in zip(kept, given, strict=True):
-            mine.copy_(theirs)
+    def replay(*new_inputs: Tensor) -> Sequence[Tensor]:
+        for recorded, new in zip(recorded_inputs, new_inputs, strict=True):
+            recorded.copy_(new)
         graph.replay()
         return [result.clone() for result in results]  # the next replay writes where these lie
 

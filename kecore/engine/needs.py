@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,34 +54,32 @@ class Shape:
 
 
 def closed_form(view: ModelView, batch: RequestBatch, shape: Shape) -> list[Need]:
-    """Needs of the stages of :class:`~kecore.engine.closed_form.ClosedForm`."""
-    groups, bare = batch.groups, batch.located()
-    last = max(shape.layers) if shape.anchor is None else shape.anchor
+    """Return what the stages of :class:`~kecore.engine.closed_form.ClosedForm` need."""
     prefix = _OPENING + shape.context_tokens if shape.contexts else 0
     return [
-        _values(view, shape, last, groups, [(i.lookup, len(i.ids), i.start) for i in bare], prefix),
-        _keys(view, shape, groups, [i.lookup + 1 for i in bare], prefix),
-        _solve(view, shape, max(groups) + 1),
+        _values(view, shape, batch, prefix),
+        _keys(view, shape, batch, prefix),
+        _solve(view, shape, len(batch.subjects)),
     ]
 
 
-def _values(
-    view: ModelView, shape: Shape, layer: int, groups: Sequence[int], spans: list[tuple[int, int, int]], prefix: int
-) -> Need:
-    u = max(groups) + 1
+def _values(view: ModelView, shape: Shape, batch: RequestBatch, prefix: int) -> Need:
+    layer = max(shape.layers) if shape.anchor is None else shape.anchor
+    u, prompts = len(batch.subjects), batch.located()
     tokens = [0] * u
     cached = places = longest = 0
-    for group, (lookup, length, start) in zip(groups, spans, strict=True):
+    for group, prompt in zip(batch.groups, prompts, strict=True):
+        length, lookup = len(prompt.ids), prompt.lookup
         longest = max(longest, length - lookup)
         tokens[group] += (shape.contexts + 1) * (length - lookup)
         cached += (shape.contexts + 1) * (prefix + lookup)
-        places += (shape.contexts + 1) * (length - start)
+        places += (shape.contexts + 1) * (length - prompt.start)
     if shape.kl:
         tokens = [count + _ESSENCE for count in tokens]
         places += u
     every = sum(tokens)
     # Rows of different lengths share a micro-batch while it is small, and are padded to the longest.
-    padded = min(len(spans) * (shape.contexts + 1 + shape.kl) * longest, max(_SMALL, int(_PADDING * every)))
+    padded = min(len(prompts) * (shape.contexts + 1 + shape.kl) * longest, max(_SMALL, int(_PADDING * every)))
     per_token = (
         backward_bytes(view, layer, shape.precision)
         + cached * cached_bytes(view, layer, shape.precision) // every
@@ -97,8 +94,9 @@ def _values(
     return Need("values", parts, per_token, max(every, padded), max(tokens))
 
 
-def _keys(view: ModelView, shape: Shape, groups: Sequence[int], lengths: list[int], prefix: int) -> Need:
-    u, rows = max(groups) + 1, len(lengths) * (shape.contexts + 1)
+def _keys(view: ModelView, shape: Shape, batch: RequestBatch, prefix: int) -> Need:
+    lengths = [prompt.lookup + 1 for prompt in batch.located()]  # a key's row ends with the subject
+    u, rows = len(batch.subjects), len(lengths) * (shape.contexts + 1)
     tokens = sum(lengths) * (shape.contexts + 1) + len(lengths) * shape.contexts * prefix
     d = _key_width(view, shape)
     parts = {

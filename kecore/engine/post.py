@@ -36,15 +36,16 @@ class EditedSite:
 
 
 Post = Callable[[EditedSite, Update], Update]
+"""``post(site, update)`` to the update that is used in its place."""
 
 
 def untouched(_site: EditedSite, update: Update) -> Update:
-    """The update as it is."""
+    """Return the update as it is."""
     return update
 
 
 def chained(posts: Sequence[Post]) -> Post:
-    """One stage that runs several, in order."""
+    """Return one stage that runs several, in order."""
 
     def run(site: EditedSite, update: Update) -> Update:
         for post in posts:

@@ -142,7 +142,7 @@ class Replay:
         self.hidden = self._below()
 
     def _below(self) -> Tensor | None:
-        """What the lowest layer that has to run again reads; None where that is the first."""
+        """Return what the lowest layer that has to run again reads; None where that is the first."""
         if self.start == 0:
             return None
         below = Output(self.start - 1)
@@ -174,7 +174,7 @@ class Replay:
         return self.view.run(self.rows, patches=patches, first=first, at=(row, column), past=self.past).logits
 
     def logits(self, delta: Tensor, row: Tensor, place: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Logits with a vector added at each row's lookup token.
+        """Return the logits with a vector added at each row's lookup token.
 
         Args:
             delta: ``[rows, parts * d_model]``, added to the value projection's output and to the mixer's.
@@ -190,12 +190,12 @@ class Replay:
 
     @property
     def parts(self) -> int:
-        """Vectors that are added to a row."""
+        """How many vectors are added to a row."""
         return 1 if self.mixer is None else 2
 
     @torch.no_grad()
     def lookup_norm(self, rows: Tensor) -> Tensor:
-        """Norms that the vectors are relative to, ``[len(rows), parts]``.
+        """Return the norms that the vectors are relative to, ``[len(rows), parts]``.
 
         That of the layer's output at the lookup token, in units of the value projection; of the projection's own output
         where a norm follows it, or where the mixer's is changed too, whose norm comes second.
@@ -214,7 +214,7 @@ class Replay:
 
     @torch.no_grad()
     def at_layer(self, layer: int) -> Replay:
-        """The same rows with another layer's output changed; tokens before the lookup are not run again."""
+        """Return the same rows with another layer's output changed; tokens before the lookup are not run again."""
         other = copy.copy(self)
         other.layer = layer
         other.scale = self.view.layers[layer].residual_scale if self.mixer is None else None
@@ -223,7 +223,7 @@ class Replay:
         return other
 
     def select(self, rows: Tensor) -> Replay:
-        """These rows alone; this object keeps its own."""
+        """Return these rows alone; this object keeps its own."""
         some = copy.copy(self)
         some.rows, some.lookups = self.rows.select(rows), self.lookups[rows]
         if self.hidden is not None:
@@ -263,7 +263,7 @@ class _Before:
         self.alike = any(head and len(rows) > 1 for head, rows in zip(self.heads, members.values(), strict=True))
 
     def run(self, *, shared: bool) -> tuple[Any, Tensor]:
-        """A cache of all rows, and the mask of its columns ``[rows, past]``.
+        """Return a cache of all rows, and the mask of its columns ``[rows, past]``.
 
         With ``shared`` there may be padding between a row's opening and the rest of it, which positions leave out.
         """
@@ -290,7 +290,7 @@ class _Before:
 
 
 def _copy(cache: Any) -> Any:
-    """A read-only cache whose layers may be changed without changing the other's; states are shared until then."""
+    """Return a read-only cache whose layers may be changed without changing the other's; states are shared until then."""
     outer = copy.copy(cache)
     inner = outer
     if hasattr(outer, "self_attention_cache"):

@@ -1,4 +1,4 @@
-"""What is done to optimised values before they are written."""
+"""The target stage: what is done to optimised values before they are written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ of the sequence."""
 
 
 def as_found(_layer: int, _outputs: Callable[[], Tensor], delta: Tensor, _state: dict[str, Tensor]) -> Tensor:
-    """The values as they were optimised."""
+    """Return the values as they were optimised."""
     return delta
 
 
