@@ -119,7 +119,12 @@ COMMANDS = [
     "import-triples = kecore_datasets.import_triples:import_triples",
 ]
 
-PLUGINS = ("kecore_methods", "kecore_datasets", "kecore_bench", "kecore_analysis")
+PLUGINS = ("kecore_methods", "kecore_datasets", "kecore_bench", "kecore_analysis", "kecore_cpu")
+
+ACCELERATORS = [
+    "attention = kecore_cpu.attention:by_groups",
+    "onednn = kecore_cpu.onednn:products",
+]
 
 packages = find_packages(include=["kecore", "kecore.*"])
 packages += find_packages("plugins", include=[f"{name}*" for name in PLUGINS])
@@ -168,5 +173,6 @@ setup(
         "kecore.metrics": METRICS,
         "kecore.datasets": DATASETS,
         "kecore.commands": COMMANDS,
+        "kecore.accelerators": ACCELERATORS,
     },
 )

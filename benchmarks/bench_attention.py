@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kecore.model.attention import attention
+from kecore_cpu.attention import attention
 
 # rows, queries, keys: the second is a replay's shape.
 SHAPES = {"scores": (128, 16, 16), "replay": (140, 6, 30), "long": (16, 128, 128)}

@@ -290,7 +290,7 @@ class _Before:
 
 
 def _copy(cache: Any) -> Any:
-    """Return a read-only cache whose layers may be changed without changing the other's; states are shared until then."""
+    """Return a read-only copy whose layers may be changed without changing the first; states are shared until then."""
     outer = copy.copy(cache)
     inner = outer
     if hasattr(outer, "self_attention_cache"):

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from kecore.api.errors import KecoreError, LayerError, UnsupportedModelError
 from kecore.api.identity import Identity
 from kecore.model import hooks
+from kecore.model.accelerators import accelerated
 from kecore.model.attachment import Attachment
-from kecore.model.attention import on_cpu
 from kecore.model.caches import cache_keyword, kept_cache
-from kecore.model.gemm import by_onednn
 from kecore.model.layer import LayerView, ValueSite
 from kecore.model.layout import RightPadding
 from kecore.model.probe import probe
@@ -249,8 +248,7 @@ class ModelView:
                 stack.enter_context(hooks.substitute(self.unembedding, _gather(at), inputs=True))
             if last is not None:
                 stack.enter_context(self._stopped(last, taps, patches))
-            stack.enter_context(by_onednn(self.layers[0].site.linear.parameter))
-            stack.enter_context(on_cpu(self.model, self.device))
+            stack.enter_context(accelerated(self.model))
             output = self.model(**self.arguments(rows, past, use_cache))
             result.scores = output.logits if at is None else output.logits[0]
             result.cache = kept_cache(output) if use_cache else None

@@ -1,6 +1,6 @@
 """Float32 products of frozen weights: torch's own, oneDNN's, and oneDNN's with weights kept in its own order.
 
-    pytest benchmarks/bench_gemm.py --benchmark-enable --benchmark-group-by=group
+    pytest benchmarks/bench_onednn.py --benchmark-enable --benchmark-group-by=group
 
 Shapes are those of SmolLM2-135M's feed-forward block with the rows of one fact (28: four tokens of seven prompts), of a
 few facts and of a micro-batch. As in a model, each product has a matrix of its own, which comes from memory. kecore
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kecore.model import gemm
+from kecore_cpu import onednn
 
 _LAYERS = 24
 
@@ -35,7 +35,7 @@ def test_product(benchmark: Any, rows: int, way: str, direction: str) -> None:
         weights = [torch.ops.mkldnn._reorder_linear_weight(weight, rows) for weight in plain]
 
     def product(x: Tensor, weight: Tensor) -> Tensor:
-        return functional.linear(x, weight) if way == "torch" else gemm._product(x, weight, None)
+        return functional.linear(x, weight) if way == "torch" else onednn._product(x, weight, None)
 
     for weight, own in zip(weights, plain, strict=True):
         wanted = x.double() @ own.double().t()

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kecore.model import ModelView, gemm
-from kecore.model.gemm import by_onednn
+from kecore.model import ModelView
 from kecore.testing import tiny_model
+from kecore_cpu import onednn
+from kecore_cpu.onednn import products
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -20,15 +21,22 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes of the inputs that oneDNN got."""
     seen: list[tuple[int, ...]] = []
-    product = gemm._product
+    product = onednn._product
 
     def counted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         seen.append(tuple(x.shape))
         return product(x, weight, bias)
 
-    monkeypatch.setattr(gemm, "_product", counted)
-    monkeypatch.setattr(gemm, "_faster", lambda: True)
+    monkeypatch.setattr(onednn, "_product", counted)
+    monkeypatch.setattr(onednn, "_faster", lambda: True)
     return seen
+
+
+def holding(weight: Tensor) -> nn.Module:
+    """A model with one weight, of which type and device are asked."""
+    model = nn.Module()
+    model.weight = nn.Parameter(weight, requires_grad=False)
+    return model
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -42,7 +50,7 @@ def test_linear_and_its_gradient(shape: tuple[int, ...], bias: bool, strided: bo
     x = random(*shape) if not strided else random(*shape[:-1], 2 * shape[-1])[..., ::2]
     weight, offset = random(40, 24, seed=1), random(40, seed=2) if bias else None
     x.requires_grad_(True)
-    with by_onednn(weight):
+    with products(holding(weight)):
         y = functional.linear(x, weight, offset)
     assert calls == [shape]
     expected = x.detach().double() @ weight.double().t() + (offset.double() if offset is not None else 0)
@@ -54,7 +62,7 @@ def test_linear_and_its_gradient(shape: tuple[int, ...], bias: bool, strided: bo
 
 def test_addmm_as_transformers_conv1d_calls_it(calls: list[Any]) -> None:
     bias, x, weight = random(40), random(5, 24, seed=1).requires_grad_(True), random(24, 40, seed=2)
-    with by_onednn(weight):
+    with products(holding(weight)):
         y = torch.addmm(bias, x, weight)
     torch.testing.assert_close(y, bias + x @ weight, rtol=1e-5, atol=1e-5)
     (gradient,) = torch.autograd.grad(y.sum(), x)
@@ -75,7 +83,7 @@ def test_addmm_as_transformers_conv1d_calls_it(calls: list[Any]) -> None:
     ids=["trained weight", "trained bias", "float64", "bfloat16", "nothing", "one vector"],
 )
 def test_everything_else_is_left_to_torch(x: Tensor, weight: Tensor, bias: Tensor | None, calls: list[Any]) -> None:
-    with by_onednn(random(1, 1)):
+    with products(holding(random(1, 1))):
         y = functional.linear(x, weight, bias)
     assert calls == []
     assert torch.equal(y, functional.linear(x, weight, bias))
@@ -84,7 +92,7 @@ def test_everything_else_is_left_to_torch(x: Tensor, weight: Tensor, bias: Tenso
 
 @pytest.mark.parametrize("weight", [random(2, 2).bfloat16(), torch.empty(2, 2, device="meta")], ids=["type", "device"])
 def test_other_types_and_devices_change_nothing(weight: Tensor, calls: list[Any]) -> None:
-    with by_onednn(weight):
+    with products(holding(weight)):
         functional.linear(random(2, 2), random(2, 2))
     assert calls == []
 
@@ -92,10 +100,12 @@ def test_other_types_and_devices_change_nothing(weight: Tensor, calls: list[Any]
 @pytest.mark.parametrize(("capability", "taken"), [("AVX512", 1), ("AVX512_VNNI", 1), ("AVX2", 0), ("DEFAULT", 0)])
 def test_the_processor_decides(capability: str, taken: int, calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # of what `calls` says about the processor
-    monkeypatch.setattr(gemm, "_product", lambda x, weight, bias: calls.append(x) or functional.linear(x, weight, bias))
+    monkeypatch.setattr(
+        onednn, "_product", lambda x, weight, bias: calls.append(x) or functional.linear(x, weight, bias)
+    )
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
-    with by_onednn(random(2, 2)):
+    with products(holding(random(2, 2))):
         functional.linear(random(2, 2), random(2, 2))
     assert len(calls) == taken
 

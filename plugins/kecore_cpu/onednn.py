@@ -3,8 +3,8 @@
 MKL has no AVX-512 kernels for processors that are not Intel's: on two cores of an AMD EPYC (Zen 5) it was measured at
 205 GFLOP/s where oneDNN, which torch carries as well, reaches 458 (``[1050, 576] x [576, 1536]``), and it is four times
 slower on a few rows. Where a processor has AVX2 only, MKL's kernels serve it too and are the faster ones (83 GFLOP/s
-for 72 on one core of an older EPYC). Both compute in float32. ``benchmarks/bench_gemm.py`` shows it for the machine it
-runs on.
+for 72 on one core of an older EPYC). Both compute in float32. ``benchmarks/bench_onednn.py`` shows it for the machine
+it runs on.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["by_onednn"]
+__all__ = ["products"]
 
 _PLAIN = (Tensor, nn.Parameter)
 
 
-def by_onednn(weight: Tensor) -> AbstractContextManager[Any]:
-    """Inside, products with frozen weights of this type and device are oneDNN's, where that is of use."""
-    usable = weight.device.type == "cpu" and weight.dtype == torch.float32 and _faster()
-    return _Products() if usable and _linear() is not None else nullcontext()
+def products(model: nn.Module) -> AbstractContextManager[Any]:
+    """Let oneDNN make a model's products with frozen float32 weights inside the block, where it is the faster one."""
+    if not _faster() or _linear() is None:
+        return nullcontext()
+    on_cpu = any(p.device.type == "cpu" and p.dtype == torch.float32 for p in model.parameters())
+    return _Products() if on_cpu else nullcontext()
 
 
 def _faster() -> bool:

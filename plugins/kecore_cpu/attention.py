@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["attention", "on_cpu"]
+__all__ = ["attention", "by_groups"]
 
 _NAME = "kecore"
 _SHORT = 128  # queries in a row; with more, all scores at once are slower than the fused kernel in float32
@@ -26,17 +26,17 @@ _BLOCK = 48  # queries of a longer text at a time
 
 
 @contextmanager
-def on_cpu(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Inside, a model that asks transformers for ``sdpa`` gets :func:`attention`.
+def by_groups(model: nn.Module) -> Iterator[None]:
+    """Let a model that asks transformers for ``sdpa`` have :func:`attention` inside the block.
 
     Args:
-        model: others than those of transformers, and those with attention of their own, are left alone.
-        device: where the pass runs; others than a CPU are left alone.
+        model: others than those of transformers, those with attention of their own, and those that are not on a CPU
+            are left alone.
     """
     config: Any = getattr(model, "config", None)
     chosen: list[Any] = []
     replaceable = config is not None and getattr(model, "_supports_attention_backend", False)
-    if device.type == "cpu" and replaceable:
+    if replaceable and next(model.parameters()).device.type == "cpu":
         parts = [getattr(config, name, None) for name in getattr(config, "sub_configs", None) or {}]
         chosen = [c for c in (config, *parts) if getattr(c, "_attn_implementation", None) == "sdpa"]
     if chosen:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kecore import ModelView
-from kecore.model.attention import attention, on_cpu
 from kecore.testing import tiny_model
 from kecore.text import Rows
+from kecore_cpu.attention import attention, by_groups
 
 
 def random(*shape: int, seed: int) -> Tensor:
@@ -121,7 +121,7 @@ def test_configuration_comes_back_after_an_error() -> None:
     inside = []
 
     def fail() -> None:
-        with on_cpu(model, torch.device("cpu")):
+        with by_groups(model):
             inside.append(model.config._attn_implementation)
             raise KeyError
 
@@ -135,11 +135,11 @@ def test_configuration_comes_back_after_an_error() -> None:
 def test_other_attention_is_left_alone(own: str) -> None:
     model = tiny_model("llama")
     model.config._attn_implementation_internal = own
-    with on_cpu(model, torch.device("cpu")):
+    with by_groups(model):
         assert model.config._attn_implementation == own
 
 
 def test_other_devices_are_left_alone() -> None:
-    model = tiny_model("llama")
-    with on_cpu(model, torch.device("cuda")):
+    model = tiny_model("llama").to("meta")
+    with by_groups(model):
         assert model.config._attn_implementation == "sdpa"
