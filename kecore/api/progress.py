@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-__all__ = ["Progress", "ShowStage", "Stages", "show_nothing", "silent"]
+__all__ = ["Progress", "ShowStage", "Stages", "quiet_logger", "show_nothing", "silent"]
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(stage, done, total)``; ``total`` 0 means unknown."""
@@ -24,6 +25,22 @@ ShowStage = Callable[[str, str], AbstractContextManager[None]]
 def show_nothing(name: str, doing: str) -> Iterator[None]:
     """Run a stage without showing it; a :data:`ShowStage`."""
     yield
+
+
+@contextmanager
+def quiet_logger(name: str) -> Iterator[None]:
+    """Keep a library's remarks below an error off the terminal; its lines would run through those of kecore.
+
+    Args:
+        name: the logger's name, as a rule the library's.
+    """
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class Stages:

@@ -8,15 +8,14 @@ whose sizes hang together in a way of their own add a few fields in a second tab
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
+
+from kecore.api.progress import quiet_logger
 
 __all__ = ["VOCABULARY", "architectures", "tiny_model", "tiny_tokenizer"]
 
@@ -147,7 +146,7 @@ def tiny_model(architecture: str, *, seed: int = 0, layers: int = 4, **fields: A
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     kind = CONFIG_MAPPING[architecture]
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with quiet_logger("transformers"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         values = {**_shrink(kind(), layers), **_OVERRIDES.get(architecture, {}), **fields}
         for name in values.keys() & _PER_LAYER:
@@ -239,15 +238,3 @@ def _train(kind: str) -> str:
     # The trainer takes bytes in as special tokens, which decoding would drop.
     data["added_tokens"] = [token for token in data["added_tokens"] if not token["content"].startswith("<0x")]
     return json.dumps(data)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' remarks on unusual configurations off the terminal."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -8,17 +8,15 @@ which apply edits of prompts too and keep within a memory budget.
 from __future__ import annotations
 
 import copy
-import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from kecore.api.errors import ConfigError, HubError, MissingDependencyError
-from kecore.api.progress import Progress, silent
+from kecore.api.progress import Progress, quiet_logger, silent
 from kecore.inference.generation import generate
 from kecore.inference.scoring import BATCH_TOKENS, score_continuations
 from kecore.text import Encoder
@@ -162,7 +160,7 @@ def make_task(name: str, config: Mapping[str, Any], documents: Sequence[Mapping[
     def load(**_: Any) -> dict[str, Any]:
         return {"test": _Documents(documents)}
 
-    with _quiet():
+    with quiet_logger("lm_eval"):
         return task(config={"task": name, "custom_dataset": load, "test_split": "test", **copy.deepcopy(dict(config))})
 
 
@@ -191,20 +189,8 @@ def ask_tasks(
         return {}
     evaluate: Any = import_module("lm_eval.evaluator").evaluate
     model = _language_model()(view, encoder, batch_tokens, progress)
-    with _quiet():
+    with quiet_logger("lm_eval"):
         return evaluate(model, dict(tasks), bootstrap_iters=0, log_samples=True)["samples"]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep lm-eval from telling what it does; its bars would run through those of kecore."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from kecore.api.errors import ConfigError, MissingDependencyError, UnsupportedModelError
 from kecore.api.method import MethodContext
+from kecore.api.progress import quiet_logger
 from kecore.batch import RequestBatch
 from kecore.edit import LowRank, WeightEdit
 from kecore.engine.layers import at_depth
@@ -44,7 +44,6 @@ __all__ = [
     "linear_maps",
     "peft_package",
     "plan_adapter",
-    "quiet_bitsandbytes",
 ]
 
 _NAME = "kecore"
@@ -162,25 +161,13 @@ def peft_package() -> Any:
         MissingDependencyError: it is not installed.
     """
     try:
-        with quiet_bitsandbytes():  # peft imports it where it is installed
+        with quiet_logger("bitsandbytes"):  # peft imports it where it is installed
             import peft
     except ImportError as error:
         raise MissingDependencyError(
             f"adapters are trained by the package peft, which cannot be imported ({error}): pip install 'kecore[lora]'"
         ) from error
     return peft
-
-
-@contextmanager
-def quiet_bitsandbytes() -> Iterator[None]:
-    """Keep the remark off the terminal by which bitsandbytes, at import, recommends a further package."""
-    logger = logging.getLogger("bitsandbytes")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kecore.api.errors import MissingDependencyError
 from kecore.api.method import MethodContext
+from kecore.api.progress import quiet_logger
 from kecore.api.types import Capabilities
 from kecore.batch import RequestBatch
 from kecore.edit import WeightEdit
@@ -21,7 +22,6 @@ from kecore_methods.finetune.adapter import (
     AdapterTraining,
     linear_maps,
     plan_adapter,
-    quiet_bitsandbytes,
 )
 
 __all__ = ["QLora", "QLoraConfig", "bitsandbytes_package", "quantised"]
@@ -96,7 +96,7 @@ def bitsandbytes_package() -> Any:
         MissingDependencyError: it is not installed.
     """
     try:
-        with quiet_bitsandbytes():
+        with quiet_logger("bitsandbytes"):  # it recommends a further package at import
             import bitsandbytes
     except ImportError as error:
         raise MissingDependencyError(
