@@ -88,7 +88,7 @@ class Trial:
     """A method and how it is to be tested.
 
     Args:
-        method: the class.
+        method: the class, or a line of a class and stages.
         config: fields of its configuration, for methods whose defaults take long.
         models: architectures of the tiny models; see :data:`MODELS`.
         schedule: how a method that needs training is trained here, on a few made-up records.
@@ -97,7 +97,7 @@ class Trial:
         label: tells trials of one method apart in the ids of tests.
     """
 
-    method: type[Any]
+    method: type[Any] | MethodLine
     config: Mapping[str, Any] = field(default_factory=dict)
     models: tuple[str, ...] = MODELS
     schedule: Schedule = _SHORT

@@ -7,6 +7,8 @@ layers that are far from the one the value was optimised for are left nearly alo
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities
 from kecore.batch import RequestBatch
 from kecore.edit import Edit
-from kecore.engine import Keys, LocateConfig, Spread, least_squares
+from kecore.engine import ClosedForm, Keys, LocateConfig, Spread, least_squares
 from kecore.model import ModelView, SiteId
 from kecore.ops import Solution
 
@@ -35,6 +37,10 @@ class HelloSpreadConfig(LocateConfig):
 
     power: float = Field(default=2.0, ge=1, description="How much more the later layers write; 1 is MEMIT's spread.")
 
+    def engine(self, layers: tuple[int, ...], **choices: Any) -> ClosedForm:
+        """Return the engine with this method's spread."""
+        return super().engine(layers, **{"spread": ByPower(self.power), **choices})
+
 
 class HelloSpread:
     """Write facts into several layers as smallest changes, spread by a power."""
@@ -52,6 +58,5 @@ class HelloSpread:
         def smallest_change(site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
             return least_squares(keys, residuals, factor=None, weight=0.05)
 
-        layers = config.edited_layers(view)
-        form = config.engine(layers, solve=smallest_change, spread=ByPower(config.power))
+        form = config.engine(config.edited_layers(view), solve=smallest_change)
         return form.plan(view, batch, context, self.name)

@@ -14,6 +14,7 @@ import torch
 
 from kecore.engine import ClosedForm, Evenly, Keys, ValueSettings
 from kecore.engine.closed_form import unsolved
+from kecore.model import SiteId
 
 HELLO = Path("plugins", "kecore-hello")
 
@@ -52,7 +53,7 @@ def test_blocks_are_the_files(root: Path, text: str) -> None:
 
 def test_the_table_names_the_steps_of_a_form(text: str) -> None:
     named = re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)
-    assert set(named) == {"values", "coupling", "target", "spread", "solve", "post"}
+    assert set(named) == {"values", "coupling", "target", "spread", "solve", "post", "grouping", "bare", "gain"}
     assert set(named) <= set(ClosedForm.__dataclass_fields__)
 
 
@@ -61,7 +62,7 @@ def test_the_stage_puts_its_spread_into_a_form(stage: Any) -> None:
     staged = stage().apply(form, stage.Settings(power=3))
     assert replace(staged, spread=form.spread) == form
     keys, missing = Keys(torch.zeros(1, 2), torch.ones(1, 1).to_sparse()), torch.ones(1, 4)
-    shares = [float(staged.spread.share(0, keys, missing, remaining).mean()) for remaining in (3, 2, 1)]
+    shares = [float(staged.spread.share(SiteId(0), keys, missing, remaining).mean()) for remaining in (3, 2, 1)]
     assert shares == pytest.approx([1 / 27, 1 / 8, 1.0])
-    even = stage().apply(form, stage.Settings(power=1)).spread.share(0, keys, missing, 3)
-    torch.testing.assert_close(even, Evenly().share(0, keys, missing, 3))
+    even = stage().apply(form, stage.Settings(power=1)).spread.share(SiteId(0), keys, missing, 3)
+    torch.testing.assert_close(even, Evenly().share(SiteId(0), keys, missing, 3))
