@@ -85,7 +85,7 @@ _SIZES: dict[str, Any] = {
     "is_decoder": True,
 }
 for _size, _names in _GROUPS:
-    _SIZES |= dict.fromkeys(_names.split(), _size)
+    _SIZES.update(dict.fromkeys(_names.split(), _size))
 _DEPTHS = {
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers",
     "num_decoder_layers", "num_encoder_layers", "num_blocks",
