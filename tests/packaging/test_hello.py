@@ -21,37 +21,48 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from kecore import Corpus, Editor, EditRequest, collect_statistics
 
-METHOD, CONFIG = sys.argv[1], json.loads(sys.argv[2])
+JOBS, TEXT = json.loads(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
-torch.manual_seed(0)
 words = ["<unk>", "the", "capital", "of", "France", "Italy", "is", "a", "Rome", "Paris"]
 core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
 core.pre_tokenizer = pre_tokenizers.Whitespace()
 tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
 shape = {"n_layer": 3, "n_embd": 32, "n_head": 2, "n_positions": 32, "vocab_size": len(words)}
 config = GPT2Config(**shape, initializer_range=0.2, bos_token_id=None, eos_token_id=None)
-model = GPT2LMHeadModel(config).eval()
 
-def chance():
-    ids = tokenizer("the capital of France", return_tensors="pt").input_ids
-    with torch.no_grad():
-        return model(ids).logits[0, -1].softmax(-1)[words.index("Rome")].item()
+def edited(method, settings):
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(config).eval()
 
-state = {k: v.clone() for k, v in model.state_dict().items()}
-before = chance()
-editor = Editor(model, tokenizer)
-if "memit" in METHOD:
-    editor.statistics = collect_statistics(editor.view, editor.encoder, Corpus.of(sys.argv[3]), range(3), tokens=200)
-made = editor.edit(EditRequest("the capital of {}", "France", "Rome"), method=METHOD, **CONFIG)
-norms = [update.norm() for update in made.updates.values()]
-after = chance()
-editor.revert()
-same = all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
-print(json.dumps({"before": before, "after": after, "same": same, "method": made.method, "norms": norms}))
+    def chance():
+        ids = tokenizer("the capital of France", return_tensors="pt").input_ids
+        with torch.no_grad():
+            return model(ids).logits[0, -1].softmax(-1)[words.index("Rome")].item()
+
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    before = chance()
+    editor = Editor(model, tokenizer)
+    if "memit" in method:
+        editor.statistics = collect_statistics(editor.view, editor.encoder, Corpus.of(TEXT), range(3), tokens=200)
+    made = editor.edit(EditRequest("the capital of {}", "France", "Rome"), method=method, **settings)
+    norms = [update.norm() for update in made.updates.values()]
+    after = chance()
+    editor.revert()
+    same = all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    return {"before": before, "after": after, "same": same, "method": made.method, "norms": norms}
+
+print(json.dumps([edited(method, settings) for method, settings in JOBS]))
 """
+JOBS: list[tuple[str, dict[str, Any]]] = [
+    ("hello", {}),
+    ("hello-spread", {"layers": [0, 1, 2], "contexts": 0}),
+    ("memit", {"layers": [0, 1], "contexts": 0}),
+    ("memit + hello-stage", {"layers": [0, 1], "contexts": 0, "hello_stage_power": 1}),
+    ("memit + hello-stage", {"layers": [0, 1], "contexts": 0, "hello_stage_power": 6}),
+]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def environment(hello_site: Path) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if key != "KECORE_PLUGINS"}
     path = [str(hello_site), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -83,29 +94,30 @@ def test_is_not_there_where_plugins_are_limited(environment: dict[str, str], tmp
     assert "hello" not in run(command, {**environment, "KECORE_PLUGINS": ""}, tmp_path)
 
 
-@pytest.mark.parametrize(("method", "config"), [("hello", {}), ("hello-spread", {"layers": [0, 1, 2], "contexts": 0})])
-def test_edits_and_takes_the_edit_off(
-    environment: dict[str, str], tmp_path: Path, method: str, config: dict[str, Any]
-) -> None:
-    seen = run([sys.executable, "-c", EDIT, method, json.dumps(config)], environment, tmp_path)
-    assert seen["before"] < 0.2 < 0.9 < seen["after"]
-    assert seen["same"]
-    assert seen["method"] == method
-
-
-def test_its_stage_goes_with_a_method_of_kecore(environment: dict[str, str], tmp_path: Path) -> None:
-    """``memit + hello-stage``: the higher its power, the less the first layer writes."""
-    text = tmp_path / "text.txt"
+@pytest.fixture(scope="module")
+def edits(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What came of :data:`JOBS`, all in one process that a stranger could have started."""
+    folder = tmp_path_factory.mktemp("edits")
+    text = folder / "text.txt"
     text.write_text("the capital of France is Paris the capital of Italy is Rome " * 40)
-    norms: dict[str, list[float]] = {}
-    for method, power in (("memit", None), ("memit + hello-stage", 1), ("memit + hello-stage", 6)):
-        config = {"layers": [0, 1], "contexts": 0, **({} if power is None else {"hello_stage_power": power})}
-        seen = run([sys.executable, "-c", EDIT, method, json.dumps(config), str(text)], environment, tmp_path)
-        assert seen["same"]
-        assert seen["method"] == method
-        norms[f"{method} {power}"] = seen["norms"]
-    assert norms["memit + hello-stage 1"] == pytest.approx(norms["memit None"])
-    assert norms["memit + hello-stage 6"][0] < 0.2 * norms["memit None"][0]
+    return run([sys.executable, "-c", EDIT, json.dumps(JOBS), str(text)], environment, folder)
+
+
+def test_edits_are_taken_off_again(edits: list[dict[str, Any]]) -> None:
+    assert [edit["method"] for edit in edits] == [method for method, _ in JOBS]
+    assert all(edit["same"] for edit in edits)
+
+
+def test_its_methods_write_the_fact(edits: list[dict[str, Any]]) -> None:
+    for edit in edits[:2]:
+        assert edit["before"] < 0.2 < 0.9 < edit["after"]
+
+
+def test_its_stage_goes_with_a_method_of_kecore(edits: list[dict[str, Any]]) -> None:
+    """``memit + hello-stage``: the higher its power, the less the first layer writes."""
+    memit, even, steep = edits[2:]
+    assert even["norms"] == pytest.approx(memit["norms"])
+    assert steep["norms"][0] < 0.2 * memit["norms"][0]
 
 
 def test_passes_its_own_conformance_test(environment: dict[str, str], tmp_path: Path, root: Path) -> None:
