@@ -10,6 +10,9 @@ READY := .venv/.ready
 # Most of what is installed is never imported: what is, Python compiles then.
 INSTALL := $(BIN)/pip install --no-compile
 
+# Tests start some hundred processes, which take five times as long to import torch and transformers from sources.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check quick lint bench clean
 
 demo: $(READY)

@@ -68,20 +68,20 @@ STAGES = [
 ]
 
 METRICS = [
-    "success = kecore.evaluate.metrics:SUCCESS",
-    "magnitude = kecore.evaluate.metrics:MAGNITUDE",
-    "strict-accuracy = kecore.evaluate.metrics:STRICT_ACCURACY",
-    "token-accuracy = kecore.evaluate.metrics:TOKEN_ACCURACY",
-    "perplexity = kecore.evaluate.metrics:PERPLEXITY",
-    "free-generation = kecore.evaluate.metrics:FREE_GENERATION",
-    "stability = kecore.evaluate.metrics:STABILITY",
-    "multi-hop = kecore.evaluate.metrics:MULTI_HOP",
-    "kl = kecore.evaluate.metrics:DIVERGENCE",
-    "opinion = kecore.evaluate.metrics:OPINION",
-    "fluency = kecore.evaluate.texts:FLUENCY",
-    "consistency = kecore.evaluate.texts:CONSISTENCY",
-    "rouge = kecore.evaluate.texts:ROUGE",
-    "bertscore = kecore.evaluate.texts:BERTSCORE",
+    "success = kecore_metrics.standard:SUCCESS",
+    "magnitude = kecore_metrics.standard:MAGNITUDE",
+    "strict-accuracy = kecore_metrics.standard:STRICT_ACCURACY",
+    "token-accuracy = kecore_metrics.standard:TOKEN_ACCURACY",
+    "perplexity = kecore_metrics.standard:PERPLEXITY",
+    "free-generation = kecore_metrics.standard:FREE_GENERATION",
+    "stability = kecore_metrics.standard:STABILITY",
+    "multi-hop = kecore_metrics.standard:MULTI_HOP",
+    "kl = kecore_metrics.standard:DIVERGENCE",
+    "opinion = kecore_metrics.standard:OPINION",
+    "fluency = kecore_metrics.texts:FLUENCY",
+    "consistency = kecore_metrics.texts:CONSISTENCY",
+    "rouge = kecore_metrics.texts:ROUGE",
+    "bertscore = kecore_metrics.texts:BERTSCORE",
     "judge = kecore_analysis.judge:JUDGE",
 ]
 
@@ -119,7 +119,7 @@ COMMANDS = [
     "import-triples = kecore_datasets.import_triples:import_triples",
 ]
 
-PLUGINS = ("kecore_methods", "kecore_datasets", "kecore_bench", "kecore_analysis", "kecore_cpu")
+PLUGINS = ("kecore_methods", "kecore_datasets", "kecore_metrics", "kecore_bench", "kecore_analysis", "kecore_cpu")
 
 ACCELERATORS = [
     "attention = kecore_cpu.attention:by_groups",

@@ -15,7 +15,6 @@ from kecore.evaluate.metrics import free_generation, metrics_of, strict_accuracy
 from kecore.evaluate.probes import all_probes
 from kecore.evaluate.protocol import Protocol
 from kecore.evaluate.result import Evaluation
-from kecore.evaluate.texts import PASSAGE_TOKENS, PASSAGE_TOP_K
 from kecore.inference.generation import generate
 from kecore.inference.scoring import BATCH_TOKENS, ContinuationScore, next_tokens, score_continuations
 
@@ -24,6 +23,12 @@ if TYPE_CHECKING:
     from kecore.text import Encoder
 
 __all__ = ["evaluate"]
+
+_PASSAGE_TOKENS = 100
+"""Tokens of a passage written after a generation prompt, the prompt's own included, as in ROME's code."""
+
+_PASSAGE_TOP_K = 5
+"""A passage's tokens are drawn from so many of the most probable ones, as in ROME's code."""
 
 
 def evaluate(
@@ -151,8 +156,8 @@ class _Answers:
         lengths = [len(self._encoder.encode(prompt).ids) for prompt in prompts]
         return self._write(
             prompts,
-            max_new_tokens=[max(PASSAGE_TOKENS - length, 1) for length in lengths],
-            top_k=PASSAGE_TOP_K,
+            max_new_tokens=[max(_PASSAGE_TOKENS - length, 1) for length in lengths],
+            top_k=_PASSAGE_TOP_K,
             seed=self._protocol.seed,
         )
 

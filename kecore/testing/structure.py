@@ -18,7 +18,7 @@ from pathlib import Path
 __all__ = ["CORE", "FLOORS", "PLUGINS", "Floor", "Import", "circles", "imports_of", "modules_of", "upward_imports"]
 
 CORE = "kecore"
-PLUGINS = ("kecore_methods", "kecore_datasets", "kecore_analysis", "kecore_bench", "kecore_cpu")
+PLUGINS = ("kecore_methods", "kecore_datasets", "kecore_metrics", "kecore_analysis", "kecore_bench", "kecore_cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,7 @@ FLOORS = (
                       "kecore.editor")),
     Floor("testing", ("kecore.testing",)),
     Floor("accelerators", ("kecore_cpu",), closed=("testing",)),
+    Floor("metrics", ("kecore_metrics",), closed=("testing",)),
     Floor("cli", ("kecore.cli",), closed=("testing",)),
     Floor("methods", ("kecore_methods",), closed=("testing", "cli")),
     Floor("datasets", ("kecore_datasets",), closed=("testing", "methods")),

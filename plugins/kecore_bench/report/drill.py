@@ -11,12 +11,13 @@ from typing import Any
 from kecore.api.types import NamesAll, ProbeKind
 from kecore.evaluate.answers import AnsweredProbe, RecordResult
 from kecore.evaluate.measuring import outcomes
-from kecore.evaluate.metrics import UNIT, Metric, free_generation, log_probability, magnitude, metrics_of
+from kecore.evaluate.metrics import UNIT, Metric, free_generation, log_probability, metrics_of
 from kecore.evaluate.protocol import Protocol
 from kecore.evaluate.result import Evaluation
 from kecore.inference.scoring import ContinuationScore
 from kecore_bench.report.figures import colour
 from kecore_bench.report.table import Row, Table
+from kecore_metrics.standard import magnitude
 
 __all__ = ["LETTERS", "drill"]
 

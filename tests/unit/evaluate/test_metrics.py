@@ -24,17 +24,13 @@ from kecore.evaluate.metrics import (
     divergence,
     family,
     free_generation,
-    magnitude,
     metrics_of,
-    opinion,
-    perplexity,
     stability,
     strict_accuracy,
-    success,
-    token_accuracy,
 )
 from kecore.evaluate.protocol import Protocol
 from kecore.inference.scoring import ContinuationScore
+from kecore_metrics.standard import magnitude, opinion, perplexity, success, token_accuracy
 
 PLAIN = Protocol()
 

@@ -15,8 +15,9 @@ from kecore import data
 from kecore.api.errors import MissingDependencyError, ModelLoadError
 from kecore.api.types import EditRecord, EditRequest
 from kecore.corpus import Corpus
-from kecore.evaluate import Protocol, evaluate, texts
-from kecore.evaluate.texts import CONSISTENCY, ROUGE, fluency, ngram_entropy, rouge_l, tfidf_similarity, words
+from kecore.evaluate import Protocol, evaluate
+from kecore_metrics import texts
+from kecore_metrics.texts import CONSISTENCY, ROUGE, fluency, ngram_entropy, rouge_l, tfidf_similarity, words
 
 
 @pytest.mark.parametrize(

@@ -14,24 +14,19 @@ from collections.abc import Sequence
 from functools import cache, partial
 from itertools import chain
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kecore import data
-from kecore.api.errors import MissingDependencyError
+from kecore.api.errors import MissingDependencyError, ModelLoadError
 from kecore.corpus import Corpus
-from kecore.evaluate.answers import AnsweredProbe
-from kecore.evaluate.metrics import SIGNED, UNIT, Metric
+from kecore.evaluate import AnsweredProbe, Metric, Protocol
+from kecore.evaluate.metrics import SIGNED, UNIT
 from kecore.text import separator
-
-if TYPE_CHECKING:
-    from kecore.evaluate.protocol import Protocol
 
 __all__ = [
     "BERTSCORE",
     "CONSISTENCY",
     "FLUENCY",
-    "PASSAGE_TOKENS",
-    "PASSAGE_TOP_K",
     "ROUGE",
     "bert_score",
     "fluency",
@@ -40,12 +35,6 @@ __all__ = [
     "tfidf_similarity",
     "words",
 ]
-
-PASSAGE_TOKENS = 100
-"""Tokens of a passage written after a generation prompt, the prompt's own included, as in ROME's code."""
-
-PASSAGE_TOP_K = 5
-"""A passage's tokens are drawn from so many of the most probable ones, as in ROME's code."""
 
 BERTSCORE_MODEL = "microsoft/deberta-xlarge-mnli"
 """The encoder that BERTScore's authors recommend for English."""
@@ -170,8 +159,6 @@ def bert_score(texts: Sequence[str], references: Sequence[str]) -> list[float]:
         from torchmetrics.functional.text import bert_score as score  # pyright: ignore[reportMissingImports] - an extra
     except ImportError as error:
         raise _need("torchmetrics", "bertscore") from error
-    from kecore.api.errors import ModelLoadError
-
     try:
         scores: Any = score(list(texts), list(references), model_name_or_path=BERTSCORE_MODEL, truncation=True)
     except OSError as error:
