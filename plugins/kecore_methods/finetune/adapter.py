@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -50,7 +51,7 @@ _NAME = "kecore"
 
 
 class AdapterConfig(PreservingConfig):
-    """What every method that trains an adapter has in common."""
+    """Configuration that all methods which train an adapter share."""
 
     rank: int = Field(default=8, ge=1, description="Rank of each factor pair (EasyEdit: 8).")
     alpha: float = Field(default=32, gt=0, description="Factors are scaled by alpha / rank (EasyEdit: 32).")
@@ -264,7 +265,7 @@ def _take_off(model: nn.Module, maps: dict[str, LinearView], attributes: set[str
 
 
 class AdapterTraining:
-    """How an adapter is trained: as LoRA, but for what a method overrides.
+    """Training of an adapter: that of LoRA, except for what a method overrides.
 
     Args:
         config: the method's configuration.
@@ -341,7 +342,7 @@ def plan_adapter(
         for start in range(0, len(facts), config.batch_size):
             chunk = facts[start : start + config.batch_size]
             preserved = config.prompts_to_preserve(encoder, [fact[0].request for fact in chunk])
-            wordings = [wording for fact in chunk for wording in fact]
+            wordings = list(chain.from_iterable(chunk))
             batches.append(training.make_batch(view, encoder, wordings, lowest, preserved))
         with adapted(view, training.peft_config(peft, config.steps * len(batches)), maps) as adapter:
             losses = train(

@@ -21,7 +21,7 @@ __all__ = ["FtL", "FtM", "MatrixConfig", "tune_matrix"]
 
 
 class MatrixConfig(PreservingConfig):
-    """What methods that tune one matrix have in common; defaults from EasyEdit's Llama-2-7B set-up, made relative."""
+    """Configuration of methods that tune one matrix; defaults from EasyEdit's Llama-2-7B set-up, made relative."""
 
     layer: int | None = Field(
         default=None, ge=0, description="Layer whose value projection is tuned; None goes by depth."
@@ -92,8 +92,9 @@ class _FineTune:
         with view.frozen(), context.stages("tune"):
             batches: list[Targets] = []
             for start in range(0, len(requests), size):
-                preserved = config.prompts_to_preserve(encoder, requests[start : start + size])
-                batches.append(Targets(view, encoder, items[start : start + size], layer, self.objective, preserved))
+                chunk = slice(start, start + size)
+                preserved = config.prompts_to_preserve(encoder, requests[chunk])
+                batches.append(Targets(view, encoder, items[chunk], layer, self.objective, preserved))
             return tune_matrix(view, context, requests, self.name, lambda _: batches, bound)
 
 
@@ -126,8 +127,8 @@ def tune_matrix(
     Args:
         view: the model, frozen.
         context: its configuration is a :class:`MatrixConfig`.
-        requests: what the edit will name.
-        method: what it will name itself.
+        requests: the requests that the edit names.
+        method: name of the method.
         batches: the batches of each pass.
         bound: applied to the change ``[d_out, d_in]`` after every update.
     """

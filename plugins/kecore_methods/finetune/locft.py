@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from pydantic import Field
@@ -74,7 +75,7 @@ class LocFtBf:
         only_batch: list[Targets] = []
 
         def make_batch(facts: Sequence[Sequence[Wording]]) -> Targets:
-            items = [wording.encoded for fact in facts for wording in fact]
+            items = [wording.encoded for wording in chain.from_iterable(facts)]
             if config.end_token:
                 items = [_append_end(item, context.encoder) for item in items]
             preserved = config.prompts_to_preserve(context.encoder, [fact[0].request for fact in facts])

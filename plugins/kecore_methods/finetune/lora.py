@@ -39,7 +39,7 @@ class LoraConfig(AdapterConfig):
 
     @classmethod
     def presets(cls) -> Mapping[str, Mapping[str, Any]]:
-        """EasyEdit's set-up of Llama-2-7B."""
+        """Return EasyEdit's set-up of Llama-2-7B."""
         return {"llama-2-7b": {**_EASYEDIT, "dropout": 0.1, "stop_loss": 1e-2}}
 
 

@@ -29,7 +29,7 @@ __all__ = ["AlphaEdit", "InNullSpace", "NullSpace", "Projected"]
 class NullSpace:
     """Directions that preserved keys hardly use (AlphaEdit, arXiv 2410.02355, eq. 8).
 
-    Kept as the basis ``U_s`` of the directions they *do* use: ``P k = k - U_s (U_sᵀ k)`` costs less than a
+    The basis ``U_s`` of the directions that they *do* use is stored: ``P k = k - U_s (U_sᵀ k)`` costs less than a
     ``d x d`` projector and leaks less.
 
     Args:
@@ -40,22 +40,22 @@ class NullSpace:
     """
 
     def __init__(self, statistics: KeyStatistics, site: SiteId, threshold: float, *, absolute: bool = False) -> None:
-        values, vectors = statistics.spectrum(site)
-        limit = threshold if absolute else threshold * float(values.mean())
-        self.rank = int((values > limit).sum())
-        self.used = vectors[:, : self.rank]
+        eigenvalues, eigenvectors = statistics.spectrum(site)  # [d_in] descending, [d_in, d_in]
+        limit = threshold if absolute else threshold * float(eigenvalues.mean())
+        self.rank = int((eigenvalues > limit).sum())
+        self.used = eigenvectors[:, : self.rank]  # [d_in, rank]
 
     def project(self, keys: Tensor) -> Tensor:
-        """``P keys``, ``[d_in, u]`` float32."""
+        """Return ``P keys``, ``[d_in, u]`` float32."""
         k = keys.double()
         return (k - self.used @ (self.used.t() @ k)).float()
 
 
 class InNullSpace(ABC):
-    """What AlphaEdit and its relatives have in common: keys without the directions that preserved ones use."""
+    """The base of AlphaEdit and its relatives: keys without the directions that preserved ones use."""
 
     class Config(Published, BatchConfig):
-        """What AlphaEdit and its relatives can be told."""
+        """Configuration that AlphaEdit shares with its relatives."""
 
         relative_threshold: float = Field(
             default=1.0,
@@ -77,7 +77,7 @@ class InNullSpace(ABC):
         )
 
         def memory_shape(self, view: ModelView) -> Shape:
-            """What of this configuration decides memory."""
+            """Return what of this configuration decides memory."""
             return replace(super().memory_shape(view), derived="spectrum")
 
     name: ClassVar[str]
@@ -93,28 +93,40 @@ class InNullSpace(ABC):
         threshold = config.relative_threshold if config.eigenvalue_threshold is None else config.eigenvalue_threshold
 
         def solve(site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
-            columns, shares = keys.each() if config.each_context else (keys.mean(), None)
-            projected = NullSpace(statistics, site, threshold, absolute=absolute).project(columns)
-            size = float(projected.double().square().sum()) / residuals.shape[1]
-            new = Projected(site, batch.subjects, projected, shares, residuals, size)
-            return self.write(new, config.l2 * size if config.l2_lambda is None else config.l2_lambda, context)
+            if config.each_context:
+                columns, shares = keys.each()  # [d_in, c], [c, u]
+            else:
+                columns, shares = keys.mean(), None  # [d_in, u]
+            null_space = NullSpace(statistics, site, threshold, absolute=absolute)
+            projected_keys = null_space.project(columns)
+            mean_square = float(projected_keys.double().square().sum()) / residuals.shape[1]
+            ridge = config.l2 * mean_square if config.l2_lambda is None else config.l2_lambda
+            new = Projected(
+                site=site,
+                subjects=batch.subjects,
+                keys=projected_keys,
+                shares=shares,
+                residuals=residuals,
+                size=mean_square,
+            )
+            return self.write(new, ridge, context)
 
         return config.engine(layers, solve=solve).plan(view, batch, context, self.name)
 
     @abstractmethod
     def write(self, new: Projected, ridge: float, context: MethodContext) -> Solution:
-        """The update of one site; ``context.state`` holds the edits before and takes this one in."""
+        """Return the update of one site; ``context.state`` holds the edits before and takes this one in."""
 
 
 @dataclass(frozen=True, slots=True)
 class Projected:
-    """Keys in the null space, and what they are to give.
+    """Keys in the null space, and the residuals that they are to be mapped to.
 
     Args:
-        site: where they are.
+        site: the site whose weight is edited.
         subjects: subject of each of ``u`` groups.
         keys: ``[d_in, c]`` columns.
-        shares: ``[c, u]``, see :meth:`Keys.each`; None for a column a group.
+        shares: ``[c, u]``, see :meth:`Keys.each`; None where each group has one column.
         residuals: ``[d_out, u]``.
         size: mean squared norm of a group's keys.
     """

@@ -1,7 +1,7 @@
-"""EAMET: MEMIT, whose values lie to each other as their keys do, so that one matrix can write them all.
+"""EAMET: MEMIT, whose values are as similar to each other as their keys are, so that one matrix can write them all.
 
-Least squares maps similar keys to similar values whether asked to or not. Where two keys are alike and their values are
-not, one of the facts is lost; with thousands of facts there are many such pairs.
+Least squares maps similar keys to similar values whether that is wanted or not. Where two keys are alike and their
+values are not, one of the facts is lost; with thousands of facts there are many such pairs.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ __all__ = ["Alignment", "Eamet"]
 
 
 class Alignment(Coupling):
-    """The part of a value's loss that compares its cosines with other values to those of their keys.
+    """A term of the values' loss that compares their cosines with each other to those of their keys.
 
     Args:
         keys: ``[u, d_in]``, one key a group.
-        divergence: factor of ``KL(P_r ‖ P_k)``, where both are softmaxes of a group's cosines with all others, those
-            of values and those of keys.
+        divergence: factor of ``KL(P_v ‖ P_k)``, where ``P_v`` is the softmax of the cosines of a group's value with all
+            others, and ``P_k`` that of its key.
         squares: factor of the mean squared difference of the cosines with the nearest keys.
         temperature: of the softmaxes.
         nearest: number of these keys.
@@ -36,49 +36,60 @@ class Alignment(Coupling):
         self, keys: Tensor, divergence: float = 1.0, squares: float = 1.0, temperature: float = 0.07, nearest: int = 10
     ) -> None:
         unit = normalize(keys.float(), dim=1)
-        self.similar = unit @ unit.t()
+        self.key_cosines = unit @ unit.t()  # [u, u]
         self.divergence, self.squares, self.temperature, self.nearest = divergence, squares, temperature, nearest
-        self.found: Tensor | None = None
+        self.finished: Tensor | None = None
 
     def loss(self, delta: Tensor, members: Tensor) -> Tensor:
-        """Loss of some groups, against each other and all groups kept so far.
+        """Return the loss of some groups, against each other and all groups whose values are finished.
 
         Args:
-            delta: ``[b, d_model]``, their values; the others' do not move with them.
+            delta: ``[b, d_model]``, their values; the other groups' do not move with them.
             members: ``[b]``, which groups they are.
 
         Returns:
-            ``[b]``; zero for a group without a value or without others.
+            ``[b]``; zero for a group that has no value, or no other group to be compared with.
         """
-        every = self._kept(delta).clone()
-        every[members] = delta.detach()
-        similar = self.similar.to(delta)[members]
-        there = every.norm(dim=1) > 0
-        others = there[None, :].repeat(len(members), 1)
-        others[torch.arange(len(members)), members] = False
-        counted = others.any(1) & there[members]
-        if not bool(counted.any()):
+        values = self._finished(delta).clone()  # [u, d_model]
+        values[members] = delta.detach()
+        has_value = values.norm(dim=1) > 0  # [u]
+        compared = has_value[None, :].repeat(len(members), 1)  # [b, u], the groups that each is compared with
+        compared[torch.arange(len(members)), members] = False
+        counts = compared.any(1) & has_value[members]  # [b]
+        if not bool(counts.any()):
             return delta.new_zeros(len(members))
-        values, keys, others = (
-            normalize(delta[counted], dim=1) @ normalize(every, dim=1).t(),
-            similar[counted],
-            others[counted],
-        )
-        least = torch.finfo(delta.dtype).min
-        given, wanted = ((x / self.temperature).masked_fill(~others, least).log_softmax(1) for x in (values, keys))
-        divergence = (given.exp() * (given - wanted)).masked_fill(~others, 0.0).sum(1)
-        near = keys.masked_fill(~others, least).topk(min(self.nearest, keys.shape[1]), dim=1).indices
-        real = others.gather(1, near).to(delta)
-        squares = ((values - keys).square().gather(1, near) * real).sum(1) / real.sum(1)
+        compared = compared[counts]  # [n, u] from here on
+        key_cosines = self.key_cosines.to(delta)[members][counts]
+        value_cosines = normalize(delta[counts], dim=1) @ normalize(values, dim=1).t()
+        divergence = self._softmax_divergence(value_cosines, key_cosines, compared)
+        squares = self._nearest_squares(value_cosines, key_cosines, compared)
         loss = self.divergence * divergence + self.squares * squares
-        return delta.new_zeros(len(members)).index_put((counted.nonzero().flatten(),), loss)
+        return delta.new_zeros(len(members)).index_put((counts.nonzero().flatten(),), loss)
+
+    def _softmax_divergence(self, value_cosines: Tensor, key_cosines: Tensor, compared: Tensor) -> Tensor:
+        """Return ``KL(P_v ‖ P_k)`` over the compared groups, ``[n]`` of ``[n, u]``."""
+        lowest = torch.finfo(value_cosines.dtype).min
+        log_values = (value_cosines / self.temperature).masked_fill(~compared, lowest).log_softmax(1)
+        log_keys = (key_cosines / self.temperature).masked_fill(~compared, lowest).log_softmax(1)
+        return (log_values.exp() * (log_values - log_keys)).masked_fill(~compared, 0.0).sum(1)
+
+    def _nearest_squares(self, value_cosines: Tensor, key_cosines: Tensor, compared: Tensor) -> Tensor:
+        """Return the mean squared difference of cosines over the compared groups with the nearest keys, ``[n]``."""
+        lowest = torch.finfo(value_cosines.dtype).min
+        count = min(self.nearest, key_cosines.shape[1])
+        nearest = key_cosines.masked_fill(~compared, lowest).topk(count, dim=1).indices  # [n, count]
+        weight = compared.gather(1, nearest).to(value_cosines)  # 0 where there are fewer groups than count
+        return ((value_cosines - key_cosines).square().gather(1, nearest) * weight).sum(1) / weight.sum(1)
 
     def keep(self, delta: Tensor, members: Tensor) -> None:
-        """Take the finished values ``[b, d_model]`` of some groups for the ones that come after."""
-        self.found = self._kept(delta).index_copy(0, members, delta)
+        """Take the finished values ``[b, d_model]`` of some groups, for the groups that come after."""
+        self.finished = self._finished(delta).index_copy(0, members, delta)
 
-    def _kept(self, like: Tensor) -> Tensor:
-        return like.new_zeros(len(self.similar), like.shape[1]) if self.found is None else self.found
+    def _finished(self, like: Tensor) -> Tensor:
+        """Return the finished values ``[u, d_model]``, zero where a group has none yet."""
+        if self.finished is None:
+            return like.new_zeros(len(self.key_cosines), like.shape[1])
+        return self.finished
 
 
 class Eamet(LeastSquares):
@@ -97,7 +108,7 @@ class Eamet(LeastSquares):
         align_nearest: int = Field(default=10, ge=1, description="How many nearest keys count in the squares.")
 
         def engine(self, layers: tuple[int, ...], **choices: Any) -> ClosedForm:
-            """The engine with aligned values."""
+            """Return the engine with aligned values."""
 
             def align(keys: Tensor) -> Alignment:
                 return Alignment(

@@ -19,8 +19,8 @@ __all__ = ["EvoEdit", "outside"]
 class EvoEdit(InNullSpace):
     """Sequential null-space alignment: earlier edits' keys leave the space that updates live in.
 
-    AlphaEdit weighs them against the new ones in one growing system; here they are out of reach of an update whose
-    system has the size of its own edit.
+    AlphaEdit weighs earlier keys against the new ones in one system that grows. Here an update cannot reach them, and
+    its system is as large as its own edit.
     """
 
     class Config(InNullSpace.Config):
@@ -42,36 +42,40 @@ class EvoEdit(InNullSpace):
     def write(self, new: Projected, ridge: float, context: MethodContext) -> Solution:
         """Leave the span of earlier edits' keys, then solve for this edit alone."""
         config: EvoEdit.Config = context.config
+        # The group that each column belongs to, [c].
         groups = torch.arange(len(new.subjects)) if new.shares is None else new.shares.argmax(1)
         # A later request about a subject takes precedence, or its key would have no room left.
-        before = Past(context.state, new.site, new.subjects).take(new.keys, groups)
-        free = outside(before, new.keys, config.occupied * new.size)
-        return kv_solve(free, new.residuals, ridge, shares=new.shares)
+        earlier_keys = Past(context.state, new.site, new.subjects).take(new.keys, groups)
+        free_keys = outside(earlier_keys, new.keys, config.occupied * new.size)
+        return kv_solve(free_keys, new.residuals, ridge, shares=new.shares)
 
 
 def outside(taken: Iterable[Tensor], keys: Tensor, threshold: float) -> Tensor:
-    """Keys without the directions that earlier ones took, edit by edit (EvoEdit, arXiv 2510.13851).
+    """Return keys without the directions that earlier edits' keys took (EvoEdit, arXiv 2510.13851).
 
     With ``P_0`` the identity and ``Q_s`` the left singular vectors of ``P_{s-1} K_s`` whose squared singular values
-    exceed the threshold, ``P_s = P_{s-1} - Q_s Q_sᵀ``; the keys that come back are ``P_t keys``. ``P_s`` is kept as
-    ``I - Q Qᵀ``, which costs as much as there are directions.
+    exceed the threshold, ``P_s = P_{s-1} - Q_s Q_sᵀ``; what is returned is ``P_t keys``. ``P_s`` is stored as the basis
+    ``Q`` of ``I - Q Qᵀ``, which is as large as there are directions.
 
     Args:
         taken: ``[d_in, n_s]``, the keys of each edit before, in their order.
-        keys: ``[d_in, c]``.
-        threshold: what an edit's squared components along a direction add up to at least, if it takes it.
+        keys: ``[d_in, c]``, the new edit's.
+        threshold: an edit takes a direction if its keys' squared components along it add up to more than this.
 
     Returns:
         ``[d_in, c]`` float32.
     """
-    basis = torch.zeros(len(keys), 0, dtype=torch.float64)
+    basis = torch.zeros(len(keys), 0, dtype=torch.float64)  # [d_in, directions], orthonormal
+    for earlier_keys in taken:
+        free = _project_out(earlier_keys, basis)  # [d_in, n_s]
+        # The eigenvectors of the small Gram matrix give the left singular vectors: K v / sigma.
+        squares, vectors = torch.linalg.eigh(free.t() @ free)  # [n_s], [n_s, n_s]
+        strong = squares > threshold
+        directions = free @ (vectors[:, strong] * squares[strong].rsqrt())
+        basis = torch.cat([basis, directions], 1)
+    return _project_out(keys, basis).float()
 
-    def left(columns: Tensor) -> Tensor:
-        return columns.double() - basis @ (basis.t() @ columns.double())
 
-    for part in taken:
-        rest = left(part)
-        values, vectors = torch.linalg.eigh(rest.t() @ rest)
-        strong = values > threshold
-        basis = torch.cat([basis, rest @ (vectors[:, strong] * values[strong].rsqrt())], 1)
-    return left(keys).float()
+def _project_out(columns: Tensor, basis: Tensor) -> Tensor:
+    """Return columns ``[d_in, n]`` without what they hold in an orthonormal basis, float64."""
+    return columns.double() - basis @ (basis.t() @ columns.double())

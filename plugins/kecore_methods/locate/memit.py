@@ -29,7 +29,7 @@ class LeastSquares:
     """MEMIT's solve; the methods that add stages to it differ in name, paper and configuration only."""
 
     class Config(Published, BatchConfig):
-        """What MEMIT and its relatives can be told."""
+        """Configuration that MEMIT shares with its relatives."""
 
         preservation: float = Field(
             default=0.05,
@@ -73,7 +73,7 @@ class LeastSquares:
             return super().engine(layers, **{"grouping": grouping, **choices})
 
         def norm(self, statistics: KeyStatistics, site: SiteId) -> float:
-            """Weight of ``‖Δ‖²`` in units of the preserved keys' mean square at a site."""
+            """Return the weight of ``‖Δ‖²`` in units of the preserved keys' mean square at a site."""
             if self.norm_lambda is None or self.preservation_lambda is None:
                 return self.norm_weight
             return self.norm_lambda / (self.preservation_lambda * statistics.mean_square(site))
@@ -88,11 +88,11 @@ class LeastSquares:
         layers = config.edited_layers(view)
         statistics = context.need_statistics(layers, self.name)
         absolute = config.preservation_lambda is not None
+        weight = config.preservation if config.preservation_lambda is None else config.preservation_lambda
         subjects = config.engine(layers, solve=unsolved).grouping(batch).subjects
 
         def solve(site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
             factor = statistics.factor(site, config.statistics_ridge + config.norm(statistics, site))
-            weight = config.preservation if config.preservation_lambda is None else config.preservation_lambda
             past = Past(context.state, site, subjects) if config.accumulate else None
             return least_squares(
                 keys, residuals, factor, weight, absolute=absolute, each=config.each_context, past=past

@@ -78,7 +78,7 @@ def replayed_targets(prompts: Prompts, layers: tuple[int, ...], delta: Tensor) -
 
 
 class _TargetResiduals(Residuals):
-    """Reads what each layer lacks of a target of its own."""
+    """Read what each layer lacks of its own target."""
 
     def __init__(self, prompts: Prompts, targets: dict[int, Tensor]) -> None:
         self._prompts, self._targets = prompts, targets
@@ -98,7 +98,7 @@ class MemitFE(LeastSquares):
         """Configuration of MEMIT-FE."""
 
         def engine(self, layers: tuple[int, ...], **choices: Any) -> ClosedForm:
-            """The engine with targets from the first layer."""
+            """Return the engine with targets from the first layer."""
             return super().engine(layers, **{"spread": ForwardReplay(), **choices})
 
     name = "memit-fe"

@@ -36,7 +36,7 @@ class NormAnchor:
     """Give every value the length that the unedited model's have."""
 
     class Settings(StageSettings):
-        """What may be chosen."""
+        """Settings of the stage."""
 
         anchor: float | None = Field(
             default=None,
@@ -55,7 +55,7 @@ class NormAnchor:
 
 
 def norm_anchored(anchor: float | None = None) -> Target:
-    """NAS: every value is as long as values of the unedited model are (arXiv 2602.02543).
+    """Return NAS's target: every value is made as long as those of the unedited model (arXiv 2602.02543).
 
     A value ``v`` is the projection's output with ``delta`` on it, and becomes ``a v / ‖v‖``. The anchor ``a`` is the
     mean length of values that were found on the unedited model, without the longest twentieth (as in the authors'
@@ -67,13 +67,15 @@ def norm_anchored(anchor: float | None = None) -> Target:
     """
 
     def target(layer: int, outputs: Callable[[], Tensor], delta: Tensor, state: dict[str, Tensor]) -> Tensor:
-        now, name = outputs().to(delta), f"nas/anchor/{layer}"
-        value = now + delta
-        length = value.norm(dim=1)
+        name = f"nas/anchor/{layer}"
+        output = outputs().to(delta)  # [u, d_model]
+        value = output + delta
+        length = value.norm(dim=1)  # [u]
         if anchor is not None:
             state[name] = torch.tensor(anchor)
         elif name not in state:
-            state[name] = length.sort().values[: len(length) - len(length) // _LONGEST].mean()
-        return value * (state[name].to(value) / length)[:, None] - now
+            shorter = len(length) - len(length) // _LONGEST
+            state[name] = length.sort().values[:shorter].mean()
+        return value * (state[name].to(value) / length)[:, None] - output
 
     return target

@@ -43,7 +43,7 @@ class Neuron:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attributions:
-    """What every neuron adds to the probability of an answer, for some prompts.
+    """Contributions of every neuron to the probability of an answer, for some prompts.
 
     Args:
         clean: ``[prompts]``, probability of the answer.
@@ -77,7 +77,7 @@ def attribute(
     memory: int = 2 << 30,
     progress: Progress = silent,
 ) -> Attributions:
-    """Attribute an answer's probability to every neuron by integrated gradients (section 3.2, eq. 5, a Riemann sum).
+    """Attribute an answer's probability to each neuron by integrated gradients (section 3.2, eq. 5, a Riemann sum).
 
     ``Attr(w_i) = w_i / m sum_k dP(k/m w)/dw_i`` with ``P(w)`` the probability of the answer where the last token's
     activations in the layer are ``w``. As in the released code, all activations of a layer go from zero to their value
@@ -99,14 +99,14 @@ def attribute(
     ids = [encoder.encode(prompt).ids for prompt in prompts]
     lookups = [len(row) - 1 for row in ids]
     layers = range(len(view.layers))
-    prompts_index = torch.arange(len(ids), device=view.device)
-    answer = torch.tensor(answers, device=view.device)
+    prompt = torch.arange(len(ids), device=view.device)  # [prompts]
+    answer = torch.tensor(answers, device=view.device)  # [prompts]
+    lookup = torch.tensor(lookups, device=view.device)  # [prompts]
     with view.frozen():
         with torch.no_grad():
             rows = encoder.rows(ids, lookups)
-            out = view.run(
-                rows, taps=map(Key, layers), at=(prompts_index, torch.full_like(prompts_index, max(lookups)))
-            )
+            last_column = torch.full_like(prompt, max(lookups))  # rows are aligned at their last token
+            out = view.run(rows, taps=map(Key, layers), at=(prompt, last_column))
         keys = [out[Key(layer)][:, -1].float() for layer in layers]  # [prompts, d_in] of each layer
         scores: list[Tensor] = []
         first_replay = Replay(view, encoder, ids, lookups, 0)
@@ -115,12 +115,10 @@ def attribute(
             weight = view.layers[layer].site.linear.weight.float()
             replay = first_replay.at_layer(layer)
             value = keys[layer] @ weight.t()  # [prompts, d_model]
-            gradient = _integrate(
-                replay, value, answer, torch.tensor(lookups, device=view.device), steps=steps, rows_at_once=rows_at_once
-            )
+            gradient = _integrate(replay, value, answer, lookup, steps=steps, rows_at_once=rows_at_once)
             scores.append((keys[layer] * (gradient @ weight)).cpu())  # [prompts, d_in]
             progress("attribution", layer + 1, len(layers))
-    clean = out.logits.float().softmax(-1)[prompts_index, answer].cpu()
+    clean = out.logits.float().softmax(-1)[prompt, answer].cpu()
     return Attributions(clean, tuple(scores), tuple(key.cpu() for key in keys))
 
 

@@ -52,11 +52,11 @@ class Pmet(LeastSquares):
         steps: int = Field(default=25, ge=1, description="Evaluations of the value loss (Adam makes one update fewer).")
 
         def value_settings(self) -> ValueSettings:
-            """Numbers of the target stage."""
+            """Return the numbers of the target stage."""
             return replace(super().value_settings(), beside=mixer)
 
         def engine(self, layers: tuple[int, ...], **choices: Any) -> ClosedForm:
-            """The engine with PMET's spread and targets."""
+            """Return the engine with PMET's spread and targets."""
             return super().engine(layers, **{"spread": BySquareRoot(), **choices})
 
     name = "pmet"

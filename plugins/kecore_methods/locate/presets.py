@@ -21,6 +21,8 @@ class Published(MethodConfig):
     @classmethod
     def presets(cls) -> Mapping[str, Mapping[str, Any]]:
         """Return the published set-ups of the method; ``_source`` in the file says whose each is."""
-        of_methods = json.loads((files("kecore_methods.locate") / "presets.json").read_text(encoding="utf-8"))
-        presets = of_methods.get(cls.preset_key, {})
-        return {name: {k: v for k, v in fields.items() if k != "_source"} for name, fields in presets.items()}
+        text = (files("kecore_methods.locate") / "presets.json").read_text(encoding="utf-8")
+        presets = json.loads(text).get(cls.preset_key, {})
+        for fields in presets.values():
+            fields.pop("_source", None)
+        return presets

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -35,7 +35,7 @@ class RestrainedSpectrum:
     """Hold the singular values of all updates' sum near the weight's largest."""
 
     class Settings(StageSettings):
-        """What may be chosen."""
+        """Settings of the stage."""
 
         base: float = Field(
             default=1.2, gt=1, description="Base of the logarithm that large singular values are reduced by."
@@ -51,12 +51,12 @@ class RestrainedSpectrum:
 
 
 def restrained_spectrum(base: float) -> Post:
-    """PRUNE: singular values of the sum of all updates are held near the largest one of the unedited weight.
+    """Return PRUNE's post: it holds the singular values of all updates' sum near the unedited weight's largest.
 
     The restraint of arXiv 2405.16821: with ``m`` the largest singular value of ``W``, each ``σ > m`` of the
     summed update becomes ``log_base(σ) - log_base(m) + m`` where that is less, and the others stay. The paper does it
-    once, after the last edit. Here each edit leaves the sum restrained: the update that is returned is what is missing
-    to the restrained sum of all that was asked for, from the restrained sum before it.
+    once, after the last edit. Here each edit leaves the sum restrained: the update that is returned leads from the
+    restrained sum of the updates before to that of all updates.
 
     Args:
         base: base of the logarithm, above 1; a larger one restrains more.
@@ -67,41 +67,70 @@ def restrained_spectrum(base: float) -> Post:
         if f"{name}/top" not in site.state:
             site.state[f"{name}/top"] = torch.tensor(_largest_singular_value(site.weight))
         top = float(site.state[f"{name}/top"])
-        before = [_thin(site.state[f"{name}/U"], site.state[f"{name}/V"])] if f"{name}/U" in site.state else []
-        u, s, v = _thin(*_summed([*before, factors_of(update)]))
-        site.state[f"{name}/U"], site.state[f"{name}/V"] = (u * s).float(), v.float()
-        if max(float(x.max()) for _, x, _ in [(u, s, v), *before]) <= top:
+        u, v = factors_of(update)
+        before: _Svd | None = None  # of the sum of all updates before this one, as they were asked for
+        if f"{name}/U" in site.state:
+            before = _factored_svd(site.state[f"{name}/U"], site.state[f"{name}/V"])
+            u = torch.cat([before.u * before.s, u.double()], dim=1)
+            v = torch.cat([before.v, v.double()], dim=1)
+        total = _factored_svd(u, v)
+        site.state[f"{name}/U"], site.state[f"{name}/V"] = (total.u * total.s).float(), total.v.float()
+        largest = float(total.s.max())
+        if before is not None:
+            largest = max(largest, float(before.s.max()))
+        if largest <= top:
             return update
-        now = [(u, _restrained(s, top, base), v)]
-        then = [(a, -_restrained(b, top, base), c) for a, b, c in before]
-        return LowRank(*(part.float() for part in _summed([*now, *then])))
+        u, v = total.u * _restrain(total.s, top, base), total.v
+        if before is not None:
+            # The weight has the restrained sum of the updates before on it, which is taken off.
+            u = torch.cat([u, before.u * -_restrain(before.s, top, base)], dim=1)
+            v = torch.cat([v, before.v], dim=1)
+        return LowRank(u.float(), v.float())
 
     return post
 
 
-def _summed(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
-    """Factors of the sum of ``U diag(s) Vᵀ`` (or ``U Vᵀ``), side by side."""
-    left = [part[0] if len(part) == 2 else part[0] * part[1] for part in parts]
-    return torch.cat([x.double() for x in left], 1), torch.cat([part[-1].double() for part in parts], 1)
+@dataclass(frozen=True, slots=True)
+class _Svd:
+    """A thin singular value decomposition ``U diag(s) Vᵀ`` of a ``[d_out, d_in]`` matrix of rank ``r``.
+
+    Args:
+        u: ``[d_out, r]`` float64.
+        s: ``[r]`` float64, descending.
+        v: ``[d_in, r]`` float64.
+    """
+
+    u: Tensor
+    s: Tensor
+    v: Tensor
 
 
-def _thin(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Singular value decomposition of ``u vᵀ`` without forming it, float64; singular values of rounding size go."""
-    left, r = torch.linalg.qr(u.double())
-    right, t = torch.linalg.qr(v.double())
-    a, s, b = torch.linalg.svd(r @ t.t(), full_matrices=False)
+def _factored_svd(u: Tensor, v: Tensor) -> _Svd:
+    """Decompose ``u vᵀ`` without forming it; singular values of rounding size are left out.
+
+    Args:
+        u: ``[d_out, k]``.
+        v: ``[d_in, k]``.
+    """
+    u_basis, u_triangle = torch.linalg.qr(u.double())
+    v_basis, v_triangle = torch.linalg.qr(v.double())
+    inner_u, s, inner_v = torch.linalg.svd(u_triangle @ v_triangle.t(), full_matrices=False)  # [k, k], [k], [k, k]
     rank = max(1, int((s > 1e-12 * s.max()).sum()))
-    return left @ a[:, :rank], s[:rank], right @ b[:rank].t()
+    return _Svd(u_basis @ inner_u[:, :rank], s[:rank], v_basis @ inner_v[:rank].t())
 
 
-def _restrained(s: Tensor, top: float, base: float) -> Tensor:
-    above = (s.clamp(min=top) / top).log() / math.log(base) + top
+def _restrain(s: Tensor, top: float, base: float) -> Tensor:
+    """Return singular values ``[r]``, of which those above ``top`` grow by their logarithm only."""
+    logarithmic = (s.clamp(min=top) / top).log() / math.log(base) + top
     # Below 1 / ln(base) the logarithm is steeper than a line: it would raise values just above ``top``.
-    return torch.where(s > top, above.minimum(s), s)
+    return torch.where(s > top, logarithmic.minimum(s), s)
 
 
 def _largest_singular_value(weight: Tensor) -> float:
-    """From the Gram matrix of the shorter side: a full decomposition of a large model's matrix takes minutes."""
+    """Return a weight's largest singular value.
+
+    It is read off the Gram matrix of the shorter side: a full decomposition of a large model's weight takes minutes.
+    """
     w = weight.detach().double().cpu()
     gram = w @ w.t() if w.shape[0] <= w.shape[1] else w.t() @ w
     return float(torch.linalg.eigvalsh(gram)[-1].sqrt())

@@ -36,7 +36,7 @@ class LargestChanges:
     """Keep the largest relative changes of each weight, and drop the rest."""
 
     class Settings(StageSettings):
-        """What may be chosen."""
+        """Settings of the stage."""
 
         kept: float = Field(
             default=0.4, gt=0, le=1, description="Share of an update's entries that stay (RECT's top-k%)."
@@ -52,7 +52,7 @@ class LargestChanges:
 
 
 def largest_relative_changes(kept: float) -> Post:
-    """RECT: entries of an update that change their weight little, relative to its size, are dropped.
+    """Return RECT's post: it drops the entries of an update that change their weight little, relative to its size.
 
     arXiv 2401.04700: of the entries of ``ΔW``, those with the largest ``|ΔW_ij / W_ij|`` hold the edit and
     keep their values; the rest is set to zero.

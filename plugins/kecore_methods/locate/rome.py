@@ -61,16 +61,18 @@ class Rome:
         config: Rome.Config = context.config
         layers = config.edited_layers(view)[-1:]
         statistics = context.need_statistics(layers, self.name) if config.second_moment else None
-        bare = None if config.consistent_key else self._bare_keys(view, batch, context, layers[0])
+        bare_keys = None if config.consistent_key else self._bare_keys(view, batch, context, layers[0])
 
         def solve(site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
             factor = statistics.factor(site, config.statistics_ridge) if statistics is not None else None
-            return one_by_one(keys.mean(), residuals, factor, bare)
+            return one_by_one(keys.mean(), residuals, factor, bare_keys)
 
         return config.engine(layers, solve=solve).plan(view, batch, context, self.name)
 
     @staticmethod
     def _bare_keys(view: ModelView, batch: RequestBatch, context: MethodContext, layer: int) -> Tensor:
+        """Return the keys of the prompts without a context before them, ``[d_in, u]``."""
         with view.frozen(), torch.no_grad():
-            keys = Prompts(view, batch, ("",), context.memory).begin_pass((layer,))
-            return keys.advance(layer)[0].mean()
+            layer_pass = Prompts(view, batch, ("",), context.memory).begin_pass((layer,))
+            keys, _ = layer_pass.advance(layer)
+            return keys.mean()

@@ -37,7 +37,7 @@ class SimulatedIdeal:
     """Do to the keys of all edits what one edit of them all would have done."""
 
     class Settings(StageSettings):
-        """What may be chosen."""
+        """Settings of the stage."""
 
         ridge: float = Field(
             default=0.1, gt=0, description="Lambda, relative to the mean squared norm of the first edit's keys."
@@ -53,7 +53,7 @@ class SimulatedIdeal:
 
 
 def simulated_ideal(ridge: float) -> Post:
-    """SimIE: an update does to the keys of all edits what one edit of them all would have done.
+    """Return SimIE's post: an update does to the keys of all edits what one edit of them all would have done.
 
     With ``K_t`` the keys of edit ``t`` and ``Δ_t`` its update, the smallest shift that gives every key what its own
     edit gave it solves a linear system; its recursive form (openreview VdEG08ZJCH) replaces ``Δ_t`` by
@@ -66,14 +66,15 @@ def simulated_ideal(ridge: float) -> Post:
 
     def post(site: EditedSite, update: Update) -> Update:
         name = f"simie/{site.id}"
-        new, _ = site.keys.each(compact=True)
+        keys, _ = site.keys.each(compact=True)  # [d_in, c]
         if f"{name}/ridge" not in site.state:
-            size = float(new.double().square().sum()) / len(site.keys.weight)
-            site.state[f"{name}/ridge"] = torch.tensor(ridge * size, dtype=torch.float64)
-        append(site.state, f"{name}/keys", new)
+            mean_square = float(keys.double().square().sum()) / len(site.keys.weight)
+            site.state[f"{name}/ridge"] = torch.tensor(ridge * mean_square, dtype=torch.float64)
+        append(site.state, f"{name}/keys", keys)
         u, v = factors_of(update)
-        given = u.double() @ (v.double().t() @ new.double())
-        solution = kv_solve(gathered(site.state, f"{name}/keys"), given, float(site.state[f"{name}/ridge"]))
+        moved = u.double() @ (v.double().t() @ keys.double())  # [d_out, c], what the update does to its own keys
+        all_keys = gathered(site.state, f"{name}/keys")
+        solution = kv_solve(all_keys, moved, float(site.state[f"{name}/ridge"]))
         return LowRank(solution.U, solution.V)
 
     return post

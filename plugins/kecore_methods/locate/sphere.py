@@ -36,7 +36,7 @@ class BesidesPrincipalDirections:
     """Leave alone the directions that the weight's rows crowd around."""
 
     class Settings(StageSettings):
-        """What may be chosen."""
+        """Settings of the stage."""
 
         ratio: float = Field(
             default=0.5, ge=0, le=1, description="Share of the spectrum that is principal (0.5 in EasyEdit's set-ups)."
@@ -58,7 +58,7 @@ class BesidesPrincipalDirections:
 
 
 def besides_principal_directions(ratio: float, suppression: float) -> Post:
-    """SPHERE: an update leaves alone the directions that the rows of its weight crowd around.
+    """Return SPHERE's post: an update leaves alone the directions that the rows of its weight crowd around.
 
     arXiv 2510.01172: rows are neurons on a sphere, so each is scaled to length one; the eigenvectors of their second
     moment with the largest eigenvalues are the principal directions ``Q``, and ``ΔW`` becomes
@@ -70,14 +70,17 @@ def besides_principal_directions(ratio: float, suppression: float) -> Post:
     """
 
     def post(site: EditedSite, update: Update) -> Update:
-        rows = site.weight.detach().double().cpu()
+        rows = site.weight.detach().double().cpu()  # [d_out, d_in]
         rows = rows / rows.norm(dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
         # The right singular vectors of rows are the eigenvectors of their second moment.
         directions = torch.linalg.svd(rows, full_matrices=False)
         share = directions.S.square().cumsum(0) / directions.S.square().sum()
-        principal = directions.Vh[: int((share < ratio).sum()) + 1]
+        principal = directions.Vh[: int((share < ratio).sum()) + 1]  # [p, d_in]
         u, v = factors_of(update)
-        moved = v.double() - suppression * (principal.t() @ (principal @ v.double()))
-        return LowRank(u, moved.float()) if isinstance(update, LowRank) else Dense(u @ moved.float().t())
+        suppressed = v.double() - suppression * (principal.t() @ (principal @ v.double()))
+        v = suppressed.float()
+        if isinstance(update, LowRank):
+            return LowRank(u, v)
+        return Dense(u @ v.t())
 
     return post

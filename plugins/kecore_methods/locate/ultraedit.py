@@ -24,7 +24,7 @@ __all__ = ["Lifelong", "UltraEdit"]
 
 
 class Lifelong:
-    """What UltraEdit and StableEdit have in common: all but how gradients are normalised."""
+    """The base of UltraEdit and StableEdit, which differ in how gradients are normalised."""
 
     class Config(MethodConfig):
         """Configuration; lengths are relative, so defaults carry over to any model."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from pydantic import Field
@@ -28,7 +29,7 @@ __all__ = ["CaliNet", "CaliNetConfig"]
 
 
 class CaliNetConfig(PreservingConfig):
-    """What may be chosen. "Tried" means the table in docs/methods/calinet.md, records 60 to 69 of CounterFact."""
+    """Configuration of CaliNet. "Tried" means the table in docs/methods/calinet.md, records 60 to 69 of CounterFact."""
 
     layers: tuple[int, ...] | None = Field(
         default=None, min_length=1, description="Layers with slots; None goes by depth (kecore's choice)."
@@ -163,17 +164,17 @@ class _Slots:
         self.config: CaliNetConfig = context.config
         self.earlier = _earlier_slots(blocks, context)
         self.batches = self._make_batches(facts)
-        self.scales: list[Scale] = [
-            unrelated_queries(
+        self.scales: list[Scale] = []
+        for block in blocks:
+            unrelated = unrelated_queries(
                 view,
                 context,
                 block,
                 passages=self.config.passages,
                 tokens=self.config.passage_tokens,
                 ridge=self.config.ridge,
-            ).scale
-            for block in blocks
-        ]
+            )
+            self.scales.append(unrelated.scale)
         self._begin(self.config.slot_count(len(facts)))
 
     def _make_batches(self, facts: Sequence[Sequence[Wording]]) -> list[Targets]:
@@ -183,7 +184,7 @@ class _Slots:
         with Neurons.at(self.blocks, *self.earlier, "gelu").on(self.view.model):
             for start in range(0, len(facts), config.batch_size):
                 chunk = facts[start : start + config.batch_size]
-                items = [wording.encoded for fact in chunk for wording in fact]
+                items = [wording.encoded for wording in chain.from_iterable(chunk)]
                 preserved = config.prompts_to_preserve(encoder, [fact[0].request for fact in chunk])
                 batches.append(Targets(self.view, encoder, items, self.blocks[0].layer, "target_new", preserved))
         return batches

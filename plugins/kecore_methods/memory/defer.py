@@ -31,7 +31,7 @@ _TENSORS = ("gate", "bias", "side", "shift")
 
 
 class DeferConfig(MethodConfig):
-    """What may be chosen; EasyEdit's numbers are for Llama-2-7B. docs/methods/defer.md gives the reasons."""
+    """Configuration of DEFER; EasyEdit's numbers are for Llama-2-7B. docs/methods/defer.md gives the reasons."""
 
     layer: int | None = Field(
         default=None, ge=0, description="Layer with the side network; None goes by depth (kecore's choice)."

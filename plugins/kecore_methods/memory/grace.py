@@ -34,7 +34,7 @@ _SLACK = 1.01  # a radius grown to a query holds it also after the rounding of a
 
 
 class GraceConfig(MethodConfig):
-    """What may be chosen; the published set-ups are for Llama-2-7B (EasyEdit) and GPT2-XL (the paper)."""
+    """Configuration of GRACE; the published set-ups are for Llama-2-7B (EasyEdit) and GPT2-XL (the paper)."""
 
     layer: int | None = Field(default=None, ge=0, description="Layer with the codebook; None goes by depth.")
     depth: float = Field(default=0.87, ge=0, le=1, description="Depth of that layer (27 of 32 in EasyEdit).")

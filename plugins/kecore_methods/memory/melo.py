@@ -30,7 +30,7 @@ __all__ = ["Melo", "MeloConfig"]
 
 
 class MeloConfig(MethodConfig):
-    """What may be chosen."""
+    """Configuration of MELO."""
 
     layer: int | None = Field(default=None, ge=0, description="Layer that keys are read at; None goes by depth.")
     depth: float = Field(default=0.17, ge=0, le=1, description="Depth of that layer.")
@@ -96,7 +96,7 @@ class MeloConfig(MethodConfig):
 
 @dataclass
 class Book:
-    """All clusters and blocks of a session while they are written.
+    """The clusters and blocks of a session while they are written.
 
     Args:
         layer: the layer that keys are read at.
@@ -152,13 +152,18 @@ class Book:
 
     def module(self, view: ModelView) -> DynamicLora:
         """Return a side module with these clusters and blocks."""
-        projections = {i: view.layers[i].site.linear for i in (self.layer, *self.layers)}
-        paths = {i: projection.name.removesuffix(".weight") for i, projection in projections.items()}
+        key_projection = view.layers[self.layer].site.linear
+        paths: list[str] = []
+        shapes: list[tuple[int, int]] = []
+        for layer in self.layers:
+            projection = view.layers[layer].site.linear
+            paths.append(projection.name.removesuffix(".weight"))
+            shapes.append((projection.d_out, projection.d_in))
         blocks, rank, _ = self.down[0].shape
         module = DynamicLora(
-            place=paths[self.layer],
-            maps=[paths[i] for i in self.layers],
-            shapes=[(projections[i].d_out, projections[i].d_in) for i in self.layers],
+            place=key_projection.name.removesuffix(".weight"),
+            maps=paths,
+            shapes=shapes,
             clusters=len(self.clusters.centres),
             entries=len(self.clusters.keys),
             blocks=blocks,
@@ -202,7 +207,8 @@ class Melo:
         order = sorted(range(len(batch)), key=lambda i: (requests[i].text, requests[i].target))
         with view.frozen(), suspended(view.model), context.stages("tune"):
             for begin in range(0, len(order), config.block_edits):
-                block = _Block(view, context, book, batch.select(order[begin : begin + config.block_edits]))
+                members = order[begin : begin + config.block_edits]
+                block = _Block(view, context, book, batch.select(members))
                 losses.append(block.train())
                 rules += block.index()
         context.state.update(book.state())

@@ -30,7 +30,7 @@ _PROBED_TOKEN = 3  # the token of the probe whose state is changed
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Where the feed-forward block of a layer begins and ends.
+    """The modules at which the feed-forward block of a layer begins and ends.
 
     Args:
         layer: index of the layer.

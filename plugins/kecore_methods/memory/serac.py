@@ -306,12 +306,11 @@ class Serac:
             entries = _earlier_entries(network, context)
             new = [fact for fact in facts if fact not in entries]
             items = [context.encoder.encode(fact.text, fact.target) for fact in new]
+            layers = config.read_layers(view)
             for begin in range(0, len(new), _TOGETHER):
                 context.progress("read", begin, len(new))
                 chunk = slice(begin, begin + _TOGETHER)
-                new_entries = _read_entries(
-                    view, context.encoder, network, config.read_layers(view), new[chunk], items[chunk]
-                )
+                new_entries = _read_entries(view, context.encoder, network, layers, new[chunk], items[chunk])
                 entries |= dict(zip(new[chunk], new_entries, strict=True))
             context.progress("read", len(new), len(new))
         memory = EditMemory.of(view, config, network.cpu(), Entries.stack([entries[fact] for fact in facts]))
@@ -325,16 +324,16 @@ def _earlier_entries(network: SeracNetwork, context: MethodContext) -> dict[Edit
         if not isinstance(edit, ModuleEdit) or not isinstance(edit.effect, EditMemory):
             continue
         memory = edit.effect
-        if _holds(memory.network, network):
+        if _is_same_network(memory.network, network):
             entries |= {request: memory.entries.one(i) for i, request in enumerate(edit.requests)}
     return entries
 
 
-def _holds(other: SeracNetwork, network: SeracNetwork) -> bool:
-    """Return whether another network has every tensor of a network, bit for bit."""
-    other_tensors = other.state_dict()
+def _is_same_network(earlier: SeracNetwork, network: SeracNetwork) -> bool:
+    """Return whether an earlier edit's network, on the CPU, has every tensor of a network, bit for bit."""
+    earlier_tensors = earlier.state_dict()
     for name, tensor in network.state_dict().items():
-        if name not in other_tensors or not torch.equal(tensor.cpu(), other_tensors[name]):
+        if name not in earlier_tensors or not torch.equal(tensor.cpu(), earlier_tensors[name]):
             return False
     return True
 

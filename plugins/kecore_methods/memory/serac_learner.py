@@ -1,4 +1,4 @@
-"""How SERAC's two networks are trained: texts that are in an edit's scope, texts that are not, and what follows."""
+"""Training of SERAC's two networks, on texts that are in an edit's scope and on texts that are not."""
 
 from __future__ import annotations
 
@@ -78,10 +78,12 @@ class SeracLearner:
         self.config: Any = context.config
         self.network, self.view, self.layers, self.encoder = network, view, layers, context.encoder
         self.requests = [record.request for record in records]
-        self._kept: dict[Hashable, _Prepared] = {}
-        self._room = context.memory // 2
-        observed = [self._prepared(record) for record in records[:_OBSERVED]]
-        network.observe(torch.cat([state for record in observed for state in record.states]))
+        self._stored: dict[Hashable, _Prepared] = {}
+        self._room = context.memory // 2  # bytes of records that may still be stored
+        observed: list[Tensor] = []
+        for record in records[:_OBSERVED]:
+            observed += self._read(record).states
+        network.observe(torch.cat(observed))
         scalars = list(network.scalars.parameters())
         scalar_ids = {id(scalar) for scalar in scalars}
         matrices = [parameter for parameter in network.parameters() if id(parameter) not in scalar_ids]
@@ -93,7 +95,7 @@ class SeracLearner:
 
     def step(self, records: Sequence[EditRecord]) -> float:
         """Update both networks once and return the loss."""
-        prepared = [self._prepared(record) for record in records]
+        prepared = [self._read(record) for record in records]
         with torch.enable_grad():
             batch = _Batch(self.network, prepared)
             loss = batch.scope_loss() + self._answers(batch, batch.owner).loss + batch.silence_loss()
@@ -111,7 +113,7 @@ class SeracLearner:
         (teacher-forced; by the model itself where no edit is in scope, and after a wrong edit where a wrong one is in
         scope), of rephrases that are in the scope of the right edit, and of unrelated texts that are in no scope.
         """
-        batch = _Batch(self.network, [self._prepared(record) for record in records])
+        batch = _Batch(self.network, [self._read(record) for record in records])
         least, nearest = batch.at_prompt_end().min(-1)  # [wordings] each
         in_scope = (-least).exp() >= self.config.threshold
         chosen = torch.where(in_scope, nearest, -1)
@@ -203,44 +205,54 @@ class SeracLearner:
         out = view.run(rows, patches={Output(last): speak}, first=first, at=(row, column))
         return out.logits.float(), row, token
 
-    def _prepared(self, record: EditRecord) -> _Prepared:
-        """What the unedited model makes of a record: computed alone, so that it depends on no other, and kept."""
-        rephrases = record.prompts_of("paraphrase")
-        key = (record.request, rephrases, record.probes_of("locality"))
-        found = self._kept.get(key)
-        if found is not None:
-            return found
+    def _read(self, record: EditRecord) -> _Prepared:
+        """Return a record as the unedited model reads it, prepared once where there is room to store it.
+
+        It is prepared alone, so that the result depends on no other record.
+        """
+        key = (record.request, record.prompts_of("paraphrase"), record.probes_of("locality"))
+        if key in self._stored:
+            return self._stored[key]
+        prepared = self._prepare(record)
+        if prepared.bytes <= self._room:
+            self._room -= prepared.bytes
+            self._stored[key] = prepared
+        return prepared
+
+    def _prepare(self, record: EditRecord) -> _Prepared:
+        """Run the unedited model on the texts of a record.
+
+        Raises:
+            DataFormatError: no text is out of the edit's scope.
+        """
         encode, request = self.encoder.encode, record.request
-        others = [*record.prompts_of("locality"), *self._near_misses(request)]
-        if not others:
+        unrelated = [*record.prompts_of("locality"), *self._near_misses(request)]
+        if not unrelated:
             raise DataFormatError(
                 f"record '{request.id}' has no locality probe, and there is no other record that differs in subject "
                 "and prompt, so nothing says what is out of its scope; give records such as zsRE's"
             )
-        bare = [encode(text, request.target) for text in (request.text, *rephrases)]
-        wordings = [
-            _continue(item, encode(text, f"{request.target}. {others[0]}"))
-            for item, text in zip(bare, (request.text, *rephrases), strict=True)
-        ]
-        ends = [len(item.ids) for item in bare]
-        ids = [item.ids for item in (*wordings, *(encode(text) for text in others))]
+        wordings: list[Encoded] = []
+        ends: list[int] = []
+        for prompt in (request.text, *record.prompts_of("paraphrase")):
+            with_target = encode(prompt, request.target)
+            wordings.append(_continue(with_target, encode(prompt, f"{request.target}. {unrelated[0]}")))
+            ends.append(len(with_target.ids))
+        ids = [item.ids for item in wordings]
+        ids += [encode(text).ids for text in unrelated]
         states, below = self._states(ids, len(wordings))
-        made = _Prepared(request, wordings, ends, states, below)
-        if made.bytes <= self._room:
-            self._room -= made.bytes
-            self._kept[key] = made
-        return made
+        return _Prepared(request, wordings, ends, states, below)
 
     def _states(self, ids: Sequence[tuple[int, ...]], wordings: int) -> tuple[list[Tensor], list[Tensor]]:
         """Return the states of texts at both layers, and of the first ``wordings`` texts what enters the last layer."""
         last = len(self.view.layers) - 2
-        hidden = {*self.layers, last} - {-1}
+        read_layers = {*self.layers, last} - {-1}  # a model of one layer has none below its last
         rows = self.encoder.rows(ids).to(self.view.device)
         with torch.no_grad():
-            out = self.view.run(rows, taps=map(Output, sorted(hidden)), last=max(hidden))
-        both = torch.cat([out[Output(layer)] for layer in self.layers], -1)  # [texts, tokens, 2 · width]
+            out = self.view.run(rows, taps=map(Output, sorted(read_layers)), last=max(read_layers))
+        hidden_states = torch.cat([out[Output(layer)] for layer in self.layers], -1)  # [texts, tokens, 2 · width]
         # Copies, or one text would hold the memory of all.
-        states = [both[i, : len(ids[i])].clone() for i in range(len(ids))]
+        states = [hidden_states[i, : len(ids[i])].clone() for i in range(len(ids))]
         below: list[Tensor] = []
         if Output(last) in out.taps:
             below = [out[Output(last)][i, : len(ids[i])].clone() for i in range(wordings)]
@@ -250,15 +262,17 @@ class SeracLearner:
         """Return the request's prompt about another subject, and another prompt about its subject."""
         begin = zlib.crc32(request.id.encode())  # by content, so that a record's near misses are always the same
         for offset in range(len(self.requests)):
-            other = self.requests[(begin + offset) % len(self.requests)]
-            if other.subject != request.subject and other.prompt != request.prompt:
-                return [request.prompt.replace("{}", other.subject), other.prompt.replace("{}", request.subject)]
+            candidate = self.requests[(begin + offset) % len(self.requests)]
+            if candidate.subject != request.subject and candidate.prompt != request.prompt:
+                other_subject = request.prompt.replace("{}", candidate.subject)
+                other_prompt = candidate.prompt.replace("{}", request.subject)
+                return [other_subject, other_prompt]
         return []
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Answers:
-    """How likely targets are.
+    """Likelihoods of targets.
 
     Args:
         loss: mean over wordings of the mean negative log-likelihood of a target's tokens.

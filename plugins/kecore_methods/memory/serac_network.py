@@ -221,7 +221,7 @@ class SeracNetwork(nn.Module):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Distance:
-    """How far texts are from edits.
+    """Distances of texts from edits.
 
     Args:
         each: ``[rows, tokens, entries]``, ``-log g_φ`` of each edit; very large on padding.

@@ -33,7 +33,7 @@ _TENSORS = ("keys", "biases", "values", "queries")
 
 
 class TPatcherConfig(MethodConfig):
-    """What may be chosen; "tried" means records 60 to 63 of CounterFact (docs/methods/t-patcher.md)."""
+    """Configuration of T-Patcher; "tried" means records 60 to 63 of CounterFact (docs/methods/t-patcher.md)."""
 
     layer: int | None = Field(
         default=None, ge=0, description="Layer whose block is patched; None goes by depth (kecore's choice)."

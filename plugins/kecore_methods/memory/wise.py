@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -23,7 +24,7 @@ from kecore.engine.tuning import Targets, batch_need, choose_layer, train
 from kecore.memory import Need
 from kecore.model import ModelView
 from kecore.model.sites import Key, Value
-from kecore.text import Rows
+from kecore.text import Encoded, Rows
 from kecore_methods.memory.side_memories import SideMemories, ties
 
 __all__ = ["Wise", "WiseConfig"]
@@ -34,7 +35,7 @@ _TENSORS = ("shards", "merged", "keys", "owner")
 
 
 class WiseConfig(MethodConfig):
-    """What may be chosen; published numbers are those of the paper's Table 10 for Llama-2-7B."""
+    """Configuration of WISE; published numbers are those of the paper's Table 10 for Llama-2-7B."""
 
     layer: int | None = Field(default=None, ge=0, description="Layer with the side memory; None goes by depth.")
     depth: float = Field(default=0.87, ge=0, le=1, description="Depth of that layer (27 of 32 in the paper).")
@@ -78,7 +79,9 @@ class WiseConfig(MethodConfig):
         layer = choose_layer(view, self.layer, self.depth)
         projection = view.layers[layer].site.linear
         parts = {"shards, gradient and moments": 4 * (4 + self.shards) * projection.d_out * projection.d_in}
-        items = [item for item in batch.encodings for _ in range(self.contexts + 1)]
+        items: list[Encoded] = []
+        for item in batch.encodings:
+            items += [item] * (self.contexts + 1)
         return [batch_need(view, items, self.contexts + 1, layer, parts)]
 
 
@@ -231,7 +234,7 @@ class _Writer:
         self.config: WiseConfig = context.config
         encoder, layer = context.encoder, memory.layer
         (request,) = batch.requests
-        items = [item for prefix in prefixes for item in batch.located(prefix)]
+        items = list(chain.from_iterable(batch.located(prefix) for prefix in prefixes))
         self.batch = Targets(view, encoder, items, layer, "target_new")
         # The query's activation is taken where its subject ends: the only tokens that tell it from its neighbours.
         lookup = [item.lookup for item in items]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ class Factors:
         inputs: layer to ``u``, ``[requests, tokens, d_in]`` float32; zero where a request has fewer tokens.
         deltas: layer to ``δ``, ``[requests, tokens, d_out]`` float32; zero there as well.
         mask: ``[requests, tokens]``, where there is a token.
-        answers: token ids that the model itself finds most probable in each place of each request's target.
+        answers: the tokens that the model itself finds most probable, where each token of a request's target stands.
     """
 
     inputs: Mapping[int, Tensor]
@@ -55,18 +56,17 @@ class Factors:
         """Return the factors of all chunks of requests as one, padded to the longest."""
         width = max(chunk.mask.shape[1] for chunk in chunks)
 
-        def stack_padded(tensors: Sequence[Tensor]) -> Tensor:
-            """Return ``[requests, tokens, ...]`` with ``width`` tokens, of all chunks."""
-            padding = [x.new_zeros(x.shape[0], width - x.shape[1], *x.shape[2:]) for x in tensors]
-            return torch.cat([torch.cat(pair, 1) for pair in zip(tensors, padding, strict=True)])
+        def pad(x: Tensor) -> Tensor:
+            """Return ``[requests, tokens, ...]`` with ``width`` tokens."""
+            return torch.cat([x, x.new_zeros(len(x), width - x.shape[1], *x.shape[2:])], 1)
 
         inputs: dict[int, Tensor] = {}
         deltas: dict[int, Tensor] = {}
         for layer in chunks[0].inputs:
-            inputs[layer] = stack_padded([chunk.inputs[layer] for chunk in chunks])
-            deltas[layer] = stack_padded([chunk.deltas[layer] for chunk in chunks])
-        mask = stack_padded([chunk.mask for chunk in chunks])
-        answers = tuple(answer for chunk in chunks for answer in chunk.answers)
+            inputs[layer] = torch.cat([pad(chunk.inputs[layer]) for chunk in chunks])
+            deltas[layer] = torch.cat([pad(chunk.deltas[layer]) for chunk in chunks])
+        mask = torch.cat([pad(chunk.mask) for chunk in chunks])
+        answers = tuple(chain.from_iterable(chunk.answers for chunk in chunks))
         return Factors(inputs, deltas, mask, answers)
 
 
@@ -183,11 +183,14 @@ class Reader:
         mask = texts.rows.attention_mask.bool()
         deltas = dict(zip(self.layers, gradients, strict=True))
         likeliest = logits.argmax(-1)  # [targets]
+        answers: list[tuple[int, ...]] = []
+        for index in range(texts.count):
+            answers.append(tuple(likeliest[texts.row == index].tolist()))
         return Factors(
             inputs={layer: out[Key(layer)].float() * mask[..., None] for layer in self.layers},
             deltas={layer: delta.float() * mask[..., None] for layer, delta in deltas.items()},
             mask=mask,
-            answers=tuple(tuple(likeliest[texts.row == i].tolist()) for i in range(texts.count)),
+            answers=tuple(answers),
         )
 
     def _zero_output(self, layer: int, rows: Rows) -> Tensor:
@@ -204,7 +207,7 @@ class Reader:
 
 
 class _RowUpdate:
-    """What the update of its row's group adds to the output of a value projection.
+    """A map that adds to a value projection's output what the update of its row's group gives.
 
     Args:
         u: ``[groups, k, d_out]``.

@@ -1,9 +1,10 @@
-"""What the methods of this family share: a plan from gradients and a network, and how that network is trained."""
+"""The base of methods that pass gradients through a network: their plan, and the training of the network."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar
 
 import torch
@@ -21,7 +22,7 @@ from kecore.memory import Need, backward_bytes, logits_bytes
 from kecore.model import ModelView, SiteId
 from kecore.text import Encoded
 from kecore.training import Schedule, module_state, restore_module
-from kecore_methods.meta.factors import Factors, Reader, Shifts, low_rank, nll, row_means
+from kecore_methods.meta.factors import Factors, Reader, Shifts, Texts, low_rank, nll, row_means
 
 __all__ = ["GradientConfig", "GradientEditor", "GradientLearner", "Network"]
 
@@ -30,7 +31,7 @@ _TOGETHER = 8  # requests whose gradients are taken in one pass
 
 
 class GradientConfig(MethodConfig):
-    """What all of them may be told."""
+    """Configuration that all methods of the family share."""
 
     layers: tuple[int, ...] | None = Field(
         default=None, description="Layers whose value projections are edited; None goes by depth (kecore's choice)."
@@ -159,9 +160,9 @@ class GradientLearner:
         self.config: GradientConfig = context.config
         self.network, self.view = network.to(view.device), view
         self.reader = Reader(view, context.encoder, self.config.edited_layers(view))
-        self._kept: dict[Hashable, _Prepared] = {}
-        self._room = context.memory // 2
-        network.normalise(Factors.stack([self._prepared(record).factors for record in records[:_OBSERVED]]))
+        self._stored: dict[Hashable, _Prepared] = {}
+        self._room = context.memory // 2  # bytes of records that may still be stored
+        network.normalise(Factors.stack([self._read(record).factors for record in records[:_OBSERVED]]))
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=self.config.learning_rate)
 
@@ -173,10 +174,10 @@ class GradientLearner:
                 "make the batch size a multiple of it"
             )
         with torch.enable_grad():
-            edit, kl, _ = self._losses(records, self.config.together)
-            loss = self.network.objective(edit, kl)
+            losses = self._losses(records, self.config.together)
+            loss = self.network.objective(losses.edit, losses.kl)
             if loss is None:
-                loss = self.config.edit_weight * edit + kl
+                loss = self.config.edit_weight * losses.edit + losses.kl
             self.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
@@ -188,9 +189,10 @@ class GradientLearner:
         """Return losses, the share of right tokens (teacher-forced) on prompts and rephrases, and of same answers."""
         totals: dict[str, float] = {}
         for chunk, together in _cut_into_edits(records, self.config.together):
-            edit, kl, figures = self._losses(chunk, together)
-            loss = self.config.edit_weight * float(edit) + float(kl)
-            for name, value in {"loss": loss, "edit loss": float(edit), "KL": float(kl), **figures}.items():
+            losses = self._losses(chunk, together)
+            edit, kl = float(losses.edit), float(losses.kl)
+            loss = self.config.edit_weight * edit + kl
+            for name, value in {"loss": loss, "edit loss": edit, "KL": kl, **losses.figures}.items():
                 totals[name] = totals.get(name, 0.0) + value * len(chunk) / len(records)
         return totals
 
@@ -206,61 +208,86 @@ class GradientLearner:
         """Return the network's tensors."""
         return self.network.state_dict()
 
-    def _losses(self, records: Sequence[EditRecord], together: int) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """Return the edit loss, the KL of unrelated answers and the figures of an evaluation.
+    def _losses(self, records: Sequence[EditRecord], together: int) -> _Losses:
+        """Return the losses of edits, and the figures of an evaluation.
 
         Args:
             records: what is edited, ``together`` consecutive ones by one update.
             together: requests of one update; their number is a multiple of it.
         """
-        prepared = [self._prepared(record) for record in records]
+        prepared = [self._read(record) for record in records]
         factors = Factors.stack([record.factors for record in prepared])
-        shifts = self.network.shifts(self.view, [record.wordings[0] for record in prepared], factors, together)
+        prompts = [record.wordings[0] for record in prepared]
+        shifts = self.network.shifts(self.view, prompts, factors, together)
 
-        wordings = self.reader.texts(
-            [item for record in prepared for item in record.wordings],
-            [state for record in prepared for state in record.wording_states],
-        )
-        record_of_row = [i for i, record in enumerate(prepared) for _ in record.wordings]
-        group = torch.tensor([i // together for i in record_of_row], device=wordings.row.device)  # [rows]
-        logits = self.reader.logits(wordings, shifts, group)
-        edit = row_means(nll(logits, wordings), wordings).mean()
-        accuracy: list[float] = row_means((logits.argmax(-1) == wordings.token).float(), wordings).tolist()
+        wording_states = [record.wording_states for record in prepared]
+        wordings = self._join([record.wordings for record in prepared], wording_states, together)
+        texts = wordings.texts
+        logits = self.reader.logits(texts, shifts, wordings.group)  # [targets, vocab]
+        edit = row_means(nll(logits, texts), texts).mean()
+        accuracy: list[float] = row_means((logits.argmax(-1) == texts.token).float(), texts).tolist()  # of each row
         prompt_accuracy: list[float] = []
         rephrase_accuracy: list[float] = []
-        for row, score in enumerate(accuracy):
-            if row == 0 or record_of_row[row - 1] != record_of_row[row]:  # a record's first wording is its prompt
-                prompt_accuracy.append(score)
+        for row, share in enumerate(accuracy):
+            if row == 0 or wordings.record[row - 1] != wordings.record[row]:  # a record's first wording is its prompt
+                prompt_accuracy.append(share)
             else:
-                rephrase_accuracy.append(score)
+                rephrase_accuracy.append(share)
 
-        unrelated = self.reader.texts(
-            [item for record in prepared for item in record.unrelated],
-            [state for record in prepared for state in record.unrelated_states],
-        )
-        record_of_row = [i for i, record in enumerate(prepared) for _ in record.unrelated]
-        group = torch.tensor([i // together for i in record_of_row], device=unrelated.row.device)
+        unrelated_states = [record.unrelated_states for record in prepared]
+        unrelated = self._join([record.unrelated for record in prepared], unrelated_states, together)
+        texts = unrelated.texts
         with torch.no_grad():
-            before = self.reader.logits(unrelated).log_softmax(-1)  # [targets, vocab]
-        after = self.reader.logits(unrelated, shifts, group).log_softmax(-1)
-        kl = row_means((before.exp() * (before - after)).sum(-1), unrelated).mean()
-        same = row_means((before.argmax(-1) == after.argmax(-1)).float(), unrelated)
+            before = self.reader.logits(texts).log_softmax(-1)  # [targets, vocab]
+        after = self.reader.logits(texts, shifts, unrelated.group).log_softmax(-1)
+        kl = row_means((before.exp() * (before - after)).sum(-1), texts).mean()
+        same = row_means((before.argmax(-1) == after.argmax(-1)).float(), texts)  # [rows]
         figures = {
             "edit accuracy": sum(prompt_accuracy) / len(prompt_accuracy),
             "rephrase accuracy": sum(rephrase_accuracy) / max(1, len(rephrase_accuracy)),
             "locality": float(same.mean()),
         }
-        return edit, kl, figures
+        return _Losses(edit, kl, figures)
 
-    def _prepared(self, record: EditRecord) -> _Prepared:
-        """What the unedited model makes of a record: computed alone, so that it depends on no other, and kept."""
-        rephrases = record.prompts_of("paraphrase")
-        key = (record.request, rephrases, record.probes_of("locality"))
-        found = self._kept.get(key)
-        if found is not None:
-            return found
+    def _join(
+        self, items: Sequence[Sequence[Encoded]], states: Sequence[Sequence[Tensor]], together: int
+    ) -> _JoinedTexts:
+        """Return the texts of several records in one.
+
+        Args:
+            items: each record's texts.
+            states: each record's states of them; empty where the first edited layer is the model's first.
+            together: records of one update.
+        """
+        record_of_row: list[int] = []
+        for index, record_items in enumerate(items):
+            record_of_row += [index] * len(record_items)
+        texts = self.reader.texts(list(chain.from_iterable(items)), list(chain.from_iterable(states)))
+        group = torch.tensor([record // together for record in record_of_row], device=texts.row.device)
+        return _JoinedTexts(texts, record_of_row, group)
+
+    def _read(self, record: EditRecord) -> _Prepared:
+        """Return a record as the unedited model reads it, prepared once where there is room to store it.
+
+        It is prepared alone, so that the result depends on no other record.
+        """
+        key = (record.request, record.prompts_of("paraphrase"), record.probes_of("locality"))
+        if key in self._stored:
+            return self._stored[key]
+        prepared = self._prepare(record)
+        if prepared.bytes <= self._room:
+            self._room -= prepared.bytes
+            self._stored[key] = prepared
+        return prepared
+
+    def _prepare(self, record: EditRecord) -> _Prepared:
+        """Run the unedited model on the texts of a record.
+
+        Raises:
+            DataFormatError: the record has no locality probe with an answer.
+        """
         encode, request = self.reader.encoder.encode, record.request
-        wordings = [encode(text, request.target) for text in (request.text, *rephrases)]
+        wordings = [encode(text, request.target) for text in (request.text, *record.prompts_of("paraphrase"))]
         probes = [probe for probe in record.probes_of("locality") if probe.answers]
         if not probes:
             raise DataFormatError(
@@ -270,11 +297,37 @@ class GradientLearner:
         unrelated = [encode(probe.prompt, probe.answers[0]) for probe in probes]
         states = self.reader.states([*wordings, *unrelated])
         factors = self.reader.factors(self.reader.texts(wordings[:1], states[:1]))
-        made = _Prepared(wordings, unrelated, states, factors)
-        if made.bytes <= self._room:
-            self._room -= made.bytes
-            self._kept[key] = made
-        return made
+        return _Prepared(wordings, unrelated, states, factors)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Losses:
+    """Losses of some edits.
+
+    Args:
+        edit: mean negative log-likelihood of the targets behind all wordings.
+        kl: mean divergence of unrelated answers.
+        figures: what an evaluation reports beside them, by name.
+    """
+
+    edit: Tensor
+    kl: Tensor
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _JoinedTexts:
+    """Texts of several records, one record's behind another's.
+
+    Args:
+        texts: the rows.
+        record: each row's record.
+        group: ``[rows]``: the update that acts on each row.
+    """
+
+    texts: Texts
+    record: Sequence[int]
+    group: Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,7 +23,7 @@ class IceConfig(WordingConfig):
 
     @classmethod
     def presets(cls) -> Mapping[str, Mapping[str, Any]]:
-        """The wording of the baseline of RippleEdits (arXiv 2307.12976), where the method has its name from."""
+        """Return the wording of RippleEdits' baseline (arXiv 2307.12976), which the method has its name from."""
         return {"ripple-edits": {"fact": "Imagine that {fact}. ", "prompt": "{prompt}"}}
 
 

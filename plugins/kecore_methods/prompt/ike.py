@@ -47,12 +47,12 @@ class IkeConfig(ScopeConfig):
 
     @classmethod
     def presets(cls) -> Mapping[str, Mapping[str, Any]]:
-        """The set-up of the paper."""
+        """Return the set-up of the paper."""
         return {"paper": {"demonstrations": 32}}
 
 
 class IkeWriter(ScopeWriter[IkeConfig]):
-    """Puts demonstrations and the nearest fact before a prompt.
+    """Put demonstrations and the nearest fact before a prompt.
 
     Args:
         facts: the store.
@@ -165,20 +165,20 @@ def choose_examples(
 
 
 def demonstration(wording: WordingConfig, record: EditRecord, kind: Kind) -> str:
-    """An example as the paper's template has it: ``New Fact: x* y*``, ``Prompt: x y`` and an empty line.
+    """Return an example in the paper's template: ``New Fact: x* y*``, ``Prompt: x y`` and an empty line.
 
-    Copy asks the fact itself, update a paraphrase, and retain another prompt, whose own answer stays. A record without
-    paraphrases or neighbours can only be copied.
+    The kind decides what stands behind ``Prompt:``. A copy has the fact itself, an update a paraphrase, and a retain
+    another prompt, which keeps its answer. A record without paraphrases or neighbours can only be copied.
     """
     request = record.request
     prompt, answer = request.text, request.target
     rephrases = record.prompts_of("paraphrase")
-    others = (*record.probes_of("neighbourhood"), *record.probes_of("locality"))
-    unchanged = [probe for probe in others if probe.answers]
+    preserved = (*record.probes_of("neighbourhood"), *record.probes_of("locality"))
+    answered = [probe for probe in preserved if probe.answers]
     if kind == "update" and rephrases:
         prompt = rephrases[0]
-    if kind == "retain" and unchanged:
-        prompt, answer = unchanged[0].prompt, unchanged[0].answers[0]
+    if kind == "retain" and answered:
+        prompt, answer = answered[0].prompt, answered[0].answers[0]
     return preface(wording, [request], statement(prompt, answer)) + "\n\n"
 
 
@@ -191,7 +191,8 @@ def _embed_examples(pool: Sequence[EditRecord], encoder: str, reader: Reader, co
         rows: list[Tensor] = []
         with without_edits(reader.view.model):
             for start in range(0, len(texts), _CHUNK):
-                rows.append(embed(texts[start : start + _CHUNK]))
-                context.progress("examples", min(start + _CHUNK, len(texts)), len(texts))
+                chunk = texts[start : start + _CHUNK]
+                rows.append(embed(chunk))
+                context.progress("examples", start + len(chunk), len(texts))
         context.memo[key] = torch.cat(rows)
     return context.memo[key]

@@ -42,7 +42,7 @@ class EncoderConfig(MethodConfig):
     )
 
     def check_installed(self) -> None:
-        """The encoder, which is loaded once a process; the edited model needs nothing."""
+        """Load the encoder, which is done once a process; the edited model itself needs no package."""
         if self.encoder != MODEL:
             load_sentence_encoder(self.encoder)
 

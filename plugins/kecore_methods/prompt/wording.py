@@ -1,4 +1,4 @@
-"""How facts and prompts are put into words, and the edits that write them before a prompt."""
+"""Wordings of facts and prompts, and the edits that write them before a prompt."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _with_prompt(template: str) -> str:
 
 
 class WordingConfig(MethodConfig):
-    """How a fact and a prompt are written; the default is the template of IKE (arXiv 2305.12740)."""
+    """The wording of a fact and a prompt; the default is the template of IKE (arXiv 2305.12740)."""
 
     fact: Annotated[str, AfterValidator(_with_fact)] = Field(
         default="New Fact: {fact}\n", description="How one fact is written, with {fact} where its statement stands."
