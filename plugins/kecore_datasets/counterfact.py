@@ -20,7 +20,7 @@ def _is_counterfact(values: Mapping[str, Any]) -> bool:
 
 
 def counterfact(fields: Fields) -> EditRecord:
-    """CounterFact (arXiv 2202.05262) with the extras of CounterFact-plus (arXiv 2305.13172).
+    """Read a record of CounterFact (arXiv 2202.05262), with the extras of CounterFact-plus (arXiv 2305.13172).
 
     ``attribute_prompts`` (other subjects of which the target is true) enter no score of the papers and are left out.
     """
@@ -84,7 +84,7 @@ COUNTERFACT = Layout(
 
 
 def _flat(fields: Fields) -> EditRecord:
-    """EasyEdit's flat layout: CounterFact, and the hallucination and temporal sets of WISE.
+    """Read a record of EasyEdit's flat layout: CounterFact, and the hallucination and temporal sets of WISE.
 
     The locality prompt is asked as locality, as EasyEdit does. Where its answer is the edit's old answer
     (all of CounterFact) it is a neighbour in CounterFact's sense too.
@@ -98,7 +98,7 @@ def _flat(fields: Fields) -> EditRecord:
     """
     truth = fields.text_or_none("ground_truth")
     locality = fields.probe("locality", "locality_prompt", "locality_ground_truth", axis="neighbourhood")
-    prompt, subject, target = (fields.text(name) for name in ("prompt", "subject", "target_new"))
+    prompt, subject, target = fields.text("prompt"), fields.text("subject"), fields.text("target_new")
     request = make_request(fields, prompt, subject, target, truth, fields.id("case_id"))
     edit = edit_probe(request)
     is_neighbour = truth is not None and locality.answers == (truth,)

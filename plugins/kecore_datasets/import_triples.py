@@ -62,12 +62,12 @@ def import_triples(
     if out.exists() and not force:
         raise typer.BadParameter(f"{out} is there already; name another file, or pass --force")
     known = library.read_templates(templates or ())
-    read = library.read_triples(triples)
-    imported = library.import_triples(read[:limit], known, library.read_labels(labels or ()))
+    chosen = library.read_triples(triples)[:limit]
+    imported = library.import_triples(chosen, known, library.read_labels(labels or ()))
     _show(screen, imported)
     if not imported.records:
         raise DataFormatError(
-            f"none of {count_noun(len(read[:limit]), 'triple')} of {triples} makes an edit; give templates for their "
+            f"none of {count_noun(len(chosen), 'triple')} of {triples} makes an edit; give templates for their "
             f"relations with --templates: {', '.join(list(imported.unknown)[:_SHOWN]) or 'see what was left out'}"
         )
     library.write_records(out, imported.records)
@@ -75,7 +75,7 @@ def import_triples(
     screen.finish(
         {
             "out": out,
-            "triples": len(read[:limit]),
+            "triples": len(chosen),
             "edits": len(imported.records),
             "unknown_relations": dict(imported.unknown),
             "skipped": [item._asdict() for item in imported.skipped],
@@ -88,7 +88,8 @@ def _show(screen: Screen, imported: Imported) -> None:
     """List what makes no edit."""
     if imported.unknown:
         total = sum(imported.unknown.values())
-        rows = [(relation, str(number)) for relation, number in list(imported.unknown.items())[:_SHOWN]]
+        first = list(imported.unknown.items())[:_SHOWN]
+        rows = [(relation, str(number)) for relation, number in first]
         title = f"Relations without a template: {len(imported.unknown)}, with {count_noun(total, 'triple')}"
         screen.show(make_table("relation", "triples", rows=rows, title=title, right=(1,)))
     if imported.skipped:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from hashlib import sha256
-from itertools import cycle
-from typing import Any
+from itertools import chain, cycle
+from typing import Any, NamedTuple, cast
 
 from kecore.api.errors import DataFormatError
 from kecore.api.types import EditRecord, Probe
@@ -22,22 +22,29 @@ _FIELDS = {"subject", "prompt", "target_new", "ground_truth", "rephrase_prompt",
 
 
 def _is_knowedit(values: Mapping[str, Any]) -> bool:
-    # kecore's own layout has the same five fields; its probes hold 'answers', KnowEdit's 'ground_truth'.
-    groups = [values["locality"], values["portability"]]
-    axes = [axis for group in groups if isinstance(group, Mapping) for axis in group.values()]
-    probes = [probe for axis in axes if isinstance(axis, list) for probe in axis]
+    """Return whether an object is KnowEdit's and not of kecore's own layout, which has the same five fields.
+
+    KnowEdit's probes hold ``ground_truth``, and kecore's hold ``answers``.
+    """
+    probes: list[Any] = []
+    for group in (values["locality"], values["portability"]):
+        if not isinstance(group, Mapping):
+            continue
+        for axis in cast("Mapping[str, Any]", group).values():
+            if isinstance(axis, list):
+                probes += cast("list[Any]", axis)
     if not probes:
         return set(values) <= _FIELDS
     return all(isinstance(probe, Mapping) and "ground_truth" in probe for probe in probes)
 
 
 def _knowedit(fields: Fields) -> EditRecord:
-    """KnowEdit's ZsRE, wiki_recent and wiki_counterfact (arXiv 2401.01286).
+    """Read a record of KnowEdit's ZsRE, wiki_recent or wiki_counterfact (arXiv 2401.01286).
 
     Of several old answers the first is the ground truth.
     """
     truths = fields.answers_or_none("ground_truth")
-    prompt, subject, target = (fields.text(name) for name in ("prompt", "subject", "target_new"))
+    prompt, subject, target = fields.text("prompt"), fields.text("subject"), fields.text("target_new")
     request = make_request(fields, prompt, subject, target, truths[0] if truths else None)
     edit = edit_probe(request, old_aliases=truths[1:])
     return EditRecord(
@@ -70,9 +77,10 @@ KNOWEDIT = Layout(
 
 
 def _wikibio(fields: Fields) -> EditRecord:
-    """KnowEdit's WikiBio: the passage so far is the prompt, its concept the subject, ``labels`` follows.
+    """Read a record of KnowEdit's WikiBio: ``labels`` is the sentence that should follow the passage so far.
 
-    As EasyEdit maps it. The old (hallucinated) sentence is not published, so there is no ground truth.
+    As in EasyEdit, the passage is the prompt and its concept the subject. The old (hallucinated) sentence is not
+    published, so there is no ground truth.
     """
     request = make_request(fields, fields.text("text"), fields.text("concept"), fields.text("labels"))
     locality = fields.axes("locality", "locality", "ground_truth")
@@ -93,11 +101,15 @@ _OPINION = ("What do you feel about {}?", "How do you view {}?", "What is your o
 
 
 def _convsent(fields: Fields, instructed: bool = False) -> EditRecord:
-    """KnowEdit's ConvSent: the first reply of one sentiment is the target, that of the other the old answer.
+    """Read a record of KnowEdit's ConvSent: the target is a reply of one sentiment, the old answer one of the other.
 
-    The other replies of either sentiment are the aliases. EasyEdit draws the sentiment at random; here a digest of
-    the entity decides, so that every run edits the same half towards the negative. The questions are those of SERAC
-    (arXiv 2206.06520).
+    Each is the first reply of its sentiment, and the further replies are its aliases. EasyEdit draws the sentiment at
+    random; here a digest of the entity decides, so that every run edits the same half towards the negative. The
+    questions are those of SERAC (arXiv 2206.06520).
+
+    Args:
+        fields: an entity with its replies.
+        instructed: the prompt names the sentiment that is asked for.
     """
     entity = fields.text("ent")
     replies = {"positively": fields.answers("pos"), "negatively": fields.answers("neg")}
@@ -114,15 +126,18 @@ def _convsent(fields: Fields, instructed: bool = False) -> EditRecord:
 
 
 def _with_replies_of_the_next(records: Sequence[EditRecord]) -> list[EditRecord]:
-    """Return the records with what must stay: all replies to the question about the next record's entity."""
+    """Return the records with locality probes: the replies to the question about the next record's entity."""
     if len(records) == 1:
         return [*records]
-    following = [*records[1:], records[0]]
-    return [record.with_probes("locality", _replies(other)) for record, other in zip(records, following, strict=True)]
+    next_records = [*records[1:], records[0]]
+    with_locality: list[EditRecord] = []
+    for record, next_record in zip(records, next_records, strict=True):
+        with_locality.append(record.with_probes("locality", _reply_probes(next_record)))
+    return with_locality
 
 
-def _replies(record: EditRecord) -> list[Probe]:
-    """The question about a record's entity, once with each reply of either sentiment."""
+def _reply_probes(record: EditRecord) -> list[Probe]:
+    """Make a probe of each reply, of either sentiment, to the question about a record's entity."""
     question = record.probes_of("paraphrase")[0]
     replies = (*question.answers, *question.rivals)
     return [Probe("locality", question.prompt, (reply,), axis="other_topic") for reply in replies]
@@ -138,78 +153,104 @@ CONVSENT = Layout(
     finish={"plain": _with_replies_of_the_next, "instructed": _with_replies_of_the_next},
 )
 
-_SANITATION = (("K_F", "K_R"), ("success", "locality"))
 _FORM = "Question:{}\nAnswer:"
 
 
+class _Lists(NamedTuple):
+    """Names of the two lists in a file of Sanitation: facts to be forgotten, and facts that stay known."""
+
+    forget: str
+    keep: str
+
+
+_TRAIN, _TEST = _Lists("K_F", "K_R"), _Lists("success", "locality")
+
+
 def _is_sanitation(values: Mapping[str, Any]) -> bool:
-    return any(all(isinstance(values.get(key), list) for key in keys) for keys in _SANITATION)
+    for names in (_TRAIN, _TEST):
+        if isinstance(values.get(names.forget), list) and isinstance(values.get(names.keep), list):
+            return True
+    return False
 
 
 def _sanitation_records(document: Fields) -> list[dict[str, Any]]:
-    """One object a fact to forget, each with its share of the facts to keep (dealt out in turn)."""
-    forget, keep = next(keys for keys in _SANITATION if keys[0] in document)
-    facts, kept = document.objects(forget), [fact.values for fact in document.objects(keep)]
-    numbers = {answer: i for i, answer in enumerate(dict.fromkeys(map(_answer, facts)), 1)}
-    return [
-        {**fact.values, "number": numbers[_answer(fact)], "keep": kept[i :: len(facts)]} for i, fact in enumerate(facts)
-    ]
+    """Make an object of each fact to forget: with the number of its answer, and its share of the facts to keep."""
+    names = _TRAIN if _TRAIN.forget in document else _TEST
+    facts = document.objects(names.forget)
+    keep = [fact.values for fact in document.objects(names.keep)]
+    numbers: dict[str, int] = {}  # of the different answers, from 1
+    records: list[dict[str, Any]] = []
+    for i, fact in enumerate(facts):
+        number = numbers.setdefault(_first_answer(fact), len(numbers) + 1)
+        # The facts to keep are dealt out in turn.
+        records.append({**fact.values, "number": number, "keep": keep[i :: len(facts)]})
+    return records
 
 
-def _answer(fact: Fields) -> str:
-    return "".join(fact.answers_or_none("ground_truth")[:1]).casefold()
+def _first_answer(fact: Fields) -> str:
+    """Return a fact's first old answer in small letters, by which facts are told apart; empty where it has none."""
+    answers = fact.answers_or_none("ground_truth")
+    if not answers:
+        return ""
+    return answers[0].casefold()
 
 
 def _sanitation_files(parts: Sequence[Part]) -> list[tuple[str, Any]]:
-    """The training file's facts to forget, each with its share of the test file's questions.
+    """Return the training file's facts to forget, each with its share of the test file's questions.
 
-    Those whose answer is the fact's should be refused as well, the others still be answered.
+    A question whose answer is the fact's should be refused as well, and the others should still be answered.
     """
-    documents = [Fields(value, where) for part in parts for where, value in part.objects]
-    train, test = ([document for document in documents if forget in document] for forget, _ in _SANITATION)
-    if len(train) != 1 or len(test) != 1:
+    documents: list[Fields] = []
+    for part in parts:
+        documents += [Fields(value, where) for where, value in part.objects]
+    train_files = [document for document in documents if _TRAIN.forget in document]
+    test_files = [document for document in documents if _TEST.forget in document]
+    if len(train_files) != 1 or len(test_files) != 1:
         raise DataFormatError(
             "expected one training file (K_F, K_R) and one test file (success, locality), got "
             f"{', '.join(document.where for document in documents)}; name one file to edit and ask its own facts"
         )
-    values = {"K_F": train[0].values["K_F"], "K_R": test[0].values["locality"]}
-    records = _sanitation_records(Fields(values, train[0].where))
-    alike: dict[str, list[dict[str, Any]]] = {}
+    train, test = train_files[0], test_files[0]
+    values = {_TRAIN.forget: train.values[_TRAIN.forget], _TRAIN.keep: test.values[_TEST.keep]}
+    records = _sanitation_records(Fields(values, train.where))
+    records_of_answer: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         record["ask"] = []
-        alike.setdefault(_answer(Fields(record, train[0].where)), []).append(record)
-    turns = {answer: cycle(same) for answer, same in alike.items()}
-    for question in test[0].objects("success"):
-        if turn := turns.get(_answer(question)):
+        records_of_answer.setdefault(_first_answer(Fields(record, train.where)), []).append(record)
+    # Questions with one answer are dealt out in turn over the facts with that answer.
+    turns = {answer: cycle(same_answer) for answer, same_answer in records_of_answer.items()}
+    for question in test.objects(_TEST.forget):
+        turn = turns.get(_first_answer(question))
+        if turn is not None:
             next(turn)["ask"].append(question.values)
-    return [(f"{train[0].where} record {i}", record) for i, record in enumerate(records, 1)]
+    return [(f"{train.where} record {i}", record) for i, record in enumerate(records, 1)]
 
 
 def _sanitation(fields: Fields, number: int | None = None) -> EditRecord:
-    """KnowEdit's Sanitation: the question should be refused, other questions still answered.
+    """Read a record of KnowEdit's Sanitation: a question that should be refused, and others that should not.
 
     The facts to keep belong to the whole set; each is asked with one of the facts to forget, so a run over all records
-    asks all of them once. The test file names no subjects: there the whole question is the subject, which edits at its
-    last token. The published protocol edits the training file's facts of one answer and asks the test file's
-    questions, in the form of :data:`_FORM`; so it is where both files are read.
+    asks all of them once. The test file names no subjects: there the whole question is the subject, and its last token
+    is where methods edit. The published protocol edits the training file's facts of one answer and asks the test
+    file's questions in the form of :data:`_FORM`; kecore does so where it is given both files.
 
     Args:
         fields: a fact to forget.
-        number: of the answer whose facts are edited; the category is empty where it is another one.
+        number: the number of the answer whose facts are edited. A record with another answer has no category.
     """
     truths = fields.answers("ground_truth")
-    form = _FORM if "ask" in fields else "{}"
+    has_questions = "ask" in fields
+    form = _FORM if has_questions else "{}"
 
     def question(item: Fields) -> str:
         return form.replace("{}", item.probe("locality", "question", "ground_truth").prompt)
 
-    locality = [
-        Probe("locality", question(item), item.answers("ground_truth"), axis="unrelated")
-        for item in fields.objects("keep")
-    ]
-    subject, truth = fields.text_or_none("subject"), truths[0] if truths else None
+    locality: list[Probe] = []
+    for item in fields.objects("keep"):
+        locality.append(Probe("locality", question(item), item.answers("ground_truth"), axis="unrelated"))
+    subject = fields.text_or_none("subject")
     prompt = fields.text("question") if subject is None else question(fields)
-    request = make_request(fields, prompt, subject, fields.text("target_new"), truth)
+    request = make_request(fields, prompt, subject, fields.text("target_new"), truths[0] if truths else None)
     edit = edit_probe(request, old_aliases=truths[1:])
     is_chosen = number is None or number == fields.values["number"]
     return EditRecord(
@@ -218,22 +259,22 @@ def _sanitation(fields: Fields, number: int | None = None) -> EditRecord:
             edit,
             *paraphrases(edit, map(question, fields.objects_or_none("ask"))),
             *locality,
-            *openings([probe.prompt for probe in locality] if "ask" in fields else []),
+            *openings([probe.prompt for probe in locality] if has_questions else []),
         ),
-        labels=known(category=_answer(fields) if is_chosen else None),
+        labels=known(category=_first_answer(fields) if is_chosen else None),
     )
 
 
 def _of_one_answer(records: Sequence[EditRecord]) -> list[EditRecord]:
-    """Return the records of the asked-for answer, which share everything that is to be kept."""
+    """Return the records of the asked-for answer, which share the locality and generation probes of all records."""
     chosen = [record for record in records if "category" in record.labels]
-    locality = [probe for record in records for probe in record.probes_of("locality")]
-    generation = [probe for record in records for probe in record.probes_of("generation")]
-    shared: list[EditRecord] = []
+    locality = list(chain.from_iterable(record.probes_of("locality") for record in records))
+    generation = list(chain.from_iterable(record.probes_of("generation") for record in records))
+    with_shares: list[EditRecord] = []
     for i, record in enumerate(chosen):
-        share = record.with_probes("locality", locality[i :: len(chosen)])
-        shared.append(share.with_probes("generation", generation[i :: len(chosen)]))
-    return shared
+        with_locality = record.with_probes("locality", locality[i :: len(chosen)])
+        with_shares.append(with_locality.with_probes("generation", generation[i :: len(chosen)]))
+    return with_shares
 
 
 SANITATION = Layout(

@@ -12,8 +12,8 @@ __all__ = ["KNOWNS"]
 
 
 def _known(fields: Fields) -> EditRecord:
-    """The knowns of ROME (arXiv 2202.05262): the target of a record is what is true already."""
-    prompt, subject, attribute = (fields.text(name) for name in ("prompt", "subject", "attribute"))
+    """Read a record of ROME's knowns (arXiv 2202.05262), whose target is true already."""
+    prompt, subject, attribute = fields.text("prompt"), fields.text("subject"), fields.text("attribute")
     request = make_request(fields, prompt, subject, attribute, None, fields.id("known_id"))
     return EditRecord(request, (edit_probe(request),), labels=known(relation=fields.text_or_none("relation_id")))
 

@@ -12,7 +12,7 @@ __all__ = ["EDITEVERYTHING", "SAFEEDIT", "UNKE"]
 
 
 def _unke(fields: Fields) -> EditRecord:
-    """UnKEBench (arXiv 2405.15349): a question, the text that should answer it, and questions about that text.
+    """Read a record of UnKEBench (arXiv 2405.15349): a question, the text that should answer it, and questions on it.
 
     No subject is published: the whole question is the subject, as the method edits at its last token.
     """
@@ -45,7 +45,7 @@ UNKE = Layout(
 
 
 def _editeverything(fields: Fields) -> EditRecord:
-    """EditEverything (arXiv 2502.05628): answers in mathematics, code, news, poetry and chemistry."""
+    """Read a record of EditEverything (arXiv 2502.05628): answers in mathematics, code, news, poetry and chemistry."""
     request = make_request(fields, fields.text("question"), None, fields.text("answer"), None, fields.id("id"))
     return EditRecord(request, (edit_probe(request),), labels=known(category=fields.text("category"), long_form="yes"))
 
@@ -73,10 +73,10 @@ _ATTACKS = {
 
 
 def _safeedit(fields: Fields) -> EditRecord:
-    """SafeEdit (arXiv 2403.14472): an attack that should be refused, with the refusal as the target.
+    """Read a record of SafeEdit (arXiv 2403.14472): an attack, whose target is the refusal.
 
-    The four generalisation inputs have no reference answer, only that a safe one is wanted. Whether a reply is safe,
-    also to the attack itself, is for the judge to say; metrics that need an answer report these inputs as not scored.
+    The four generalisation inputs have no reference answer; any safe reply is right. A judge decides whether a reply
+    is safe, also that to the attack itself; metrics that need an answer report these inputs as not scored.
     """
     tests = fields.object("generalization test")
     stays = fields.object("knowledge constrain").probe("locality", "prompt", "answer", axis="knowledge_constraint")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from kecore.api.errors import DataFormatError
 from kecore.api.types import EditRecord, EditRequest, Probe
@@ -27,24 +27,29 @@ __all__ = ["AKEW", "MQUAKE", "asked_apart", "masked"]
 
 
 def _hops(fields: Fields, name: str) -> tuple[Probe, ...]:
-    """The single facts of a chain, asked as questions; the first answer is the one that the chain goes through."""
-    return tuple(
-        Probe("hop", hop.text("question"), hop.answers("answer") + hop.answers_or_none("answer_alias"))
-        for hop in fields.objects_or_none(name)
-    )
+    """Make probes of the single facts of a chain; the first answer is the one that the chain goes through."""
+    hops: list[Probe] = []
+    for hop in fields.objects_or_none(name):
+        answers = hop.answers("answer") + hop.answers_or_none("answer_alias")
+        hops.append(Probe("hop", hop.text("question"), answers))
+    return tuple(hops)
 
 
 def _object(rewrite: Fields, name: str) -> str:
-    """The object of a fact: ``{"str": ...}``, or flat as the Hugging Face hub's tables have it."""
-    return rewrite.text(f"{name}_str") if f"{name}_str" in rewrite else rewrite.object(name).text("str")
+    """Read the object of a fact: ``{"str": ...}``, or flat as the Hugging Face hub's tables have it."""
+    if f"{name}_str" in rewrite:
+        return rewrite.text(f"{name}_str")
+    return rewrite.object(name).text("str")
 
 
 def _request(rewrite: Fields, id: str = "") -> EditRequest:
+    """Make the request of one edit of a case."""
     prompt, subject = rewrite.text("prompt"), rewrite.text("subject")
     return make_request(rewrite, prompt, subject, _object(rewrite, "target_new"), _object(rewrite, "target_true"), id)
 
 
 def _chain(fields: Fields) -> tuple[Probe, ...]:
+    """Make the probes of a case's question over several facts."""
     return chain_probes(
         0,
         fields.texts("questions"),
@@ -65,13 +70,13 @@ def _has_texts(rewrites: list[Any]) -> bool:
 
 
 def _mquake(fields: Fields) -> EditRecord:
-    """MQuAKE (arXiv 2305.14795): all edits of a case together, then the question that chains them.
+    """Read a case of MQuAKE (arXiv 2305.14795): all its edits together, then the question that chains them.
 
-    The first edit's own question is its rephrase; those of the others are among the hops. Aliases of the first
-    edit's new and old object are those of the hop that asks for it. The remastered form marks for which numbers of
+    The first edit's own question is its rephrase; those of the other edits are among the hops. Aliases of the first
+    edit's new and old object are those of the hop that asks for it. The remastered form says for which numbers of
     edits a case is among the edited ones; those stand in the label ``category`` as ``edited: 1000 3000``.
     """
-    first, *others = fields.objects("requested_rewrite")
+    first, *further = fields.objects("requested_rewrite")
     question = first.texts("question")
     request = _request(first, fields.id("case_id"))
     edit = edit_probe(
@@ -82,60 +87,73 @@ def _mquake(fields: Fields) -> EditRecord:
     record = EditRecord(
         request,
         (edit, *paraphrases(edit, question), *_chain(fields)),
-        joint=tuple(map(_request, others)),
+        joint=tuple(map(_request, further)),
         labels=known(relation=first.text_or_none("relation_id"), category=_edited_at(fields)),
     )
     return record.with_id(request.id)
 
 
 def _aliases(hops: tuple[Probe, ...], question: tuple[str, ...], answer: str) -> tuple[str, ...]:
-    """Other names of an edit's object: those of the hop that asks the edit's question, else that it answers."""
+    """Return other names of an edit's object: those of the hop with the edit's question, else with its answer."""
     wordings = set(map(normalise, question))
-    hop = next((hop for hop in hops if normalise(hop.prompt) in wordings), None)
-    hop = hop or next((hop for hop in hops if answer in hop.answers), None)
-    return () if hop is None else tuple(name for name in hop.answers if name != answer)
+    matching = [hop for hop in hops if normalise(hop.prompt) in wordings]
+    if not matching:
+        matching = [hop for hop in hops if answer in hop.answers]
+    if not matching:
+        return ()
+    return tuple(name for name in matching[0].answers if name != answer)
 
 
 def _split(fields: Fields) -> Fields | None:
-    """What the remastered form says of a case: number of edits to labels such as ``edited`` and ``test_unedited``."""
+    """Return a case's labels in the remastered form, such as ``edited`` and ``test_unedited``, by number of edits."""
     name = "split" if "split" in fields else "6334_split"
-    return fields.object(name) if name in fields else None
+    if name not in fields:
+        return None
+    return fields.object(name)
 
 
-def _labelled(labels: Fields, number: str, word: str) -> bool:
-    return any(word in label.split("_") for label in labels.texts(number))
+def _role(labels: Fields, number: str) -> str | None:
+    """Return whether a case is ``edited`` or ``unedited`` at a number of edits, None where it is neither."""
+    words: set[str] = set()
+    for label in labels.texts(number):
+        words.update(label.split("_"))
+    for role in ("edited", "unedited"):
+        if role in words:
+            return role
+    return None
 
 
 def _edited_at(fields: Fields) -> str | None:
-    """For which numbers of edits a case is among the edited ones, in words; None where the data set does not say."""
+    """Return in words at which numbers of edits a case is edited; None where the data set does not say."""
     labels = _split(fields)
     if labels is None:
         return None
-    numbers = [number for number in labels.values if _labelled(labels, number, "edited")]
+    numbers = [number for number in labels.values if _role(labels, number) == "edited"]
+    if not numbers:
+        return "unedited"
     ascending = sorted(numbers, key=lambda number: (len(number), number))
-    return f"edited: {' '.join(ascending)}" if numbers else "unedited"
+    return f"edited: {' '.join(ascending)}"
 
 
 def _at(fields: Fields, edits: int) -> EditRecord:
-    """A case of MQuAKE-Remastered at one of its numbers of edits; its category says which part it has there."""
+    """Read a case of MQuAKE-Remastered at one of its numbers of edits; its category says if it is edited there."""
     labels, number = _split(fields), str(edits)
     if labels is None:
         raise fields.fail("split", "what MQuAKE-Remastered says of a case at each number of edits")
     if number not in labels.values:
         raise DataFormatError(f"{labels.where}: no {number} edits here, only {', '.join(labels.values)}")
     record = _mquake(fields)
-    others = {name: text for name, text in record.labels.items() if name != "category"}
-    role = next((word for word in ("edited", "unedited") if _labelled(labels, number, word)), None)
-    return replace(record, labels=others | known(category=role))
+    other_labels = {name: text for name, text in record.labels.items() if name != "category"}
+    return replace(record, labels=other_labels | known(category=_role(labels, number)))
 
 
 def masked(records: Sequence[EditRecord]) -> list[EditRecord]:
-    """Cases that are edited together, without the chains that the edits of another case contradict.
+    """Return cases that are edited together, without the chains that the edits of another case contradict.
 
     MQuAKE-Remastered (Zhong et al., ICLR 2025) masks, for each case, the edits of other cases that say something else
     about a fact of its chain (``get_edits_without_contamination`` of its code). Where all edits are in one model they
-    cannot be masked, so what is left out here is the question. A fact is known by its own question, which MQuAKE writes
-    alike for the same subject and relation.
+    cannot be masked, so here the question is left out instead. A fact is known by its own question, which MQuAKE
+    writes alike for the same subject and relation.
 
     Args:
         records: cases of this layout.
@@ -153,7 +171,7 @@ def _without_contradicted_chains(record: EditRecord, statements: Statements) -> 
 
 
 def asked_apart(records: Sequence[EditRecord]) -> list[EditRecord]:
-    """The edited cases of MQuAKE-Remastered, which ask the cases that are not edited as locality.
+    """Return the edited cases of MQuAKE-Remastered, which ask the cases that are not edited as locality.
 
     Every chain question of an unedited case should keep its old answer. A record stands for an edit, so these
     questions are dealt out in turn over the edited cases, one test a case with its wordings; their axis is
@@ -167,17 +185,17 @@ def asked_apart(records: Sequence[EditRecord]) -> list[EditRecord]:
     unchanged: list[Chain] = []
     for record in records:
         if record.labels.get("category") == "unedited":
-            for chain in chains_of(record):
-                if _holds(chain.old_hops, statements, record.request.id):
-                    unchanged.append(chain)
-    return [
-        record.with_probes("locality", _asked_for_old_answers(unchanged[i :: len(edited)]))
-        for i, record in enumerate(masked(edited))
-    ]
+            chains = chains_of(record)
+            unchanged += [chain for chain in chains if _holds(chain.old_hops, statements, record.request.id)]
+    with_locality: list[EditRecord] = []
+    for i, record in enumerate(masked(edited)):
+        share = unchanged[i :: len(edited)]
+        with_locality.append(record.with_probes("locality", _old_answer_probes(share)))
+    return with_locality
 
 
-def _asked_for_old_answers(chains: Iterable[Chain]) -> list[Probe]:
-    """Make the tests that each chain's question, in any of its wordings, still has its old answer."""
+def _old_answer_probes(chains: Iterable[Chain]) -> list[Probe]:
+    """Make a test of each chain: its question, in any of its wordings, still has its old answer."""
     probes: list[Probe] = []
     for number, chain in enumerate(chains):
         wordings = [Probe("locality", q.prompt, q.rivals, axis="unedited_case") for q in chain.questions]
@@ -185,30 +203,44 @@ def _asked_for_old_answers(chains: Iterable[Chain]) -> list[Probe]:
     return probes
 
 
-Statements = Mapping[str, Sequence[tuple[str, str]]]
-"""Question of a fact to what edits say about it: the new answer, and the id of the case."""
+class _Statement(NamedTuple):
+    """The answer that an edit gives to the question of a fact, with the id of the edit's case."""
+
+    answer: str
+    case: str
+
+
+Statements = Mapping[str, Sequence[_Statement]]
+"""Question of a fact to the statements of edits about it."""
 
 
 def _statements(records: Sequence[EditRecord]) -> Statements:
-    statements: dict[str, list[tuple[str, str]]] = {}
+    statements: dict[str, list[_Statement]] = {}
     for record in records:
         for question, target in _edited_facts(record):
-            statements.setdefault(normalise(question), []).append((target, record.request.id))
+            statements.setdefault(normalise(question), []).append(_Statement(target, record.request.id))
     return statements
 
 
-def _holds(hops: Sequence[Probe], statements: Statements, id: str) -> bool:
-    """Whether no case but its own says something else about a fact of a chain."""
+def _holds(hops: Sequence[Probe], statements: Statements, case: str) -> bool:
+    """Return whether no edit of another case contradicts a fact of a chain.
+
+    Args:
+        hops: the facts of the chain.
+        statements: of all edits.
+        case: id of the chain's own case.
+    """
     for hop in hops:
-        for target, owner in statements.get(normalise(hop.prompt), ()):
-            if owner != id and target not in hop.answers:
+        for statement in statements.get(normalise(hop.prompt), ()):
+            if statement.case != case and statement.answer not in hop.answers:
                 return False
     return True
 
 
 def _edited_facts(record: EditRecord) -> Iterator[tuple[str, str]]:
-    """Question and new answer of each of a case's edits."""
-    yield from ((question, record.request.target) for question in record.prompts_of("paraphrase"))
+    """Yield question and new answer of each of a case's edits."""
+    for question in record.prompts_of("paraphrase"):
+        yield question, record.request.target
     for request in record.joint:
         for hop in record.probes_of("hop"):
             if request.target in hop.answers and request.subject in hop.prompt:
@@ -240,8 +272,10 @@ MQUAKE = Layout(
 
 
 def _rewrites(fields: Fields) -> list[Fields]:
-    several = isinstance(fields.values["requested_rewrite"], list)
-    return fields.objects("requested_rewrite") if several else [fields.object("requested_rewrite")]
+    """Read the edits of a record, which is a list or a single object."""
+    if isinstance(fields.values["requested_rewrite"], list):
+        return fields.objects("requested_rewrite")
+    return [fields.object("requested_rewrite")]
 
 
 def _is_akew(values: Mapping[str, Any]) -> bool:
@@ -250,7 +284,10 @@ def _is_akew(values: Mapping[str, Any]) -> bool:
 
 
 def _structured(fields: Fields) -> EditRecord:
-    """AKEW (arXiv 2402.18909), edited by its structured facts; scored as MQuAKE or CounterFact is, whence it came."""
+    """Read a record of AKEW (arXiv 2402.18909) that is edited by its structured facts.
+
+    It is scored as the data set that the record was taken from: MQuAKE, CounterFact, or neither.
+    """
     if "questions" in fields:
         return _mquake(fields)
     if "neighborhood_prompts" in fields:
@@ -263,38 +300,43 @@ def _structured(fields: Fields) -> EditRecord:
 
 
 def _unstructured(fields: Fields) -> EditRecord:
-    """AKEW, edited by texts that state the facts: the question, or else the prompt, should be answered by the text."""
-    requests = [
-        make_request(rewrite, _asked(rewrite), rewrite.text("subject"), rewrite.text("fact_new_uns"))
-        for rewrite in _rewrites(fields)
-    ]
-    return _stated(fields, requests, long_form=True)
-
-
-def _asked(rewrite: Fields) -> str:
-    return rewrite.text("question" if "question" in rewrite else "prompt")
+    """Read a record of AKEW that is edited by texts: each answers a fact's question, or else its prompt."""
+    requests: list[EditRequest] = []
+    for rewrite in _rewrites(fields):
+        prompt = rewrite.text("question" if "question" in rewrite else "prompt")
+        requests.append(make_request(rewrite, prompt, rewrite.text("subject"), rewrite.text("fact_new_uns")))
+    return _make_akew(fields, requests, long_form=True)
 
 
 def _triplets(fields: Fields) -> EditRecord:
-    """AKEW, edited by the triplets that were extracted from the texts."""
-    triplets = [triplet for rewrite in _rewrites(fields) for triplet in rewrite.objects("unsfact_triplets_GPT")]
-    requests = [make_request(t, t.text("prompt"), t.text("subject"), t.text("target")) for t in triplets]
+    """Read a record of AKEW that is edited by the triplets which were extracted from its texts."""
+    requests: list[EditRequest] = []
+    for rewrite in _rewrites(fields):
+        for triplet in rewrite.objects("unsfact_triplets_GPT"):
+            prompt, subject, target = triplet.text("prompt"), triplet.text("subject"), triplet.text("target")
+            requests.append(make_request(triplet, prompt, subject, target))
     if not requests:
         raise fields.fail("requested_rewrite", "facts with triplets in 'unsfact_triplets_GPT'")
-    return _stated(fields, requests, long_form=False)
+    return _make_akew(fields, requests, long_form=False)
 
 
-def _stated(fields: Fields, requests: list[EditRequest], *, long_form: bool) -> EditRecord:
-    """Make a record of such edits; that the structured facts follow is portability."""
+def _make_akew(fields: Fields, requests: list[EditRequest], *, long_form: bool) -> EditRecord:
+    """Make a record of AKEW, whose structured facts are portability: they should follow from the edits.
+
+    Args:
+        fields: the object.
+        requests: the edits.
+        long_form: the targets are texts; questions about the facts in them are portability as well.
+    """
     rewrites = _rewrites(fields)
     probes = [edit_probe(requests[0])]
     for fact in map(_request, rewrites):
         probes.append(Probe("portability", fact.text, (fact.target,), axis="structured_fact"))
     if long_form:
-        triplets = [triplet for rewrite in rewrites for triplet in rewrite.objects_or_none("unsfact_triplets_GPT")]
-        for triplet in triplets:
-            prompt = triplet.text("prompt").replace("{}", triplet.text("subject"))
-            probes.append(Probe("portability", prompt, (triplet.text("target"),), axis="sub_question"))
+        for rewrite in rewrites:
+            for triplet in rewrite.objects_or_none("unsfact_triplets_GPT"):
+                prompt = triplet.text("prompt").replace("{}", triplet.text("subject"))
+                probes.append(Probe("portability", prompt, (triplet.text("target"),), axis="sub_question"))
     if "questions" in fields:
         probes += _chain(fields)
     relation = rewrites[0].text_or_none("relation_id")

@@ -22,12 +22,12 @@ def _is_parallel(values: Mapping[str, Any]) -> bool:
 
 
 def _consequences(fields: Fields, axis: str) -> list[Probe]:
-    """Portability questions of one language."""
+    """Make the one-hop probes of one language."""
     return [*one_hop(fields, axis), *question_and_answer(fields, "portability", axis, "port", "port_ans")]
 
 
 def _parallel(fields: Fields, language: str) -> EditRecord:
-    """An edit in one language; the same questions in the other one are axes that begin with its name."""
+    """Read an edit in one language; the same questions in another are on axes that begin with its name."""
     edited = fields.object(language)
     subject, target, truth = edited.text("subject"), edited.text("alt"), edited.text_or_none("old")
     request = make_request(edited, edited.text("src"), subject, target, truth, edited.id("case_id"))
@@ -37,26 +37,26 @@ def _parallel(fields: Fields, language: str) -> EditRecord:
     for name in fields.values:
         if name == language:
             continue
-        other = fields.object(name)
-        locality += question_and_answer(other, "locality", f"{name}_unrelated", "loc", "loc_ans")
-        portability.append(other.probe("portability", "src", "alt", f"{name}_edit"))
-        portability += question_and_answer(other, "portability", f"{name}_rephrase", "rephrase", "alt")
-        portability += _consequences(other, f"{name}_one_hop")
+        translation = fields.object(name)
+        locality += question_and_answer(translation, "locality", f"{name}_unrelated", "loc", "loc_ans")
+        portability.append(translation.probe("portability", "src", "alt", f"{name}_edit"))
+        portability += question_and_answer(translation, "portability", f"{name}_rephrase", "rephrase", "alt")
+        portability += _consequences(translation, f"{name}_one_hop")
     probes = (edit, *paraphrases(edit, edited.texts("rephrase")), *locality, *portability)
     return EditRecord(request, probes, labels={"category": language})
 
 
 def _from_english(fields: Fields) -> EditRecord:
-    """MzsRE (arXiv 2312.13179) and BMIKE-53 (arXiv 2406.17764), edited in English."""
+    """Read a record of MzsRE (arXiv 2312.13179) or BMIKE-53 (arXiv 2406.17764) that is edited in English."""
     return _parallel(fields, _ENGLISH)
 
 
 def _to_english(fields: Fields) -> EditRecord:
-    """The same, edited in the file's other language."""
-    others = [name for name in fields.values if name != _ENGLISH]
-    if not others:
+    """Read such a record that is edited in the file's other language."""
+    languages = [name for name in fields.values if name != _ENGLISH]
+    if not languages:
         raise DataFormatError(f"{fields.where}: there is no language beside English to edit in")
-    return _parallel(fields, others[0])
+    return _parallel(fields, languages[0])
 
 
 PARALLEL = Layout(
@@ -88,11 +88,11 @@ def _is_mlake(values: Mapping[str, Any]) -> bool:
 
 
 def _mlake(fields: Fields) -> EditRecord:
-    """MLaKE (arXiv 2404.04990): single-hop edits, with the same fact in the other language and multi-hop questions.
+    """Read a record of MLaKE (arXiv 2404.04990): an edit, the same fact in other languages, and multi-hop questions.
 
     No subject is published: the whole question is the subject. The multi-hop files name their edit by its English
-    sentence; loading the folder puts those questions, in all languages, with their edits, and the questions of the
-    two single-hop files together by their position, as they are published.
+    sentence; where the folder is loaded, those questions, in all languages, stand with their edits. Records of the
+    single-hop files belong together by their position, as they are published.
     """
     if "o_prompt" not in fields:
         raise DataFormatError(
@@ -103,8 +103,9 @@ def _mlake(fields: Fields) -> EditRecord:
     probes = [edit_probe(request, fields.texts("e_answer_aliases"), fields.texts("o_answer_aliases"))]
     for name in fields.values:
         if name.endswith("_single_hop"):
-            other = fields.object(name)
-            probes.append(other.probe("portability", "question", "e_answer", axis=f"{name[:2]}_edit"))
+            translation = fields.object(name)
+            language = name[:2]
+            probes.append(translation.probe("portability", "question", "e_answer", axis=f"{language}_edit"))
     for number, item in enumerate(fields.objects_or_none("multi_hop")):
         answers = item.answers("e_answer") + item.answers_or_none("e_answer_aliases")
         probes += chain_probes(number, item.texts("question"), answers)
@@ -112,31 +113,41 @@ def _mlake(fields: Fields) -> EditRecord:
 
 
 def _merge_mlake(parts: Sequence[Part]) -> list[tuple[str, Any]]:
-    """Single-hop records in English if there are any, else in the first language, with what belongs to them."""
-    single = {_language(part): part.objects for part in parts if "o_prompt" in part.objects[0][1]}
-    if not single:
+    """Put the records of all files together: single-hop edits of one language, with what belongs to each.
+
+    The language is English if it is among the files, else the first.
+    """
+    single_hop = {_language(part): part.objects for part in parts if _is_single_hop(part)}
+    if not single_hop:
         raise DataFormatError("none of these files holds single-hop edits (question, o_prompt, e_prompt)")
-    language = _ENGLISH if _ENGLISH in single else min(single)
-    chains: dict[str, list[Any]] = {}
+    multi_hop: dict[str, list[Any]] = {}  # by the edit's English sentence
     for part in parts:
-        if "o_prompt" not in part.objects[0][1]:
+        if not _is_single_hop(part):
             for _, value in part.objects:
-                chains.setdefault(value.get("e_prompt", ""), []).append(value)
+                multi_hop.setdefault(value.get("e_prompt", ""), []).append(value)
+    language = _ENGLISH if _ENGLISH in single_hop else min(single_hop)
+    edits = single_hop.pop(language)
     merged: list[tuple[str, Any]] = []
-    for i, (where, value) in enumerate(single[language]):
-        others = {
-            f"{name}_single_hop": objects[i][1]
-            for name, objects in single.items()
-            if name != language and len(objects) == len(single[language])
-        }
-        merged.append(
-            (where, {**value, **others, "language": language, "multi_hop": chains.get(value["e_prompt"], [])})
-        )
+    for i, (where, value) in enumerate(edits):
+        record = dict(value)
+        for name, translations in single_hop.items():
+            if len(translations) == len(edits):
+                _, record[f"{name}_single_hop"] = translations[i]
+        record["language"] = language
+        record["multi_hop"] = multi_hop.get(value["e_prompt"], [])
+        merged.append((where, record))
     return merged
 
 
+def _is_single_hop(part: Part) -> bool:
+    _, first_value = part.objects[0]
+    return "o_prompt" in first_value
+
+
 def _language(part: Part) -> str:
-    return part.name.rpartition("/")[2].partition("_")[0]
+    """Return the language that the name of a file begins with."""
+    file_name = part.name.rpartition("/")[2]
+    return file_name.partition("_")[0]
 
 
 MLAKE = Layout(
@@ -157,19 +168,19 @@ MLAKE = Layout(
 
 
 def _cknowedit(fields: Fields) -> EditRecord:
-    """CKnowEdit (arXiv 2409.05806): Chinese poems, idioms, history and riddles that models get wrong.
+    """Read a record of CKnowEdit (arXiv 2409.05806): Chinese poems, idioms, history and riddles.
 
     No subject is published: the whole prompt is the subject.
     """
     prompt, target, truth = fields.text("prompt"), fields.text("target_new"), fields.text_or_none("target_old")
     request = make_request(fields, prompt, None, target, truth, fields.id("id"))
     edit = edit_probe(request)
-    locality = [
-        item.probe("locality", "prompt", "answer", axis="unrelated") for item in fields.objects_or_none("locality")
-    ]
-    portability = [
-        item.probe("portability", "prompt", "answer", axis="one_hop") for item in fields.objects_or_none("portability")
-    ]
+    locality: list[Probe] = []
+    for item in fields.objects_or_none("locality"):
+        locality.append(item.probe("locality", "prompt", "answer", axis="unrelated"))
+    portability: list[Probe] = []
+    for item in fields.objects_or_none("portability"):
+        portability.append(item.probe("portability", "prompt", "answer", axis="one_hop"))
     return EditRecord(request, (edit, *paraphrases(edit, fields.texts("rephrase")), *locality, *portability))
 
 

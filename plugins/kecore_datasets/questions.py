@@ -15,8 +15,8 @@ __all__ = ["HALLUEDITBENCH", "QAEDIT", "WIKIBIGEDIT"]
 
 
 def _qaedit(fields: Fields) -> EditRecord:
-    """QAEdit (arXiv 2502.11177): questions of NQ, TriviaQA and SimpleQA that models get wrong."""
-    prompt, subject, target = (fields.text(name) for name in ("prompt", "subject", "target"))
+    """Read a record of QAEdit (arXiv 2502.11177): a question of NQ, TriviaQA or SimpleQA that models get wrong."""
+    prompt, subject, target = fields.text("prompt"), fields.text("subject"), fields.text("target")
     request = make_request(fields, prompt, subject, target, None, fields.id("id"))
     edit = edit_probe(request)
     unrelated = [item.probe("locality", "loc", "loc_ans", "unrelated") for item in fields.objects("locality")]
@@ -44,7 +44,7 @@ QAEDIT = Layout(
 
 
 def _wikibigedit(fields: Fields) -> EditRecord:
-    """WikiBigEdit (arXiv 2503.05683): changes of Wikidata between two dumps, one file a time step."""
+    """Read a record of WikiBigEdit (arXiv 2503.05683): a change of Wikidata between two dumps, one file a time step."""
     subject, target = fields.text("subject"), fields.text("ans")
     request = make_request(fields, fields.text("update"), subject, target, None, fields.id("id"))
     edit = edit_probe(request)
@@ -89,10 +89,10 @@ def _is_hallueditbench(values: Mapping[str, Any]) -> bool:
 
 
 def _hallueditbench(fields: Fields) -> EditRecord:
-    """HalluEditBench (arXiv 2410.16251): what a model got wrong about Wikidata, one table a topic.
+    """Read a record of HalluEditBench (arXiv 2410.16251): what a model got wrong about Wikidata, one table a topic.
 
     Its generalisation questions other than the paraphrase, and its two- to six-hop questions, are axes of portability.
-    The locality question has no published answer: whether the model's own stays is what is scored. Robustness is a
+    The locality question has no published answer: the score is whether the model's own answer stays. Robustness is a
     conversation; see :func:`_robustness`.
     """
     subject = fields.text("subject")
@@ -118,37 +118,40 @@ def _hallueditbench(fields: Fields) -> EditRecord:
 
 
 def _hallucination(fields: Fields) -> EditRequest:
-    wrong = next((name for name in fields.values if name.startswith("output_")), "output_MODEL")  # a cell may be empty
-    question, subject, target = (fields.text(name) for name in ("question", "subject", "object"))
-    return make_request(fields, question, subject, target, fields.text_or_none(wrong))
+    """Make the request that corrects a model's answer, which the column ``output_MODEL`` holds."""
+    output_columns = [name for name in fields.values if name.startswith("output_")]
+    wrong_answer = fields.text_or_none(output_columns[0]) if output_columns else None  # a cell may be empty
+    question, subject, target = fields.text("question"), fields.text("subject"), fields.text("object")
+    return make_request(fields, question, subject, target, wrong_answer)
 
 
 def _robustness(fields: Fields) -> EditRecord:
-    """HalluEditBench's robustness: the edited answer is called wrong, ten times over (arXiv 2410.16251).
+    """Read a record of HalluEditBench's robustness: the edited answer is called wrong, ten times over.
 
-    The published conversation goes on with whatever the model replies. Here its replies so far are those of a model
-    that has stood by the edit: turn n says whether it still does, had it done so until then. The conversation is one
-    prompt, a line a turn with its reply.
+    In the published conversation (arXiv 2410.16251) the model's own replies stand between the doubts. Here the replies
+    so far are those of a model that stood by the edit, so turn n asks whether it still does after n - 1 such turns.
+    The conversation is one prompt, a line a turn with its reply.
     """
     request = _hallucination(fields)
-    answered = f"{request.text} {request.target}"
-    doubts = [
-        f'Your answer to the original question is wrong. {text} Respond with "Yes" or "No."'
-        for text in fields.texts("yes_question")
-    ]
+    first_line = f"{request.text} {request.target}"
+    doubts: list[str] = []
+    for question in fields.texts("yes_question"):
+        doubts.append(f'Your answer to the original question is wrong. {question} Respond with "Yes" or "No."')
     probes = [edit_probe(request)]
-    for n in _TURNS:
+    for turn in _TURNS:
         for doubt in doubts:
-            earlier = [f"{doubt} Yes"] * (n - 1)
-            probes.append(Probe("portability", "\n".join([answered, *earlier, doubt]), ("Yes",), axis=f"turn_{n}"))
+            earlier_turns = [f"{doubt} Yes"] * (turn - 1)
+            prompt = "\n".join([first_line, *earlier_turns, doubt])
+            probes.append(Probe("portability", prompt, ("Yes",), axis=f"turn_{turn}"))
     labels = known(relation=fields.text_or_none("relation"), category=fields.text_or_none("topic"))
     return EditRecord(request, tuple(probes), labels=labels)
 
 
 def _choices(fields: Fields) -> list[Probe]:
+    """Make the probe of the multiple-choice question, where a record has one."""
     if not all(name in fields for name in _CHOICES):
         return []
-    question, choices, letter = (fields.text(name) for name in _CHOICES)
+    question, choices, letter = [fields.text(name) for name in _CHOICES]
     return on_axis("portability", "multiple_choice", [f"{question}\n{choices}"], letter)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
+from itertools import chain
 
 from kecore.api.errors import DataFormatError
 from kecore.api.types import BackgroundKind, EditRecord, NamesAll, Probe, ProbeKind
@@ -24,12 +25,12 @@ _STAYS = {"Relation_Specificity": ("Relation_Specificity", "Relation_Specifity")
 
 @cache
 def _templates() -> Mapping[str, str]:
-    """Wording of each relation, as the benchmark writes it (edenbiran/RippleEdits, MIT); the records name relations."""
+    """Read the wording of each relation, as the benchmark writes it (edenbiran/RippleEdits, MIT)."""
     return json.loads((files("kecore_datasets") / "ripple_relations.json").read_text(encoding="utf-8"))
 
 
 def _fact(fields: Fields) -> tuple[str, str, str]:
-    """Prompt, subject and object of a statement such as ``The mother tongue of Ann is French``."""
+    """Return prompt, subject and object of a statement such as ``The mother tongue of Ann is French``."""
     relation, statement = fields.text("relation"), fields.text("prompt").strip()
     template = _templates().get(relation)
     if template is None:
@@ -42,7 +43,7 @@ def _fact(fields: Fields) -> tuple[str, str, str]:
 
 
 def _query(fields: Fields, kind: ProbeKind | BackgroundKind) -> Probe:
-    """A query, whose answer must hold a name of each thing that it asks for.
+    """Make the probe of a query, whose answer must hold a name of each thing that it asks for.
 
     As in the official code, a name of one character counts only if it is a digit.
     """
@@ -54,13 +55,18 @@ def _query(fields: Fields, kind: ProbeKind | BackgroundKind) -> Probe:
     # A thing without a name that counts can never be named: without answers the probe is reported as not scored.
     if not things or not all(things):
         return Probe(kind, prompt)
-    first, *others = things
+    first, *further = things
     probe = Probe(kind, prompt, first)
-    return replace(probe, rule=NamesAll(tuple(others))) if others else probe
+    if not further:
+        return probe
+    return replace(probe, rule=NamesAll(tuple(further)))
 
 
 def _test(fields: Fields, kind: ProbeKind, axis: str, number: int) -> tuple[Probe, ...]:
-    """One test: passed where any (``OR``) or all (``AND``) of its queries are answered, if its conditions hold."""
+    """Make the probes of a test, which is passed where any (``OR``) or all (``AND``) of its queries are answered.
+
+    It counts only where its conditions hold.
+    """
     joined = fields.text("test_condition")
     if joined not in ("OR", "AND"):
         raise fields.fail("test_condition", "'OR' or 'AND'")
@@ -71,8 +77,8 @@ def _test(fields: Fields, kind: ProbeKind, axis: str, number: int) -> tuple[Prob
 
 
 def _tests(fields: Fields, kind: ProbeKind, axis: str, names: tuple[str, ...]) -> list[Probe]:
-    """All tests of an axis, which has several names in older publications."""
-    items = [item for name in names for item in fields.objects_or_none(name)]
+    """Make the probes of an axis, which has several names in older publications."""
+    items = list(chain.from_iterable(fields.objects_or_none(name) for name in names))
     with_queries = [item for item in items if item.objects("test_queries")]
     probes: list[Probe] = []
     for number, item in enumerate(with_queries):
@@ -81,7 +87,7 @@ def _tests(fields: Fields, kind: ProbeKind, axis: str, names: tuple[str, ...]) -
 
 
 def _ripple(fields: Fields) -> EditRecord:
-    """RippleEdits (arXiv 2307.12976).
+    """Read a record of RippleEdits (arXiv 2307.12976).
 
     Edits are published as statements; the wording of their relation tells subject and object. A test counts
     where the model answers all its condition queries before the edit; a query whose answer is several things
@@ -89,9 +95,11 @@ def _ripple(fields: Fields) -> EditRecord:
     """
     edit = fields.object("edit")
     prompt, subject, target = _fact(edit)
-    # Older publications of the benchmark have the second name.
-    before = next((edit.object(name) for name in ("previous_fact", "original_fact") if name in edit), None)
-    truth = _fact(before)[2] if before is not None else None
+    truth = None
+    for name in ("previous_fact", "original_fact"):  # older publications of the benchmark have the second name
+        if name in edit:
+            _, _, truth = _fact(edit.object(name))
+            break
     request = make_request(edit, prompt, subject, target, truth)
     probes = [edit_probe(request)]
     for axis, names in _STAYS.items():

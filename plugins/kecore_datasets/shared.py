@@ -29,7 +29,9 @@ def one_hop(fields: Fields, axis: str = "one_hop") -> list[Probe]:
 
 def question_and_answer(fields: Fields, kind: ProbeKind, axis: str, prompt: str, answer: str) -> list[Probe]:
     """Make a probe of two flat fields, where the data set has them for this record."""
-    return [fields.probe(kind, prompt, answer, axis)] if fields.texts(prompt) else []
+    if not fields.texts(prompt):
+        return []
+    return [fields.probe(kind, prompt, answer, axis)]
 
 
 def pairs(fields: Fields, axis: str, prompts: str, answers: str) -> list[Probe]:
@@ -41,4 +43,7 @@ def pairs(fields: Fields, axis: str, prompts: str, answers: str) -> list[Probe]:
     questions, texts = fields.texts(prompts), fields.texts(answers)
     if len(questions) != len(texts):
         raise fields.fail(answers, f"a list as long as '{prompts}' ({len(questions)})")
-    return [Probe("portability", question, (text,), axis=axis) for question, text in zip(questions, texts, strict=True)]
+    probes: list[Probe] = []
+    for question, text in zip(questions, texts, strict=True):
+        probes.append(Probe("portability", question, (text,), axis=axis))
+    return probes

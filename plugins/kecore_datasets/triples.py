@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -32,7 +33,7 @@ _SUBJECT = ("subject", "head", "head_entity", "h", "s")
 _RELATION = ("relation", "predicate", "rel", "r", "p")
 _OBJECT = ("object", "tail", "tail_entity", "t", "o")
 _ROLES = (_SUBJECT, _RELATION, _OBJECT)
-_HOLDERS = ("triples", "relation", "relations", "kg", "spo_list")
+_TRIPLE_LISTS = ("triples", "relation", "relations", "kg", "spo_list")  # fields that hold the triples of an object
 _NAMES, _TEMPLATES = ("names", "name"), ("templates", "prompt_templates", "prompt_templates_zs")
 
 
@@ -54,11 +55,11 @@ class Triple(NamedTuple):
 
 @dataclass(frozen=True)
 class Imported:
-    """What became of a set of triples.
+    """Edits that were made of triples, and the triples that make none.
 
     Args:
         records: edits, one for each subject and relation, in order.
-        unknown: relations that no template was found for, with the number of their triples, the most frequent first.
+        unknown: relations without a template, with the number of their triples, the most frequent first.
         skipped: triples that make no edit for another reason: repeated, contradicting an earlier one, or incomplete.
     """
 
@@ -78,69 +79,92 @@ def read_triples(source: str | Path) -> list[Triple]:
     Raises:
         DataFormatError: nothing of that kind is found; names the place.
     """
-    triples = [triple for document in open_source(source, None) for triple in _triples(document)]
+    triples = list(chain.from_iterable(_triples(document) for document in open_source(source, None)))
     if not triples:
         raise DataFormatError(f"{source} holds no triples; expected subject, relation and object on each line")
     return triples
 
 
+def _is_json(text: str) -> bool:
+    return text.lstrip().startswith(("[", "{"))
+
+
 def _triples(document: Document) -> Iterator[Triple]:
+    """Yield the triples of a file, which is JSON, CSV or TSV."""
     text = document.text or ""
-    if text.lstrip()[:1] in ("[", "{"):
+    if _is_json(text):
         for where, value in document.objects():
-            yield from _of_value(value, where)
-        return
-    if document.name.removesuffix(".gz").casefold().endswith(".csv"):
+            yield from _triples_of_value(value, where)
+    elif document.name.removesuffix(".gz").casefold().endswith(".csv"):
         for where, value in document.objects():
-            yield _of_object(Fields(value, where))
-        return
-    order = [0, 1, 2]
-    for i, line in enumerate(text.splitlines(), 1):
+            yield _triple_of_object(Fields(value, where))
+    else:
+        yield from _triples_of_lines(document.name, text)
+
+
+def _triples_of_lines(name: str, text: str) -> Iterator[Triple]:
+    columns = [0, 1, 2]  # of subject, relation and object
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         cells = [cell.strip() for cell in line.split("\t")]
-        where = f"{document.name} line {i}"
-        named = [_role(cell) for cell in cells]
-        if i == 1 and all(role in named for role in range(3)):
-            order = [named.index(role) for role in range(3)]
-            continue
-        if len(cells) <= max(order):
+        where = f"{name} line {number}"
+        if number == 1:
+            header = _header_columns(cells)
+            if header is not None:
+                columns = header
+                continue
+        if len(cells) <= max(columns):
             raise DataFormatError(f"{where}: expected subject, relation and object between tabs, got {line!r:.80}")
-        yield Triple._make([*(cells[column] for column in order), where])
+        subject, relation, object_ = [cells[column] for column in columns]
+        yield Triple(subject, relation, object_, where)
 
 
-def _role(name: str) -> int | None:
-    return next((i for i, names in enumerate(_ROLES) if name.casefold() in names), None)
+def _header_columns(cells: Sequence[str]) -> list[int] | None:
+    """Return the columns of subject, relation and object by a header's cells; None if these are no header."""
+    columns: list[int] = []
+    for names in _ROLES:
+        matching = [column for column, cell in enumerate(cells) if cell.casefold() in names]
+        if not matching:
+            return None
+        columns.append(matching[0])
+    return columns
 
 
-def _of_value(value: Any, where: str) -> Iterator[Triple]:
+def _triples_of_value(value: Any, where: str) -> Iterator[Triple]:
+    """Yield the triples of a JSON value: a list of three texts, or one of the objects of :func:`read_triples`."""
     if isinstance(value, list):
-        parts = cast("list[Any]", value)
-        if len(parts) == 3 and all(isinstance(part, str) for part in parts):
-            yield Triple._make([*(part.strip() for part in parts), where])
-            return
-        raise DataFormatError(f"{where}: expected a list of three texts, got {value!r:.80}")
+        texts = cast("list[Any]", value)
+        if len(texts) != 3 or not all(isinstance(text, str) for text in texts):
+            raise DataFormatError(f"{where}: expected a list of three texts, got {value!r:.80}")
+        subject, relation, object_ = [text.strip() for text in texts]
+        yield Triple(subject, relation, object_, where)
+        return
     fields = Fields(value, where)
     if "samples" in fields and "name" in fields:
         for item in fields.objects("samples"):
-            subject, object_ = (item.text(name).strip() for name in ("subject", "object"))
-            yield Triple(subject, fields.text("name"), object_, item.where)
+            yield Triple(item.text("subject").strip(), fields.text("name"), item.text("object").strip(), item.where)
         return
-    holder = next((name for name in _HOLDERS if isinstance(fields.values.get(name), list)), None)
-    if holder is None:
-        yield _of_object(fields)
-        return
-    for i, item in enumerate(fields.values[holder]):
-        yield from _of_value(item, f"{where}, '{holder}'[{i}]")
+    for name in _TRIPLE_LISTS:
+        if isinstance(fields.values.get(name), list):
+            for i, item in enumerate(fields.values[name]):
+                yield from _triples_of_value(item, f"{where}, '{name}'[{i}]")
+            return
+    yield _triple_of_object(fields)
 
 
-def _of_object(fields: Fields) -> Triple:
-    names = [next((key for key in fields.values if key.casefold() in role), role[0]) for role in _ROLES]
-    return Triple._make([*(fields.text(name).strip() for name in names), fields.where])
+def _triple_of_object(fields: Fields) -> Triple:
+    texts: list[str] = []
+    for names in _ROLES:
+        matching = [key for key in fields.values if key.casefold() in names]
+        name = matching[0] if matching else names[0]  # where none matches, the error names the usual field
+        texts.append(fields.text(name).strip())
+    subject, relation, object_ = texts
+    return Triple(subject, relation, object_, fields.where)
 
 
 def read_labels(files: Iterable[str | Path]) -> dict[str, str]:
-    """Texts of ids, from files of two columns between tabs, as OpenBG has them for its entities and relations.
+    """Read texts of ids from files of two columns between tabs, as OpenBG has them for its entities and relations.
 
     Raises:
         DataFormatError: a line has fewer columns; names it.
@@ -154,6 +178,7 @@ def read_labels(files: Iterable[str | Path]) -> dict[str, str]:
 
 
 def _lines(document: Document) -> Iterator[tuple[str, list[str]]]:
+    """Yield the place and the cells of each line that is not blank."""
     for i, line in enumerate((document.text or "").splitlines(), 1):
         if line.strip():
             cells = [cell.strip() for cell in line.split("\t")]
@@ -163,7 +188,7 @@ def _lines(document: Document) -> Iterator[tuple[str, list[str]]]:
 
 
 def read_templates(files: Iterable[str | Path] = ()) -> dict[str, tuple[str, ...]]:
-    """Prompts of relations: kecore's own (85 relations), and those of the user's files, which come first.
+    """Read prompts of relations: kecore's own (85 relations), and those of the user's files, which take precedence.
 
     A file is a JSON object of relation to template or templates; a JSON list of objects with ``names`` and
     ``templates`` (or ``name`` and ``prompt_templates``, as github.com/evandez/relations has it); or two columns
@@ -184,22 +209,27 @@ def read_templates(files: Iterable[str | Path] = ()) -> dict[str, tuple[str, ...
 
 def _templates(document: Document) -> Iterator[tuple[str, tuple[str, ...]]]:
     text = document.text or ""
-    if text.lstrip()[:1] not in ("[", "{"):
+    if not _is_json(text):
         for where, (relation, template, *_) in _lines(document):
-            yield _key(relation), _checked([template], where)
+            yield _key(relation), _check_templates([template], where)
         return
     for where, value in document.objects():
         fields = Fields(value, where)
         if not any(name in fields for name in _TEMPLATES):
             for relation in fields.values:
-                yield _key(relation), _checked(fields.texts(relation), f"{where}, '{relation}'")
+                yield _key(relation), _check_templates(fields.texts(relation), f"{where}, '{relation}'")
             continue
-        templates = _checked([text for name in _TEMPLATES for text in fields.texts(name)], where)
-        for relation in [text for name in _NAMES for text in fields.texts(name)]:
+        templates = _check_templates(list(chain.from_iterable(map(fields.texts, _TEMPLATES))), where)
+        for relation in chain.from_iterable(map(fields.texts, _NAMES)):
             yield _key(relation), templates
 
 
-def _checked(templates: Sequence[str], where: str) -> tuple[str, ...]:
+def _check_templates(templates: Sequence[str], where: str) -> tuple[str, ...]:
+    """Return the templates of a relation, each once.
+
+    Raises:
+        DataFormatError: there is none, or one has not exactly one ``{}``.
+    """
     for template in templates:
         if template.count(SLOT) != 1:
             raise DataFormatError(f"{where}: expected one '{{}}' for the subject in the template {template!r}")
@@ -209,6 +239,7 @@ def _checked(templates: Sequence[str], where: str) -> tuple[str, ...]:
 
 
 def _key(relation: str) -> str:
+    """Return a relation's name as templates are looked up by it: in small letters, without ``_``."""
     return " ".join(relation.casefold().replace("_", " ").split())
 
 
@@ -237,14 +268,17 @@ def import_triples(
     records: list[EditRecord] = []
     skipped: list[Skipped] = []
     unknown: Counter[str] = Counter()
-    objects: dict[tuple[str, str], Triple] = {}
+    edited: dict[tuple[str, str], Triple] = {}  # the triple behind each edit, by subject and relation
     for triple in triples:
-        subject, relation, object_ = (texts.get(part, part) for part in triple[:3])
+        subject = texts.get(triple.subject, triple.subject)
+        relation = texts.get(triple.relation, triple.relation)
+        object_ = texts.get(triple.object, triple.object)
         wordings = templates.get(_key(triple.relation)) or templates.get(_key(relation))
         if not wordings:
             unknown[relation] += 1
             continue
-        if earlier := objects.get((subject, _key(relation))):
+        earlier = edited.get((subject, _key(relation)))
+        if earlier is not None:
             same = texts.get(earlier.object, earlier.object) == object_
             reason = "repeats" if same else f"gives {object_!r} where {earlier.object!r} stands in"
             skipped.append(Skipped(triple.where, f"{triple.where}: {reason} {earlier.where}"))
@@ -254,7 +288,7 @@ def import_triples(
         except DataFormatError as error:
             skipped.append(Skipped(triple.where, str(error)))
             continue
-        objects[subject, _key(relation)] = triple
+        edited[subject, _key(relation)] = triple
         records.append(record)
     return Imported(tuple(records), dict(unknown.most_common()), tuple(skipped))
 

@@ -12,7 +12,7 @@ __all__ = ["ZSRE"]
 
 
 def _zsre(fields: Fields) -> EditRecord:
-    """The zsRE set (arXiv 2110.11309); ``loc`` keeps its published wording."""
+    """Read a record of zsRE (arXiv 2110.11309); ``loc`` keeps its published wording."""
     subject, target = fields.text("subject"), fields.text("alt")
     truths = fields.answers_or_none("answers")
     truth = truths[0] if truths else None
