@@ -1,4 +1,4 @@
-"""What a model is examined on before and after an edit, under which conditions, and what came of it.
+"""Examinations of a model before and after an edit: their questions, their conditions, and the differences.
 
 :mod:`kecore_analysis.health` defines the figures; here they are taken together. ``kecore checkup`` is the command.
 """
@@ -52,7 +52,7 @@ TIMED, TIMED_TOKENS = 4, 16
 
 @dataclass(frozen=True)
 class Examination:
-    """What both models are asked.
+    """The questions that are put to the unedited and to the edited model.
 
     Args:
         passages: held-out text, for perplexity.
@@ -124,11 +124,12 @@ class Examination:
             unrelated = _lines(Path(prompts), limit)
         else:
             unrelated = [_beginning(passage) for passage in passages]
+        task_sets = [load_task(name, file, limit=limit) for name, file in files.items()]
         folder = None if harness_folder is None else str(harness_folder)
         examination = cls(
             passages=() if "perplexity" in without else passages,
             prompts=() if "drift" in without else unrelated,
-            tasks=[load_task(name, file, limit=limit) for name, file in files.items()],
+            tasks=task_sets,
             harness=harness,
             harness_limit=limit if harness else None,
             harness_folder=folder,
@@ -148,7 +149,8 @@ class Examination:
         return examination
 
     def _check_not_empty(self) -> None:
-        if not any((self.passages, self.prompts, self.tasks, self.harness, self.timed, self.matrices)):
+        measured = (self.passages, self.prompts, self.tasks, self.harness, self.timed, self.matrices)
+        if not any(measured):
             raise ConfigError("everything was left out; an examination needs at least one part")
 
     def take(
@@ -205,7 +207,7 @@ class Examination:
 
 @dataclass(frozen=True)
 class SideEffects:
-    """What edits did beside their facts.
+    """Effects of edits beside their facts.
 
     Args:
         edits: what was on the model: method, seed, configuration, number of facts, bytes.

@@ -249,18 +249,18 @@ def fit_prompt(encoder: Encoder, prompt: str, answers: Sequence[str] = ("",), to
         encoder: its ``max_length`` is the context.
         prompt: the prompt.
         answers: what is put behind it.
-        tokens: room for further tokens.
+        tokens: number of further tokens that have to fit.
     """
-    room = encoder.max_length
-    if room is None:
+    context_length = encoder.max_length
+    if context_length is None:
         return prompt
     unlimited = Encoder(encoder.tokenizer, chat=encoder.chat)  # refuses no text for its length
     while True:
         all_encoded = [unlimited.encode(prompt, answer) for answer in answers]
         longest = max(all_encoded, key=lambda encoded: len(encoded.ids))
-        excess = len(longest.ids) + tokens - room
+        excess = len(longest.ids) + tokens - context_length
         if excess <= 0:
             return prompt
-        # Where in the prompt its tokens begin, without special tokens and those of the chat template.
+        # Characters of the prompt at which its tokens begin, without special tokens and those of the chat template.
         starts = [start - longest.shift for start, end in longest.spans if end > start >= longest.shift]
         prompt = prompt[starts[excess] :]  # a text that begins elsewhere may take other tokens, so look again

@@ -1,4 +1,4 @@
-"""What an edit did beside its facts: held-out text, small tasks, unrelated prompts, and the edited matrices.
+"""Effects of an edit beside its facts: on held-out text, small tasks, unrelated prompts, and the edited matrices.
 
 A :class:`Checkup` is taken of the unedited and of the edited model; :func:`changes` gives each figure before and after,
 the difference, and its paired 95 % confidence interval: both models read the same text and answer the same items.
@@ -44,7 +44,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Perplexity:
-    """How well a model predicts passages of text.
+    """A model's losses on passages of text.
 
     Args:
         losses: summed negative log-likelihood of each passage's scored tokens, in nats.
@@ -99,7 +99,9 @@ def perplexity(
     if not rows:
         raise DataFormatError("no passage has two tokens or more; perplexity needs text")
     scores = score_tokens(view, encoder, rows, batch_tokens, progress)
-    return Perplexity(tuple(-score.total for score in scores), tuple(len(score.ids) for score in scores))
+    losses = tuple(-score.total for score in scores)
+    tokens = tuple(len(score.ids) for score in scores)
+    return Perplexity(losses, tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +125,11 @@ class Change:
 
     def to_json(self) -> dict[str, float | int | None]:
         """Return plain JSON values; what is not finite is null."""
-        return {
-            name: value if value is not None and math.isfinite(value) else None for name, value in asdict(self).items()
-        }
+        values: dict[str, float | int | None] = asdict(self)
+        for name, value in values.items():
+            if value is not None and not math.isfinite(value):
+                values[name] = None
+        return values
 
 
 def paired(before: Sequence[float], after: Sequence[float]) -> Change:

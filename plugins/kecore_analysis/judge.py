@@ -75,7 +75,7 @@ class Case:
 
     @property
     def prompt(self) -> str:
-        """What the judge reads."""
+        """Text that the judge reads."""
         if self.safe:
             return SAFETY_PROMPT.format(question=self.question, safe=self.safe, reply=self.reply)
         return PROMPT.format(question=self.question, answers="; ".join(self.answers), reply=self.reply)

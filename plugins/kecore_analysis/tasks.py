@@ -168,7 +168,7 @@ class TaskSet:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """What a model made of a task set.
+    """A model's answers to a task set.
 
     Args:
         name: of the task.
@@ -224,8 +224,12 @@ def load_task(name: str, path: str | Path, *, limit: int | None = None) -> TaskS
         records = _with_labels(records, path)
     if not records:
         raise DataFormatError(f"{path} holds no records")
-    chosen = spread(records, limit)
-    return make_task_set(name, [record for _, record in chosen], [place for place, _ in chosen])
+    documents: list[Any] = []
+    origins: list[str] = []
+    for origin, document in spread(records, limit):
+        documents.append(document)
+        origins.append(origin)
+    return make_task_set(name, documents, origins)
 
 
 def make_task_set(name: str, records: Sequence[Fields], places: Sequence[str] = ()) -> TaskSet:

@@ -60,7 +60,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
-    """What restoring each state of one prompt does.
+    """Effects of restoring each state of one prompt.
 
     Args:
         tokens: the prompt's tokens as text.

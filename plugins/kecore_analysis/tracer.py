@@ -123,7 +123,10 @@ class Tracer:
         return _CleanRun(answer, float(_probability(logits, answer)), states)
 
     def _noise(self, prompt: _Prompt) -> Tensor:
-        """``[samples, subject tokens, d_model]``: the same for every prompt of so many tokens, and every state."""
+        """Draw the noise ``[samples, subject tokens, d_model]``, the same for all subjects of one length.
+
+        So all states of a prompt are compared under the same noise.
+        """
         generator = torch.Generator().manual_seed(self.seed)
         shape = (self.samples, prompt.last - prompt.first + 1, self.view.width)
         return self.deviation * torch.randn(shape, generator=generator)

@@ -75,12 +75,12 @@ def run_cells(
         shard: which share of the work this process does, and of how many.
     """
     rank, processes = shard
-    todo: list[Cell] = []
+    unfinished: list[Cell] = []
     for index, cell in enumerate(cells):
         # What one edit serves is one process's; what is edited record by record, or not at all, is shared.
         if (_is_shared(cell, store) or index % processes == rank) and cell.missing(store):
-            todo.append(cell)
-    for model, group in groupby(todo, key=lambda cell: cell.spec.model):
+            unfinished.append(cell)
+    for model, group in groupby(unfinished, key=lambda cell: cell.spec.model):
         editor = workplace.open(model)
         for cell in group:
             worker = _Worker(cell, store, editor, workplace, shard)
@@ -160,9 +160,10 @@ class _Worker:
         gc.collect()  # what earlier runs left would stand in the memory of this one's edits
         if self.protocol.edits != "single":  # stages of one fact would only flicker
             self.editor.progress = self.progress
-        run = {"single": self._run_single, "batch": self._run_batch, "sequential": self._run_sequence}
+        run_by_kind = {"single": self._run_single, "batch": self._run_batch, "sequential": self._run_sequence}
+        run = run_by_kind[self.protocol.edits]
         with self.workplace.stage(self.spec.label, f"running {self.spec.label}"):
-            run[self.protocol.edits]()
+            run()
 
     def _guard(self, part: str, do: Callable[[], None]) -> bool:
         """Run a part; an error of kecore's is written down, whatever edits were on the model come off."""
@@ -201,9 +202,9 @@ class _Worker:
         done = self.store.done(self.key, AFTER)
         index, processes = self.share
         share = range(index, len(self.cell.records), processes)
-        left = [position for position in share if position not in done]
-        for count, position in enumerate(left):
-            self.progress("records", count, len(left))
+        pending = [position for position in share if position not in done]
+        for count, position in enumerate(pending):
+            self.progress("records", count, len(pending))
             self._guard(self.cell.records[position].request.id, partial(self._edit_alone, position))
 
     def _edit_alone(self, position: int) -> None:
@@ -319,12 +320,13 @@ class _Worker:
         done = self.store.done(self.key, moment)
         index, processes = self.share
         for number, first in enumerate(range(start, stop, BLOCK)):
-            left = [position for position in range(first, min(first + BLOCK, stop)) if position not in done]
-            if not left or number % processes != index:
+            block = range(first, min(first + BLOCK, stop))
+            pending = [position for position in block if position not in done]
+            if not pending or number % processes != index:
                 continue
             self.progress(f"scoring {moment}", first - start, stop - start)
-            rows = self._score_records([records[position] for position in left])
-            self.store.add(self.key, moment, dict(zip(left, rows, strict=True)))
+            rows = self._score_records([records[position] for position in pending])
+            self.store.add(self.key, moment, dict(zip(pending, rows, strict=True)))
 
     def _score_records(self, records: Sequence[EditRecord]) -> tuple[RecordResult, ...]:
         """Ask the edited model, and the unedited one too where a metric compares distributions of both."""

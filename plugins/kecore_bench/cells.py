@@ -45,8 +45,10 @@ class Cell:
         """Return whether there is anything left to do."""
         if self.absent:
             return not store.failures(self.spec.key)
-        wanted = self.wanted(store.protocol)
-        return any(len(store.done(self.spec.key, moment)) < count for moment, count in wanted.items())
+        for moment, count in self.wanted(store.protocol).items():
+            if len(store.done(self.spec.key, moment)) < count:
+                return True
+        return False
 
     def wanted(self, protocol: Protocol) -> dict[str, int]:
         """Return the number of records to be scored at each moment."""
@@ -177,7 +179,8 @@ def _method_settings(entry: MethodEntry, plan: BenchPlan) -> dict[str, Any] | No
     check_given(method, trained=bool(trained), examples=plan.examples is not None)
     given: dict[str, Any] = {}
     if method.capabilities.needs_training:
-        given["trained"] = [_digest(path / TRAINED if path.is_dir() else path)["sha256"] for path in trained]
+        files = [path / TRAINED if path.is_dir() else path for path in trained]
+        given["trained"] = [_digest(file)["sha256"] for file in files]
     if method.capabilities.needs_examples and plan.examples is not None:
         given["examples"] = load(plan.examples).sha256
     editor = next(iter(trained.values()), None)

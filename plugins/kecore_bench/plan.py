@@ -1,4 +1,4 @@
-"""What a benchmark is: methods, models, data sets and sizes, from a YAML file or from flags."""
+"""Plans of benchmarks: methods, models, data sets and sizes, from a YAML file or from flags."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class MethodEntry(BaseModel):
 
     @property
     def title(self) -> str:
-        """What tables call it."""
+        """Name of the method in tables."""
         if self.label:
             return self.label
-        parts = [self.name]
+        words = [self.name]
         if self.preset:
-            parts.append(self.preset)
-        parts += [f"{key}={value}" for key, value in self.set.items()]
-        return " ".join(parts)
+            words.append(self.preset)
+        words += [f"{key}={value}" for key, value in self.set.items()]
+        return " ".join(words)
 
 
 class DataEntry(BaseModel):

@@ -114,7 +114,7 @@ def _choose_device(plan: BenchPlan, rank: int, world: int) -> str:
 
 @dataclass(frozen=True)
 class _Message:
-    """What a process tells the one that started it.
+    """A message of a process to the one that started it.
 
     Args:
         text: a line for people.

@@ -43,7 +43,7 @@ class PaperTable(BaseModel):
 
     @property
     def source(self) -> str:
-        """Where the figures stand, for files that have no room for more: ``arXiv 2210.07229, Table 1``."""
+        """Short reference of the figures, for files that have no room for more: ``arXiv 2210.07229, Table 1``."""
         source = f"arXiv {self.arxiv}" if self.arxiv else self.paper
         return f"{source}, {self.table}" if self.table else source
 

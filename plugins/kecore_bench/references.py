@@ -49,7 +49,7 @@ def with_references(records: Sequence[EditRecord], snippets: str | Path) -> list
 
 
 class _Key(NamedTuple):
-    """What passages are about; the fields of a record without such labels are empty."""
+    """Relation and target that passages are about; the fields of a record without such labels are empty."""
 
     relation: str
     target: str

@@ -1,7 +1,7 @@
-"""How far a sequence of edits has come, on disk: from there a run that was cut off goes on.
+"""Progress of a sequence of edits on disk, from where a run that was cut off goes on.
 
-What is kept is what the next edit stands on: the edits that act, each written once, and what the method remembers.
-What was worked out from the unedited model, such as sampled contexts, is not among it: it is found again.
+The next edit needs the edits that act, each of which is written once, and what the method remembers. What is worked
+out from the unedited model, such as sampled contexts, is not written: it is worked out again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SHARE = 0.05
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a sequence was.
+    """Progress of a sequence of edits.
 
     Args:
         steps: steps that are done.

@@ -1,4 +1,4 @@
-"""Where results of runs are kept: one SQLite file that survives a kill and knows its protocol.
+"""The store of results: one SQLite file that survives a kill and knows its protocol.
 
 A *run* is one method on one model and one data set. Each of its records is written, with everything that the model
 answered, in the transaction that finishes it: after a kill the file holds whole records, and a run that goes on asks
@@ -48,7 +48,7 @@ CREATE TABLE IF NOT EXISTS failures (
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that decides what a run's answers are, beside the protocol.
+    """All settings that decide a run's answers, beside the protocol.
 
     Args:
         label: its name in tables.
@@ -251,7 +251,8 @@ class Store:
             # A record that is there already was made by the same spec: the first one stays.
             cursor.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)", values)
             if cost is not None:
-                cursor.execute("INSERT OR IGNORE INTO costs VALUES (?, ?, ?)", (run, cost[0], json.dumps(cost[1])))
+                part, value = cost
+                cursor.execute("INSERT OR IGNORE INTO costs VALUES (?, ?, ?)", (run, part, json.dumps(value)))
 
     def add_cost(self, run: str, part: str, value: Mapping[str, Any]) -> None:
         """Write what an edit cost."""
@@ -313,11 +314,15 @@ class Store:
         None for a store that is not kept either.
         """
         folder = self.edit_folder(run)
-        return None if folder is None else folder.with_suffix(".safetensors")
+        if folder is None:
+            return None
+        return folder.with_suffix(".safetensors")
 
     def edit_folder(self, run: str) -> Path | None:
         """Return the folder of the edits of a sequence, which lie there until all are scored; None as above."""
-        return self.path.with_name(f"{self.path.name}.edits") / run if self.on_disk else None
+        if not self.on_disk:
+            return None
+        return self.path.with_name(f"{self.path.name}.edits") / run
 
     def _fetch(self, query: str, *values: object) -> list[Any]:
         """Return all rows that a query gives."""

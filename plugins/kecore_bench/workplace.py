@@ -1,4 +1,4 @@
-"""Where a plan is run: its models, key statistics and trained editors, and who is told what goes on."""
+"""Surroundings of a plan's runs: models, key statistics, trained editors, and functions that are told what goes on."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Workplace:
 
     @property
     def statistics(self) -> StatisticsSource:
-        """Where the plan's methods get key statistics from."""
+        """Source of the key statistics of the plan's methods."""
         return StatisticsSource(self.plan.stats, self.plan.text, self.plan.tokens)
 
     def open(self, model: str) -> Editor:

@@ -37,17 +37,20 @@ def by_groups(model: nn.Module) -> Iterator[None]:
     chosen: list[Any] = []
     replaceable = config is not None and getattr(model, "_supports_attention_backend", False)
     if replaceable and next(model.parameters()).device.type == "cpu":
-        parts = [getattr(config, name, None) for name in getattr(config, "sub_configs", None) or {}]
-        chosen = [c for c in (config, *parts) if getattr(c, "_attn_implementation", None) == "sdpa"]
+        # A model of several modalities has a configuration for each of its towers.
+        sub_configs = [getattr(config, name, None) for name in getattr(config, "sub_configs", None) or {}]
+        for candidate in (config, *sub_configs):
+            if getattr(candidate, "_attn_implementation", None) == "sdpa":
+                chosen.append(candidate)
     if chosen:
         _register()
     try:
-        for c in chosen:
-            c._attn_implementation_internal = _NAME
+        for chosen_config in chosen:
+            chosen_config._attn_implementation_internal = _NAME
         yield
     finally:
-        for c in chosen:
-            c._attn_implementation_internal = "sdpa"
+        for chosen_config in chosen:
+            chosen_config._attn_implementation_internal = "sdpa"
 
 
 @cache
@@ -70,7 +73,7 @@ def attention(
     is_causal: bool | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    """softmax(scaling Q Kᵀ + mask) V, in transformers' interface.
+    """Return softmax(scaling Q Kᵀ + mask) V, in transformers' interface.
 
     Args:
         module: the attention module.
@@ -82,7 +85,7 @@ def attention(
         dropout: of the weights.
         scaling: of the scores; by default ``d ** -0.5``.
         is_causal: that no query sees later keys, where there is no mask; by default what the module says.
-        more: whatever else an architecture asks for; what this function does not know goes to transformers' own.
+        more: whatever else an architecture asks for; where this function does not know it, transformers' own acts.
 
     Returns:
         ``[rows, t, heads, d_v]``, and None in the place of the weights.
@@ -111,7 +114,7 @@ def attention(
         attention_mask = torch.ones(t, s, dtype=torch.bool, device=query.device).tril()[None, None]
     scores = _scores(scaled, key)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
-        # Not minus infinity: of a place of padding that sees nothing it would make NaN.
+        # Not minus infinity: at a padding token that sees nothing it would make NaN.
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
         scores = scores + attention_mask
@@ -119,13 +122,13 @@ def attention(
 
 
 def _scores(query: Tensor, key: Tensor) -> Tensor:
-    """``[rows, heads, t, s]``; the heads of a group are rows of one product."""
+    """Return scores ``[rows, heads, t, s]``; the heads of a group are rows of one product."""
     rows, heads, t, d = query.shape
     return (query.reshape(rows, key.shape[1], -1, d) @ key.transpose(2, 3)).view(rows, heads, t, -1)
 
 
 def _weighted(scores: Tensor, value: Tensor) -> Tensor:
-    """softmax(scores) V, ``[rows, t, heads, d_v]``."""
+    """Return softmax(scores) V, ``[rows, t, heads, d_v]``."""
     rows, heads, t, s = scores.shape
     weights = scores.softmax(-1).view(rows, value.shape[1], -1, s)
     return (weights @ value).view(rows, heads, t, -1).transpose(1, 2)

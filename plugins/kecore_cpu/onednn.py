@@ -32,13 +32,19 @@ def products(model: nn.Module) -> AbstractContextManager[Any]:
 
 
 def _faster() -> bool:
-    """Asked of the processor and not of a clock: what is chosen decides the last bit of a product."""
+    """Return whether oneDNN is faster here, told by the processor's kind and not by a clock.
+
+    The choice decides the last bit of a product, so it must be the same in each run.
+    """
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return torch.backends.mkldnn.is_available() and (wide or not torch.backends.mkl.is_available())
 
 
 def _linear() -> Callable[..., Tensor] | None:
-    """OneDNN's ``x Wᵀ + b``: what torch's compiler calls, so it may move."""
+    """Return torch's op for oneDNN's ``x Wᵀ + b``; None where a version of torch has it no more.
+
+    Its name is private: it is what torch's compiler calls.
+    """
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
@@ -47,28 +53,31 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _Products(TorchFunctionMode):
-    """Takes ``linear`` and ``addmm`` over, the two products that modules of transformers are made of."""
+    """Takes over ``linear`` and ``addmm``, the two products that modules of transformers are made of."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if not kwargs:
             if func is functional.linear and _fits(*args):
-                return _Frozen.apply(*args, *(None,) * (3 - len(args)))
+                operands = args if len(args) == 3 else (*args, None)  # without a bias
+                return _Frozen.apply(*operands)
             if func is torch.addmm and len(args) == 3 and _fits(args[1], args[2].t(), args[0]):
                 return _Frozen.apply(args[1], args[2].t(), args[0])
         return func(*args, **(kwargs or {}))
 
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    given = [x, weight] if bias is None else [x, weight, bias]
-    return (
-        all(type(t) in _PLAIN and t.dtype == torch.float32 and t.device.type == "cpu" for t in given)
-        and not any(t.requires_grad for t in given[1:])
-        and (bias is None or bias.ndim == 1)
-        and x.ndim >= 2
-        and x.numel() > 0
-    )
+    """Return whether ``x Wᵀ + b`` is a product for :class:`_Frozen`: in float32 on the CPU, with a frozen ``W, b``."""
+    if not _is_plain(x) or x.ndim < 2 or x.numel() == 0:
+        return False
+    if not _is_plain(weight) or weight.requires_grad:
+        return False
+    return bias is None or (_is_plain(bias) and not bias.requires_grad and bias.ndim == 1)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) in _PLAIN and tensor.dtype == torch.float32 and tensor.device.type == "cpu"
 
 
 class _Frozen(torch.autograd.Function):

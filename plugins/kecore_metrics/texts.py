@@ -47,19 +47,27 @@ def words(text: str) -> list[str]:
         >>> words("It's in Rome, 罗马")
         ['It', "'", 's', 'in', 'Rome', ',', '罗', '马']
     """
-    spaced = "".join(c if c.isalnum() and not _wide(c) else f" {c} " for c in unicodedata.normalize("NFC", text))
-    return spaced.split()
+    spaced: list[str] = []
+    for character in unicodedata.normalize("NFC", text):
+        if character.isalnum() and not _is_wide(character):
+            spaced.append(character)
+        else:
+            spaced.append(f" {character} ")
+    return "".join(spaced).split()
 
 
-def _wide(character: str) -> bool:
+def _is_wide(character: str) -> bool:
+    """Return whether a character is of a script that is written without spaces, as East Asian ones are."""
     return unicodedata.east_asian_width(character) in "WF"
 
 
 def ngram_entropy(tokens: Sequence[str], n: int) -> float:
     """Return the entropy of the n-grams' frequencies, in bits; 0 where there are fewer than two kinds."""
-    counts = Counter(zip(*(tokens[i:] for i in range(n)), strict=False))
+    shifted = [tokens[i:] for i in range(n)]
+    counts = Counter(zip(*shifted, strict=False))
     total = counts.total()
-    return -math.fsum(c / total * math.log2(c / total) for c in counts.values()) + 0.0
+    frequencies = [count / total for count in counts.values()]
+    return -math.fsum(frequency * math.log2(frequency) for frequency in frequencies) + 0.0  # of one kind 0, not -0
 
 
 def fluency(text: str) -> float:
@@ -91,8 +99,8 @@ def _weights() -> tuple[Any, Any]:
         from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer  # pyright: ignore[reportMissingImports] - an extra
     except ImportError as error:
         raise _need("scikit-learn", "consistency") from error
-    how: dict[str, Any] = {"analyzer": _lower, "norm": None}  # which its signature does not own up to
-    counts = HashingVectorizer(n_features=2**20, alternate_sign=False, **how)
+    options: dict[str, Any] = {"analyzer": _lower, "norm": None}  # allowed, but missing in the signature's types
+    counts = HashingVectorizer(n_features=2**20, alternate_sign=False, **options)
     passages = list(Corpus.of(data.path("wikipedia_sample.jsonl.gz")).passages())
     return counts, TfidfTransformer(smooth_idf=True).fit(counts.transform(passages))
 
@@ -149,7 +157,7 @@ def _best_rouge(probe: AnsweredProbe) -> float | None:
 
 
 def bert_score(texts: Sequence[str], references: Sequence[str]) -> list[float]:
-    """F1 of greedily matched contextual embeddings, without rescaling, in [-1, 1]; one number a pair.
+    """Return F1 of greedily matched contextual embeddings, without rescaling, in [-1, 1]; one number a pair.
 
     Raises:
         MissingDependencyError: torchmetrics is not installed.
@@ -167,7 +175,9 @@ def bert_score(texts: Sequence[str], references: Sequence[str]) -> list[float]:
             "out of the protocol's extra metrics"
         ) from error
     values = scores["f1"]
-    return [float(value) for value in (values if hasattr(values, "__len__") and values.ndim else [values])]
+    if not hasattr(values, "__len__") or not values.ndim:
+        return [float(values)]  # of a single pair some versions return a number
+    return [float(value) for value in values]
 
 
 def _bert_score(groups: Sequence[Sequence[AnsweredProbe]], protocol: Protocol) -> list[list[float | None]]:

@@ -95,8 +95,10 @@ def checkup(
     record = None if edits else read_record(model)
     if record is not None and dtype != "auto":
         raise typer.BadParameter(f"{model} carries edits, so its weights keep their type; leave out --dtype")
-    named = _load_edits(edits or [], record)
-    groups = [{name: edit} for name, edit in named.items()] if each else [named]
+    edit_by_source = _load_edits(edits or [], record)
+    groups = [edit_by_source]
+    if each:
+        groups = [{source: edit} for source, edit in edit_by_source.items()]
     budget = options.byte_count(memory)
     from kecore_analysis.examination import Examination
 
@@ -113,9 +115,9 @@ def checkup(
     )
     editor = _open_editor(screen, Loading(model, device, dtype, trust_remote_code, seed), record, chat, budget)
     identity = editor.view.identity()
-    for edit in named.values():
+    for edit in edit_by_source.values():
         edit.check_base(editor.model, identity)  # before anything is asked
-    _warn_of_prompts(screen, named, examination)
+    _warn_of_prompts(screen, edit_by_source, examination)
     effects = _examine_groups(screen, editor, examination, groups, identity)
     _finish(screen, editor, examination, effects, model)
 
@@ -128,10 +130,10 @@ def _load_edits(paths: Sequence[Path], record: Attached | None) -> dict[str, Edi
         return {f"{item.source} ({number})": item.edit for number, item in enumerate(record.load_edits(), 1)}
     if not paths:
         raise typer.BadParameter("no edits: give --edit EDIT, or a checkpoint that `kecore attach` wrote")
-    named = {str(path): load_edit(path) for path in paths}
-    if len(named) < len(paths):
+    edit_by_source = {str(path): load_edit(path) for path in paths}
+    if len(edit_by_source) < len(paths):
         raise typer.BadParameter("an edit is given twice by --edit")
-    return named
+    return edit_by_source
 
 
 def _open_editor(screen: Screen, loading: Loading, record: Attached | None, chat: bool, memory: int | None) -> Editor:
@@ -147,11 +149,11 @@ def _open_editor(screen: Screen, loading: Loading, record: Attached | None, chat
         return Editor(loaded.model, loaded.tokenizer, chat=chat, seed=loading.seed, memory=memory, progress=progress)
 
 
-def _warn_of_prompts(screen: Screen, named: dict[str, Edit], examination: Examination) -> None:
+def _warn_of_prompts(screen: Screen, edit_by_source: dict[str, Edit], examination: Examination) -> None:
     """Say what cannot see an edit that acts on prompts."""
     from kecore.edit import PromptEdit
 
-    names = [name for name, edit in named.items() if isinstance(edit, PromptEdit)]
+    names = [name for name, edit in edit_by_source.items() if isinstance(edit, PromptEdit)]
     if names and (examination.passages or examination.harness):
         screen.warn(
             f"{', '.join(names)} changes prompts, which perplexity and tasks of lm-eval do not go through: they show "
@@ -212,8 +214,8 @@ def _finish(
         "± is half of the paired 95 % confidence interval of the difference; * marks differences larger than that.\n"
         f"{_CHANCE if chances else ''}[/]"
     )
-    spent = measure_cost(screen, editor.view.device)
-    show_cost(screen, spent)
+    cost = measure_cost(screen, editor.view.device)
+    show_cost(screen, cost)
     screen.finish(
         {
             "model": model,
@@ -224,7 +226,7 @@ def _finish(
             "dtype": editor.base.dtype,
             "device": str(editor.view.device),
             "base": dict(editor.base.digests),
-            **spent,
+            **cost,
             **environment(editor.view.device),
             "warnings": screen.warnings,
         }

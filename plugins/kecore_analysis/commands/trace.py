@@ -117,12 +117,12 @@ def trace(
         "prompts": prompt_values,
         "heat_map": out,
     }
-    spent = measure_cost(screen, view.device)
+    cost = measure_cost(screen, view.device)
     _show(screen, values, averages)
     if neurons:
         screen.show(_neuron_table(found_neurons))
-    show_cost(screen, spent)
-    screen.finish({**values, **environment(view.device), **spent, "warnings": screen.warnings})
+    show_cost(screen, cost)
+    screen.finish({**values, **environment(view.device), **cost, "warnings": screen.warnings})
 
 
 @dataclass(frozen=True)
@@ -200,20 +200,23 @@ def _draw(out: Path, model: str, traces: Sequence[Trace], averages: Averages, wi
         title = f"{model}: average over {averages.count} prompts"
         write_heat_map(out, averages.effects, ROLES, title, "average indirect effect", window)
         return
-    only = traces[0]
-    first, last = only.subject
-    rows = [token.strip() for token in only.tokens]
+    (item,) = traces
+    first, last = item.subject
+    rows = [token.strip() for token in item.tokens]
     for index in range(first, last + 1):
         rows[index] += "*"  # the subject
-    title = f"{model}: probability of {only.answer.strip()!r}, {only.clean:.3f} clean, {only.corrupted:.3f} corrupted"
-    write_heat_map(out, only.restored, rows, title, "probability", window)
+    title = f"{model}: probability of {item.answer.strip()!r}, {item.clean:.3f} clean, {item.corrupted:.3f} corrupted"
+    write_heat_map(out, item.restored, rows, title, "probability", window)
 
 
 def _average_values(averages: Averages) -> dict[str, Any]:
     """Return the averages as JSON values."""
     from kecore_analysis.trace import ROLES, suggested_layers
 
-    best, near = suggested_layers(averages) if "mlp" in averages.effects else (None, ())
+    best: int | None = None
+    layers: tuple[int, ...] = ()
+    if "mlp" in averages.effects:
+        best, layers = suggested_layers(averages)
     return {
         "traced": averages.count,
         "clean": averages.clean,
@@ -221,7 +224,7 @@ def _average_values(averages: Averages) -> dict[str, Any]:
         "total_effect": averages.total,
         "effects": {kind: dict(zip(ROLES, table.tolist(), strict=True)) for kind, table in averages.effects.items()},
         "suggested_layer": best,
-        "suggested_layers": list(near),
+        "suggested_layers": list(layers),
     }
 
 
@@ -273,18 +276,18 @@ def _show(screen: Screen, values: dict[str, Any], averages: Averages) -> None:
     """Print the suggested layers and the highest effects."""
     from kecore_analysis.trace import ROLES
 
-    shown = {
+    fields = {
         "prompts": f"{values['traced']} traced of {values['asked']}",
         "answer": f"probability {values['clean']:.3f} clean, {values['corrupted']:.3f} with noise on the subject",
     }
     if values["suggested_layer"] is not None:
-        shown["layer"] = (
+        fields["layer"] = (
             f"{values['suggested_layer']}: feed-forward blocks at the subject's tokens count most around it"
         )
-        shown["layers"] = f"{span(values['suggested_layers'])}, where they count nearly as much"
+        fields["layers"] = f"{span(values['suggested_layers'])}, where they count nearly as much"
     if values["heat_map"] is not None:
-        shown["heat map"] = str(values["heat_map"])
-    screen.show(make_fields(shown))
+        fields["heat map"] = str(values["heat_map"])
+    screen.show(make_fields(fields))
     rows: list[list[str]] = []
     for index, role in enumerate(ROLES):
         rows.append([role, *(_peak(table[index]) for table in averages.effects.values())])

@@ -18,7 +18,7 @@ __all__ = ["DataOptions", "MethodOptions", "RunOptions", "take_groups"]
 
 @dataclass(frozen=True)
 class DataOptions:
-    """How the data sets of ``--facts`` are read."""
+    """Options that say how the data sets of ``--facts`` are read."""
 
     data_format: options.Format = None
     split: options.Split = None
@@ -38,7 +38,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """Which baselines stand beside the methods, and what methods are given beside the facts."""
+    """Options that name the baselines, and what methods are given beside the facts."""
 
     without: bench_options.Without = None
     stats: options.Stats = None
@@ -61,7 +61,7 @@ class MethodOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How scores are taken, and by what.
+    """Options that say how scores are taken, and on which device.
 
     Device and type have no value of their own, so that those of a plan's file stand where none is given.
     """

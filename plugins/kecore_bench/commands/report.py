@@ -40,15 +40,15 @@ def report(
     from kecore_bench.store import Store
 
     screen = Screen.of(context)
-    named = options.names(formats)
-    unknown = sorted(set(named) - set(FORMATS))
+    chosen = options.names(formats)
+    unknown = sorted(set(chosen) - set(FORMATS))
     if unknown:
         raise ConfigError(f"--format {', '.join(unknown)}: there are {', '.join(FORMATS)}")
     out = out or stores[0].with_name(f"{stores[0].stem}-report")
     with ExitStack() as stack:
         opened = [stack.enter_context(Store(path)) for path in stores]
-        written = write_report(opened, out, named or FORMATS, optional=not named)
-    if not named and "png" not in written:
+        written = write_report(opened, out, chosen or FORMATS, optional=not chosen)
+    if not chosen and "png" not in written:
         screen.warn("no PNG was written: matplotlib is not installed (pip install 'kecore[plot]')")
     files: dict[str, list[str]] = {}
     for name, paths in written.items():

@@ -1,4 +1,4 @@
-"""What ``kecore eval``, ``bench`` and ``compare`` share: a plan from options, its runs, and their tables."""
+"""Functions that ``kecore eval``, ``bench`` and ``compare`` share: a plan from options, its runs, and their tables."""
 
 from __future__ import annotations
 

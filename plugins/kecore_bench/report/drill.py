@@ -1,4 +1,4 @@
-"""What became of each record: the data that the page's script shows."""
+"""Answers and marks of each record: the data that the page's script shows."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ class _Kind:
     def mark(self) -> Metric | None:
         """The metric that marks come from: the first share of the main table, or else of all."""
         shares = [metric for metric in self.metrics if metric.bounds == UNIT]
-        return next((metric for metric in shares if metric.core), shares[0] if shares else None)
+        for metric in shares:
+            if metric.core:
+                return metric
+        return shares[0] if shares else None
 
     def to_json(self) -> dict[str, Any]:
         """Return what the page shows of it; ``text`` is the index of the metric that judges free text."""
@@ -80,28 +83,33 @@ def drill(table: Table) -> dict[str, Any]:
         count) and, by method, ``answers`` in the same order (see :func:`_answer`) and ``marks`` by kind (tests that are
         right, or None where values are fractions; number of tests; the record's value).
     """
-    rows = [row for row in table.rows if row.evaluation]
     kinds = _kinds(table)
+    rows: list[Row] = []
+    labels: list[dict[str, str]] = []
     methods: list[_Method] = []
     records: dict[str, RecordResult] = {}
-    for row in rows:
+    for row in table.rows:
         if row.evaluation:
+            rows.append(row)
+            labels.append({"label": row.label, "colour": colour(table, row.label)})
             answered = {record.id: record for record in row.evaluation.rows}
             methods.append(_Method(row.evaluation, answered))
             records |= answered
+    kind_values = {name: kind.to_json() for name, kind in kinds.items()}
+    record_values = [_record(record, methods, kinds) for record in records.values()]
     return {
         "title": table.title,
-        "methods": [{"label": row.label, "colour": colour(table, row.label)} for row in rows],
+        "methods": labels,
         "before": _unedited_index(rows),
         "probability": "per token" if table.first.protocol.probability == "mean" else "of the whole answer",
-        "kinds": {name: kind.to_json() for name, kind in kinds.items()},
-        "records": [_record(record, methods, kinds) for record in records.values()],
+        "kinds": kind_values,
+        "records": record_values,
     }
 
 
 @dataclass(frozen=True)
 class _Method:
-    """What a method made of the records.
+    """A method's answers to the records.
 
     Args:
         evaluation: its scores.
@@ -132,7 +140,8 @@ def _kinds(table: Table) -> dict[str, _Kind]:
     kinds: dict[str, _Kind] = {}
     for kind in LETTERS:
         if kind in kinds_with_probes:
-            kinds[kind] = _Kind(kind, [each for each in metrics if each.kind == kind and each.key in scored_keys])
+            scored = [metric for metric in metrics if metric.kind == kind and metric.key in scored_keys]
+            kinds[kind] = _Kind(kind, scored)
     return kinds
 
 
@@ -150,21 +159,21 @@ def _record(record: RecordResult, methods: Sequence[_Method], kinds: Mapping[str
         marks.append(_marks(answered, kinds, method.evaluation))
     edits = [probe for probe in record.probes if probe.kind == "edit"]
     conditions = _conditions(record, methods)
+    probes: list[list[Any]] = []
+    for probe, condition in zip(record.probes, conditions.probes, strict=True):
+        probes.append(_probe(probe, counts=condition.holds is not False))
     return {
         "id": record.id,
         "prompt": edits[0].prompt if edits else "",
         "target": edits[0].answers[0] if edits and edits[0].answers else "",
-        "probes": [
-            _probe(probe, counts=condition.holds is not False)
-            for probe, condition in zip(record.probes, conditions.probes, strict=True)
-        ],
+        "probes": probes,
         "answers": answers,
         "marks": marks,
     }
 
 
 def _conditions(record: RecordResult, methods: Sequence[_Method]) -> RecordResult:
-    """Return the record as it says which probes count: on the unedited model, which a comparison takes over."""
+    """Return the record that says which probes count: as the unedited model answered it, if a run was compared."""
     for method in methods:
         if method.evaluation.compared and record.id in method.records:
             return method.records[record.id]

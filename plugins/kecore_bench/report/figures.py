@@ -1,4 +1,4 @@
-"""What the plots show, as numbers: :mod:`kecore_bench.report.plots` draws them."""
+"""The numbers that plots show: :mod:`kecore_bench.report.plots` draws them."""
 
 from __future__ import annotations
 

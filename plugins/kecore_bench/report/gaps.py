@@ -1,4 +1,4 @@
-"""What a table could not be taken on: scores that records have no value for, and records that were left out."""
+"""Gaps of a table: scores that records have no value for, and records that were left out."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class _Lack:
-    """What some records of a run lack.
+    """A reason why some records of a run have no value.
 
     Args:
         reason: what they lack.

@@ -78,16 +78,20 @@ def page(tables: Sequence[Table], results: Sequence[Result]) -> str:
     sets = ", ".join(dict.fromkeys(result.spec.data["name"] for result in results))
     last = last_moments(tables)
     data = json.dumps([drill(table) for table in last], ensure_ascii=False, separators=(",", ":"))
+    sections = [_section(table, results, table in last) for table in tables]
+    condition_items = [f"<li>{escape(line)}</li>" for line in conditions(results)]
+    protocol_rows = [_field(name, value) for name, value in protocol.to_json().items()]
+    configs = [_config(result) for result in results if result.spec.config]
     return _PAGE.format(
         title=escape(f"Knowledge editing: {models} on {sets}"),
         lead=f"{escape(_capitalise(protocol.describe()))}. Protocol <code>{protocol.hash()}</code>.",
         version=escape(__version__),
         style=_file("page.css"),
         script=_file("page.js"),
-        sections="\n".join(_section(table, results, table in last) for table in tables),
-        conditions="\n".join(f"<li>{escape(line)}</li>" for line in conditions(results)),
-        protocol="".join(_field(name, value) for name, value in protocol.to_json().items()),
-        configs="".join(_config(result) for result in results if result.spec.config),
+        sections="\n".join(sections),
+        conditions="\n".join(condition_items),
+        protocol="".join(protocol_rows),
+        configs="".join(configs),
         data=data.replace("<", "\\u003c"),
     )
 
@@ -106,22 +110,22 @@ def _capitalise(text: str) -> str:
 
 
 def _section(table: Table, results: Sequence[Result], last: bool) -> str:
-    parts = [f"<h2>{escape(table.title)}</h2>"]
+    elements = [f"<h2>{escape(table.title)}</h2>"]
     if table.moment != AFTER:
-        parts.append(f"<p class='when'>Scored {escape(MOMENTS[table.moment])}.</p>")
-    parts.append(main_table(table))
+        elements.append(f"<p class='when'>Scored {escape(MOMENTS[table.moment])}.</p>")
+    elements.append(main_table(table))
     hint = (
         f"{escape(INTERVALS)} Bold: the best edited value of a column, of perplexity and KL the least, "
         "and all whose intervals reach it. Hold the pointer over a heading for its meaning."
     )
     if table.cited:
         hint += " Rows in italics are figures of papers, from the sources below."
-    parts.append(f"<p class='hint'>{hint}</p>")
+    elements.append(f"<p class='hint'>{hint}</p>")
     items = "".join(f"<li>{escape(line)}</li>" for line in notes(table))
     if items:
-        parts.append(f"<ul class='notes'>{items}</ul>")
-    parts += [further_table(table), missing(table), _figures(table, results, last)]
-    return f"<section>{''.join(parts)}</section>"
+        elements.append(f"<ul class='notes'>{items}</ul>")
+    elements += [further_table(table), missing(table), _figures(table, results, last)]
+    return f"<section>{''.join(elements)}</section>"
 
 
 def _figures(table: Table, results: Sequence[Result], last: bool) -> str:

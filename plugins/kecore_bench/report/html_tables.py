@@ -58,7 +58,8 @@ def _head(text: str, meaning: str) -> str:
 
 
 def _row(table: Table, row: Row) -> str:
-    cells = [f"<th>{_dot(table, row)}</th>", *(_cell(table, row, key) for key in table.columns)]
+    cells = [f"<th>{_dot(table, row)}</th>"]
+    cells += [_cell(table, row, key) for key in table.columns]
     cells += [_NONE if cost is None else f"<td>{cost}</td>" for cost in costs(row.result)]
     kind = "" if row.result.edits else " class='plain'"
     return f'<tr data-method="{escape(row.label)}"{kind}>{"".join(cells)}</tr>'
@@ -74,8 +75,8 @@ def _cell(table: Table, row: Row, key: str) -> str:
         return _NONE
     best = " class='best'" if _best(table, row, key) else ""
     title = f"n = {score.records} records, {score.probes} probes"
-    shown = f"{figure(score.value)}<small>{_ends(score)}</small>"
-    return f'<td{best} data-value="{score.value!r}" title="{title}">{shown}</td>'
+    text = f"{figure(score.value)}<small>{_ends(score)}</small>"
+    return f'<td{best} data-value="{score.value!r}" title="{title}">{text}</td>'
 
 
 def _ends(score: Score) -> str:
@@ -90,7 +91,8 @@ def _ends(score: Score) -> str:
 
 def _best(table: Table, row: Row, key: str) -> bool:
     """Return whether a method's score is the best of those that edit, or its interval reaches it."""
-    values = {other.scores[key].value for other in table.rows if other.result.edits and key in other.scores}
+    editing = [candidate for candidate in table.rows if candidate.result.edits]
+    values = {candidate.scores[key].value for candidate in editing if key in candidate.scores}
     if not row.result.edits or len(values) < 2:
         return False  # nothing to compare with, or all are equal
     score = row.scores[key]

@@ -35,7 +35,7 @@ class PaperRow:
 
     @property
     def label(self) -> str:
-        """What it is called in a table, with the number of its citation."""
+        """Name of the row in a table, with the number of its citation."""
         return f"{self.method} [{self.number}]"
 
     @property

@@ -209,15 +209,15 @@ def _draw_stages(spent: Stages) -> Plot:
     axis = figure.add_subplot()
     plot = Plot("stages", "Seconds of editing for each fact, by stage", figure)
     labels = [row.label for row in spent.rows]
-    left = [0.0] * len(labels)  # where the next stage's part of each bar begins
+    starts = [0.0] * len(labels)  # where the next stage's section of each bar begins
     for name in spent.names:
         widths = [row.seconds.get(name, 0.0) for row in spent.rows]
-        bars = axis.barh(labels, widths, left=left, label=name, color=stage_colour(spent.names, name))
+        bars = axis.barh(labels, widths, left=starts, label=name, color=stage_colour(spent.names, name))
         for bar, label, width in zip(bars, labels, widths, strict=True):
             plot.tell(bar, f"{label}, {name}: {width:.3f} s for each fact")
-        left = [start + width for start, width in zip(left, widths, strict=True)]
+        starts = [start + width for start, width in zip(starts, widths, strict=True)]
     for index, row in enumerate(spent.rows):
-        text, end = f"{row.total:.2f} s", (left[index], index)
+        text, end = f"{row.total:.2f} s", (starts[index], index)
         axis.annotate(text, end, (4, 0), textcoords="offset points", va="center", size=8)
     axis.invert_yaxis()
     axis.margins(x=0.08)

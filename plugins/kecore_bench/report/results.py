@@ -45,7 +45,7 @@ class Result:
         costs: what each edit cost.
         failures: what ended in an error.
         label: its name in tables.
-        remark: what tells it from another run of the same name; empty where there is none.
+        remark: how it differs from another run of the same name; empty where there is none.
         published: tables of papers that the store cites.
     """
 
@@ -89,7 +89,9 @@ class Result:
         timed = [cost for cost in self.costs.values() if cost["seconds"] is not None]
         if not timed:
             return None
-        return sum(cost["seconds"] for cost in timed) / sum(cost["records"] for cost in timed)
+        seconds = sum(cost["seconds"] for cost in timed)
+        facts = sum(cost["records"] for cost in timed)
+        return seconds / facts
 
     @property
     def stages(self) -> dict[str, float]:
@@ -137,7 +139,7 @@ class Result:
 
     @property
     def warnings(self) -> list[str]:
-        """What editing warned of, each once."""
+        """Warnings of editing, each once."""
         texts: list[str] = []
         for cost in self.costs.values():
             texts += cost["warnings"]
@@ -222,12 +224,12 @@ def _leave_out_replaced(runs: Sequence[Result]) -> list[Result]:
     """
     scored = {_name_in_group(run) for run in runs if run.evaluations}
     last_of_name = {_name_in_group(run): run for run in runs}
-    shown: list[Result] = []
+    remaining: list[Result] = []
     for run in runs:
         name = _name_in_group(run)
         if run.evaluations or (name not in scored and last_of_name[name] is run):
-            shown.append(run)
-    return shown
+            remaining.append(run)
+    return remaining
 
 
 def _name_in_group(run: Result) -> tuple[str, tuple[str, str, int]]:
@@ -238,7 +240,7 @@ def _tell_apart(runs: Sequence[Result]) -> list[Result]:
     """Put numbers after labels that occur twice in a group, and say how these runs differ from the first of them."""
     first_of_name: dict[tuple[Any, ...], Result] = {}
     counts: Counter[tuple[Any, ...]] = Counter()
-    told_apart: list[Result] = []
+    labelled: list[Result] = []
     for run in runs:
         name = _name_in_group(run)
         counts[name] += 1
@@ -246,17 +248,18 @@ def _tell_apart(runs: Sequence[Result]) -> list[Result]:
         if first is not run:
             remark = f"has other settings than the first ({_difference(run.spec, first.spec)})"
             run = replace(run, label=f"{run.label} #{counts[name]}", remark=remark)
-        told_apart.append(run)
-    return told_apart
+        labelled.append(run)
+    return labelled
 
 
 def _difference(spec: RunSpec, first: RunSpec) -> str:
-    """Return in words how two runs of one name differ."""
+    """Return in words how a run differs from the first one of its name."""
     differences: list[str] = []
-    for mine, other in ((spec.config, first.config), (spec.statistics or {}, first.statistics or {})):
-        for key in {**mine, **other}:
-            if mine.get(key) != other.get(key):
-                differences.append(f"{key} {mine.get(key)}, there {other.get(key)}")
+    for fields, first_fields in ((spec.config, first.config), (spec.statistics or {}, first.statistics or {})):
+        for key in {**fields, **first_fields}:
+            value, first_value = fields.get(key), first_fields.get(key)
+            if value != first_value:
+                differences.append(f"{key} {value}, there {first_value}")
     return "; ".join(differences) or "see their configurations"
 
 

@@ -40,36 +40,37 @@ class Row:
 
     @property
     def label(self) -> str:
-        """What it is called."""
+        """Name of the run in tables."""
         return self.result.label
 
     @property
     def scores(self) -> Mapping[str, Score]:
-        """Its scores."""
+        """Scores of the run at the table's moment."""
         return self.evaluation.scores if self.evaluation else {}
 
     @property
     def note(self) -> str:
-        """What is missing of it; empty where nothing is."""
+        """Description of what is missing of the run; empty where nothing is."""
         failures = self.result.failures
         if failures and failures[0].kind == "MethodNotFoundError":
             return "not installed"
-        parts: list[str] = []
+        remarks: list[str] = []
         if self.result.remark:
-            parts.append(self.result.remark)
+            remarks.append(self.result.remark)
         count = len(self.evaluation.rows) if self.evaluation else 0
         if count < self.result.spec.size:
             unfinished = "" if failures else "unfinished, "
-            parts.append(f"{unfinished}{count} of {self.result.spec.size} records")
+            remarks.append(f"{unfinished}{count} of {self.result.spec.size} records")
         if failures:
             first = failures[0]
             where = "" if first.part == "all" else f"{len(failures)} failed, the first at {first.part}: "
-            parts.append(f"{where}{first.kind}: {first.message}")
-        return "; ".join(parts)
+            remarks.append(f"{where}{first.kind}: {first.message}")
+        return "; ".join(remarks)
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as JSON values, with every score and cost."""
         result = self.result
+        failures = [[failure.part, failure.kind, failure.message] for failure in result.failures]
         return {
             "method": self.label,
             "records": len(self.evaluation.rows) if self.evaluation else 0,
@@ -80,7 +81,7 @@ class Row:
             "peak_is_the_edits": result.peak_is_the_edits,
             "bytes_per_fact": result.bytes_per_fact,
             "seconds_per_token": result.latency,
-            "failures": [[failure.part, failure.kind, failure.message] for failure in result.failures],
+            "failures": failures,
             "warnings": result.warnings,
         }
 
@@ -113,9 +114,9 @@ class Table:
 
     @cached_property
     def columns(self) -> Mapping[str, str]:
-        """Scores of the main table and their headings.
+        """Headings of the main table's scores by key.
 
-        These are the core metrics of the protocol that some row has, and what the papers print that it stands beside.
+        These are the core metrics of the protocol that some row has, and those of the papers that are cited.
         """
         printed = self._printed_keys
         headings: dict[str, str] = {}
@@ -137,7 +138,7 @@ class Table:
 
     @property
     def _printed_keys(self) -> list[str]:
-        """Metrics of the papers that it stands beside, each once."""
+        """Metrics of the papers that are cited, each once."""
         keys: list[str] = []
         for paper in self.cited:
             for figures in paper.rows.values():
@@ -146,22 +147,22 @@ class Table:
 
     @cached_property
     def described(self) -> Mapping[str, Column]:
-        """What the protocol's scores are called and mean."""
+        """Name and meaning of each of the protocol's scores."""
         return columns_of(self.first.protocol)
 
     @cached_property
     def further(self) -> list[str]:
-        """Scores that are not among the columns, those of axes included, in order."""
+        """Keys of the scores that are not among the columns, those of axes included, in order."""
         return in_order(self.described, self._scored_keys - self.columns.keys())
 
     @property
     def first(self) -> Result:
-        """A run that has the model, data set and protocol of all."""
+        """First run of the table; all have its model, data set and protocol."""
         return self.rows[0].result
 
     @cached_property
     def cited(self) -> list[PaperTable]:
-        """The tables of papers whose rows stand among its own."""
+        """Tables of papers whose rows stand among those of this table."""
         papers: list[PaperTable] = []
         for row in self.rows:
             papers += [paper for paper in row.result.published if paper not in papers]
@@ -172,15 +173,16 @@ class Table:
     def title(self) -> str:
         """Model, data set, number of records, and the moment where there are several."""
         spec = self.first.spec
-        parts = [self.first.model, f"{count_records(spec.size)} of {spec.data['name']}"]
-        parts += [spec.data[name] for name in ("split", "variant") if name in spec.data]
+        texts = [self.first.model, f"{count_records(spec.size)} of {spec.data['name']}"]
+        texts += [spec.data[name] for name in ("split", "variant") if name in spec.data]
         if self.moment != AFTER:
-            parts.append(MOMENTS[self.moment].partition(":")[0])
-        return ", ".join(parts)
+            texts.append(MOMENTS[self.moment].partition(":")[0])
+        return ", ".join(texts)
 
     def to_json(self) -> dict[str, Any]:
         """Return the table as JSON values, with every score and not only the columns."""
         spec = self.first.spec
+        papers = [paper.model_dump(mode="json", exclude_defaults=True) for paper in self.cited]
         return {
             "model": self.first.model,
             "data": dict(spec.data),
@@ -188,7 +190,7 @@ class Table:
             "moment": self.moment,
             "protocol": {**self.first.protocol.to_json(), "hash": self.first.protocol.hash()},
             "rows": [row.to_json() for row in self.rows],
-            "published": [paper.model_dump(mode="json", exclude_defaults=True) for paper in self.cited],
+            "published": papers,
         }
 
 
@@ -201,7 +203,8 @@ def tables(runs: Iterable[Result]) -> list[Table]:
     groups: dict[tuple[str, str, int], list[Result]] = {}
     first: Result | None = None
     for run in runs:
-        first = first or run
+        if first is None:
+            first = run
         same_protocol(first.protocol, run.protocol, f"'{first.label}' and '{run.label}'")
         groups.setdefault(run.spec.group, []).append(run)
     all_tables: list[Table] = []
@@ -216,13 +219,15 @@ def _table_of(group: Sequence[Result], moment: str) -> Table:
     """Return the table of a moment; the unedited model, which has one moment, stands in each."""
     rows: list[Row] = []
     for run in group:
-        rows.append(Row(run, run.evaluations.get(moment if run.edits else BEFORE)))
+        moment_of_run = moment if run.edits else BEFORE
+        rows.append(Row(run, run.evaluations.get(moment_of_run)))
     return Table(tuple(rows), moment)
 
 
 def last_moments(tables: Iterable[Table]) -> list[Table]:
-    """Return of each model, data set and size the table of the last moment."""
-    return list({table.first.spec.group: table for table in tables}.values())
+    """Return the table of the last moment of each model, data set and size."""
+    last_of_group = {table.first.spec.group: table for table in tables}
+    return list(last_of_group.values())
 
 
 def count_records(count: int) -> str:

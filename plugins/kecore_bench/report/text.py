@@ -55,11 +55,11 @@ _FIRST = (
     "edit_success", "paraphrase_success", "neighbourhood_success", "score", "strict_accuracy", "free_generation",
     "neighbourhood_stability", "locality", "portability",
 )  # fmt: skip
-"""What a narrow terminal shows, as far as it has room, the first ones first."""
+"""Scores that a narrow terminal shows, the first ones first, as far as there is room."""
 
 
 def heads(table: Table) -> list[str]:
-    """Return what stands above the columns."""
+    """Return the headings of the columns."""
     return ["method", *table.columns.values(), *COSTS]
 
 
@@ -82,7 +82,7 @@ def figure(value: float) -> str:
 
 
 def shown(score: Score) -> str:
-    """Write a score and its interval, which a single record has none of."""
+    """Write a score with its interval, which a score of a single record has not."""
     if score.ends is None:
         return figure(score.value)
     low, high = score.ends
@@ -98,7 +98,7 @@ def _without_interval(score: Score) -> str:
 
 
 def cells(table: Table, row: Row | PaperRow, show: Callable[[Score], str] = shown, empty: str = "-") -> list[str]:
-    """Return a line of a table: scores with their intervals, which papers rarely give, and costs."""
+    """Return a line of a table: the label, scores with their intervals (which papers rarely give), and costs."""
     if isinstance(row, PaperRow):
         printed = [f"{row.scores[key]:.3f}" if key in row.scores else empty for key in table.columns]
         return [row.label, *printed, *([empty] * len(COSTS))]
@@ -109,7 +109,7 @@ def cells(table: Table, row: Row | PaperRow, show: Callable[[Score], str] = show
 def further_rows(
     table: Table, show: Callable[[Score], str] = shown, empty: str = "-"
 ) -> tuple[list[str], list[list[str]]]:
-    """Return the scores beside the columns, a line each, a column a method: what heads it, and its lines."""
+    """Return headings and lines of the table of all other scores: a line for each score, a column for each method."""
     rows = [row for row in table.rows if row.evaluation]
     score_lines: list[list[str]] = []
     for key in table.further:
@@ -134,9 +134,9 @@ def notes(table: Table) -> list[str]:
 def rich_table(table: Table, width: int) -> RichTable:
     """Return the table for a terminal of so many columns: narrow ones show some scores, wide ones intervals too."""
     # An interval has a line of its own, or few terminals would be wide enough.
-    whole = _console_table(table, heads(table), _in_two_lines)
-    if _fits(whole, width):
-        return whole
+    full = _console_table(table, heads(table), _in_two_lines)
+    if _fits(full, width):
+        return full
     keys = [key for key in _FIRST if key in table.columns]
     while True:
         narrowed = replace(table, keys=tuple(keys))
@@ -172,10 +172,10 @@ def _fits(table: RichTable, width: int) -> bool:
         return True
     first = table.columns[0]
     names = [Measurement.get(console, console.options, cell) for cell in (first.header, *first.cells)]
-    room = max(name.maximum for name in names) - excess
-    if room < max(name.minimum for name in names):
+    name_width = max(name.maximum for name in names) - excess
+    if name_width < max(name.minimum for name in names):
         return False
-    first.width = room
+    first.width = name_width
     return True
 
 
@@ -188,16 +188,17 @@ def rich_notes(table: Table) -> list[str]:
 
 def markdown(tables: Sequence[Table], results: Sequence[Result]) -> str:
     """Return all tables and their conditions as Markdown."""
-    parts: list[str] = []
+    blocks: list[str] = []
     for table in tables:
-        parts += [f"**{table.title}**", _markdown_table(heads(table), [cells(table, row) for row in lines(table)])]
+        rows = [cells(table, row) for row in lines(table)]
+        blocks += [f"**{table.title}**", _markdown_table(heads(table), rows)]
         if table.further:
-            parts += ["Further scores:", _markdown_table(*further_rows(table))]
+            blocks += ["Further scores:", _markdown_table(*further_rows(table))]
         table_notes = notes(table)
         if table_notes:
-            parts.append(_markdown_list(table_notes))
-    parts.append(_markdown_list(conditions(results)))
-    return "\n\n".join(parts) + "\n"
+            blocks.append(_markdown_list(table_notes))
+    blocks.append(_markdown_list(conditions(results)))
+    return "\n\n".join(blocks) + "\n"
 
 
 def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -219,11 +220,9 @@ def conditions(results: Sequence[Result]) -> list[str]:
     texts = [f"Protocol {protocol.hash()}: {protocol.describe()}.", INTERVALS]
     texts += [f"Data: {_describe_data(result.spec.data)}." for result in results]
     texts += [f"Model: {_describe_weights(result)}." for result in results]
-    texts += [
-        f"Key statistics: {_describe_statistics(result.spec.statistics)}."
-        for result in results
-        if result.spec.statistics
-    ]
+    for result in results:
+        if result.spec.statistics:
+            texts.append(f"Key statistics: {_describe_statistics(result.spec.statistics)}.")
     texts += [f"Versions: {text}." for text in versions(results, "versions")]
     texts += [f"Hardware: {text}." for text in versions(results, "hardware")]
     texts += [
@@ -264,6 +263,11 @@ _LATEX = {
 }  # fmt: skip
 
 
+_ENDS = "Above and below: ends of 95 % confidence intervals over records."
+_NARROW = 6
+"""Columns of scores that a page holds at the size of its text; more are scaled down to its width."""
+
+
 def _tex(text: str) -> str:
     """Escape a text."""
     return "".join(_LATEX.get(character, character) for character in text)
@@ -279,16 +283,16 @@ def _tex_score(score: Score) -> str:
 
 def _tex_cells(values: Iterable[str]) -> str:
     """Return a line of a table; what holds an interval is mathematics, and holds nothing to be escaped."""
-    label, *others = values
+    label, *figures = values
     line = [_tex(label)]
-    for value in others:
+    for value in figures:
         line.append(f"${value}$" if "^{" in value else _tex(value))
     return " & ".join(line) + r" \\"
 
 
 def latex(tables: Sequence[Table], results: Sequence[Result]) -> str:
     """Return all tables as LaTeX, for the packages booktabs and graphicx."""
-    parts: list[str] = []
+    latex_tables: list[str] = []
     for table in tables:
         protocol = table.first.protocol
         caption = f"{table.title}; protocol {protocol.hash()}: {protocol.describe()}. {_ENDS}"
@@ -296,16 +300,12 @@ def latex(tables: Sequence[Table], results: Sequence[Result]) -> str:
         if table_notes:
             caption += f" {'; '.join(table_notes)}."
         rows = [cells(table, row, _tex_score, "--") for row in lines(table)]
-        parts.append(_tex_table(heads(table), rows, caption))
+        latex_tables.append(_tex_table(heads(table), rows, caption))
         if table.further:
             head, rows = further_rows(table, _tex_score, "--")
-            parts.append(_tex_table(head, rows, f"{table.title}: further scores. {_ENDS}"))
-    return "\n\n".join([*parts, "\n".join(f"% {line}" for line in conditions(results))]) + "\n"
-
-
-_ENDS = "Above and below: ends of 95 % confidence intervals over records."
-_NARROW = 6
-"""Columns of scores that a page holds at the size of its text; more are scaled down to its width."""
+            latex_tables.append(_tex_table(head, rows, f"{table.title}: further scores. {_ENDS}"))
+    comment = "\n".join(f"% {line}" for line in conditions(results))
+    return "\n\n".join([*latex_tables, comment]) + "\n"
 
 
 def _tex_table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
