@@ -20,6 +20,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -102,7 +103,7 @@ class ClosedForm:
     @property
     def edited_layers(self) -> tuple[int, ...]:
         """Layers that the spread writes to, ascending."""
-        return tuple(sorted({layer for part in self.spread.parts(self.layers) for layer in part}))
+        return tuple(sorted(set(chain.from_iterable(self.spread.parts(self.layers)))))
 
     def with_target(self, target: Target) -> ClosedForm:
         """Return this form, of which a further stage changes the values before they are written."""
@@ -126,19 +127,20 @@ class ClosedForm:
                 prefixes = contexts_module.of_session(view, context, self.contexts, self.context_tokens)
             updates: dict[SiteId, Update] = {}
             solved: dict[str, dict[str, float]] = {}
-            found: list[Values] = []
+            values_of_parts: list[Values] = []
             for part in parts:
                 with view.overlay(self._overlay(view, updates)):
                     values, written, how = self._write(view, batch, prefixes, part, context)
                 updates, solved = updates | written, solved | how
-                found.append(values)
+                values_of_parts.append(values)
+        losses = torch.cat([values.loss for values in values_of_parts]).tolist()
         notes = {
             "solve": solved,
-            "layers": sorted({layer for part in parts for layer in part}),
+            "layers": sorted(set(chain.from_iterable(parts))),
             "contexts": list(prefixes),
-            "value_steps": [steps for values in found for steps in values.steps.tolist()],
-            "value_loss": [round(loss, 5) for values in found for loss in values.loss.tolist()],
-            "replay": found[-1].mode,
+            "value_steps": torch.cat([values.steps for values in values_of_parts]).tolist(),
+            "value_loss": [round(loss, 5) for loss in losses],
+            "replay": values_of_parts[-1].mode,
         }
         return WeightEdit.planned(view, updates, context, method=method, requests=batch.requests, notes=notes)
 
@@ -158,7 +160,7 @@ class ClosedForm:
             if self.coupling is not None:
                 keys, _ = prompts.begin_pass((anchor,)).advance(anchor)
                 coupling = self.coupling(keys.mean().t())  # [u, d_in]
-            found = optimise_values(
+            values = optimise_values(
                 view,
                 batch,
                 anchor,
@@ -173,8 +175,8 @@ class ClosedForm:
         def outputs() -> Tensor:
             return prompts.begin_pass((anchor,), projection=True).original
 
-        delta = self.gain * self.target(anchor, outputs, found.delta, context.state)
-        return found, *self._insert(prompts, part, delta, context)
+        delta = self.gain * self.target(anchor, outputs, values.delta, context.state)
+        return values, *self._insert(prompts, part, delta, context)
 
     def _parts(self, view: ModelView) -> list[tuple[int, ...]]:
         """Return the spread's parts; of one with several layers, only the last where a norm stands behind one."""

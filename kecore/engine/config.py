@@ -137,11 +137,11 @@ class LocateConfig(StagedConfig):
         )
 
     def needs(self, view: ModelView, batch: RequestBatch) -> Sequence[Need]:
-        """Needs of the engine's stages."""
+        """Return the memory that the engine's stages need."""
         return closed_form(view, batch, self.memory_shape(view))
 
     def memory_shape(self, view: ModelView) -> Shape:
-        """What of this configuration decides memory."""
+        """Return what of this configuration decides memory."""
         form = self.engine(self.edited_layers(view), solve=unsolved)
         anchors = [form.spread.anchor(part) for part in form.spread.parts(form.layers)]
         return Shape(
@@ -182,5 +182,5 @@ class BatchConfig(LocateConfig):
     )
 
     def memory_shape(self, view: ModelView) -> Shape:
-        """What of this configuration decides memory."""
+        """Return what of this configuration decides memory."""
         return replace(super().memory_shape(view), each=self.each_context)

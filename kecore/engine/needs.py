@@ -66,24 +66,24 @@ def closed_form(view: ModelView, batch: RequestBatch, shape: Shape) -> list[Need
 def _values(view: ModelView, shape: Shape, batch: RequestBatch, prefix: int) -> Need:
     layer = max(shape.layers) if shape.anchor is None else shape.anchor
     u, prompts = len(batch.subjects), batch.located()
-    tokens = [0] * u
-    cached = places = longest = 0
+    contexts = shape.contexts + 1  # with the bare prompt
+    group_tokens = dict.fromkeys(range(u), _ESSENCE if shape.kl else 0)  # that run, of each group
+    positions = u if shape.kl else 0  # whose logits are read
+    cached = longest = 0
     for group, prompt in zip(batch.groups, prompts, strict=True):
         length, lookup = len(prompt.ids), prompt.lookup
         longest = max(longest, length - lookup)
-        tokens[group] += (shape.contexts + 1) * (length - lookup)
-        cached += (shape.contexts + 1) * (prefix + lookup)
-        places += (shape.contexts + 1) * (length - prompt.start)
-    if shape.kl:
-        tokens = [count + _ESSENCE for count in tokens]
-        places += u
-    every = sum(tokens)
+        group_tokens[group] += contexts * (length - lookup)
+        cached += contexts * (prefix + lookup)
+        positions += contexts * (length - prompt.start)
+    tokens = sum(group_tokens.values())
+    rows = len(prompts) * (contexts + 1 if shape.kl else contexts)
     # Rows of different lengths share a micro-batch while it is small, and are padded to the longest.
-    padded = min(len(prompts) * (shape.contexts + 1 + shape.kl) * longest, max(_SMALL, int(_PADDING * every)))
+    padded = min(rows * longest, max(_SMALL, int(_PADDING * tokens)))
     per_token = (
         backward_bytes(view, layer, shape.precision)
-        + cached * cached_bytes(view, layer, shape.precision) // every
-        + places * logits_bytes(view) // every
+        + cached * cached_bytes(view, layer, shape.precision) // tokens
+        + positions * logits_bytes(view) // tokens
     )
     parts = {"values and their moments": 4 * 6 * u * view.width}
     if shape.kl:
@@ -91,7 +91,7 @@ def _values(view: ModelView, shape: Shape, batch: RequestBatch, prefix: int) -> 
     parts |= cast_bytes(view, shape.precision)
     if view.device.type == "cpu":
         parts["unembedding, laid out anew"] = 4 * vocabulary_size(view) * view.width
-    return Need("values", parts, per_token, max(every, padded), max(tokens))
+    return Need("values", parts, per_token, max(tokens, padded), max(group_tokens.values()))
 
 
 def _keys(view: ModelView, shape: Shape, batch: RequestBatch, prefix: int) -> Need:

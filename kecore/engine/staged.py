@@ -158,6 +158,6 @@ def _checked_settings(title: str, given: Mapping[str, Any], names: Sequence[str]
 
 def _relocated(prefix: str, item: Any) -> InitErrorDetails:
     """Return an error about a stage's field as one about the key that users give."""
-    field, *rest = item["loc"]
+    field, *path_inside = item["loc"]
     problem = PydanticCustomError(item["type"], "{message}", {"message": item["msg"]})
-    return InitErrorDetails(type=problem, loc=(f"{prefix}{field}", *rest), input=item["input"])
+    return InitErrorDetails(type=problem, loc=(f"{prefix}{field}", *path_inside), input=item["input"])

@@ -17,19 +17,19 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from kecore.api.errors import KecoreWarning, NonFiniteError
-from kecore.batch import Located
 from kecore.engine.graphs import Function, record
 from kecore.engine.replay import Replay
+from kecore.engine.value_rows import LossRows, Row
 from kecore.model import ModelView
 from kecore.text import Encoder
 
-__all__ = ["Coupling", "Finished", "Row", "ValueBatch", "ValueSettings", "all_most_probable", "said"]
+__all__ = ["Coupling", "Finished", "MemberCoupling", "ValueBatch", "ValueSettings", "all_most_probable", "said"]
 
 _BETAS = (0.9, 0.999)  # of Adam
 _EPS = 1e-8
 _MOMENTUM = 0.5  # of gradient descent
 _FLOOR = 0.1  # what its steps shrink to
-_COMPACT = 0.75  # rows are gathered anew once a quarter of the groups has finished
+_COMPACT = 0.75  # rows are gathered anew once a quarter of them belongs to groups that have finished
 _RECORDED = ("cuda",)  # devices whose steps can be replayed
 
 Finished = Callable[[Tensor, Tensor, Tensor, int], Tensor]
@@ -113,45 +113,38 @@ class Coupling(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A text of a micro-batch; the drawing in docs/concepts.md shows several, laid out.
+class MemberCoupling:
+    """The coupling of a micro-batch, whose groups are some of all.
 
     Args:
-        group: index of its group in the micro-batch.
-        located: its tokens, with the subject's last one.
-        context: index of the context that it stands behind.
-        is_kl: it asks what the subject is, and has no target: its next-token distribution is to stay.
+        coupling: the term of the loss.
+        members: ``[b]``, the index of each of the micro-batch's groups among all.
     """
 
-    group: int
-    located: Located
-    context: int = 0
-    is_kl: bool = False
+    coupling: Coupling
+    members: Tensor
 
-    @property
-    def ids(self) -> tuple[int, ...]:
-        """The tokens that are run: a target's last token is predicted, never read."""
-        return self.located.ids if self.is_kl else self.located.ids[:-1]
+    def loss(self, delta: Tensor) -> Tensor:
+        """Return the term of the micro-batch's groups, ``[b]``; see :meth:`Coupling.loss`."""
+        return self.coupling.loss(delta, self.members)
 
-    @property
-    def columns(self) -> range:
-        """The tokens whose logits count: those before each token of the target, or the last one."""
-        if self.is_kl:
-            return range(len(self.located.ids) - 1, len(self.located.ids))
-        return range(self.located.start - 1, len(self.located.ids) - 1)
+    def keep(self, delta: Tensor) -> None:
+        """Hand over the finished values ``[b, d_model]``."""
+        self.coupling.keep(delta, self.members)
 
 
 def said(logits: Tensor, token: Tensor, original: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """What logits say of targets, and how far they are from what was said before.
+    """Return how unlikely logits make targets, and how far they are from what the unedited model said.
 
     Args:
         logits: ``[k, vocab]``, those of targets first.
         token: ``[t]``, the target tokens.
-        original: ``[k - t, vocab]`` log-probabilities that the rest is compared with; None for its own.
+        original: ``[k - t, vocab]`` log-probabilities that the logits behind the targets' are compared with; None
+            compares them with themselves.
 
     Returns:
         Negative log-likelihoods ``[t]``, KL(now ‖ original) ``[k - t]`` in nats, both differentiable once, and the
-        log-probabilities of the rest, which are not.
+        log-probabilities ``[k - t, vocab]`` that were compared, which are not.
     """
     return _Said.apply(logits, token, original)  # type: ignore[no-any-return]
 
@@ -163,85 +156,51 @@ class _Said(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, logits: Tensor, token: Tensor, original: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        now = logits.log_softmax(-1, dtype=torch.float32)
-        targets, rest = now[: len(token)], now[len(token) :]
-        nll = -targets.gather(1, token[:, None]).flatten()
-        first = rest.clone()
-        apart = torch.zeros_like(rest) if original is None else rest - original
-        kl = (rest.exp() * apart).sum(-1)
-        ctx.now, ctx.apart, ctx.token, ctx.dtype = now, apart.sub_(kl[:, None]), token, logits.dtype
-        ctx.mark_non_differentiable(first)
-        return nll, kl, first
+        log_probs = logits.log_softmax(-1, dtype=torch.float32)  # [k, vocab]
+        of_targets, compared = log_probs[: len(token)], log_probs[len(token) :]
+        nll = -of_targets.gather(1, token[:, None]).flatten()  # [t]
+        log_ratio = torch.zeros_like(compared) if original is None else compared - original
+        kl = (compared.exp() * log_ratio).sum(-1)  # [k - t]
+        compared_copy = compared.clone()  # the backward pass writes into the buffer
+        ctx.log_probs, ctx.token, ctx.dtype = log_probs, token, logits.dtype
+        ctx.centred_log_ratio = log_ratio.sub_(kl[:, None])  # [k - t, vocab]
+        ctx.mark_non_differentiable(compared_copy)
+        return nll, kl, compared_copy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, nll: Tensor, kl: Tensor, _first: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(  # type: ignore[override]
+        ctx: Any, nll_slope: Tensor, kl_slope: Tensor, _compared_slope: Tensor
+    ) -> tuple[Tensor, None, None]:
         # d nll / d logits = p - onehot, d kl / d logits = p (log p - log q - kl).
-        grad, token = ctx.now.exp_(), ctx.token
-        grad[: len(token)].mul_(nll[:, None])
-        grad[: len(token)].scatter_add_(1, token[:, None], -nll[:, None])
-        grad[len(token) :].mul_(ctx.apart).mul_(kl[:, None])
+        grad, token = ctx.log_probs.exp_(), ctx.token  # [k, vocab], [t]
+        grad[: len(token)].mul_(nll_slope[:, None])
+        grad[: len(token)].scatter_add_(1, token[:, None], -nll_slope[:, None])
+        grad[len(token) :].mul_(ctx.centred_log_ratio).mul_(kl_slope[:, None])
         return grad.to(ctx.dtype), None, None
 
 
-class _Work:
-    """Rows of some groups, and where in them the loss is read.
+class ValueBatch:
+    """The optimisation of some groups, advanced step by step.
 
     Args:
-        replay: runs the rows.
-        group: ``[rows]``, the group of each.
-        context: ``[rows]``, index of its context; 0 for the bare prompt and for an essence.
-        essence: ``[rows]``, true where a row stands for the KL term.
-        row: ``[k]``, rows of the positions whose logits are read, those of targets first.
-        place: ``[k]``, their token indices.
-        token: ``[k]``, the target token; -1 on essence rows.
-        spoken: how many of the positions are those of targets.
+        view: the model, frozen by the caller.
+        encoder: for padding.
+        rows: the texts of all groups, those with a target first.
+        layer: layer whose value projection's output is changed.
+        settings: numbers of the optimisation.
+        mode: how to drive the model, where that is known; see :class:`Replay`.
+        bank: ``[n, d_model]``, vectors of noise to choose from; empty without noise.
+        coupling: a further term of the loss; None for none.
+
+    Attributes:
+        mode: how the model is driven.
+        delta: ``[u, parts * d_model]``, the vectors of ``u`` groups as they are now.
+        reference: ``[u, parts]``, the norms that they are relative to.
+        loss: ``[u]``, the last loss of each group.
+        steps: ``[u]``, evaluations of the loss.
+        recording: steps are to be replayed as CUDA graphs, and that has not failed.
     """
-
-    def __init__(
-        self,
-        replay: Replay,
-        group: Tensor,
-        context: Tensor,
-        essence: Tensor,
-        row: Tensor,
-        place: Tensor,
-        token: Tensor,
-        spoken: int,
-    ) -> None:
-        self.replay, self.group, self.context, self.essence = replay, group, context, essence
-        self.row, self.place, self.token, self.spoken = row, place, token, spoken
-
-    def keep(self, mask: Tensor) -> _Work:
-        """The rows where ``mask [rows]`` is true."""
-        rows = mask.nonzero().flatten()
-        index = torch.full((len(mask),), -1, device=mask.device)
-        index[rows] = torch.arange(len(rows), device=mask.device)
-        chosen = mask[self.row]
-        return _Work(
-            self.replay.select(rows),
-            *(self.group[rows], self.context[rows], self.essence[rows]),
-            *(index[self.row[chosen]], self.place[chosen], self.token[chosen]),
-            int(chosen[: self.spoken].sum()),
-        )
-
-
-def _lay_out(rows: Sequence[Row], replay: Replay, device: torch.device) -> _Work:
-    """Return which logits of which rows count, as tensors."""
-    asked: list[tuple[int, int, int]] = []  # row, column in it, and the token to be predicted there, -1 for none
-    for index, row in enumerate(rows):
-        for column in row.columns:
-            token = -1 if row.is_kl else row.located.ids[column + 1]
-            asked.append((index, column, token))
-    row_of, column, token = torch.tensor(asked, device=device).t()  # [k] each
-    group = torch.tensor([row.group for row in rows], device=device)
-    context = torch.tensor([row.context for row in rows], device=device)
-    is_kl = torch.tensor([row.is_kl for row in rows], device=device)
-    return _Work(replay, group, context, is_kl, row_of, column, token, int((token >= 0).sum()))
-
-
-class ValueBatch:
-    """The optimisation of some groups, advanced step by step."""
 
     def __init__(
         self,
@@ -252,52 +211,71 @@ class ValueBatch:
         settings: ValueSettings,
         mode: str | None,
         bank: Tensor,
-        others: tuple[Coupling, Tensor] | None = None,
+        coupling: MemberCoupling | None = None,
     ) -> None:
-        self.settings, self.bank, self.others = settings, bank, others
+        self.settings, self.bank, self.coupling = settings, bank, coupling
         device = view.device
-        lookups = [row.located.lookup for row in rows]
-        contexts = [row.context for row in rows]
-        beside = None if settings.beside is None else settings.beside(view, layer)
-        replay = Replay(view, encoder, [row.ids for row in rows], lookups, layer, mode, beside, contexts)
+        replay = Replay(
+            view,
+            encoder,
+            ids=[row.ids for row in rows],
+            lookups=[row.located.lookup for row in rows],
+            layer=layer,
+            mode=mode,
+            mixer=None if settings.beside is None else settings.beside(view, layer),
+            opening=[row.context for row in rows],
+        )
         self.mode, self.parts = replay.mode, replay.parts
-        self.work = _lay_out(rows, replay, device)
-        first_row: dict[int, int] = {}  # of each group: its first request's bare prompt
+        self.rows = LossRows.of(rows, replay, device)
+        first_rows: dict[int, int] = {}  # of each group: its first request's bare prompt
         for index, row in enumerate(rows):
-            first_row.setdefault(row.group, index)
-        count = len(first_row)
-        self.reference = replay.lookup_norm(torch.tensor([first_row[group] for group in range(count)], device=device))
+            first_rows.setdefault(row.group, index)
+        count = len(first_rows)
+        bare_prompts = torch.tensor([first_rows[group] for group in range(count)], device=device)  # [u]
+        self.reference = replay.lookup_norm(bare_prompts)
         self.delta = torch.zeros(count, self.parts * view.width, device=device)
+        # Adam's moments; of gradient descent, `first` is the momentum.
         self.first, self.second = torch.zeros_like(self.delta), torch.zeros_like(self.delta)
         self.loss = torch.full((count,), float("nan"), device=device)
         self.steps = torch.zeros(count, dtype=torch.long, device=device)
-        self.active = torch.ones(count, dtype=torch.bool, device=device)
-        self.original: Tensor | None = None  # log-probabilities on the essence prompts, by group
-        self.recording = settings.graphs and device.type in _RECORDED and others is None
+        self.active = torch.ones(count, dtype=torch.bool, device=device)  # [u], groups that are not finished
+        self.original: Tensor | None = None  # [u, vocab], log-probabilities behind each group's row of the KL term
+        self.recording = settings.graphs and device.type in _RECORDED and coupling is None
         self.recorded: Function | None = None  # a step of the rows at hand
 
     def step(self, *, last: bool) -> bool:
-        """Evaluate the loss and, unless ``last``, update the groups that are not finished."""
-        s = self.settings
-        loss, moving, gradient = self._evaluate(last)
+        """Evaluate the loss and, unless ``last``, update the groups that are not finished.
+
+        Returns:
+            Whether a further step is due.
+        """
+        loss, moving, compute_gradient = self._evaluate(last)
         if not bool(torch.isfinite(loss[self.active]).all()):
             raise NonFiniteError("the loss of a target value became NaN or infinite; lower the learning rate")
         self.loss = torch.where(self.active, loss, self.loss)
         self.steps += self.active
         if last or not bool(moving.any()):
             return False
-        t = int(self.steps.max())
-        moved = self.delta - (self._adam if s.optimizer == "adam" else self._descent)(gradient(), t)
-        mask = moving[:, None]
-        scale = (s.clamp * self.reference / self._lengths(moved)).clamp(max=1.0)
-        self.delta = torch.where(mask, self._scaled(moved, scale), self.delta)
+        step = int(self.steps.max())
+        if self.settings.optimizer == "adam":
+            update = self._adam(compute_gradient(), step)
+        else:
+            update = self._descent(compute_gradient(), step)
+        moved = self.delta - update  # [u, parts * d_model]
+        clamping = (self.settings.clamp * self.reference / self._lengths(moved)).clamp(max=1.0)  # [u, parts]
+        self.delta = torch.where(moving[:, None], self._scaled(moved, clamping), self.delta)
         self._compact(moving)
         return True
 
     def _evaluate(self, last: bool) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
-        """Loss of each group, which of them go on, and what gives the gradient of those."""
+        """Return the loss of each group ``[u]``, which groups go on ``[u]``, and what computes the gradient of those.
+
+        A step is recorded once the first one has been done, which found out what later steps read.
+        """
         noise = self._noise()
-        inputs = (self.delta, self.active, *(() if noise is None else (noise,)))
+        inputs = [self.delta, self.active]
+        if noise is not None:
+            inputs.append(noise)
         if self.recording and self.recorded is None and bool(self.steps.any()) and not last:
             try:
                 self.recorded = record(self._whole, inputs)
@@ -313,79 +291,84 @@ class ValueBatch:
         return loss.detach(), moving, lambda: _slope(loss, moving, delta)
 
     def _whole(self, delta: Tensor, active: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss of each group, which of them go on, and the gradient of those."""
+        """Return the loss of each group, which of them go on, and the gradient of those."""
         delta = delta.detach().requires_grad_()
         loss, moving = self._loss(delta, active, noise)
         return loss.detach(), moving, _slope(loss, moving, delta)
 
     # Groups that have stopped keep their vector whatever these return, so neither masks its sums.
 
-    def _adam(self, gradient: Tensor, t: int) -> Tensor:
+    def _adam(self, gradient: Tensor, step: int) -> Tensor:
         self.first = _BETAS[0] * self.first + (1 - _BETAS[0]) * gradient
         self.second = _BETAS[1] * self.second + (1 - _BETAS[1]) * gradient**2
-        root = (self.second / (1 - _BETAS[1] ** t)).sqrt() + _EPS
-        return self.settings.learning_rate * (self.first / (1 - _BETAS[0] ** t)) / root
+        root = (self.second / (1 - _BETAS[1] ** step)).sqrt() + _EPS
+        return self.settings.learning_rate * (self.first / (1 - _BETAS[0] ** step)) / root
 
-    def _descent(self, gradient: Tensor, t: int) -> Tensor:
+    def _descent(self, gradient: Tensor, step: int) -> Tensor:
         direction = gradient / gradient.norm(dim=1, keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
         self.first = _MOMENTUM * self.first + direction
-        fall = _FLOOR + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * t / self.settings.steps))
-        return self._scaled(self.first, self.settings.learning_rate * fall * self.reference)
+        half_cosine = 0.5 * (1 + math.cos(math.pi * step / self.settings.steps))
+        decay = _FLOOR + (1 - _FLOOR) * half_cosine
+        return self._scaled(self.first, self.settings.learning_rate * decay * self.reference)
 
     def _lengths(self, vectors: Tensor) -> Tensor:
-        """Norms of the parts, ``[u, parts]``."""
+        """Return the norms ``[u, parts]`` of vectors ``[u, parts * d_model]``."""
         return vectors.unflatten(1, (self.parts, -1)).norm(dim=2)
 
     def _scaled(self, vectors: Tensor, factor: Tensor) -> Tensor:
-        """Each part times its factor ``[u, parts]``."""
+        """Return vectors ``[u, parts * d_model]``, each part times its factor ``[u, parts]``."""
         return (vectors.unflatten(1, (self.parts, -1)) * factor[:, :, None]).flatten(1)
 
     def _loss(self, delta: Tensor, active: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Loss of each group ``[u]``, of one whose rows are gone its penalty alone; and which of the active go on."""
-        s, u, work = self.settings, len(delta), self.work
-        logits = work.replay.logits(delta[work.group], work.row, work.place, noise)
-        row, token = work.row[: work.spoken], work.token[: work.spoken]
-        essences = work.group[work.row[work.spoken :]]
-        nll, kl, first = said(logits, token, None if self.original is None else self.original[essences])
-        rows = len(work.group)
-        ones = torch.ones_like(nll)
-        length = torch.zeros(rows, device=nll.device).index_add(0, row, ones)
-        per_row = torch.zeros(rows, device=nll.device).index_add(0, row, nll) / length.clamp(min=1)
-        speaks = (~work.essence).float()
-        count = torch.zeros(u, device=nll.device).index_add(0, work.group, speaks)
-        loss = torch.zeros(u, device=nll.device).index_add(0, work.group, per_row) / count.clamp(min=1)
-        if len(essences):
-            if self.original is None:
-                self.original = first.new_empty(u, first.shape[1]).index_copy(0, essences, first)
-            loss = loss.index_add(0, essences, s.kl_weight * kl)
-        if self.others is not None:
-            coupling, members = self.others
-            loss = loss + coupling.loss(delta.unflatten(1, (self.parts, -1))[:, 0], members)
-        penalty = s.length_penalty / self.reference + s.weight_decay / self.reference**2
+        """Return the loss of each group ``[u]``, and which of the active ones go on ``[u]``.
+
+        The loss of a group whose rows are gone is its penalty alone.
+        """
+        settings, groups, rows = self.settings, len(delta), self.rows
+        logits = rows.replay.logits(delta[rows.group], rows.row, rows.place, noise)  # [k, vocab]
+        target_row, token = rows.row[: rows.targets], rows.token[: rows.targets]  # [t] each
+        kl_group = rows.group[rows.row[rows.targets :]]  # [k - t]
+        nll, kl, log_probs = said(logits, token, None if self.original is None else self.original[kl_group])
+        # The mean over a target's tokens, then over the group's rows that have a target.
+        zero_rows, zero_groups = nll.new_zeros(len(rows.group)), nll.new_zeros(groups)
+        target_length = zero_rows.index_add(0, target_row, torch.ones_like(nll))  # [rows]
+        row_loss = zero_rows.index_add(0, target_row, nll) / target_length.clamp(min=1)  # [rows]
+        row_count = zero_groups.index_add(0, rows.group, (~rows.is_kl).float())  # [u]
+        loss = zero_groups.index_add(0, rows.group, row_loss) / row_count.clamp(min=1)  # [u]
+        if len(kl_group):
+            if self.original is None:  # the first step, at which delta is zero
+                self.original = log_probs.new_empty(groups, log_probs.shape[1]).index_copy(0, kl_group, log_probs)
+            loss = loss.index_add(0, kl_group, settings.kl_weight * kl)
+        if self.coupling is not None:
+            values = delta.unflatten(1, (self.parts, -1))[:, 0]  # [u, d_model], without the mixer's vectors
+            loss = loss + self.coupling.loss(values)
+        penalty = settings.length_penalty / self.reference + settings.weight_decay / self.reference**2  # [u, parts]
         loss = loss + (penalty * self._lengths(delta)).sum(1)
-        moving = active & (loss.detach() >= s.stop_loss)
-        if s.finished is not None:
-            moving &= ~s.finished(logits[: work.spoken].detach(), token, work.group[row], u)
+        moving = active & (loss.detach() >= settings.stop_loss)
+        if settings.finished is not None:
+            target_group = rows.group[target_row]  # [t]
+            moving &= ~settings.finished(logits[: rows.targets].detach(), token, target_group, groups)
         return loss, moving
 
     def _noise(self) -> Tensor | None:
-        """Noise of this step, ``[rows, width, d_model]``; none on bare prompts and essences."""
+        """Return the noise of this step, ``[rows, width, d_model]``; zero on bare prompts and rows of the KL term."""
         if not self.settings.noise:
             return None
-        step, work = int(self.steps.max()), self.work
-        place = torch.arange(work.replay.rows.input_ids.shape[1], device=work.context.device)
-        index = work.context[:, None] * 7919 + place[None, :] * 3571 + step * 104729  # primes: no two alike soon
-        noise = self.settings.noise * self.bank[index % len(self.bank)]
-        return noise * (work.context > 0)[:, None, None]
+        step, context = int(self.steps.max()), self.rows.context
+        column = torch.arange(self.rows.replay.rows.input_ids.shape[1], device=context.device)
+        # Primes, so that no two places soon draw the same vector: [rows, width].
+        index = context[:, None] * 7919 + column[None, :] * 3571 + step * 104729
+        noise = self.settings.noise * self.bank[index % len(self.bank)]  # [rows, width, d_model]
+        return noise * (context > 0)[:, None, None]
 
     def _compact(self, moving: Tensor) -> None:
         """Drop the rows of finished groups, once there are enough of them."""
         self.active = moving
-        keep = moving[self.work.group]
-        if float(keep.float().mean()) <= _COMPACT:
-            self.work, self.recorded = self.work.keep(keep), None
+        is_used = moving[self.rows.group]  # [rows]
+        if float(is_used.float().mean()) <= _COMPACT:
+            self.rows, self.recorded = self.rows.select(is_used), None
 
 
 def _slope(loss: Tensor, moving: Tensor, delta: Tensor) -> Tensor:
-    """Gradient of the sum of the losses of the groups that go on, ``[u, parts * d_model]``."""
+    """Return the gradient of the sum of the losses of the groups that go on, ``[u, parts * d_model]``."""
     return torch.autograd.grad(loss, delta, moving.to(loss))[0]

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from kecore.api.progress import Progress, silent
 from kecore.batch import Located, RequestBatch
-from kecore.engine.value_steps import Coupling, Row, ValueBatch, ValueSettings
+from kecore.engine.value_rows import Row
+from kecore.engine.value_steps import Coupling, MemberCoupling, ValueBatch, ValueSettings
 from kecore.memory import backward_bytes, cached_bytes, logits_bytes
 from kecore.model import ModelView, Output
 from kecore.text import Encoder
@@ -34,7 +35,7 @@ from kecore.text import Encoder
 __all__ = ["Values", "optimise_values"]
 
 _ENOUGH = {"cpu": 320, "cuda": 4096}  # tokens that keep a few cores, or a GPU's tiles, busy
-_BANK = 4096
+_BANK = 4096  # vectors of noise, of which every step reads others
 _ESSENCE = "{} is a"  # the KL prompt of ROME, section 3.1
 
 
@@ -88,47 +89,66 @@ def optimise_values(
     """
     encoder, u = batch.encoder, len(batch.subjects)
     essences = batch.about_subjects(_ESSENCE) if settings.kl_weight else [None] * u
-    in_context = [batch.located(context) for context in contexts]
-    jobs: list[list[Row]] = [[] for _ in range(u)]  # each group's rows with a target
-    for request, group in enumerate(batch.groups):
-        jobs[group] += [Row(group, located[request], context) for context, located in enumerate(in_context)]
-    out = Values(*(torch.zeros(u, view.width), torch.zeros(u), torch.zeros(u), torch.zeros(u, dtype=torch.long)), "")
+    group_rows = _rows_with_target(batch, contexts)
+    delta = torch.zeros(u, view.width)
+    reference, loss = torch.zeros(u), torch.zeros(u)
+    evaluations = torch.zeros(u, dtype=torch.long)
     mode, done = "", 0
     with view.frozen(), view.cast(settings.precision):
         bank = _noise_bank(view, encoder, contexts, layer, seed) if settings.noise else torch.empty(0)
-        for groups in _micro_batches(view, jobs, layer, memory):
-            rows = _rows_of_groups(groups, jobs, essences)
+        for groups in _micro_batches(view, group_rows, layer, memory):
             index = torch.tensor(groups)
-            others = None if coupling is None else (coupling, index.to(view.device))
-            known = mode if mode in ("upper", "full") else None  # what a cache gives depends on the rows
-            part = ValueBatch(view, encoder, rows, layer, settings, known, bank, others)
+            batch_coupling = None if coupling is None else MemberCoupling(coupling, index.to(view.device))
+            values = ValueBatch(
+                view,
+                encoder,
+                rows=_rows_of_groups(groups, group_rows, essences),
+                layer=layer,
+                settings=settings,
+                mode=mode if mode in ("upper", "full") else None,  # what a cache gives depends on the rows
+                bank=bank,
+                coupling=batch_coupling,
+            )
             for step in range(settings.steps):
-                active = part.step(last=step == settings.steps - 1)
+                goes_on = values.step(last=step == settings.steps - 1)
                 progress("values", done * settings.steps + (step + 1) * len(groups), u * settings.steps)
-                if not active:
+                if not goes_on:
                     break
-            if others is not None:
-                others[0].keep(part.delta[:, : view.width], others[1])
-            out.delta[index], out.reference[index] = part.delta[:, : view.width].cpu(), part.reference[:, 0].cpu()
-            out.loss[index], out.steps[index] = part.loss.cpu(), part.steps.cpu()
-            mode, done = part.mode, done + len(groups)
-            settings = replace(settings, graphs=part.recording)  # what failed once is not tried again
-            del part  # its caches go before those of the next come
+            batch_delta = values.delta[:, : view.width]  # [b, d_model], without a second vector
+            if batch_coupling is not None:
+                batch_coupling.keep(batch_delta)
+            delta[index], reference[index] = batch_delta.cpu(), values.reference[:, 0].cpu()
+            loss[index], evaluations[index] = values.loss.cpu(), values.steps.cpu()
+            mode, done = values.mode, done + len(groups)
+            settings = replace(settings, graphs=values.recording)  # what failed once is not tried again
+            del values  # its caches go before those of the next come
     progress("values", u * settings.steps, u * settings.steps)
-    return Values(out.delta, out.reference, out.loss, out.steps, mode)
+    return Values(delta, reference, loss, evaluations, mode)
+
+
+def _rows_with_target(batch: RequestBatch, contexts: Sequence[str]) -> list[list[Row]]:
+    """Return the rows of each group: its requests in every context."""
+    in_context = [batch.located(context) for context in contexts]
+    group_rows: list[list[Row]] = [[] for _ in batch.subjects]
+    for request, group in enumerate(batch.groups):
+        for context, located in enumerate(in_context):
+            group_rows[group].append(Row(group, located[request], context))
+    return group_rows
 
 
 def _rows_of_groups(
-    groups: Sequence[int], jobs: Sequence[Sequence[Row]], essences: Sequence[Located | None]
+    groups: Sequence[int], group_rows: Sequence[Sequence[Row]], essences: Sequence[Located | None]
 ) -> list[Row]:
     """Return the rows of a micro-batch: those with a target first, then those that ask what the subject is.
 
     Args:
         groups: the micro-batch's groups.
-        jobs: the rows with a target of every group.
+        group_rows: the rows with a target of every group.
         essences: the text that asks what its subject is, for every group; None without the KL term.
     """
-    rows = [replace(row, group=index) for index, group in enumerate(groups) for row in jobs[group]]
+    rows: list[Row] = []
+    for index, group in enumerate(groups):
+        rows += [replace(row, group=index) for row in group_rows[group]]
     for index, group in enumerate(groups):
         essence = essences[group]
         if essence is not None:
@@ -138,39 +158,51 @@ def _rows_of_groups(
 
 @torch.no_grad()
 def _noise_bank(view: ModelView, encoder: Encoder, contexts: Sequence[str], layer: int, seed: int) -> Tensor:
-    """Gaussian noise in units of each coordinate's standard deviation over the contexts, ``[_BANK, d_model]``.
+    """Return Gaussian noise in units of each coordinate's standard deviation over the contexts, ``[_BANK, d_model]``.
 
-    Read by context, step and place, so that a value does not depend on the batch it is optimised in.
+    Read by context, step and column, so that a value does not depend on the batch it is optimised in.
     """
     texts = [encoder.encode(text).ids for text in contexts if text]
     if not texts:
         return torch.zeros(1, view.width, device=view.device)
     rows = encoder.rows(texts)
-    found = view.run(rows, taps=[Output(layer)], last=layer)[Output(layer)]
+    hidden = view.run(rows, taps=[Output(layer)], last=layer)[Output(layer)]  # [contexts, width, d_model]
     # The first token of a text is an outlier in most models: attention rests on it.
-    real = (rows.attention_mask.cumsum(-1) > 1) & rows.attention_mask.bool()
-    spread = found[real.to(found.device)].float().std(0)
+    counted = (rows.attention_mask.cumsum(-1) > 1) & rows.attention_mask.bool()  # [contexts, width]
+    deviation = hidden[counted.to(hidden.device)].float().std(0)  # [d_model]
     noise = torch.randn(_BANK, view.width, generator=torch.Generator().manual_seed(seed))
-    return noise.to(spread) * spread
+    return noise.to(deviation) * deviation
 
 
-def _micro_batches(view: ModelView, jobs: list[list[Row]], layer: int, memory: int) -> Iterator[list[int]]:
-    """Groups of similar length together, as many as a backward pass and its cache leave room for."""
-    token, cached, logits = backward_bytes(view, layer), cached_bytes(view, layer), logits_bytes(view)
+def _micro_batches(
+    view: ModelView, group_rows: Sequence[Sequence[Row]], layer: int, memory: int
+) -> Iterator[list[int]]:
+    """Yield groups of similar length together, as many as a backward pass and its cache leave room for."""
+    token_bytes, logits = backward_bytes(view, layer), logits_bytes(view)
+    cached = cached_bytes(view, layer)
     enough = _ENOUGH.get(view.device.type, 1024)
-    length = [max(len(row.ids) - row.located.lookup for row in job) for job in jobs]
-    past = [max(row.located.lookup for row in job) for job in jobs]
-    places = [sum(len(row.columns) for row in job) + 1 for job in jobs]
+    # Of each group: tokens of its longest row from the lookup on, and before it; positions whose logits are read.
+    length: list[int] = []
+    past: list[int] = []
+    positions: list[int] = []
+    for rows in group_rows:
+        length.append(max(len(row.ids) - row.located.lookup for row in rows))
+        past.append(max(row.located.lookup for row in rows))
+        positions.append(sum(len(row.columns) for row in rows) + 1)  # one of the KL term
     batch: list[int] = []
-    rows = columns = spoken = 0
-    for g in sorted(range(len(jobs)), key=lambda g: length[g]):
-        size, columns, spoken = len(jobs[g]) + 1, max(columns, past[g]), spoken + places[g]
-        full = (rows + size) * (length[g] * token + columns * cached) + spoken * logits > memory
-        # Padding is wasted work; a batch that already fills the machine need not take longer rows in.
-        uneven = batch and length[g] > length[batch[-1]] and rows * length[batch[-1]] > enough
-        if batch and (full or uneven):
-            yield batch
-            batch, rows, columns, spoken = [], 0, past[g], places[g]
-        batch.append(g)
-        rows += size
+    batch_rows = batch_past = batch_positions = 0
+    for group in sorted(range(len(group_rows)), key=lambda group: length[group]):
+        new_rows = len(group_rows[group]) + 1
+        batch_past, batch_positions = max(batch_past, past[group]), batch_positions + positions[group]
+        row_bytes = length[group] * token_bytes + batch_past * cached
+        is_full = (batch_rows + new_rows) * row_bytes + batch_positions * logits > memory
+        if batch:
+            # Padding is wasted work; a batch that already fills the machine need not take longer rows in.
+            width = length[batch[-1]]
+            is_uneven = length[group] > width and batch_rows * width > enough
+            if is_full or is_uneven:
+                yield batch
+                batch, batch_rows, batch_past, batch_positions = [], 0, past[group], positions[group]
+        batch.append(group)
+        batch_rows += new_rows
     yield batch

@@ -347,10 +347,10 @@ def test_no_micro_batch_outlives_its_turn(
     alive: list[int] = []
     begin = ValueBatch.__init__
 
-    def seen(batch: Any, *args: Any) -> None:
+    def seen(batch: Any, *args: Any, **options: Any) -> None:
         alive.append(sum(ref() is not None for ref in kept))
-        begin(batch, *args)
-        cache, _ = batch.work.replay.past
+        begin(batch, *args, **options)
+        cache, _ = batch.rows.replay.past
         kept.extend(weakref.ref(layer.keys) for layer in cache.layers if layer.keys is not None)
 
     monkeypatch.setattr(ValueBatch, "__init__", seen)
