@@ -27,16 +27,18 @@ def append(state: dict[str, Tensor], name: str, part: Tensor) -> None:
     Each part stays a tensor of its own, which the states of later edits share: a hundred edits keep their keys once,
     where joined copies would add up to fifty times as much.
     """
-    state[f"{name}/{len(_parts(state, name))}"] = part
+    state[f"{name}/{len(_part_names(state, name))}"] = part
 
 
 def gathered(state: Mapping[str, Tensor], name: str) -> Tensor:
-    """All parts of a tensor that grew by :func:`append`, side by side."""
-    return torch.cat([state[key] for key in _parts(state, name)], dim=-1)
+    """Return all parts of a tensor that grew by :func:`append`, side by side."""
+    return torch.cat([state[part] for part in _part_names(state, name)], dim=-1)
 
 
-def _parts(state: Mapping[str, Tensor], name: str) -> list[str]:
-    return [f"{name}/{i}" for i in range(sum(key.startswith(f"{name}/") for key in state))]
+def _part_names(state: Mapping[str, Tensor], name: str) -> list[str]:
+    """Return the names of a tensor's parts in the order in which they were appended."""
+    parts = [key for key in state if key.startswith(f"{name}/")]
+    return [f"{name}/{number}" for number in range(len(parts))]
 
 
 class Past:
@@ -53,10 +55,10 @@ class Past:
 
     def __init__(self, state: dict[str, Tensor], site: SiteId, subjects: Sequence[str]) -> None:
         self.state, self.name = state, f"past/{site}"
-        self.owner = torch.tensor([_number(subject) for subject in subjects], dtype=torch.long)
+        self.subject_numbers = torch.tensor([_number(subject) for subject in subjects], dtype=torch.long)  # [u]
 
     def joined(self, weight: float, columns: Tensor, groups: Tensor) -> tuple[float, Tensor]:
-        """The present edit's keys behind those of the past, which they join.
+        """Return the present edit's keys behind those of the past, which they join.
 
         Args:
             weight: λ for a first edit. A sequence keeps the λ that it began with: it is one least-squares problem.
@@ -66,29 +68,29 @@ class Past:
         Returns:
             λ, and ``[d_in, n_old + c]``.
         """
-        every = torch.cat([*self.take(columns, groups), columns], dim=1)
-        weight = float(self.state.setdefault(f"{self.name}/weight", torch.tensor(weight, dtype=torch.float64)))
-        return weight, every
+        all_columns = torch.cat([*self.take(columns, groups), columns], dim=1)  # [d_in, n_old + c]
+        first_weight = self.state.setdefault(f"{self.name}/weight", torch.tensor(weight, dtype=torch.float64))
+        return float(first_weight), all_columns
 
     def take(self, columns: Tensor, groups: Tensor) -> list[Tensor]:
         """Take in the present edit's keys; the arguments of :meth:`joined`.
 
         Returns:
-            The keys of each edit before that are still held, ``[d_in, n_s]``.
+            The keys of each earlier edit that are still held, ``[d_in, n_s]``.
         """
-        owner = self.owner[groups]
-        keys, owners = f"{self.name}/keys", f"{self.name}/owner"
-        before: list[Tensor] = []
-        for own, other in zip(_parts(self.state, keys), _parts(self.state, owners), strict=True):
-            kept = ~torch.isin(self.state[other], owner)
-            if not bool(kept.all()):
-                self.state[own], self.state[other] = self.state[own][:, kept], self.state[other][kept]
-            before.append(self.state[own])
-        append(self.state, keys, columns)
-        append(self.state, owners, owner)
-        return before
+        state, keys_name, owners_name = self.state, f"{self.name}/keys", f"{self.name}/owner"
+        new_owners = self.subject_numbers[groups]  # [c], the subject of each new key
+        earlier_keys: list[Tensor] = []
+        for keys, owners in zip(_part_names(state, keys_name), _part_names(state, owners_name), strict=True):
+            stays = ~torch.isin(state[owners], new_owners)  # [n_s]
+            if not bool(stays.all()):
+                state[keys], state[owners] = state[keys][:, stays], state[owners][stays]
+            earlier_keys.append(state[keys])
+        append(state, keys_name, columns)
+        append(state, owners_name, new_owners)
+        return earlier_keys
 
 
 def _number(subject: str) -> int:
-    """A subject as 63 bits."""
+    """Return a digest of a subject in 63 bits, which fits an int64."""
     return int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8], "big") >> 1

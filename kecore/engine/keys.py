@@ -24,7 +24,7 @@ from kecore.text import Encoder, Rows
 
 __all__ = ["KeyPass", "Keys", "Prompts"]
 
-_PART = 8192  # keys that are widened to float64 at a time
+_CHUNK = 8192  # keys that are widened to float64 at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,11 @@ class Keys:
     weight: Tensor
 
     def mean(self) -> Tensor:
-        """One key a group, its mean over contexts: ``[d_in, u]``."""
+        """Return one key a group, its mean over contexts: ``[d_in, u]``."""
         return (self.weight @ self.rows).t()
 
     def each(self, *, compact: bool = False) -> tuple[Tensor, Tensor]:
-        """Every key as an equation of its own, scaled by the root of its weight.
+        """Return every key as an equation of its own, scaled by the root of its weight.
 
         Args:
             compact: where there are more keys than ``d_in`` (thousands of facts), give ``d_in`` columns that stand for
@@ -56,11 +56,13 @@ class Keys:
             ``[d_out, u] @ shares[j]``, so that least squares over the columns is the weighted one over keys.
         """
         weight = self.weight.to_sparse().coalesce()
-        (group, row), root = weight.indices(), weight.values().sqrt()
-        columns = (self.rows[row] * root[:, None]).t()
+        group, row = weight.indices()  # [c] each: one column for each pair of a group and a row that counts for it
+        root = weight.values().sqrt()  # [c]
+        columns = (self.rows[row] * root[:, None]).t()  # [d_in, c]
         if not compact or columns.shape[1] <= columns.shape[0]:
-            return columns, torch.zeros(len(root), len(weight)).index_put((torch.arange(len(root)), group), root)
-        lower = _root(columns)
+            shares = torch.zeros(len(root), len(weight)).index_put((torch.arange(len(root)), group), root)  # [c, u]
+            return columns, shares
+        lower = _root(columns)  # [d_in, d_in]
         return lower.float(), torch.linalg.solve_triangular(lower, self.mean().double(), upper=False).float()
 
 
@@ -149,6 +151,7 @@ class KeyPass:
         return Keys(self._in_order(keys), self.weight), moved
 
     def _outputs(self, last: int) -> Tensor:
+        """Return what a layer gives now, ``[u, d_model]``."""
         outputs: list[Tensor] = []
         with torch.no_grad():
             for chunk in self.chunks:
@@ -172,14 +175,14 @@ class KeyPass:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The prompts of a batch in all contexts: what a pass over any layers is begun from.
+    """The prompts of a batch in all contexts, from which passes over layers are begun.
 
     Args:
         view: the model, frozen by the caller.
         batch: the edits; each group gets a key.
         contexts: prefixes of every prompt; the first is empty.
         memory: bytes of activations per chunk of rows.
-        bare: weight of the bare prompt's key, the contexts sharing the rest; None counts it as one of them.
+        bare: share of the bare prompt's key in the weight of all contexts; None counts it as one of them.
     """
 
     view: ModelView
@@ -247,9 +250,9 @@ def group_weights(occurrences: Sequence[Occurrence], weights: Sequence[float], *
     group = torch.tensor([occurrence.group for occurrence in counted])
     row = torch.tensor([occurrence.row for occurrence in counted])
     weight = torch.tensor([weights[occurrence.context] for occurrence in counted])
-    weight /= torch.zeros(groups).index_add(0, group, weight)[group]
-    places = torch.stack([group, row])  # [2, occurrences]
-    return torch.sparse_coo_tensor(places, weight, (groups, rows), check_invariants=True).coalesce()
+    weight /= torch.zeros(groups).index_add(0, group, weight)[group]  # each by the sum of its group's
+    indices = torch.stack([group, row])  # [2, occurrences]
+    return torch.sparse_coo_tensor(indices, weight, (groups, rows), check_invariants=True).coalesce()
 
 
 def pack(view: ModelView, encoder: Encoder, rows: Sequence[Sequence[int]], tokens: int) -> list[Chunk]:
@@ -279,11 +282,10 @@ def _last_token(states: Tensor) -> Tensor:
 def _root(columns: Tensor) -> Tensor:
     """Return ``L`` with ``L Lᵀ = K Kᵀ`` up to float64's rounding, which is added to make it definite."""
     total = torch.zeros(len(columns), len(columns), dtype=torch.float64)
-    for part in columns.split(_PART, dim=1):
-        wide = part.double()
+    for chunk in columns.split(_CHUNK, dim=1):
+        wide = chunk.double()
         total.addmm_(wide, wide.t())
-    size = float(total.trace())
-    total.diagonal().add_(len(total) * torch.finfo(total.dtype).eps * size)
+    total.diagonal().add_(len(total) * torch.finfo(total.dtype).eps * float(total.trace()))
     lower = cholesky_(total)
     if lower is None:
         raise NonFiniteError("keys of the edits hold NaN or infinity; load the model in float32 or bfloat16")
@@ -291,7 +293,7 @@ def _root(columns: Tensor) -> Tensor:
 
 
 def _chunk_members(shortest_first: list[int], lengths: list[int], tokens: int) -> list[list[int]]:
-    """Return the rows of each chunk: no more padded tokens than allowed, and little padding."""
+    """Choose the rows of each chunk, with no more padded tokens than allowed and little padding."""
     chunks: list[list[int]] = []
     for row in shortest_first:
         width = lengths[row]  # rows come by rising length, so the newest is the width of its chunk

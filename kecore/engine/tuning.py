@@ -214,27 +214,25 @@ class Targets:
         preserved: Preserved | None = None,
     ) -> None:
         self.view, self.layer, self.count = view, layer, len(items)
+        at_prompt_end = objective == "prompt_last"
         ids: list[tuple[int, ...]] = []
         targets: list[tuple[int, int, int]] = []  # row, column that predicts, token
-        for index, item in enumerate(items):
-            if objective == "prompt_last":
-                ids.append(item.ids[: item.start])
-                targets += [(index, item.start - 1, token) for token in item.ids[item.start :]]
-            else:
-                ids.append(item.ids)
-                targets += [(index, j - 1, item.ids[j]) for j in range(item.start, len(item.ids))]
-        self.row, self.column, self.token = torch.tensor(targets, device=view.device).t()
-        self.length = torch.bincount(self.row).float()
+        for row, item in enumerate(items):
+            ids.append(item.ids[: item.start] if at_prompt_end else item.ids)
+            for position in range(item.start, len(item.ids)):
+                column = item.start - 1 if at_prompt_end else position - 1
+                targets.append((row, column, item.ids[position]))
+        self.row, self.column, self.token = torch.tensor(targets, device=view.device).t()  # [targets] each
+        self.length = torch.bincount(self.row).float()  # [count]
         preserved_items: Sequence[Encoded] = ()
         self.weight = 0.0
         if preserved is not None:
             preserved_items, self.weight = preserved.items, preserved.weight
         ids += [item.ids for item in preserved_items]
         self.rows: Rows = encoder.rows(ids).to(view.device)
-        last_row = len(items) + torch.arange(len(preserved_items), device=view.device)
-        last_column = torch.tensor(
-            [len(item.ids) - 1 for item in preserved_items], device=view.device, dtype=torch.long
-        )
+        last_row = len(items) + torch.arange(len(preserved_items), device=view.device)  # [preserved]
+        last_columns = [len(item.ids) - 1 for item in preserved_items]
+        last_column = torch.tensor(last_columns, device=view.device, dtype=torch.long)  # [preserved]
         # Where logits are read: at the targets, then at the last token of what is preserved.
         self._positions = torch.cat([self.row, last_row]), torch.cat([self.column, last_column])
         self.first: Start | None = None
@@ -242,10 +240,10 @@ class Targets:
             below = Output(layer - 1)
             with torch.no_grad():
                 self.first = Start(layer, view.run(self.rows, taps=[below], last=below.layer)[below])
-        self._before: Tensor | None = None  # [preserved, vocab], log-probabilities of the model as it is now
+        self._unedited: Tensor | None = None  # [preserved, vocab], log-probabilities of the model as it is now
         if preserved is not None:
             with torch.no_grad():
-                self._before = self._logits()[len(self.token) :].log_softmax(-1)
+                self._unedited = self._logits()[len(self.token) :].log_softmax(-1)
 
     def _logits(self, add: Mapping[int, Tensor | Callable[[Tensor], Tensor]] | None = None) -> Tensor:
         """Return logits ``[targets + preserved, vocab]`` float32: at the targets, then at preserved prompts' ends."""
@@ -261,11 +259,12 @@ class Targets:
         target_logits, preserved_logits = self._logits(add).tensor_split([len(self.token)])
         token_logits = target_logits.gather(1, self.token[:, None]).squeeze(1)  # [targets]
         token_log_probs = token_logits - target_logits.logsumexp(-1)
-        log_probs = torch.zeros(self.count, device=token_logits.device).index_add(0, self.row, token_log_probs)
-        if self._before is None:
+        zeros = torch.zeros(self.count, device=token_logits.device)
+        log_probs = zeros.index_add(0, self.row, token_log_probs)  # [count]
+        if self._unedited is None:
             return log_probs, log_probs.new_zeros(())
-        after = preserved_logits.log_softmax(-1)
-        kl = (after.exp() * (after - self._before)).sum(-1).mean()  # KL(edited | unedited)
+        edited = preserved_logits.log_softmax(-1)  # [preserved, vocab]
+        kl = (edited.exp() * (edited - self._unedited)).sum(-1).mean()  # KL(edited | unedited)
         return log_probs, self.weight * kl
 
     def log_probs(self, add: Mapping[int, Tensor | Callable[[Tensor], Tensor]] | None = None) -> Tensor:
@@ -310,27 +309,27 @@ def train(
         NonFiniteError: the loss became NaN or infinite.
     """
     optimizer = torch.optim.Adam(parameters, lr=rate)
-    losses: list[float] = []
+    epoch_losses: list[float] = []
     updates = 0
     for epoch in range(epochs):
-        total, requests, worst = 0.0, 0, -math.inf
+        loss_sum, requests, worst = 0.0, 0, -math.inf
         for batch in batches(epoch):
             optimizer.zero_grad()
-            value = loss(batch)
-            if not bool(value.isfinite().all()):
+            batch_loss = loss(batch)  # [count], or their mean
+            if not bool(batch_loss.isfinite().all()):
                 raise NonFiniteError("the fine-tuning loss became NaN or infinite; lower the learning rate")
-            counted = value
-            if value.ndim:  # one value for each request
-                counted = value * (value.detach() >= stop)
-                worst = max(worst, float(value.detach().max()))
-            counted.mean().backward()
+            objective = batch_loss
+            if batch_loss.ndim:  # one loss for each request
+                objective = batch_loss * (batch_loss.detach() >= stop)
+                worst = max(worst, float(batch_loss.detach().max()))
+            objective.mean().backward()
             optimizer.step()
             updates += 1
             after(updates)
-            total += float(value.detach().mean()) * batch.count
+            loss_sum += float(batch_loss.detach().mean()) * batch.count
             requests += batch.count
-        losses.append(round(total / requests, 5))
+        epoch_losses.append(round(loss_sum / requests, 5))
         context.progress("tune", epoch + 1, epochs)
-        if max(losses[-1], worst) < stop:
+        if max(epoch_losses[-1], worst) < stop:
             break
-    return losses
+    return epoch_losses

@@ -134,7 +134,7 @@ def test_a_cache_that_keeps_what_it_should_not_is_found_out(encoder: Encoder, mo
     got, used = logits_of(view, encoder, delta, None)
     assert used == "cached"
     torch.testing.assert_close(got, full, rtol=1e-4, atol=1e-5)
-    monkeypatch.setattr(replay_module, "_read_only", lambda cache: cache)
+    monkeypatch.setattr(replay_module, "_make_read_only", lambda cache: cache)
     with pytest.warns(KecoreWarning, match=r"Qwen3_5ForCausalLM is driven in mode 'upper'.*cached: "):
         got, used = logits_of(view, encoder, delta, None)
     assert used == "upper"
