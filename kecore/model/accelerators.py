@@ -54,12 +54,12 @@ def _switched_on() -> tuple[Accelerator, ...]:
     return tuple(plugins.get(name.strip()) for name in names.split(",") if name.strip())
 
 
-def _check(found: object, name: str, who: str) -> Accelerator:
+def _check(plugin: object, name: str, who: str) -> Accelerator:
     """Return what an entry point leads to, where it can be called.
 
     Raises:
         PluginError: it cannot.
     """
-    if not callable(found):
-        raise PluginError(f"{who} leads to {type(found).__name__}, an accelerator is a function of a model")
-    return cast("Accelerator", found)
+    if not callable(plugin):
+        raise PluginError(f"{who} leads to {type(plugin).__name__}, an accelerator is a function of a model")
+    return cast("Accelerator", plugin)

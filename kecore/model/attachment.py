@@ -145,12 +145,12 @@ class Attachment:
     @contextmanager
     def without_prompts(self) -> Iterator[None]:
         """Let prompt writers have no effect inside the block; blocks nest."""
-        before = self.prompts_suspended
+        was_suspended = self.prompts_suspended
         self.prompts_suspended = True
         try:
             yield
         finally:
-            self.prompts_suspended = before
+            self.prompts_suspended = was_suspended
 
     @contextmanager
     def suspended(self) -> Iterator[None]:

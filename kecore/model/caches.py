@@ -15,7 +15,7 @@ _NEW, _OLD = "cache", "past_key_values"
 
 
 def cache_keyword(model: nn.Module) -> str:
-    """What the model's ``forward`` calls the cache that it is given."""
+    """Return the name that the model's ``forward`` has for the cache that it is given."""
     return _keyword(type(model).forward)
 
 
@@ -25,12 +25,12 @@ def _keyword(forward: Callable[..., Any]) -> str:
 
 
 def given_cache(named: Mapping[str, Any]) -> Any:
-    """The cache among the arguments of a pass, by either name; None if there is none."""
-    found = named.get(_NEW)
-    return named.get(_OLD) if found is None else found
+    """Return the cache among the arguments of a pass, by either name; None if there is none."""
+    cache = named.get(_NEW)
+    return named.get(_OLD) if cache is None else cache
 
 
 def kept_cache(output: Any) -> Any:
-    """The cache that a pass returned; None if it keeps none."""
+    """Return the cache that a pass returned; None if it keeps none."""
     name = _NEW if hasattr(output, _NEW) else _OLD  # asking the new outputs for the old name prints a warning
     return getattr(output, name, None)

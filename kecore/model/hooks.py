@@ -24,73 +24,90 @@ class _Stopped(Exception):
 
 
 def first_tensor(output: Any) -> Tensor:
-    """The hidden state of a layer's output, which is a tensor or a tuple that begins with one."""
+    """Return the hidden state in a layer's output, which is a tensor or a tuple that begins with one."""
     return output if isinstance(output, Tensor) else output[0]
 
 
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The hidden state among a module's arguments: the first of them."""
+def _first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return the first of a module's arguments, which is the hidden state."""
     return args[0] if args else next(iter(kwargs.values()))
 
 
 def compiled(model: nn.Module) -> bool:
-    """Whether a model or a part of it is compiled, by ``torch.compile(module)`` or ``module.compile()``."""
+    """Return whether a model or a part of it is compiled, by ``torch.compile(module)`` or ``module.compile()``."""
     # torch has no public way to ask.
-    return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules())
+    return any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) for module in model.modules()
+    )
 
 
 def hooked(model: nn.Module) -> bool:
-    """Whether something hangs on a module of the model, such as an edit that is no change of weights."""
-    kinds = "_forward_hooks", "_forward_pre_hooks"  # torch has no public way to ask
-    return any(getattr(module, kind) for module in model.modules() for kind in kinds)
+    """Return whether something hangs on a module of the model, such as an edit that is no change of weights."""
+    for kind in ("_forward_hooks", "_forward_pre_hooks"):  # torch has no public way to ask
+        if any(getattr(module, kind) for module in model.modules()):
+            return True
+    return False
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no parameter asks for gradients, random state untouched; all restored on exit."""
-    modes = [(m, m.training) for m in model.modules()]
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
+    """Let a model be in evaluation mode, without gradients of its weights, inside a block; all is restored on exit.
+
+    The state of the random generators is restored too.
+    """
+    was_training = [(module, module.training) for module in model.modules()]
+    required_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    devices = {parameter.device for parameter in model.parameters()}
+    gpus = sorted({device.index or 0 for device in devices if device.type == "cuda"})
+    with torch.random.fork_rng(devices=gpus):
         try:
             model.eval()
-            for parameter, _ in flags:
+            for parameter, _ in required_grad:
                 parameter.requires_grad_(False)
             yield
         finally:
-            for parameter, flag in flags:
+            for parameter, flag in required_grad:
                 parameter.requires_grad_(flag)
-            for module, mode in modes:
-                module.training = mode
+            for module, flag in was_training:
+                module.training = flag
 
 
 @contextmanager
 def capture(modules: Sequence[nn.Module], *, inputs: bool = False) -> Iterator[list[Tensor]]:
     """Collect what each module returns (or, with ``inputs``, is given), in the order of ``modules``."""
-    found: list[Any] = [None] * len(modules)
+    tensors: list[Any] = [None] * len(modules)  # None where a module has not run
 
-    def hook(place: int) -> Callable[..., None]:
-        def keep(_m: nn.Module, args: Any, kwargs: Any, *output: Any) -> None:
-            # A copy of outputs, because some architectures go on to write into them.
-            found[place] = first_tensor(output[0]).detach().clone() if output else _first(args, kwargs).detach()
+    def keep_input(index: int) -> Callable[..., None]:
+        def keep(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            tensors[index] = _first_argument(args, kwargs).detach()
+
+        return keep
+
+    def keep_output(index: int) -> Callable[..., None]:
+        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+            # A copy, because some architectures go on to write into their outputs.
+            tensors[index] = first_tensor(output).detach().clone()
 
         return keep
 
     with ExitStack() as stack:
-        for place, module in enumerate(modules):
-            register = module.register_forward_pre_hook if inputs else module.register_forward_hook
-            stack.callback(register(hook(place), with_kwargs=True).remove)
-        yield found
+        for index, module in enumerate(modules):
+            if inputs:
+                handle = module.register_forward_pre_hook(keep_input(index), with_kwargs=True)
+            else:
+                handle = module.register_forward_hook(keep_output(index))
+            stack.callback(handle.remove)
+        yield tensors
 
 
 @contextmanager
 def substitute(module: nn.Module, change: Callable[[Tensor], Tensor], *, inputs: bool = False) -> Iterator[None]:
     """Pass a module's output (or, with ``inputs``, its first argument) through ``change``."""
 
-    def before(_m: nn.Module, args: Any) -> Any:
+    def before(_module: nn.Module, args: Any) -> Any:
         return (change(args[0]), *args[1:])
 
-    def after(_m: nn.Module, _args: Any, output: Any) -> Any:
+    def after(_module: nn.Module, _args: Any, output: Any) -> Any:
         new = change(first_tensor(output))
         return new if isinstance(output, Tensor) else (new, *output[1:])
 
@@ -105,10 +122,10 @@ def substitute(module: nn.Module, change: Callable[[Tensor], Tensor], *, inputs:
 def beside(module: nn.Module, extra: Tensor | Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Let ``module`` return ``output + extra(input)``, where a matrix ``[d_out, d_in]`` stands for its product."""
 
-    def after(_m: nn.Module, args: Any, output: Tensor) -> Tensor:
+    def after(_module: nn.Module, args: Any, output: Tensor) -> Tensor:
         x = args[0]
-        more = x.to(extra.dtype) @ extra.t() if isinstance(extra, Tensor) else extra(x)
-        return output + more.to(output.dtype)
+        addend = x.to(extra.dtype) @ extra.t() if isinstance(extra, Tensor) else extra(x)  # [..., d_out]
+        return output + addend.to(output.dtype)
 
     handle = module.register_forward_hook(after)
     try:
@@ -129,21 +146,26 @@ def resumed(view: ModelView, layer: int, hidden: Tensor) -> Iterator[None]:
         return
 
     def skip(items: int, result: Tensor | None) -> Callable[..., Any]:
+        """Return a ``forward`` that hands on a result, or without one what it was given, in a tuple of ``items``."""
+
         def forward(*args: Any, **kwargs: Any) -> Any:
-            state = result if result is not None else _first(args, kwargs)
-            return (state, *[None] * (items - 1)) if items else state
+            state = result if result is not None else _first_argument(args, kwargs)
+            if not items:
+                return state
+            return (state, *[None] * (items - 1))
 
         return forward
 
     skipped = view.layers[:layer]
     # An accelerate hook also lives in the instance's `forward`, so what was there is put back.
-    before = [(part.module, part.module.__dict__.get("forward")) for part in skipped]
+    own_forwards = [(skipped_layer.module, skipped_layer.module.__dict__.get("forward")) for skipped_layer in skipped]
     try:
-        for part in skipped:
-            part.module.__dict__["forward"] = skip(part.items, hidden if part.index == layer - 1 else None)
+        for skipped_layer in skipped:
+            result = hidden if skipped_layer.index == layer - 1 else None
+            skipped_layer.module.__dict__["forward"] = skip(skipped_layer.items, result)
         yield
     finally:
-        for module, forward in before:
+        for module, forward in own_forwards:
             if forward is None:
                 module.__dict__.pop("forward", None)
             else:
@@ -169,11 +191,11 @@ def stopped(module: nn.Module, *, inputs: bool = False) -> Iterator[None]:
 @contextmanager
 def overlaid(parameters: dict[nn.Parameter, Tensor]) -> Iterator[None]:
     """Let parameters hold other values; their own storage is put back on exit, bit for bit."""
-    before = [(parameter, parameter.data) for parameter in parameters]
+    own_data = [(parameter, parameter.data) for parameter in parameters]
     try:
         for parameter, value in parameters.items():
             parameter.data = value
         yield
     finally:
-        for parameter, data in before:
+        for parameter, data in own_data:
             parameter.data = data

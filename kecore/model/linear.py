@@ -50,7 +50,7 @@ class LinearView:
 
 
 def orientation(module: nn.Module, x: Tensor, y: Tensor) -> bool | None:
-    """How a module that mapped ``x`` to ``y`` stores its weight, found by recomputing it.
+    """Return how a module that mapped ``x`` to ``y`` stores its weight, found by recomputing ``y``.
 
     Shapes alone cannot tell for square weights.
 

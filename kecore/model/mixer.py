@@ -34,9 +34,12 @@ def mixer(view: ModelView, layer: int) -> nn.Module:
     Raises:
         UnsupportedModelError: there is none, as where a norm stands behind the sum of both.
     """
-    whole = view.layers[layer].module
+    layer_module = view.layers[layer].module
     projection = view.layers[layer].site.linear.module
-    candidates = [m for m in whole.modules() if m is not whole and projection not in set(m.modules())]
+    candidates: list[nn.Module] = []  # outer modules come before those inside them
+    for module in layer_module.modules():
+        if module is not layer_module and projection not in set(module.modules()):
+            candidates.append(module)
     ids = probe_ids(view.model)
     rows = Rows(ids, torch.ones_like(ids), torch.zeros(1, dtype=torch.long))
     with view.frozen(), torch.no_grad():
@@ -70,7 +73,7 @@ def _enters_stream(view: ModelView, layer: int, rows: Rows, unchanged: Pass, mod
         return False  # the module reads what the value projection writes
     patches: dict[Site, Patch] = {Value(layer): lambda _: value, ModuleOutput(module): add_bump}
     changed = view.run(rows, taps=[Output(layer)], patches=patches, last=layer)[Output(layer)]
-    moved, bump = (changed - hidden).float(), bump.float()
+    moved, bump = (changed - hidden).float(), bump.float()  # [1, tokens, d_model] each
     scale = (moved * bump).sum() / bump.square().sum()
     tolerance = max(1e-3, 8 * torch.finfo(hidden.dtype).eps)
     if float(scale.abs()) <= tolerance:

@@ -8,8 +8,8 @@ believed once :mod:`kecore.model.verify` has perturbed it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,8 @@ from kecore.model.verify import BROKEN, TOKENS, probe_ids
 __all__ = ["Structure", "probe"]
 
 _LEAST_SHARE = 0.1
-"""Of a layer's weights outside attention, in the value projection: a third in most, a sixth in hybrids."""
+"""Least share of a layer's weights outside attention that a value projection holds: a third in most models, a sixth in
+hybrids."""
 
 _NAME_IT = "Name one with ModelView.of(model, value_projection='path.inside.layer')"
 
@@ -57,25 +58,26 @@ def probe(model: nn.Module, value_projection: str | None = None) -> Structure:
     if value_projection is None:
         for run in runs:
             _refuse_experts(run, unembedding)
-    width = _width(type(model).__name__, runs)
-    layers = tuple(
-        LayerView(
+    width = _residual_width(type(model).__name__, runs)
+    layers: list[LayerView] = []
+    for index, run in enumerate(runs):
+        linear = _value_projection(run, trace.inside(run.module), width, value_projection)
+        layer = LayerView(
             index,
-            run.name,
-            run.module,
-            (ValueSite(index, None, _value_projection(run, trace.inside(run.module), width, value_projection)),),
-            None,
-            0 if isinstance(run.output, Tensor) else len(run.output),
+            name=run.name,
+            module=run.module,
+            sites=(ValueSite(index, None, linear),),
+            residual_scale=None,  # found out by :mod:`kecore.model.verify`
+            items=0 if isinstance(run.output, Tensor) else len(run.output),
         )
-        for index, run in enumerate(runs)
-    )
+        layers.append(layer)
     modules_after = [call.module for call in trace.calls[runs[-1].calls_before :]]
     final_norm = next((module for module in modules_after if module is not unembedding), None)
-    return Structure(layers, width, final_norm, unembedding, logits)
+    return Structure(tuple(layers), width, final_norm, unembedding, logits)
 
 
 def _refuse_out_of_reach(model: nn.Module) -> None:
-    """Neither what was compiled nor what is elsewhere can be run in parts and changed."""
+    """Refuse a model that was compiled or is not in memory: it cannot be run in parts and changed."""
     if hooks.compiled(model):
         raise UnsupportedModelError(
             f"{type(model).__name__} is compiled, and compiled code has no parts; give the model as it was before "
@@ -90,6 +92,7 @@ def _refuse_out_of_reach(model: nn.Module) -> None:
 
 
 def _unembedding(model: nn.Module) -> nn.Module:
+    """Return the module that turns hidden states into logits, or refuse a model that has none."""
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if getter is not None else None
     if not isinstance(head, nn.Module):
@@ -100,21 +103,57 @@ def _unembedding(model: nn.Module) -> nn.Module:
     return head
 
 
-class _Call(NamedTuple):
-    """One call of a module without children: what it read and wrote."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Call:
+    """One call of a module without children.
+
+    Args:
+        module: the module.
+        x: what it read.
+        y: what it returned.
+        path: path of the module inside the layer that is looked at; empty in the trace of the whole model.
+    """
 
     module: nn.Module
     x: Tensor
     y: Tensor
+    path: str = ""
+
+    @property
+    def is_linear_map(self) -> bool:
+        """Whether the module multiplies states by a matrix."""
+        weight = getattr(self.module, "weight", None)
+        return isinstance(weight, Tensor) and weight.ndim > 1 and self.x.is_floating_point()
+
+    @property
+    def d_in(self) -> int:
+        """Width of what was read."""
+        return int(self.x.shape[-1])
+
+    @property
+    def d_out(self) -> int:
+        """Width of what was returned."""
+        return int(self.y.shape[-1])
 
 
-class _Run(NamedTuple):
-    """One call of a member of a module list."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """One call of a member of a module list, such as a decoder layer.
+
+    Args:
+        name: module path.
+        module: the member.
+        output: what it returned.
+        calls_before: how many calls of modules without children had come before its end.
+    """
 
     name: str
     module: nn.Module
     output: Any
     calls_before: int
+
+    def __str__(self) -> str:
+        return f"{self.name} ({type(self.module).__name__})"
 
 
 class _Trace:
@@ -123,10 +162,13 @@ class _Trace:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.calls: list[_Call] = []
-        self.runs: dict[str, list[_Run]] = {}
-        lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
-        # Module lists inside a decoder layer (experts, norms) are not stacks, so only outermost lists compete.
-        self.lists = {n: m for n, m in lists if not any(n.startswith(f"{other}.") for other, _ in lists)}
+        self.runs: dict[str, list[_Run]] = {}  # by the name of the module list
+        self.lists: dict[str, nn.ModuleList] = {}
+        for name, module in model.named_modules():  # parents come before their children
+            # Module lists inside a decoder layer (experts, norms) are not stacks, so only outermost lists compete.
+            is_inside = any(name.startswith(f"{outer}.") for outer in self.lists)
+            if isinstance(module, nn.ModuleList) and len(module) and not is_inside:
+                self.lists[name] = module
 
     def run(self) -> Tensor:
         """Run the model on a few tokens.
@@ -141,7 +183,7 @@ class _Trace:
         handles: list[Any] = []
         try:
             for module in self.model.modules():
-                if not _parts(module) and any(True for _ in module.parameters()):
+                if not _has_children(module) and next(module.parameters(), None) is not None:
                     handles.append(module.register_forward_hook(self._leaf))
             for name, members in self.lists.items():
                 for index, module in enumerate(members):
@@ -168,37 +210,40 @@ class _Trace:
             # Copies: some architectures go on to write into these tensors.
             self.calls.append(_Call(module, args[0].clone(), output.clone()))
 
-    def _member(self, name: str, path: str) -> Any:
+    def _member(self, list_name: str, path: str) -> Any:
+        """Return a hook that records the calls of a member of a module list."""
+
         def keep(module: nn.Module, _args: Any, output: Any) -> None:
-            self.runs.setdefault(name, []).append(_Run(path, module, output, len(self.calls)))
+            self.runs.setdefault(list_name, []).append(_Run(path, module, output, len(self.calls)))
 
         return keep
 
-    def inside(self, layer: nn.Module) -> list[tuple[str, _Call]]:
-        """Leaf calls inside a layer, with their paths."""
-        paths = {id(m): n for n, m in layer.named_modules()}
-        return [(paths[id(call.module)], call) for call in self.calls if id(call.module) in paths]
+    def inside(self, layer: nn.Module) -> list[_Call]:
+        """Return the calls of modules without children inside a layer, with their paths, in order of execution."""
+        paths = {id(module): path for path, module in layer.named_modules()}
+        return [replace(call, path=paths[id(call.module)]) for call in self.calls if id(call.module) in paths]
 
 
 def _decoder_stack(model_name: str, trace: _Trace) -> list[_Run]:
-    """The layers that ran, of the module list that most of the parameters belong to."""
-    once = [
-        runs
-        for runs in trace.runs.values()
-        if len({id(run.module) for run in runs}) == len(runs) and all(_parts(run.module) for run in runs)
-    ]
-    if not once:
-        lists = ", ".join(
-            f"{name} ({len(members)} modules, {len(trace.runs.get(name, []))} calls)"
-            for name, members in trace.lists.items()
-        )
+    """Return the layers that ran, of the module list that most of the parameters belong to."""
+    stacks: list[list[_Run]] = []
+    for runs in trace.runs.values():
+        each_runs_once = len({id(run.module) for run in runs}) == len(runs)
+        if each_runs_once and all(_has_children(run.module) for run in runs):
+            stacks.append(runs)
+    if not stacks:
+        lists: list[str] = []
+        for name, members in trace.lists.items():
+            lists.append(f"{name} ({len(members)} modules, {len(trace.runs.get(name, []))} calls)")
         raise UnsupportedModelError(
-            f"{model_name}: expected a module list of decoder layers that each run once, found: {lists or 'none'}"
+            f"{model_name}: expected a module list of decoder layers that each run once, found: "
+            f"{', '.join(lists) or 'none'}"
         )
-    return max(once, key=lambda runs: sum(p.numel() for run in runs for p in run.module.parameters()))
+    return max(stacks, key=lambda runs: sum(_parameter_count(run.module) for run in runs))
 
 
-def _width(model_name: str, runs: list[_Run]) -> int:
+def _residual_width(model_name: str, runs: list[_Run]) -> int:
+    """Return the width of the residual stream, or refuse layers that hand on anything else."""
     shapes = {tuple(hooks.first_tensor(run.output).shape) for run in runs}
     shape = shapes.pop()
     if shapes or len(shape) != 3 or shape[:2] != (1, TOKENS):
@@ -210,85 +255,104 @@ def _width(model_name: str, runs: list[_Run]) -> int:
 
 
 def _refuse_experts(run: _Run, unembedding: nn.Module) -> None:
-    """Mixture-of-experts layers keep their values in many matrices, of which a token uses some."""
+    """Refuse mixture-of-experts layers: they keep their values in many matrices, of which a token uses some."""
     # The stream may be several residual streams side by side; the unembedding reads one.
-    widths = {int(hooks.first_tensor(run.output).shape[-1]), *_widths(unembedding)}
-    found = [
-        path
-        for path, module in run.module.named_modules()
-        if isinstance(module, nn.ModuleList) and _alike(module) and not _is_attention(run.module, path)
-    ]
+    widths = {int(hooks.first_tensor(run.output).shape[-1])}
+    head_weight = getattr(unembedding, "weight", None)
+    if isinstance(head_weight, Tensor):
+        widths.add(int(head_weight.shape[-1]))
+    lists: list[str] = []
+    parameters: list[str] = []
     for path, module in run.module.named_modules():
+        if isinstance(module, nn.ModuleList) and _are_alike(module) and not _is_attention(run.module, path):
+            lists.append(path)
         if isinstance(module, (nn.Conv1d, nn.Conv2d)):
             continue
-        for name, p in module.named_parameters(prefix=path, recurse=False):
-            # Matrices in one parameter, each from or to the residual width: a block-diagonal map has other widths.
-            stacked = p.ndim == 3 and min(p.shape) > 1 and not widths.isdisjoint(p.shape[1:])
-            if stacked and not _is_attention(run.module, name):
-                found.append(name)
-    if found:
+        for name, parameter in module.named_parameters(prefix=path, recurse=False):
+            if _is_stacked(parameter, widths) and not _is_attention(run.module, name):
+                parameters.append(name)
+    experts = [*lists, *parameters]
+    if experts:
         raise UnsupportedModelError(
-            f"{run.name} ({type(run.module).__name__}) keeps its values in several matrices of one kind, as a mixture "
-            f"of experts does ({', '.join(found[:3])}); kecore does not edit these yet. A dense part can be named "
+            f"{run} keeps its values in several matrices of one kind, as a mixture "
+            f"of experts does ({', '.join(experts[:3])}); kecore does not edit these yet. A dense part can be named "
             "with ModelView.of(model, value_projection='path.inside.layer')"
         )
 
 
-def _widths(head: nn.Module) -> tuple[int, ...]:
-    weight = getattr(head, "weight", None)
-    return (int(weight.shape[-1]),) if isinstance(weight, Tensor) else ()
+def _is_stacked(parameter: Tensor, widths: set[int]) -> bool:
+    """Return whether a parameter holds several matrices, each from or to a residual width.
+
+    A block-diagonal map holds several matrices too, of other widths.
+    """
+    return parameter.ndim == 3 and min(parameter.shape) > 1 and not widths.isdisjoint(parameter.shape[1:])
 
 
-def _alike(modules: nn.ModuleList) -> bool:
-    """Whether a list holds several modules with matrices of the same shapes."""
-    shapes = {tuple(tuple(p.shape) for p in m.parameters() if p.ndim > 1) for m in modules}
+def _are_alike(modules: nn.ModuleList) -> bool:
+    """Return whether a list holds several modules with matrices of the same shapes."""
+    shapes: set[tuple[torch.Size, ...]] = set()
+    for module in modules:
+        shapes.add(tuple(parameter.shape for parameter in module.parameters() if parameter.ndim > 1))
     return len(modules) > 1 and len(shapes) == 1 and shapes != {()}
 
 
 def _is_attention(layer: nn.Module, path: str) -> bool:
-    """Whether a path inside a layer leads through attention: the one thing that is told by name."""
-    *parents, _ = parts = path.split(".")
-    owner = type(layer.get_submodule(".".join(parents))).__name__ if parents else ""
-    return any("attn" in name.lower() or "attention" in name.lower() for name in (*parts, owner))
+    """Return whether a path inside a layer leads through attention: the one thing that is told by name."""
+    names = path.split(".")
+    owner = path.rpartition(".")[0]
+    if owner:
+        names.append(type(layer.get_submodule(owner)).__name__)
+    return any("attn" in name.lower() or "attention" in name.lower() for name in names)
 
 
-def _value_projection(run: _Run, calls: list[tuple[str, _Call]], width: int, wanted: str | None) -> LinearView:
+def _value_projection(run: _Run, calls: list[_Call], width: int, wanted: str | None) -> LinearView:
+    """Return a layer's value projection.
+
+    Args:
+        run: the layer.
+        calls: the calls inside it.
+        width: width of the residual stream.
+        wanted: path of the projection inside the layer; None to look for it.
+    """
+    maps = [call for call in calls if call.is_linear_map]
     if wanted is not None:
-        found = [item for item in calls if item[0] == wanted]
+        candidates = [call for call in calls if call.path == wanted]
     else:
-        maps = [(p, c) for p, c in calls if _is_matrix(c) and c.y.shape[-1] == width]
-        found = [(p, c) for p, c in maps if not _is_attention(run.module, p)]
-    ran = ", ".join(f"{p} [{c.y.shape[-1]}, {c.x.shape[-1]}]" for p, c in calls if _is_matrix(c)) or "none"
-    where = f"{run.name} ({type(run.module).__name__})"
-    if not found:
+        candidates = [call for call in maps if call.d_out == width and not _is_attention(run.module, call.path)]
+    maps_that_ran = ", ".join(f"{call.path} [{call.d_out}, {call.d_in}]" for call in maps) or "none"
+    if not candidates:
         what = f"{wanted!r} is not among them" if wanted else f"none leads back to the residual width {width}"
         raise UnsupportedModelError(
-            f"{where}: found no value projection; the layer ran the linear maps {ran}, and outside attention "
+            f"{run}: found no value projection; the layer ran the linear maps {maps_that_ran}, and outside attention "
             f"{what}. {_NAME_IT}"
         )
     # The feed-forward block is the widest thing in a layer (gates, adapters and mixers are narrower) and, where it
-    # is no wider than the residual stream, the last.
-    path, call = max(enumerate(found), key=lambda item: (item[1][1].x.shape[-1], item[0]))[1]
+    # is no wider than the residual stream, the last: of equally wide ones `max` returns the first that it meets.
+    call = max(reversed(candidates), key=lambda candidate: candidate.d_in)
     transposed = orientation(call.module, call.x, call.y)
     if transposed is None:
         raise UnsupportedModelError(
-            f"{where}: {path} ({type(call.module).__name__}) is not a plain linear map of its weight; a quantised "
+            f"{run}: {call.path} ({type(call.module).__name__}) is not a plain linear map of its weight; a quantised "
             f"model can be edited in its original type. {_NAME_IT}"
         )
-    other = sum(p.numel() for n, p in run.module.named_parameters() if not _is_attention(run.module, n))
-    share = call.x.shape[-1] * width / other
+    share = call.d_in * width / _parameters_outside_attention(run.module)
     if wanted is None and share < _LEAST_SHARE:
         raise UnsupportedModelError(
-            f"{where}: {path} leads back to the residual width but holds only {share:.0%} of the weights outside "
-            f"attention, so the layer's values must be elsewhere; it ran {ran}. {_NAME_IT}"
+            f"{run}: {call.path} leads back to the residual width but holds only {share:.0%} of the weights outside "
+            f"attention, so the layer's values must be elsewhere; it ran {maps_that_ran}. {_NAME_IT}"
         )
-    return LinearView(call.module, f"{run.name}.{path}.weight", transposed)
+    return LinearView(call.module, f"{run.name}.{call.path}.weight", transposed)
 
 
-def _parts(module: nn.Module) -> int:
-    return sum(1 for _ in module.children())
+def _has_children(module: nn.Module) -> bool:
+    return next(module.children(), None) is not None
 
 
-def _is_matrix(call: _Call) -> bool:
-    weight = getattr(call.module, "weight", None)
-    return isinstance(weight, Tensor) and weight.ndim > 1 and call.x.is_floating_point()
+def _parameter_count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _parameters_outside_attention(layer: nn.Module) -> int:
+    """Return how many numbers the weights of a layer hold outside attention."""
+    named = layer.named_parameters()
+    return sum(parameter.numel() for name, parameter in named if not _is_attention(layer, name))

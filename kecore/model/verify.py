@@ -34,9 +34,10 @@ __all__ = ["BROKEN", "TOKENS", "continues", "difference", "probe_ids", "rounding
 TOKENS = 6
 """Tokens of the probe: enough to tell "this token only" from "later tokens too"."""
 
-_PLACE = 3
+_COLUMN = 3  # of the token that is changed, with others on both sides
 _LENGTHS = (1.0, -4.0)  # of the two vectors, in units of what flows there: a norm would make them equal
-_PADDING = 2
+_PADDING = 2  # tokens
+
 BROKEN = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
 """What a model may raise that is run in a way it was not written for."""
 
@@ -66,9 +67,10 @@ def verified(view: ModelView, logits: Tensor) -> ModelView:
     _check_own_weights(view)
     view = _ordered(view, whole[Output(layers[-1])][0])
     view = _resumable(view, rows, whole)
-    verified_layers = [
-        replace(layer, residual_scale=_residual_scale(view, layer, rows, whole)) for layer in view.layers
-    ]
+    verified_layers: list[LayerView] = []
+    for layer in view.layers:
+        scale = _residual_scale(view, layer, rows, whole)
+        verified_layers.append(replace(layer, residual_scale=scale))
     _check_end(view, rows, whole)
     _check_gather(view, rows, whole)
     return replace(view, layers=tuple(verified_layers))
@@ -91,20 +93,21 @@ def continues(view: ModelView, *, dropping: bool = False) -> bool:
     rows = Rows(ids, mask, torch.tensor([0, 1]))
     try:
         with view.frozen():
-            wanted = view.model(**view.arguments(rows)).logits[:, -1]
-            cache, logits = None, wanted
-            for begin, end in pairwise((0, _PLACE, *range(_PLACE + 1, TOKENS + 1))):
+            expected = view.model(**view.arguments(rows)).logits[:, -1]  # [rows, vocab]
+            cache, logits = None, expected
+            # Some tokens at once, then each of the others by itself.
+            for begin, end in pairwise((0, _COLUMN, *range(_COLUMN + 1, TOKENS + 1))):
                 offset = rows.offset if begin == 0 else torch.zeros(len(ids), dtype=torch.long)
-                part = Rows(ids[:, begin:end], mask[:, begin:end], offset)
+                next_tokens = Rows(ids[:, begin:end], mask[:, begin:end], offset)
                 past = None if cache is None else (cache, mask[:, :end])
-                result = view.model(**view.arguments(part, past, use_cache=True))
+                result = view.model(**view.arguments(next_tokens, past, use_cache=True))
                 cache, logits = kept_cache(result), result.logits[:, -1]
-                if dropping and end == _PLACE + 1:
+                if dropping and end == _COLUMN + 1:
                     cache.reorder_cache(torch.tensor([1], device=view.device))
-                    ids, mask, wanted = ids[1:], mask[1:], wanted[1:]
+                    ids, mask, expected = ids[1:], mask[1:], expected[1:]
     except BROKEN:
         return False
-    return all(difference(got, one) <= rounding(view) for got, one in zip(logits, wanted, strict=True))
+    return all(difference(row, whole) <= rounding(view) for row, whole in zip(logits, expected, strict=True))
 
 
 def _positioned(view: ModelView, rows: Rows, logits: Tensor) -> ModelView:
@@ -168,8 +171,8 @@ def _chain_error(view: ModelView, rows: Rows, whole: Pass) -> str:
 def _bumps(view: ModelView, layer: int, whole: Pass) -> Tensor:
     """Return random vectors ``[2, d_model]`` of the size of what flows in a layer."""
     # At this token alone: the first one of a text may be thousands of times larger.
-    value = whole[Value(layer)][0, _PLACE].float()  # [d_model]
-    hidden = whole[Output(layer)][0, _PLACE].float()  # [d_model]
+    value = whole[Value(layer)][0, _COLUMN].float()  # [d_model]
+    hidden = whole[Output(layer)][0, _COLUMN].float()  # [d_model]
     generator = torch.Generator().manual_seed(layer)
     noise = torch.randn(len(_LENGTHS), view.width, generator=generator).to(hidden)
     return torch.tensor(_LENGTHS).to(hidden)[:, None] * (value.std() + hidden.std()) * noise
@@ -180,7 +183,7 @@ def _added(bumps: Tensor) -> Callable[[Tensor], Tensor]:
 
     def add(output: Tensor) -> Tensor:
         output = output.clone()
-        output[1:, _PLACE] += bumps.to(output)
+        output[1:, _COLUMN] += bumps.to(output)
         return output
 
     return add
@@ -195,8 +198,8 @@ def _moved(new: Tensor, old: Tensor) -> tuple[float, float]:
     """
     length = old[1:].float().norm(dim=-1).clamp(min=1e-30)  # [rows - 1, tokens]
     change = (new - old)[1:].float().norm(dim=-1) / length  # [rows - 1, tokens]
-    others = torch.cat([change[:, :_PLACE], change[:, _PLACE + 1 :]], 1)
-    return float(change[:, _PLACE].min()), float(others.max())
+    elsewhere = torch.cat([change[:, :_COLUMN], change[:, _COLUMN + 1 :]], 1)  # [rows - 1, tokens - 1]
+    return float(change[:, _COLUMN].min()), float(elsewhere.max())
 
 
 def _residual_scale(view: ModelView, layer: LayerView, rows: Rows, whole: Pass) -> float | None:
@@ -212,7 +215,7 @@ def _residual_scale(view: ModelView, layer: LayerView, rows: Rows, whole: Pass) 
             f"output at that token alone; it changed by a part of {there:.2g} there and by {elsewhere:.2g} elsewhere. "
             "Name another map with ModelView.of(model, value_projection='path.inside.layer')"
         )
-    arrived = (changed[1:] - changed[:1])[:, _PLACE].float()  # [2, d_model]
+    arrived = (changed[1:] - changed[:1])[:, _COLUMN].float()  # [2, d_model]
     scale = float((arrived * bumps).sum() / (bumps * bumps).sum())
     if difference(scale * bumps, arrived) > max(1e-3, 8 * eps):
         return None
@@ -250,25 +253,25 @@ def _ordered(view: ModelView, expected: Tensor) -> ModelView:
     )
     last = len(view.layers) - 1
     states = view.run(rows, taps=[Output(last)], last=last)[Output(last)]  # [4, tokens + padding, d_model]
-    alone, changed = states[:2, : TOKENS - 1]
+    alone, changed = states[:2, : TOKENS - 1]  # [tokens - 1, d_model] each
     seen = difference(changed, alone)
     if seen > _close(view):
         raise UnsupportedModelError(
             f"{type(view.model).__name__} is not causal: a later token changes an earlier one (relative difference "
             f"{seen:.1e})"
         )
-    before, before_other = states[2:, _PADDING:]
-    ignored = difference(before_other, before) <= _close(view) and difference(before, expected) <= rounding(view)
-    return replace(view, left_padding=ignored)
+    behind, behind_other = states[2:, _PADDING:]  # [tokens, d_model] each, behind one padding and behind another
+    is_ignored = difference(behind_other, behind) <= _close(view) and difference(behind, expected) <= rounding(view)
+    return replace(view, left_padding=is_ignored)
 
 
 def _check_gather(view: ModelView, rows: Rows, whole: Pass) -> None:
     """Check that the unembedding gives the logits of a token from the hidden state of that token alone."""
-    at = (torch.zeros(1, dtype=torch.long), torch.tensor([_PLACE]))
+    at = (torch.zeros(1, dtype=torch.long), torch.tensor([_COLUMN]))
     last = len(view.layers) - 1
     try:
-        alone = view.run(rows, first=_start(last, whole), at=at).logits
-        error_size, reason = difference(alone[0], whole.logits[0, _PLACE]), ""
+        alone = view.run(rows, first=_start(last, whole), at=at).logits  # [1, vocab]
+        error_size, reason = difference(alone[0], whole.logits[0, _COLUMN]), ""
     except BROKEN as error:
         error_size, reason = float("inf"), f" ({type(error).__name__}: {error})"
     if error_size > _close(view):
@@ -278,12 +281,12 @@ def _check_gather(view: ModelView, rows: Rows, whole: Pass) -> None:
         )
 
 
-def difference(got: Tensor, expected: Tensor) -> float:
+def difference(result: Tensor, expected: Tensor) -> float:
     """Return the norm of the difference relative to what is expected; infinite where shapes differ."""
-    if got.shape != expected.shape:
+    if result.shape != expected.shape:
         return float("inf")
     scale = expected.float().norm().clamp(min=torch.finfo(torch.float32).tiny)
-    return float((got.float() - expected.float()).norm() / scale)
+    return float((result.float() - expected.float()).norm() / scale)
 
 
 def _close(view: ModelView) -> float:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["ModelView", "Pass"]
 
 _CONTEXT_LENGTH = ("max_position_embeddings", "max_seq_len", "max_target_positions")
-"""What configurations call it: the last two are MPT's and Whisper's."""
+"""Names that configurations have for the context length: the last two are MPT's and Whisper's."""
 
 
 @dataclass(slots=True)
@@ -134,8 +134,8 @@ class ModelView:
     def max_length(self) -> int | None:
         """Context length in tokens; None where the architecture sets no limit."""
         config = self.model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
-        lengths = [getattr(config, name, None) for name in _CONTEXT_LENGTH]
-        length = next((n for n in lengths if isinstance(n, int) and n > 0), None)
+        values = [getattr(config, name, None) for name in _CONTEXT_LENGTH]
+        length = next((value for value in values if isinstance(value, int) and value > 0), None)
         if length is None:
             return None
         words = cast("Any", self.model).get_input_embeddings()
@@ -144,18 +144,18 @@ class ModelView:
             if not isinstance(table, nn.Embedding) or table is words or table.num_embeddings != length:
                 continue
             if table.padding_idx is not None:
-                # RoBERTa and its kin count places from behind the padding token's.
+                # RoBERTa and its kin count positions from behind the padding token's.
                 unused = max(unused, int(table.padding_idx) + 1)
         return length - unused
 
     @cached_property
     def continues(self) -> bool:
-        """Whether passes over the model's cache give what one pass over all tokens does; found out when first asked."""
+        """Whether passes over the model's cache give what one pass over all tokens gives; tried out when first read."""
         return continues(self)
 
     @cached_property
     def drops_rows(self) -> bool:
-        """Whether rows can be taken out of the model's cache without changing the others; found out when asked."""
+        """Whether rows can be taken out of the model's cache without changing the others; tried out when first read."""
         return self.continues and continues(self, dropping=True)
 
     def layer(self, index: int) -> LayerView:
@@ -179,7 +179,7 @@ class ModelView:
         Raises:
             LayerError: the model has no such site.
         """
-        sites = {each.id: each for each in self.layer(site.layer).sites}
+        sites = {value_site.id: value_site for value_site in self.layer(site.layer).sites}
         if site not in sites:
             raise LayerError(f"site {site} was asked for; layer {site.layer} has {', '.join(map(str, sites))}")
         return sites[site]
@@ -198,8 +198,11 @@ class ModelView:
         """Let every weight hold its value in another type inside a block; None leaves them as they are."""
         if dtype is None:
             return self.overlay({})
-        others = [p for p in self.model.parameters() if p.is_floating_point() and p.dtype != dtype]
-        return self.overlay({parameter: parameter.data.to(dtype) for parameter in others})
+        cast_values: dict[nn.Parameter, Tensor] = {}
+        for parameter in self.model.parameters():
+            if parameter.is_floating_point() and parameter.dtype != dtype:
+                cast_values[parameter] = parameter.data.to(dtype)
+        return self.overlay(cast_values)
 
     def run(
         self,
@@ -271,13 +274,13 @@ class ModelView:
                 return self.layer(layer).site.linear.module
 
     def _captured(self, site: Site) -> AbstractContextManager[list[Tensor]]:
-        """Keep the tensor at a site in a list of one."""
+        """Return a context that gives the tensor at a site, in a list of one, once the pass has reached it."""
         return hooks.capture([self._module(site)], inputs=isinstance(site, Key))
 
     def _patched(
         self, site: Site, patch: Patch, shape: torch.Size, layout: RightPadding | None
     ) -> AbstractContextManager[None]:
-        """Let a patch act at a site."""
+        """Return a context in which a patch acts at a site."""
         module = self._module(site)
         if not isinstance(patch, Beside):
             return hooks.substitute(module, _on_rows(patch, shape, layout), inputs=isinstance(site, Key))
@@ -288,9 +291,9 @@ class ModelView:
     def _stopped(
         self, last: int, taps: Collection[Site], patches: Mapping[Site, Patch]
     ) -> AbstractContextManager[None]:
-        """End the pass after a layer, or before its value projection where nothing behind that is wanted."""
-        behind = [site for site in taps if site in (Output(last), Value(last)) or isinstance(site, ModuleOutput)]
-        if Key(last) in taps and not behind and not patches:
+        """Return a context that ends a pass after a layer, or before its value projection where that is enough."""
+        needs_value = any(site in (Output(last), Value(last)) or isinstance(site, ModuleOutput) for site in taps)
+        if Key(last) in taps and not needs_value and not patches:
             return hooks.stopped(self._module(Key(last)), inputs=True)
         return hooks.stopped(self._module(Output(last)))
 
@@ -348,7 +351,7 @@ def _state_of_tokens(site: Site, tensor: Tensor | None, shape: torch.Size, layou
 def _on_rows(
     function: Callable[[Tensor], Tensor], shape: torch.Size, layout: RightPadding | None
 ) -> Callable[[Tensor], Tensor]:
-    """Let a function of ``[rows, width, n]`` be one of what a module returns, which may be flat or rotated."""
+    """Make a function of ``[rows, width, n]`` one of what a module returns, which may be flat or rotated."""
 
     def change(output: Tensor) -> Tensor:
         x = output.reshape(*shape, output.shape[-1])  # [rows, width, n]
@@ -359,9 +362,10 @@ def _on_rows(
 
 
 def _gather(at: tuple[Tensor, Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return a function that picks the hidden states at ``(row [k], column [k])``."""
     row, column = at
 
     def pick(hidden: Tensor) -> Tensor:
-        return hidden[row.to(hidden.device), column.to(hidden.device)].unsqueeze(0)
+        return hidden[row.to(hidden.device), column.to(hidden.device)].unsqueeze(0)  # [1, k, d_model]
 
     return pick
