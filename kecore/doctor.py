@@ -64,7 +64,7 @@ class Backend:
         op: the operation.
         backend: ``aot``, ``jit``, ``torch`` and so on, in the words of :mod:`kecore.ops`.
         reason: why this one.
-        relative_error: of its result on a small problem, against float64.
+        relative_error: relative error of its result on a small problem, against float64.
     """
 
     op: str
@@ -210,9 +210,11 @@ def _backends() -> tuple[tuple[Backend, ...], bool, list[str]]:
         return (), True, [str(error)]
     except Exception as error:  # noqa: BLE001 - a report on broken compilers must survive them
         return (), True, [f"the native operations cannot be inspected: {type(error).__name__}: {error}"]
-    wrong = [
-        f"{b.op} of {b.backend} is off by {b.relative_error:.1e}: set KECORE_NATIVE=off, and report it with this text"
-        for b in backends
-        if measure.is_wrong(b.op, b.relative_error)
-    ]
-    return backends, False, wrong
+    problems: list[str] = []
+    for backend in backends:
+        if measure.is_wrong(backend.op, backend.relative_error):
+            problems.append(
+                f"{backend.op} of {backend.backend} is off by {backend.relative_error:.1e}: set KECORE_NATIVE=off, and "
+                "report it with this text"
+            )
+    return backends, False, problems

@@ -30,7 +30,7 @@ class FactsReport:
     Args:
         requests: all requests, as they were given.
         known: those that ask for what the model answers already.
-        repeated: those that were given more than once, each of them once.
+        repeated: those that were given more than once, each listed once.
     """
 
     requests: tuple[EditRequest, ...]
@@ -84,5 +84,8 @@ def report_facts(
     # A score is exact where every token of the target is the model's first choice.
     known = [request for request, score in zip(requests, scores, strict=True) if score.exact]
     counts = Counter((request.prompt, request.subject, request.target) for request in requests)
-    repeated = [r for r in unique(requests) if counts[r.prompt, r.subject, r.target] > 1]
+    repeated: list[EditRequest] = []
+    for request in unique(requests):
+        if counts[request.prompt, request.subject, request.target] > 1:
+            repeated.append(request)
     return FactsReport(tuple(requests), tuple(known), tuple(repeated))

@@ -76,9 +76,11 @@ def cast_bytes(view: ModelView, dtype: torch.dtype | None) -> dict[str, int]:
     """Return the bytes that :meth:`ModelView.cast` takes, by name; nothing where no weight is of another type."""
     if dtype is None:
         return {}
-    weights = (p for p in view.model.parameters() if p.is_floating_point() and p.dtype != dtype)
-    size = sum(weight.numel() for weight in weights) * dtype.itemsize
-    return {f"weights in {type_name(dtype)}": size} if size else {}
+    count = 0
+    for parameter in view.model.parameters():
+        if parameter.is_floating_point() and parameter.dtype != dtype:
+            count += parameter.numel()
+    return {f"weights in {type_name(dtype)}": count * dtype.itemsize} if count else {}
 
 
 def backward_bytes(view: ModelView, layer: int, dtype: torch.dtype | None = None) -> int:
@@ -188,12 +190,13 @@ def free_bytes(device: torch.device) -> int | None:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:  # not Linux
         return None
-    free = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return min([*free, *_group_limit()], default=None)
+    available = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    limits = [*available, *_group_limit()]
+    return min(limits, default=None)
 
 
 def _group_limit() -> list[int]:
-    """Return what the control group of a container leaves, if there is one: at most one number of bytes."""
+    """Return the bytes that the control group of a container leaves: one number, or none where nothing limits it."""
     group = Path("/sys/fs/cgroup")
     try:
         limit = (group / "memory.max").read_text(encoding="ascii").strip()
@@ -284,33 +287,33 @@ class MemoryPlan:
 
 
 def make_plan(
-    view: ModelView, budget: int | None, needs: Sequence[Need], there: Mapping[str, int] | None = None
+    view: ModelView, budget: int | None, needs: Sequence[Need], held: Mapping[str, int] | None = None
 ) -> MemoryPlan:
     """Size micro-batches so that every stage keeps within a budget.
 
     Args:
         view: the model, whose device counts.
         budget: most bytes at one time; None takes three quarters of what is free, and only warns if that is too little.
-        there: what is held before the stages, if it was measured earlier: memory that a process has given back to
-            its allocator, which uses it again, does not count twice then.
         needs: the stages.
+        held: bytes that are held before the stages, by what they are, if they were measured earlier: memory that a
+            process has given back to its allocator, which uses it again, does not count twice then.
 
     Raises:
         MemoryBudgetError: the model, or the smallest micro-batch of a stage, does not fit; names what is needed.
     """
-    there = measure_held(view) if there is None else there
-    base = sum(there.values())
+    held = measure_held(view) if held is None else held
+    base = sum(held.values())
     limit = budget
     if budget is None:
         free = free_bytes(view.device)
         limit = None if free is None else max(base, resident_bytes(view.device)) + int(_SHARE * free)
-    worst = max(needs, key=lambda need: need.bytes(0), default=Need("edit"))
-    least = base + worst.bytes(0)
+    largest = max(needs, key=lambda need: need.bytes(0), default=Need("edit"))
+    least = base + largest.bytes(0)
     if budget is not None and least > budget:
-        raise MemoryBudgetError(_explain_refusal(budget, there, worst, least))
+        raise MemoryBudgetError(_explain_refusal(budget, held, largest, least))
     if limit is not None and least > limit:
         warnings.warn(
-            f"stage '{worst.stage}' needs {_size(least)} at the least, {_size(least - base)} of them still to come; "
+            f"stage '{largest.stage}' needs {_size(least)} at the least, {_size(least - base)} of them still to come; "
             "hardly so much is free on this machine",
             KecoreWarning,
             stacklevel=3,
@@ -321,17 +324,18 @@ def make_plan(
             if need.token:
                 room = int(_USABLE * (limit - base - need.fixed))
                 activations = min(activations, need.activations(room))
-    return MemoryPlan(limit, there, max(1, activations), tuple(needs))
+    return MemoryPlan(limit, held, max(1, activations), tuple(needs))
 
 
-def _explain_refusal(budget: int, there: Mapping[str, int], worst: Need, least: int) -> str:
-    sizes = {**there, **worst.parts}
-    if worst.token:
-        smallest = worst.micro_batch(0)
-        sizes[f"a micro-batch of {smallest:,} tokens"] = worst.token * smallest
+def _explain_refusal(budget: int, held: Mapping[str, int], largest: Need, least: int) -> str:
+    """Return why a budget is refused: what is held already, and what the largest stage needs at the least."""
+    sizes = {**held, **largest.parts}
+    if largest.token:
+        smallest = largest.micro_batch(0)
+        sizes[f"a micro-batch of {smallest:,} tokens"] = largest.token * smallest
     breakdown = ", ".join(f"{name} {_size(count)}" for name, count in sizes.items() if count)
     return (
-        f"a memory budget of {_size(budget)} is too small: stage '{worst.stage}' needs {_size(least)} at the least "
+        f"a memory budget of {_size(budget)} is too small: stage '{largest.stage}' needs {_size(least)} at the least "
         f"({breakdown}). Give it more, load the model in a smaller type, or edit fewer facts at once"
     )
 

@@ -25,7 +25,7 @@ def micro_batches(lengths: Sequence[int], costs: Sequence[int], budget: int) -> 
     """
     batch: list[int] = []
     width = cost = 0
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):  # of equal lengths in their order
         if batch and width * (len(batch) + 1) + cost + costs[index] > budget:
             yield batch
             batch, cost = [], 0

@@ -1,4 +1,4 @@
-"""A loop's state while text is generated: token rows that grow by one token each at a time."""
+"""The state of a loop that generates text: token rows that grow by one token each at a time."""
 
 from __future__ import annotations
 

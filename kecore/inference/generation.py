@@ -82,13 +82,13 @@ def generate(
     Raises:
         ConfigError: ``max_new_tokens`` or ``top_k`` is below 1.
     """
-    most = _most_new_tokens(prompts, max_new_tokens)
-    if min(most.values(), default=1) < 1 or top_k < 1:
+    new_tokens = _most_new_tokens(prompts, max_new_tokens)
+    if min(new_tokens.values(), default=1) < 1 or top_k < 1:
         raise ConfigError(f"max_new_tokens and top_k must be at least 1, got {max_new_tokens} and {top_k}")
     unique = list(dict.fromkeys(prompts))
     ids = [encoder.encode(text).ids for text in written(view.model, unique, Reader(view, encoder))]
     room = math.inf if encoder.max_length is None else encoder.max_length + 1  # the last token is written, not read
-    limits = [int(min(most[prompt], room - len(row))) for prompt, row in zip(unique, ids, strict=True)]
+    limits = [int(min(new_tokens[prompt], room - len(row))) for prompt, row in zip(unique, ids, strict=True)]
     stops = (*stop, "\n") if stop_at_newline else tuple(stop)
     ending = _Ending(encoder, _closing_ids(view, encoder), stops)
     streams: list[random.Random] = []  # one a prompt, where tokens are drawn
@@ -131,7 +131,13 @@ def _closing_ids(view: ModelView, encoder: Encoder) -> frozenset[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Ending:
-    """Decides when a text is over, and reads it."""
+    """Decides when a text is over, and reads it.
+
+    Args:
+        encoder: tokens to text.
+        closing: tokens that end a text.
+        stops: texts that end it.
+    """
 
     encoder: Encoder
     closing: frozenset[int]
@@ -163,6 +169,7 @@ class _Ending:
 
 
 def _most_probable(logits: Tensor, _texts: Sequence[int]) -> Tensor:
+    """Return the most probable token of each row, ``[rows]``."""
     return logits.argmax(-1)
 
 

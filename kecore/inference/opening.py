@@ -53,7 +53,7 @@ class Opening:
         return cache, torch.cat([mask.new_ones(len(mask), len(self.ids)), mask], dim=1)
 
     def logits_at(self, view: ModelView, rows: Rows, row: Tensor, column: Tensor) -> Tensor:
-        """Logits ``[k, vocab]`` of rows that follow this opening; see :meth:`kecore.model.ModelView.logits_at`."""
+        """Return logits ``[k, vocab]`` of rows behind this opening; see :meth:`kecore.model.ModelView.logits_at`."""
         rows = rows.to(view.device)
         return view.logits_at(rows, row, column, self.before(rows))
 

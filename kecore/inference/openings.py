@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["group_by_prefix", "open_batches"]
 
 _SHORT = 16  # tokens; fewer of them are not worth a cache
-_PAYS = 0.25  # of a micro-batch that an opening has to spare: it costs a pass, and its rows are batched by themselves
+_PAYS = 0.25  # least share of a micro-batch that an opening spares: it costs a pass, and its rows are batched apart
 
 
 def open_batches(
@@ -69,8 +69,8 @@ def open_batches(
         opening_cost = math.ceil(cached_share(view) * len(opening.ids))
         lengths = [len(rows[index]) - len(opening.ids) for index in members]
         member_costs = [costs[index] + opening_cost for index in members]
-        for chosen in micro_batches(lengths, member_costs, budget):
-            batch = [members[k] for k in chosen]
+        for positions in micro_batches(lengths, member_costs, budget):
+            batch = [members[position] for position in positions]
             yield opening, batch, _pad_tails(encoder, opening, [rows[index] for index in batch], at_ends)
 
     groups: list[tuple[int, list[int]]] = []
@@ -80,8 +80,10 @@ def open_batches(
         groups = []  # asked only where there are groups: finding out runs the model
     for number, (length, members) in enumerate(groups):
         opening = Opening.run(view, heads[members[0]][:length])
-        must_compare = number == 0 or at_ends
-        if must_compare and (reason := _differs(view, encoder, opening, [rows[index] for index in members], at_ends)):
+        reason = ""
+        if number == 0 or at_ends:
+            reason = _reason_against(view, encoder, opening, [rows[index] for index in members], at_ends)
+        if reason:
             warnings.warn(
                 f"{type(view.model).__name__} reads what prompts have in common anew for each of them: {reason}",
                 KecoreWarning,
@@ -105,14 +107,16 @@ def group_by_prefix(heads: Sequence[Sequence[int]], least: int) -> list[tuple[in
         least: tokens that a group has to spare, ``shared * (rows - 1)``; other rows are in no group.
 
     Examples:
-        >>> alike([[*range(20), 50], [7, 8], [*range(20), 60]], 20)
+        >>> group_by_prefix([[*range(20), 50], [7, 8], [*range(20), 60]], 20)
         [(20, [0, 2])]
     """
     accepted: list[tuple[int, list[int]]] = []
     ungrouped = dict(enumerate(heads))
     longest = max(map(len, heads), default=0)
-    length = 1 << longest.bit_length()
-    while (length := length // 2) >= _SHORT:
+    for exponent in reversed(range(longest.bit_length())):
+        length = 1 << exponent
+        if length < _SHORT:
+            break
         candidates: dict[tuple[int, ...], list[int]] = {}
         for index, head in ungrouped.items():
             if len(head) >= length:
@@ -128,8 +132,10 @@ def group_by_prefix(heads: Sequence[Sequence[int]], least: int) -> list[tuple[in
 
 
 @torch.no_grad()
-def _differs(view: ModelView, encoder: Encoder, opening: Opening, rows: Sequence[Sequence[int]], at_ends: bool) -> str:
-    """Say why an opening must not be used: a row ends in other logits behind it than it does whole.
+def _reason_against(
+    view: ModelView, encoder: Encoder, opening: Opening, rows: Sequence[Sequence[int]], at_ends: bool
+) -> str:
+    """Return why an opening must not be used: a row ends in other logits behind it than it does whole.
 
     The shortest row is compared, and where padding stands behind the opening the longest too: from it follows how much
     of it.

@@ -42,7 +42,7 @@ class ContinuationScore:
         log_probs: natural-log probability of each of its tokens, given the prompt and those before.
             Minus infinity where the model's logits are not finite.
         ids: its token ids.
-        argmax: the model's most probable token in each place; -1 where the logits are not finite.
+        argmax: the model's most probable token in the place of each; -1 where the logits are not finite.
     """
 
     log_probs: tuple[float, ...]
@@ -62,16 +62,16 @@ class ContinuationScore:
     @property
     def correct(self) -> tuple[bool, ...]:
         """Whether each token is the model's most probable one."""
-        return tuple(a == b for a, b in zip(self.ids, self.argmax, strict=True))
+        return tuple(token == predicted for token, predicted in zip(self.ids, self.argmax, strict=True))
 
     @property
     def accuracy(self) -> float:
         """Share of correct tokens: EasyEdit's teacher-forced accuracy."""
-        return sum(self.correct) / len(self.ids)
+        return self.correct.count(True) / len(self.ids)
 
     @property
     def exact(self) -> bool:
-        """All tokens are correct: strict accuracy."""
+        """Whether all tokens are correct: strict accuracy."""
         return all(self.correct)
 
 
@@ -262,7 +262,7 @@ def _scores(logits: Tensor, pieces: Sequence[_Piece]) -> dict[int, ContinuationS
     """
     normaliser = logits.logsumexp(-1)  # [n]
     broken = ~normaliser.isfinite()  # [n]: the logits of these rows overflowed
-    argmax = logits.argmax(-1).masked_fill(broken, -1).tolist()
+    argmax = logits.argmax(-1).masked_fill(broken, -1).tolist()  # n tokens
     positions: list[int] = []
     tokens: list[int] = []
     for piece in pieces:

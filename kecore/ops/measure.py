@@ -21,7 +21,7 @@ from kecore.ops.api import kv_solve, second_moment_
 
 __all__ = ["CASES", "MomentCase", "SolveCase", "is_wrong", "measure_case", "measure_cases", "self_test"]
 
-_WORST = {"second_moment_": 3e-6, "kv_solve": 1e-5}  # relative errors that a self-test lets pass
+_LARGEST_ERROR = {"second_moment_": 3e-6, "kv_solve": 1e-5}  # relative errors that a self-test lets pass
 _BUDGET = 1.5  # seconds that one competitor may be timed, after its first run
 _ROUNDS = 3
 
@@ -58,19 +58,21 @@ class MomentCase:
         width = 512 if d < 8192 else 1024
 
         def as_panels() -> Tensor:
-            """Half the products: the lower triangle in panels of columns, summed in place in float32."""
+            """Add half of the products: the lower triangle in panels of columns, in place in float32."""
             tensor_cores = x.is_cuda and x.dtype != torch.float32
             y = x if tensor_cores else x.float()
-            for j in range(0, d, width):
-                below, left, right = panels[j:, j : j + width], y[:, j:].t(), y[:, j : j + width]
+            for begin in range(0, d, width):
+                end = begin + width
+                panel = panels[begin:, begin:end]  # [d - begin, width]
+                left, right = y[:, begin:].t(), y[:, begin:end]
                 if tensor_cores:
-                    below += torch.mm(left, right, out_dtype=torch.float32)
+                    panel += torch.mm(left, right, out_dtype=torch.float32)
                 else:
-                    below.addmm_(left, right)
+                    panel.addmm_(left, right)
             return panels
 
         def as_peers() -> Tensor:
-            """The statement that MEMIT's code and those derived from it share."""
+            """Run the statement that MEMIT's code and those derived from it share."""
             y = x.float()
             return peers.add_(y.t() @ y)
 
@@ -103,11 +105,12 @@ class SolveCase:
 
     @cached_property
     def factor(self) -> Tensor:
-        """``L⁻¹`` float32."""
+        """``L⁻¹``, ``[d, d]`` float32."""
         steps = torch.arange(self.d)
-        powers = (-self.correlation) ** steps.double()
+        powers = (-self.correlation) ** steps.double()  # [d]
         powers = torch.where(powers.abs() > 1e-30, powers, 0.0)
-        inverse = powers.float()[(steps[:, None] - steps).clamp(min=0)].tril_()
+        # Row i holds the powers i, i - 1, ..., 0 up to the diagonal.
+        inverse = powers.float()[(steps[:, None] - steps).clamp(min=0)].tril_()  # [d, d]
         return inverse.div_(self._scales.float()[:, None]).to(self.device)
 
     @property
@@ -116,14 +119,14 @@ class SolveCase:
 
     @cached_property
     def covariance(self) -> Tensor:
-        """``L Lᵀ`` float64."""
+        """``L Lᵀ``, ``[d, d]`` float64, which has three diagonals."""
         square = self._scales.square()
-        below = self.correlation * square[:-1]
-        c = torch.diag(square)
-        c.diagonal()[1:] += self.correlation * below
-        for side in (-1, 1):
-            c.diagonal(side).copy_(below)
-        return c.to(self.device)
+        beside = self.correlation * square[:-1]  # [d - 1]
+        covariance = torch.diag(square)
+        covariance.diagonal()[1:] += self.correlation * beside
+        for offset in (-1, 1):
+            covariance.diagonal(offset).copy_(beside)
+        return covariance.to(self.device)
 
     @cached_property
     def keys(self) -> Tensor:
@@ -144,7 +147,7 @@ class SolveCase:
         ridges = torch.tensor([ridge], dtype=torch.float64, device=self.device)
 
         def as_peers() -> Tensor:
-            """The statement that MEMIT's code and those derived from it share, in float64."""
+            """Run the statement that MEMIT's code and those derived from it share, in float64."""
             k = keys.double()
             return torch.linalg.solve(ridge * self.covariance + k @ k.t(), k)
 
@@ -156,7 +159,7 @@ class SolveCase:
 
     @cached_property
     def exact(self) -> Tensor:
-        """The exact right factor: float64, and L solved as the two diagonals that it is."""
+        """The exact right factor ``[d, n]`` float64, L solved as the two diagonals that it is."""
         keys = self.keys.double().cpu()
         y = keys.clone()
         for i in range(1, self.d):
@@ -214,7 +217,7 @@ def measure_case(case: Case) -> dict[str, Any]:
     """
     competitors = case.competitors()
     errors = {name: case.error(run()) for name, run in competitors.items()}
-    wrong = {name: error for name, error in errors.items() if error > 10 * _WORST[case.op]}
+    wrong = {name: error for name, error in errors.items() if error > 10 * _LARGEST_ERROR[case.op]}
     if wrong:
         raise KecoreError(f"{case} is computed wrongly: relative errors {wrong}")
     times: dict[str, list[float]] = {name: [] for name in competitors}
@@ -232,6 +235,7 @@ def measure_case(case: Case) -> dict[str, Any]:
 
 
 def _seconds(run: Callable[[], Tensor], device: str) -> float:
+    """Return how long a run takes, until its result is there."""
     begin = time.perf_counter()
     run()
     if device == "cuda":
@@ -264,7 +268,7 @@ def self_test() -> list[tuple[str, str, str, float]]:
 def is_wrong(op: str, error: float) -> bool:
     """Return whether a self-test's error means that something is broken."""
     op_name = op.split()[0]  # "kv_solve on cuda"
-    return not error <= _WORST[op_name]  # NaN is wrong too
+    return not error <= _LARGEST_ERROR[op_name]  # NaN is wrong too
 
 
 def _relative_error(result: Tensor, exact: Tensor) -> float:

@@ -51,7 +51,7 @@ def _check_apart(moments: Sequence[Tensor], keys: Sequence[Tensor]) -> None:
 
 
 def _share_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether the stretches of memory from each one's first to last element meet."""
+    """Return whether the stretches of memory from each one's first to last element meet."""
     if a.numel() == 0 or b.numel() == 0 or a.device != b.device:
         return False
     (a_begin, a_end), (b_begin, b_end) = _stretch(a), _stretch(b)
@@ -119,8 +119,8 @@ def check_systems(
     else:
         fits = shares.ndim == 3 and len(shares) == batch and shares.shape[2] == u and 0 < shares.shape[1] <= n
     if not fits:
-        got = "no shares" if shares is None else f"shares {tuple(shares.shape)}"
-        raise OperandError(f"expected shares [batch, c <= n, u], or at most a residual a key, {shapes} and {got}")
+        given = "no shares" if shares is None else f"shares {tuple(shares.shape)}"
+        raise OperandError(f"expected shares [batch, c <= n, u], or at most a residual a key, {shapes} and {given}")
     for name, tensor in (("residuals", residuals), ("inverse_factor", inverse_factor), ("shares", shares)):
         if tensor is not None and tensor.device != keys.device:
             raise OperandError(f"expected {name} on the keys' {keys.device}, got {tensor.device}")

@@ -24,13 +24,13 @@ def _single_precision(device: torch.device) -> Iterator[None]:
     """Keep products of float32 in float32, whatever the caller allows elsewhere (TF32, bfloat16, autocast)."""
     backends: Any = torch.backends
     backend = backends.cuda.matmul if device.type == "cuda" else backends.mkldnn.matmul
-    before = backend.fp32_precision
+    precision = backend.fp32_precision
     backend.fp32_precision = "ieee"
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        backend.fp32_precision = before
+        backend.fp32_precision = precision
 
 
 def second_moment_(

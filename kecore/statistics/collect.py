@@ -121,9 +121,9 @@ def collect_statistics(
     result = run.result()
     del run  # its sums are the result's moments, which are mapped from the file in a moment
     if until is not None:
-        worst = max(result.convergence.values(), default=math.inf)
-        if not worst <= until:  # NaN too
-            warnings.warn(_not_converged(result.tokens, worst, until), KecoreWarning, stacklevel=2)
+        largest_change = max(result.convergence.values(), default=math.inf)
+        if not largest_change <= until:  # NaN too
+            warnings.warn(_not_converged(result.tokens, largest_change, until), KecoreWarning, stacklevel=2)
     if out is None:
         return result
     file = result.save(out)
@@ -153,13 +153,14 @@ def _sites(view: ModelView, layers: Sequence[int]) -> list[ValueSite]:
 
 
 def _tokens_per_pass(view: ModelView, layers: Sequence[int], memory: int | None) -> int:
-    most = pass_tokens(view)
-    return most if memory is None else collection_need(view, layers, most).micro_batch(memory)
+    """Return how many tokens run at a time, within a budget in bytes if there is one."""
+    most_tokens = pass_tokens(view)
+    return most_tokens if memory is None else collection_need(view, layers, most_tokens).micro_batch(memory)
 
 
-def _not_converged(tokens: int, worst: float, until: float) -> str:
+def _not_converged(tokens: int, change: float, until: float) -> str:
     return (
-        f"the key statistics still change by {worst:.3g} from half of their {tokens:,} tokens to all of them "
+        f"the key statistics still change by {change:.3g} from half of their {tokens:,} tokens to all of them "
         f"(asked for {until:g}); take more tokens, or more text if it was used up"
     )
 
@@ -197,7 +198,7 @@ class _Run:
         self.marks = self._choose_marks()
 
     def _choose_marks(self) -> list[float]:
-        """Token counts at which the sums are stored, to be compared with later ones."""
+        """Return the token counts at which the sums are stored, to be compared with later ones."""
         widest = max(len(moment) for moment in self.sums.values())
         marks = [self.budget / 2]
         # Fewer tokens than columns say nothing.
@@ -260,9 +261,9 @@ class _Run:
         width = max(map(len, batch))
         ids = torch.zeros(len(batch), width, dtype=torch.long)  # [rows, width]
         mask = torch.zeros_like(ids)
-        for i, row in enumerate(batch):
-            ids[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = 1
+        for index, row in enumerate(batch):
+            ids[index, : len(row)] = torch.tensor(row)
+            mask[index, : len(row)] = 1
         rows = Rows(ids, mask, torch.zeros(len(batch), dtype=torch.long))
         taps = {site: Key(site.layer) for site in self.sums}
         keys = self.view.run(rows, taps=taps.values(), last=max(taps).layer)  # each [rows, width, d_in]
@@ -271,7 +272,7 @@ class _Run:
             sites = [site for site, moment in self.sums.items() if moment.device == device]
             site_keys = [keys[taps[site]].flatten(0, 1).to(device) for site in sites]  # each [rows * width, d_in]
             if site_keys[0].dtype == torch.float64:
-                site_keys = [x.float() for x in site_keys]
+                site_keys = [states.float() for states in site_keys]
             second_moment_([self.sums[site] for site in sites], site_keys, mask=is_real.to(device))
         self.rows += len(batch)
         self.tokens += int(mask.sum())
@@ -294,11 +295,12 @@ class _Run:
         return replace(self.blank, moments=moments, tokens=self.tokens, convergence=self.convergence)
 
     def _identity(self) -> dict[str, Any]:
-        """Everything that a checkpoint must agree in to be continued, as JSON values."""
+        """Return everything that a checkpoint must agree in to be continued, as JSON values."""
         header = self.blank.header()
         return {**header, "layers": [str(site) for site in self.sums], "wanted": self.budget, "until": self.until}
 
     def _checkpoint(self, file: Path) -> None:
+        """Write the sums and where they stand, for :meth:`resume`."""
         header = {"of": self._identity(), "rows": self.rows, "counts": [self.tokens, self.half_tokens]}
         tensors = {f"sum/{site}": pack_triangle(moment) for site, moment in self.sums.items()}
         tensors |= {f"half/{site}": triangle for site, triangle in self.half.items()}

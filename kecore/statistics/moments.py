@@ -162,9 +162,9 @@ class KeyStatistics:
     def _need_site(self, site: SiteId) -> None:
         self.need(site.layer)
         if site not in self.moments:
+            covered = ", ".join(str(other) for other in self.sites if other.layer == site.layer)
             raise StatisticsMismatchError(
-                f"no statistics for site {site}; of layer {site.layer} these cover "
-                f"{', '.join(str(other) for other in self.sites if other.layer == site.layer)}. They are of a model "
+                f"no statistics for site {site}; of layer {site.layer} these cover {covered}. They are of a model "
                 "with other experts; collect them anew with `kecore stats`"
             )
 
@@ -220,6 +220,9 @@ class KeyStatistics:
 
     def header(self) -> dict[str, Any]:
         """Return what identifies the statistics, as JSON values."""
+        base: dict[str, Any] = {}
+        for site, weights in self.base.items():
+            base[str(site)] = {"dtype": weights.dtype, "digests": dict(weights.digests)}
         return {
             "format": _FORMAT,
             "version": self.version,
@@ -230,10 +233,7 @@ class KeyStatistics:
             "sequence": self.sequence,
             "precision": self.precision,
             "convergence": {str(site): change for site, change in self.convergence.items()},
-            "base": {
-                str(site): {"dtype": weights.dtype, "digests": dict(weights.digests)}
-                for site, weights in self.base.items()
-            },
+            "base": base,
         }
 
     @classmethod
@@ -283,8 +283,8 @@ class _MappedMoments(Mapping[SiteId, Tensor]):
 
 
 def weights_below(view: ModelView, site: SiteId) -> Callable[[str], bool]:
-    """Return a test of names: whether the keys at ``site`` depend on the parameter of that name."""
-    above = tuple(f"{block.name}." for block in view.layers[site.layer + 1 :])
+    """Return a function that tells whether the keys at ``site`` depend on the parameter of a name."""
+    prefixes_above = tuple(f"{layer.name}." for layer in view.layers[site.layer + 1 :])
     after_layers: set[int] = set()
     for module in (view.final_norm, view.unembedding):
         if module is not None:
@@ -295,6 +295,6 @@ def weights_below(view: ModelView, site: SiteId) -> Callable[[str], bool]:
     skipped.add(view.site(site).linear.name)  # it reads the keys
 
     def is_below(name: str) -> bool:
-        return name not in skipped and not name.startswith(above)
+        return name not in skipped and not name.startswith(prefixes_above)
 
     return is_below

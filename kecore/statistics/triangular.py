@@ -16,9 +16,9 @@ def pack_triangle(matrix: Tensor) -> Tensor:
     """Return the lower triangle of ``[d, d]``, row after row: ``[d (d + 1) / 2]``."""
     triangle = matrix.new_empty(len(matrix) * (len(matrix) + 1) // 2)
     begin = 0
-    for i, row in enumerate(matrix):
-        triangle[begin : begin + i + 1] = row[: i + 1]
-        begin += i + 1
+    for length, row in enumerate(matrix, start=1):
+        triangle[begin : begin + length] = row[:length]
+        begin += length
     return triangle
 
 
@@ -27,14 +27,14 @@ def unpack_triangle(triangle: Tensor) -> Tensor:
     d = triangle_width(triangle)
     matrix = triangle.new_empty(d, d)
     begin = 0
-    for i in range(d):
-        matrix[i, : i + 1] = triangle[begin : begin + i + 1]
-        begin += i + 1
+    for length, row in enumerate(matrix, start=1):
+        row[:length] = triangle[begin : begin + length]
+        begin += length
     return symmetrise_(matrix)
 
 
 def triangle_width(triangle: Tensor) -> int:
-    """Return the columns of the matrix that :func:`pack_triangle` made this triangle of."""
+    """Return how many columns the matrix has that :func:`pack_triangle` made this triangle of."""
     # n = d (d + 1) / 2 solved for d
     return (math.isqrt(8 * triangle.numel() + 1) - 1) // 2
 
