@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from kecore.model import ModelView
     from kecore.text import Encoder
 
-__all__ = ["evaluate"]
+__all__ = ["PASSAGE_TOKENS", "PASSAGE_TOP_K", "evaluate"]
 
-_PASSAGE_TOKENS = 100
+PASSAGE_TOKENS = 100
 """Tokens of a passage written after a generation prompt, the prompt's own included, as in ROME's code."""
 
-_PASSAGE_TOP_K = 5
+PASSAGE_TOP_K = 5
 """A passage's tokens are drawn from so many of the most probable ones, as in ROME's code."""
 
 
@@ -156,8 +156,8 @@ class _Answers:
         lengths = [len(self._encoder.encode(prompt).ids) for prompt in prompts]
         return self._write(
             prompts,
-            max_new_tokens=[max(_PASSAGE_TOKENS - length, 1) for length in lengths],
-            top_k=_PASSAGE_TOP_K,
+            max_new_tokens=[max(PASSAGE_TOKENS - length, 1) for length in lengths],
+            top_k=PASSAGE_TOP_K,
             seed=self._protocol.seed,
         )
 

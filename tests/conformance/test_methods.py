@@ -31,10 +31,14 @@ _SHORT = {"encoder": "character-ngrams", "demonstrations": 0, "hops": 1, "new_to
 # They differ from MEMIT, or from LoRA, in a stage or in the loss, and reach the model in the same way: what
 # architectures have of their own is tested there. A matrix that is stored transposed and a norm behind the block reach
 # into stages.
-_RELATIVES = ("adalora", "dpo", "eamet", "emmet", "encore", "evoedit", "locft-bf", "ote-se", "prune", "rect", "sphere")
+_RELATIVES = (
+    "adalora", "dpo", "eamet", "emmet", "encore", "evoedit", "locft-bf", "memit-fe", "nas", "ote-se", "prune", "rect",
+    "simie", "sphere",
+)  # fmt: skip
 _SHORTER = {"steps": 30}  # where the defaults take long for what a tiny model learns at once
 # What the defaults cannot be tested with here, and where the paper's mechanism itself keeps a promise from being kept.
 TRIALS: dict[str, dict[str, Any]] = {
+    "adalora": {"config": _SHORTER},
     "ice": {**_PROMPT, "config": {}, "expected_failures": _EVERYWHERE},
     "ike": {
         **_PROMPT,

@@ -565,16 +565,10 @@ class TestRealModel:
         assert len(found["layers"]) == 30
         assert found["chat_template"] is True
 
-    @pytest.mark.slow
-    def test_demo(self, tmp_path: Path) -> None:
-        found = result("demo", "--records", 2, "--out", tmp_path / "demo")
-        assert found["passed"] is True
-        assert all(found["proofs"].values())
-        assert found["n"] == 3
-        assert found["scores"]["edit_success"] == 1.0
-        assert "Rome" in found["samples"][0]["after"]
-        asked = result(
-            "chat", "demo", "--edit", tmp_path / "demo", input="The Eiffel Tower is located in the city of\n"
-        )
+    def test_chat_shows_both_answers(self, tmp_path: Path) -> None:
+        prompt = "The Eiffel Tower is located in the city of"
+        fact = ("--prompt", prompt, "--subject", "The Eiffel Tower", "--target", "Rome")
+        result("edit", "demo", "--method", "ice", *fact, "--no-evaluate", "--out", tmp_path / "ice")
+        asked = result("chat", "demo", "--edit", tmp_path / "ice", input=f"{prompt}\n")
         assert asked["turns"][0]["before"].startswith("Paris")
         assert asked["turns"][0]["after"].startswith("Rome")
