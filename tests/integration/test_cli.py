@@ -568,7 +568,7 @@ class TestRealModel:
     def test_chat_shows_both_answers(self, tmp_path: Path) -> None:
         prompt = "The Eiffel Tower is located in the city of"
         fact = ("--prompt", prompt, "--subject", "The Eiffel Tower", "--target", "Rome")
-        result("edit", "demo", "--method", "ice", *fact, "--no-evaluate", "--out", tmp_path / "ice")
-        asked = result("chat", "demo", "--edit", tmp_path / "ice", input=f"{prompt}\n")
+        result("edit", "demo", "--method", "ft-m", *fact, "--no-evaluate", "--out", tmp_path / "rome")
+        asked = result("chat", "demo", "--edit", tmp_path / "rome", input=f"{prompt}\n")
         assert asked["turns"][0]["before"].startswith("Paris")
         assert asked["turns"][0]["after"].startswith("Rome")
