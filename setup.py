@@ -86,7 +86,7 @@ METRICS = [
 ]
 
 DATASETS = [
-    "kecore = kecore.evaluate.formats:OWN",
+    "kecore = kecore_datasets.own:OWN",
     "counterfact = kecore_datasets.counterfact:COUNTERFACT",
     "easyedit = kecore_datasets.counterfact:EASYEDIT",
     "zsre = kecore_datasets.zsre:ZSRE",

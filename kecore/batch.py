@@ -115,7 +115,7 @@ class RequestBatch:
     @classmethod
     def _grouped(cls, requests: Sequence[EditRequest], tokens: _Tokens) -> RequestBatch:
         groups: dict[str, int] = {}
-        group_of_request = [groups.setdefault(request.subject, len(groups)) for request in requests]
+        group_of_request = [groups.setdefault(request.subject or request.text, len(groups)) for request in requests]
         return cls(tuple(requests), tuple(group_of_request), tokens)
 
     def __len__(self) -> int:
@@ -128,8 +128,10 @@ class RequestBatch:
 
     @cached_property
     def subjects(self) -> tuple[str, ...]:
-        """The subject of each group."""
-        subject_of_group = dict(zip(self.groups, (request.subject for request in self.requests), strict=True))
+        """The subject of each group; the prompt of a request without one."""
+        subject_of_group: dict[int, str] = {}
+        for group, request in zip(self.groups, self.requests, strict=True):
+            subject_of_group[group] = request.subject or request.text
         return tuple(subject_of_group[group] for group in range(len(subject_of_group)))
 
     @cached_property

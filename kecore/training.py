@@ -348,12 +348,17 @@ def _split(records: Sequence[EditRecord], schedule: Schedule, seed: int) -> tupl
         )
     order = torch.randperm(len(records), generator=_generator(seed, "held-out", 0)).tolist()
     held_out = [records[i] for i in order[: schedule.held_out]]
-    subjects = {record.request.subject for record in held_out}
+    subjects = {_topic(record) for record in held_out}
     remaining = [records[i] for i in sorted(order[schedule.held_out :])]
-    trained_on = [record for record in remaining if record.request.subject not in subjects]
+    trained_on = [record for record in remaining if _topic(record) not in subjects]
     if not trained_on:
         raise DataFormatError("every record shares its subject with a held-out one; give records of more subjects")
     return trained_on, held_out
+
+
+def _topic(record: EditRecord) -> str:
+    """Return what a record is about: its subject, or its prompt where it has none."""
+    return record.request.subject or record.request.prompt
 
 
 def _generator(seed: int, purpose: str, index: int) -> torch.Generator:

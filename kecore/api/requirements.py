@@ -23,6 +23,7 @@ __all__ = [
     "check_given",
     "check_model",
     "check_request",
+    "check_subjects",
     "missing_examples",
     "missing_statistics",
     "missing_training",
@@ -49,12 +50,14 @@ def check_request(
 
     Raises:
         RequestError: there is no request, or two contradict each other.
-        UnsupportedCapabilityError: the method takes one request at a time, was not trained, or has no examples.
+        UnsupportedCapabilityError: the method takes one request at a time, was not trained, has no examples, or needs
+            a subject that a request does not name.
         MissingDependencyError: the method uses a package that is not installed.
         ModelLoadError: its sentence encoder cannot be loaded.
     """
     check_conflicts(requests)
     check_count(method, requests)
+    check_subjects(method, requests)
     check_given(method, trained=trained, examples=examples)
     config.check_installed()
 
@@ -123,6 +126,23 @@ def check_count(method: type[Any] | MethodLine, requests: Sequence[EditRequest])
             "'batch', to solve several together, nor 'sequential', to write one after another; edit one, and revert "
             "before the next (`edits=single` in bench), or choose a method with 'batch' (`kecore methods`)"
         )
+
+
+def check_subjects(method: type[Any] | MethodLine, requests: Sequence[EditRequest]) -> None:
+    """Refuse requests that name no subject, for a method that edits at the subject's tokens.
+
+    Raises:
+        UnsupportedCapabilityError: names the requests and the ways out.
+    """
+    without = [request for request in requests if request.subject is None]
+    if not method.capabilities.needs_subject or not without:
+        return
+    raise UnsupportedCapabilityError(
+        f"method '{method.name}' edits at a fact's subject, and {len(without)} of {len(requests)} facts name none, as "
+        f"'{without[0].id}' ({without[0].text!r:.80}); add a field 'subject' to each, let "
+        "`kecore check FACTS MODEL --accept-subjects OUT.jsonl` propose them, or choose a method that needs none "
+        "(`kecore methods` says which)"
+    )
 
 
 def statistics_layers(method: type[EditMethod] | MethodLine, config: MethodConfig, view: ModelView) -> tuple[int, ...]:

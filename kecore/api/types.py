@@ -6,6 +6,8 @@ All of them are frozen and check themselves when made, so that code further in c
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
@@ -38,16 +40,17 @@ class EditRequest:
     """One fact to write into a model: after the edit, ``prompt`` continues with ``target``.
 
     Args:
-        prompt: text with one ``{}`` where the subject stands. A prompt without ``{}`` that contains the
-            subject is accepted and split at the subject's last occurrence.
-        subject: the entity that the fact is about.
+        prompt: text with the subject in it, or with ``{}`` in its place. It is stored with ``{}`` at the subject's last
+            occurrence, whole words first; a prompt that holds further braces is stored as it reads, and they are text.
+        subject: the entity that the fact is about; None for a fact without one, which only methods can edit that need
+            none (:attr:`Capabilities.needs_subject`).
         target: the new continuation, without leading or trailing white space (it is stripped).
         ground_truth: the continuation that was right before, if known.
         id: a name for the request; by default a short digest of its content.
 
     Raises:
-        RequestError: the subject is empty or not in the prompt, the target is empty, or ``{}`` occurs
-            more than once.
+        RequestError: prompt, subject or target is empty, or the subject is not in the prompt and ``{}`` does not occur
+            once.
 
     Examples:
         >>> EditRequest("The capital of France is", "France", "Rome").prompt
@@ -55,7 +58,7 @@ class EditRequest:
     """
 
     prompt: str
-    subject: str
+    subject: str | None
     target: str
     ground_truth: str | None = None
     id: str = ""
@@ -63,26 +66,19 @@ class EditRequest:
     def __post_init__(self) -> None:
         for name in ("prompt", "subject", "target", "ground_truth", "id"):
             value = getattr(self, name)
-            if not isinstance(value, str) and (name != "ground_truth" or value is not None):
+            if not isinstance(value, str) and (name not in ("subject", "ground_truth") or value is not None):
                 raise RequestError(f"request field '{name}' must be text, got {type(value).__name__}: {value!r}")
-        subject, target = self.subject.strip(), self.target.strip()
+        prompt, target = self.prompt.strip(), self.target.strip()
+        subject = None if self.subject is None else self.subject.strip()
         where = f" (prompt: {self.prompt!r})"
-        if not subject:
+        if subject == "":
             raise RequestError(f"the subject is empty; name the entity the fact is about{where}")
         if not target:
             raise RequestError(f"the target is empty; give the text that should follow{where}")
-        prompt = self.prompt.strip()
-        slots = prompt.count(SLOT)
-        if slots == 0:
-            before, separator, after = prompt.rpartition(subject)
-            if not separator:
-                raise RequestError(
-                    f"the subject {subject!r} is not in the prompt {prompt!r}; write the prompt with "
-                    "the subject in it, or with '{}' in its place"
-                )
-            prompt = before + SLOT + after
-        elif slots > 1:
-            raise RequestError(f"expected one '{{}}' in the prompt, got {slots}{where}")
+        if subject is not None:
+            prompt = _with_slot(prompt, subject)
+        elif not prompt:
+            raise RequestError("the prompt is empty; give the text that the target should follow")
         truth = self.ground_truth.strip() if self.ground_truth else None
         for name, value in (
             ("prompt", prompt),
@@ -98,17 +94,88 @@ class EditRequest:
     @property
     def text(self) -> str:
         """The prompt with the subject in its place."""
-        return self.prompt.replace(SLOT, self.subject)
+        return self.prompt if self.subject is None else self.about(self.subject)
 
     @property
     def subject_span(self) -> tuple[int, int]:
-        """Character positions ``[start, end)`` of the subject in :attr:`text`."""
-        start = self.prompt.index(SLOT)
+        """Character positions ``[start, end)`` of the subject in :attr:`text`; of a fact without one, of the text."""
+        if self.subject is None:
+            return 0, len(self.prompt)
+        start, _ = _subject_span(self.prompt, self.subject)
         return start, start + len(self.subject)
+
+    def about(self, other: str) -> str:
+        """Return the prompt with another subject in the place of its own; a fact without one has no such place."""
+        if self.subject is None:
+            return self.prompt
+        start, end = _subject_span(self.prompt, self.subject)
+        return self.prompt[:start] + other + self.prompt[end:]
 
     def to_json(self) -> dict[str, Any]:
         """Return the request as JSON values; ``EditRequest(**values)`` reads it back."""
         return asdict(self)
+
+
+def _with_slot(prompt: str, subject: str) -> str:
+    """Return a prompt with ``{}`` where the subject stands, or as it reads where other braces would be taken for that.
+
+    Raises:
+        RequestError: the prompt does not say where the subject stands.
+    """
+    start, end = _subject_span(prompt, subject)
+    slotted = prompt[:start] + SLOT + prompt[end:]
+    if slotted.count(SLOT) == 1 and _subject_span(slotted, subject)[0] == start:
+        return slotted
+    return prompt
+
+
+def _subject_span(prompt: str, subject: str) -> tuple[int, int]:
+    """Return where a subject, or the ``{}`` that stands for it, is in a prompt, ``[start, end)``.
+
+    Braces inside of brackets or quotes are text where the prompt names the subject by itself, as in
+    ``json.dumps({}) returns``. A name inside of a longer word, as "Acme" in "AcmeSoft", counts only where the prompt
+    has it nowhere else.
+
+    Raises:
+        RequestError: neither is there, or there is no subject and more than one ``{}``.
+    """
+    slots = prompt.count(SLOT)
+    named = _last_named(prompt, subject)
+    if slots == 1 and (named is None or not _is_enclosed(prompt, prompt.index(SLOT))):
+        start = prompt.index(SLOT)
+        return start, start + len(SLOT)
+    if named is None and slots == 0 and subject in prompt:
+        named = prompt.rindex(subject)
+    if named is not None:
+        return named, named + len(subject)
+    if slots == 0:
+        raise RequestError(
+            f"the subject {subject!r} is not in the prompt {prompt!r}; write the prompt with "
+            "the subject in it, or with '{}' in its place"
+        )
+    raise RequestError(
+        f"expected one '{{}}' in the prompt, got {slots} (prompt: {prompt!r}); where braces are text, write the "
+        f"subject {subject!r} into the prompt"
+    )
+
+
+def _is_enclosed(prompt: str, start: int) -> bool:
+    """Return whether the braces at ``start`` touch a bracket, a quote or a word, as those of program text do."""
+    before, after = prompt[start - 1 : start], prompt[start + len(SLOT) : start + len(SLOT) + 1]
+    return before.isalnum() or (before != "" and before in "'\"`([{<=") or (after != "" and after in "'\"`)]}>")
+
+
+def _last_named(prompt: str, subject: str) -> int | None:
+    """Return where a prompt names a subject last, as words of its own; None where it does not."""
+    # A letter or digit beside the name makes it part of a longer word. Scripts without spaces have no such words.
+    before = r"(?<!\w)" if _is_wordlike(subject[0]) else ""
+    after = r"(?!\w)" if _is_wordlike(subject[-1]) else ""
+    places = [match.start() for match in re.finditer(before + re.escape(subject) + after, prompt)]
+    return places[-1] if places else None
+
+
+def _is_wordlike(character: str) -> bool:
+    return character.isalnum() and unicodedata.east_asian_width(character) not in "WF"
 
 
 ProbeKind = Literal["edit", "paraphrase", "neighbourhood", "locality", "portability", "multi_hop", "hop", "generation"]
@@ -200,6 +267,7 @@ class EditRecord:
             the ground truth counts there (:func:`kecore.evaluate.probes.all_probes`).
         source: data set and position the record came from.
         joint: further edits of the same record; its probes assume that all of them were made.
+        notes: further fields of a file that mean nothing to kecore, as texts.
         labels: what the data set says about the record beside: ``relation`` (such as ``P36``), ``target_id`` (such as
             ``Q220``), ``category`` (such as a topic), ``long_form`` (``yes`` where the target is a text of one or more
             sentences).
@@ -210,6 +278,7 @@ class EditRecord:
     source: str = ""
     joint: tuple[EditRequest, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def requests(self) -> tuple[EditRequest, ...]:
@@ -248,6 +317,7 @@ class Capabilities:
         needs_statistics: key second moments (:class:`kecore.KeyStatistics`) must be at hand.
         needs_training: ``prepare`` must have run.
         needs_examples: a pool of examples must be given.
+        needs_subject: each request must name its subject. Methods that act on the whole prompt need none.
         dtypes: weight types the method works with.
     """
 
@@ -258,6 +328,7 @@ class Capabilities:
     needs_statistics: bool = False
     needs_training: bool = False
     needs_examples: bool = False
+    needs_subject: bool = True
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
 
 

@@ -23,6 +23,11 @@ def load_passages() -> tuple[list[str], ...]:
 
 
 def prompts_about_others(request: EditRequest, passages: Sequence[Sequence[str]]) -> list[str]:
-    """Return the request's prompt once for each passage, with the passage's first words in the subject's place."""
+    """Return the request's prompt once for each passage, with the passage's first words in the subject's place.
+
+    There are none for a request without a subject.
+    """
+    if request.subject is None:
+        return []
     subjects = [" ".join(words[:_SUBJECT_WORDS]) for words in passages]
-    return [request.prompt.replace("{}", subject) for subject in subjects]
+    return [request.about(subject) for subject in subjects]

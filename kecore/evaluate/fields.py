@@ -8,7 +8,30 @@ from typing import Any, cast
 from kecore.api.errors import DataFormatError
 from kecore.api.types import BackgroundKind, Probe, ProbeKind
 
-__all__ = ["Fields"]
+__all__ = ["Fields", "WrittenFloat", "as_text"]
+
+
+class WrittenFloat(float):
+    """A number of a file that remembers how it was written there, as ``1.10``."""
+
+    def __new__(cls, written: str) -> WrittenFloat:
+        """Read a number."""
+        number = super().__new__(cls, written)
+        number.written = written
+        return number
+
+    written: str
+
+
+def as_text(value: object) -> str | None:
+    """Return a text, number or boolean of a file as it is written there; None for anything else."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, WrittenFloat):
+        return value.written
+    return str(value) if isinstance(value, int | float) else None
 
 
 class Fields:
@@ -46,11 +69,11 @@ class Fields:
         )
 
     def text(self, name: str) -> str:
-        """Read a field that must hold text."""
-        value = self.values.get(name)
-        if not isinstance(value, str):
+        """Read a field that must hold text; numbers and booleans are text as they are written."""
+        text = as_text(self.values.get(name)) if name in self else None
+        if text is None:
             raise self.fail(name, "text")
-        return value
+        return text
 
     def text_or_none(self, name: str) -> str | None:
         """Read a field that holds text, or is missing, null or empty (then None)."""
@@ -71,16 +94,23 @@ class Fields:
             return ()
         value: Any = self.values[name]
         items = cast("list[Any]", value) if isinstance(value, list) else [value]
-        if not all(isinstance(item, str) for item in items):
-            raise self.fail(name, "a list of texts")
-        return tuple(text for item in items if (text := item.strip()))
+        texts: list[str] = []
+        for item in items:
+            text = as_text(item)
+            if text is None:
+                raise self.fail(name, "a list of texts")
+            if text.strip():
+                texts.append(text.strip())
+        return tuple(texts)
 
     def flag(self, name: str) -> bool:
         """Read a field that holds true or false; false where it is missing."""
-        value = self.values.get(name, False)
-        if not isinstance(value, bool):
+        if name not in self:
+            return False
+        text = as_text(self.values[name]) or ""
+        if text.casefold() not in ("true", "false"):
             raise self.fail(name, "true or false")
-        return value
+        return text.casefold() == "true"
 
     def object(self, name: str) -> Fields:
         """Read a field that holds an object."""
@@ -106,8 +136,9 @@ class Fields:
         pending: list[Any] = [self.values.get(name)]
         while pending:
             value = pending.pop(0)
-            if isinstance(value, str):
-                texts.append(value)
+            text = as_text(value)
+            if text is not None:
+                texts.append(text)
             elif isinstance(value, list):
                 pending = cast("list[Any]", value) + pending
             else:

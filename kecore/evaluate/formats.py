@@ -15,22 +15,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from kecore.api.errors import ConfigError, PluginError
+from kecore.api.errors import ConfigError, KecoreError, PluginError
 from kecore.api.plugins import Plugins, plugin_limits
 from kecore.api.types import EditRecord
 from kecore.evaluate.fields import Fields
-from kecore.evaluate.own_layout import read_record
+from kecore.evaluate.spelling import spelt_in
 
 __all__ = [
     "GROUP",
-    "OWN",
     "Layout",
     "Part",
     "Published",
     "check_layout",
     "default",
+    "layout_of",
     "sniff",
 ]
 
@@ -92,6 +92,8 @@ class Layout:
         strict: one bad record refuses the whole file, and ids must be unique.
         expand: for a layout whose file is one object: the objects of its records.
         merge: for a layout whose records are spread over the files of a folder: the objects of its records.
+        origins: for a layout whose fields go by many names: fields of kecore's own layout to the object's fields that
+            they are read from.
         finish: for ways whose records depend on each other: from all records as they come to those that are kept.
     """
 
@@ -105,6 +107,7 @@ class Layout:
     strict: bool = False
     expand: Callable[[Fields], list[dict[str, Any]]] | None = None
     merge: Callable[[Sequence[Part]], list[tuple[str, Any]]] | None = None
+    origins: Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None
     finish: Mapping[str, Callable[[Sequence[EditRecord]], Sequence[EditRecord]]] = field(default_factory=dict)
 
     @property
@@ -171,29 +174,37 @@ def default() -> Plugins[Layout]:
     return Plugins(points, noun="data set layout", check=check_layout, missing=ConfigError, **plugin_limits())
 
 
+def layout_of(value: object) -> Layout | None:
+    """Return the layout of an object: of those that fit, the most specific one that reads the subject it names."""
+    for layout in sorted(default().all().values(), key=lambda layout: (-len(layout.needs), layout.name)):
+        if layout.fits(value) and not _drops_subject(layout, value):
+            return layout
+    return None
+
+
+def _drops_subject(layout: Layout, value: object) -> bool:
+    """Return whether a layout would make a record of an object without the subject that the object names."""
+    subject = cast("Mapping[str, Any]", value).get("subject")
+    if "subject" in layout.needs or not isinstance(subject, str) or layout.expand or layout.merge:
+        return False
+    try:
+        record = layout.parser(None)(Fields(value, ""))
+    except KecoreError:  # said where the record is read
+        return False
+    return record.request.subject is None or spelt_in(record.request.subject, subject.strip()) != record.request.subject
+
+
 def sniff(values: Sequence[object]) -> Layout | None:
     """Return the layout that most of the objects are of; None where none is of a known one.
 
-    An object of several layouts counts for the most specific of them, the one with the most ``needs``; so does a tie.
+    A tie goes to the most specific layout, the one with the most ``needs``.
     """
-    layouts = sorted(default().all().values(), key=lambda layout: (-len(layout.needs), layout.name))
     votes: Counter[str] = Counter()
+    layouts: dict[str, Layout] = {}
     for value in values:
-        closest = next((layout for layout in layouts if layout.fits(value)), None)
-        if closest is not None:
-            votes[closest.name] += 1
-    candidates = [layout for layout in layouts if layout.name in votes]
+        layout = layout_of(value)
+        if layout is not None:
+            votes[layout.name] += 1
+            layouts[layout.name] = layout
+    candidates = sorted(layouts.values(), key=lambda layout: (-len(layout.needs), layout.name))
     return max(candidates, key=lambda layout: votes[layout.name], default=None)
-
-
-OWN = Layout(
-    "kecore",
-    ("prompt", "subject"),
-    "prompt, subject, target (or target_new), ...",
-    read_record,
-    ("all of them",),
-    (Published("your own", "kecore's layout, as JSONL, JSON or CSV", "any", "yours", "`record_to_json` writes it"),),
-    detect=lambda values: "target" in values or "target_new" in values,
-    strict=True,
-)
-"""kecore's own layout: one object a record (:mod:`kecore.evaluate.own_layout`)."""

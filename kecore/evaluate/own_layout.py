@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast, get_args
 
-from kecore.api.errors import DataFormatError
+from kecore.api.errors import DataFormatError, RequestError
 from kecore.api.types import (
     BackgroundKind,
     EditRecord,
@@ -38,14 +38,16 @@ from kecore.evaluate.probes import (
     paraphrases,
 )
 
-__all__ = ["read_record", "record_to_json"]
+__all__ = ["FIELDS", "read_record", "record_to_json"]
 
 _LISTS = ("rephrases", "neighbourhood", "generation_prompts", "target_aliases", "truth_aliases", "references")
 _LABELS = ("relation", "target_id", "category")
 _FLAGS = ("long_form", "safety")
 _REQUEST = ("id", "prompt", "subject", "target", "target_new", "ground_truth")
 _GROUPS = ("locality", "portability", "joint", "multi_hop", "probes")
-_RECORD = (*_REQUEST, *_LISTS, "source", *_LABELS, *_GROUPS, *_FLAGS)
+FIELDS = (*_REQUEST, *_LISTS, "source", *_LABELS, *_GROUPS, *_FLAGS, "notes")
+"""Names of the fields of a record."""
+
 _ANSWER = ("prompt", "answers", "also")
 _TEST = (*_ANSWER, "conditions", "others", "need")
 _PROBE = (*_ANSWER, "kind", "axis", "rivals", "safe", "test", "need", "conditions")
@@ -59,7 +61,7 @@ def read_record(fields: Fields) -> EditRecord:
         DataFormatError: a field is missing, of another type, or unknown, since a misspelt one would silently drop
             probes.
     """
-    request = _read_request(fields, _RECORD)
+    request = _read_request(fields, FIELDS)
     rule: Rule = SafeReply(request.target) if fields.flag("safety") else OneAnswer()
     edit = edit_probe(request, fields.texts("target_aliases"), fields.texts("truth_aliases"), rule)
     extra = tuple(map(_read_probe, fields.objects_or_none("probes")))
@@ -83,14 +85,28 @@ def read_record(fields: Fields) -> EditRecord:
         source=fields.text_or_none("source") or "",
         joint=tuple(_read_request(item, _REQUEST) for item in fields.objects_or_none("joint")),
         labels=_without_blanks(labels),
+        notes=_read_notes(fields),
     )
+
+
+def _read_notes(fields: Fields) -> dict[str, str]:
+    if "notes" not in fields:
+        return {}
+    notes = fields.object("notes")
+    return {name: notes.text(name) for name in notes.values}
 
 
 def _read_request(fields: Fields, known: Sequence[str]) -> EditRequest:
     _refuse_unknown(fields, known)
     target = fields.text("target_new" if "target_new" in fields else "target")
     truth = fields.text_or_none("ground_truth")
-    return make_request(fields, fields.text("prompt"), fields.text("subject"), target, truth, fields.id("id"))
+    prompt, subject, id = fields.text("prompt"), fields.text_or_none("subject"), fields.id("id")
+    if subject is not None:
+        return make_request(fields, prompt, subject, target, truth, id)
+    try:
+        return EditRequest(prompt, None, target, truth, id)
+    except RequestError as error:
+        raise DataFormatError(f"{fields.where}: {error}") from None
 
 
 def _read_openings(fields: Fields, request: EditRequest) -> tuple[Probe, ...]:
@@ -202,6 +218,7 @@ def record_to_json(record: EditRecord) -> dict[str, Any]:
         "long_form": record.labels.get("long_form") == "yes",
         "source": record.source,
         **labels,
+        "notes": dict(record.notes),
     }
     return _without_blanks(values)
 

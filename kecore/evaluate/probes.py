@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from kecore.api.errors import DataFormatError, RequestError
 from kecore.api.types import EditRecord, EditRequest, OneAnswer, Probe, Rule
 from kecore.evaluate.fields import Fields
+from kecore.evaluate.spelling import spelt_in
 
 __all__ = [
     "Chain",
@@ -34,7 +34,7 @@ _ORDER = {
 def make_request(
     fields: Fields, prompt: str, subject: str | None, target: str, truth: str | None = None, id: str = ""
 ) -> EditRequest:
-    """Make a request whose subject is spelt as in the prompt, should only the case differ.
+    """Make a request whose subject is spelt as in the prompt, should only case, accents or punctuation marks differ.
 
     Args:
         fields: the object it is made from, for error messages.
@@ -50,8 +50,7 @@ def make_request(
     """
     name = prompt if subject is None else subject.strip()
     if "{}" not in prompt and name and name not in prompt:
-        spellings = re.findall(re.escape(name), prompt, flags=re.IGNORECASE)
-        name = spellings[-1] if spellings else name
+        name = spelt_in(prompt, name) or name
     try:
         return EditRequest(prompt, name, target, truth, id)
     except RequestError as error:

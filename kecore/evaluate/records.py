@@ -11,15 +11,19 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
-from kecore.api.errors import ConfigError, DataFormatError, KecoreWarning
+from kecore.api.errors import ConfigError, DataFormatError, KecoreError, KecoreWarning
 from kecore.api.types import EditRecord, EditRequest
 from kecore.evaluate.fields import Fields
-from kecore.evaluate.formats import Layout, Part, default, sniff
+from kecore.evaluate.formats import Layout, Part, default, layout_of, sniff
+from kecore.evaluate.mapping import FieldMap, read_map
 from kecore.evaluate.own_layout import record_to_json
 from kecore.evaluate.sources import HUB, Document, open_source
+from kecore.evaluate.unknown import explain_unknown, unwrap
 
 __all__ = ["RecordSet", "Skipped", "load_records"]
 
+_OWN = "kecore"
+"""The layout of files whose fields were named by hand."""
 _SAMPLE = 5
 """Objects looked at to recognise a layout: more than one, so that a bad first line gets its own error."""
 _SHORTEST_DIGEST = 12  # hex digits of an expected checksum
@@ -106,13 +110,14 @@ def load_records(
     split: str | None = None,
     variant: str | None = None,
     sha256: str | None = None,
+    mapping: Mapping[str, str] | FieldMap | None = None,
 ) -> RecordSet:
-    """Read facts in any installed layout (``docs/datasets.md`` lists them).
+    """Read facts in any installed layout (``docs/datasets.md`` lists them), or as somebody wrote them down.
 
     Args:
-        source: a JSON, JSONL, CSV or TSV file, plain or gzipped; a folder of such files in one layout; or
-            ``hf:OWNER/NAME[@REVISION][:CONFIG]`` and ``hf:OWNER/NAME[@REVISION]/path/to/file.json`` on the
-            Hugging Face hub.
+        source: a JSON, JSONL, YAML, CSV, TSV, Excel (.xlsx), Parquet or Arrow file, plain or packed by gzip or
+            Zstandard; a folder of such files in one layout; or ``hf:OWNER/NAME[@REVISION][:CONFIG]`` and
+            ``hf:OWNER/NAME[@REVISION]/path/to/file.json`` on the Hugging Face hub.
         limit: only the first so many records; skipped ones count, so that a limit means the same records for
             everyone.
         format: name of the layout; by default it is recognised by the fields.
@@ -122,6 +127,8 @@ def load_records(
             unless ``format`` names the one to read, and so is a source of which more than half cannot be read.
         split: of a folder or a hub data set: ``train``, ``test``, ``validation``, ``edit``, ...
         variant: how the records are edited, for layouts that offer several ways, such as AKEW's.
+        mapping: field of kecore's own layout to the file's field that holds it (:class:`FieldMap`), for files whose
+            names say something else. By default what ``kecore.toml`` beside the file says, if it names the file.
         sha256: what the digest must be, or its first 12 hex digits or more: of the file as stored or
             unpacked, else as :attr:`RecordSet.sha256` says.
 
@@ -129,7 +136,8 @@ def load_records(
         DataFormatError: the source cannot be read, its layout is unknown, it mixes layouts or splits, its
             digest is another one, no record is usable or less than half of them are, or a record is bad and errors
             are not skipped; names file, line (or record) and field.
-        ConfigError: ``limit`` is below 1; there is no such format, split or variant.
+        ConfigError: ``limit`` is below 1; there is no such format, split or variant; the mapping names no field of a
+            fact, or stands beside ``format``.
         HubError: the hub cannot be reached, or has no such data set.
         MissingDependencyError: the ``datasets`` library is needed and not installed.
 
@@ -146,7 +154,14 @@ def load_records(
     name = str(source) if str(source).startswith(HUB) else path.name
     digest = _check_digest(documents, sha256, name)
     named_layout = None if format is None else default().get(format)
-    layout, objects, unread = _recognise(documents, named_layout, name)
+    field_map = _field_map(path, mapping)
+    if field_map is not None and mapping is not None and format is not None:
+        raise ConfigError(f"a mapping makes records of kecore's own layout, got format '{format}' beside it; give one")
+    if format is not None:
+        field_map = None
+    elif field_map is not None:
+        named_layout = default().get(_OWN)
+    layout, objects, unread = _recognise(documents, named_layout, field_map, name)
     parse = layout.parser(variant)
     skip = not layout.strict if skip_errors is None else skip_errors
     mixed = bool(skip_errors) or named_layout is not None
@@ -176,6 +191,23 @@ def load_records(
         variant=chosen,
         split=split or "",
     )
+
+
+def _field_map(path: Path, mapping: Mapping[str, str] | FieldMap | None) -> FieldMap | None:
+    """Return the given map, or the one that is kept beside a file."""
+    if mapping is None:
+        return read_map(path) if path.is_file() else None
+    return mapping if isinstance(mapping, FieldMap) else FieldMap(mapping)
+
+
+def _objects(document: Document, field_map: FieldMap | None) -> Iterator[tuple[str, Any]]:
+    """Return the objects of a document, each with its place; those inside of a single object where it is no record."""
+    objects = document.objects()
+    head = list(islice(objects, 2))
+    if len(head) == 1 and layout_of(head[0][1]) is None:
+        head = list(unwrap(*head[0]))
+    for where, value in chain(head, objects):
+        yield where, value if field_map is None else field_map.apply(value, where)
 
 
 def _warn_of_skipped(reading: _Reading, name: str, *, unread: int, files: str, refuse_most: bool) -> None:
@@ -224,11 +256,11 @@ def _check_digest(documents: Sequence[Document], expected: str | None, name: str
 
 
 def _recognise(
-    documents: Sequence[Document], named: Layout | None, name: str
+    documents: Sequence[Document], named: Layout | None, field_map: FieldMap | None, name: str
 ) -> tuple[Layout, Iterator[tuple[str, Any]], list[Skipped]]:
     """Find the layout of a source, its records' objects, and the files of a folder that hold none."""
     if len(documents) == 1:
-        objects = documents[0].objects()
+        objects = _objects(documents[0], field_map)
         head = list(islice(objects, _SAMPLE))
         layout = named or _recognise_file([value for _, value in head], name)
         return layout, _expand(layout, chain(head, objects)), []
@@ -236,7 +268,7 @@ def _recognise(
     unread: list[Skipped] = []
     layouts: dict[str, Layout] = {}
     for document in documents:
-        objects = list(document.objects())
+        objects = list(_objects(document, field_map))
         values = [value for _, value in objects[:_SAMPLE]]
         layout = named if named and any(map(named.fits, values)) else sniff(values)
         if layout is None or (named is not None and layout is not named):
@@ -267,10 +299,7 @@ def _recognise_file(sample: Sequence[Any], name: str) -> Layout:
     layout = sniff(sample)
     if layout is not None:
         return layout
-    first: Any = next((value for value in sample if isinstance(value, Mapping)), None)
-    fields = type(sample[0]).__name__ if first is None else ", ".join(map(str, first))
-    known = "; ".join(f"{item.name} ({item.describes})" for item in default().all().values())
-    raise DataFormatError(f"{name}: unknown layout, its first record has: {fields}. Known layouts: {known}")
+    raise DataFormatError(explain_unknown(sample, name))
 
 
 def _expand(layout: Layout, places: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
@@ -322,8 +351,19 @@ class _Reading:
         """Return the layout of an object that is not of this one; None where it is, or of none."""
         if self.layout.expand is not None or self.layout.merge is not None:  # these take files apart
             return None
-        layout = sniff([value])
-        return None if layout is self.layout else layout
+        layout = layout_of(value)
+        if layout is None or layout is self.layout or self._explains(value):
+            return None
+        return layout
+
+    def _explains(self, value: object) -> bool:
+        """Return whether this layout reads all that an object says, whatever other layout it is of as well."""
+        if not self.layout.fits(value):
+            return False
+        try:
+            return not self.layout.parser(None)(Fields(value, "")).notes and self.layout.name == _OWN
+        except KecoreError:
+            return False
 
     def _unique(self, id: str) -> str:
         """Return ``id``, or ``id-2``, ``id-3``, ... should it be taken."""

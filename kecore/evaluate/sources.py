@@ -5,19 +5,16 @@ Nothing here knows a layout; :mod:`kecore.evaluate.records` turns the objects in
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import json
 import re
-import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from kecore.api.errors import ConfigError, DataFormatError, HubError, MissingDependencyError
+from kecore.evaluate.decoding import decode, kind_of
+from kecore.evaluate.parsing import read_objects
 
 __all__ = ["HUB", "Document", "open_source"]
 
@@ -32,7 +29,9 @@ _REFERENCE = re.compile(
 _SUMS = "SHA256SUMS"
 """A list of digests beside the data, as ``sha256sum`` writes it."""
 
-_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
+_SUFFIXES = (
+    ".json", ".jsonl", ".ndjson", ".yaml", ".yml", ".csv", ".tsv", ".tab", ".xlsx", ".parquet", ".arrow", ".feather",
+)  # fmt: skip
 _SPLITS = {
     "train": "train", "training": "train", "test": "test", "eval": "eval", "edit": "edit",
     "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
@@ -44,7 +43,7 @@ class Document(NamedTuple):
 
     Args:
         name: what messages call it; inside a folder its path there, with ``/``.
-        text: its text; None where the hub's library gave objects.
+        text: its text; None where a library gave objects.
         rows: those objects.
         digests: hex SHA-256 of the bytes as stored, and of the text where that was compressed.
     """
@@ -61,11 +60,8 @@ class Document(NamedTuple):
             DataFormatError: it is empty or broken.
         """
         if self.text is None:
-            return ((f"{self.name} row {i}", row) for i, row in enumerate(self.rows, 1))
-        kind = _kind(Path(self.name))
-        if kind in (".csv", ".tsv"):
-            return _table(self.text, self.name, "," if kind == ".csv" else "\t")
-        return _json_objects(self.text, self.name)
+            return ((f"{self.name} row {number}", row) for number, row in enumerate(self.rows, 1))
+        return read_objects(self.text, self.name, kind_of(Path(self.name)))
 
 
 def open_source(source: str | Path, split: str | None) -> list[Document]:
@@ -74,7 +70,7 @@ def open_source(source: str | Path, split: str | None) -> list[Document]:
     Args:
         source: a file, a folder, or ``hf:...`` (see :data:`HUB`).
         split: of a folder: only files whose names hold this word (``val``, ``valid`` and ``dev`` mean
-            ``validation``); of a hub data set: its split. ``train+test`` is both.
+            ``validation``); of a hub data set: its split. ``train+test`` is both. Of a spreadsheet: its sheet.
 
     Raises:
         DataFormatError: a file cannot be read, or a ``SHA256SUMS`` beside or above it has another digest for it; a
@@ -88,8 +84,7 @@ def open_source(source: str | Path, split: str | None) -> list[Document]:
     path = Path(source)
     if path.is_dir():
         return _folder(path, split)
-    _no_split(split, path)
-    return [_file(path, path.name)]
+    return [_file(path, path.name, split)]
 
 
 def _no_split(split: str | None, file: str | Path) -> None:
@@ -98,9 +93,13 @@ def _no_split(split: str | None, file: str | Path) -> None:
 
 
 def _folder(folder: Path, split: str | None) -> list[Document]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and _kind(path) in _SUFFIXES)
+    if (folder / "config.json").is_file() and (any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))):
+        raise DataFormatError(
+            f"{folder}: expected facts, got the folder of a model; give the model first, then the facts"
+        )
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and kind_of(path) in _SUFFIXES)
     if not files:
-        raise DataFormatError(f"{folder}: no {', '.join(_SUFFIXES)} files in this folder (nor gzipped ones)")
+        raise DataFormatError(f"{folder}: no {', '.join(_SUFFIXES)} files in this folder (nor packed ones)")
     splits = {path: _split(path) for path in files}
     known = sorted({name for name in splits.values() if name})
     if split is None and len(known) > 1:
@@ -118,28 +117,18 @@ def _split(path: Path) -> str:
     return next((_SPLITS[word] for word in reversed(words) if word in _SPLITS), "")
 
 
-def _kind(path: Path) -> str:
-    """Return the suffix that tells how to read a file, without ``.gz``."""
-    return next((suffix for suffix in reversed(path.suffixes) if suffix != ".gz"), "").casefold()
-
-
-def _file(path: Path, name: str) -> Document:
+def _file(path: Path, name: str, sheet: str | None = None) -> Document:
     try:
         stored = path.read_bytes()
     except OSError as error:
         raise DataFormatError(
-            f"{path}: cannot be read ({error.strerror}); give a JSON, JSONL or CSV file, a folder, or hf:OWNER/NAME"
+            f"{path}: cannot be read ({error.strerror}); give a JSON, JSONL, YAML, CSV, .xlsx, Parquet or Arrow file, "
+            "a folder, or hf:OWNER/NAME"
         ) from None
-    try:
-        content = gzip.decompress(stored) if stored.startswith(b"\x1f\x8b") else stored
-        text = content.decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataFormatError(f"{path}: the gzip data is broken ({error}); copy the file again") from None
-    except UnicodeDecodeError as error:
-        raise DataFormatError(f"{path}: not UTF-8 text ({error}); convert it to UTF-8") from None
-    digests = dict.fromkeys(sha256(data).hexdigest() for data in (stored, content))
+    decoded = decode(stored, path, sheet)
+    digests = dict.fromkeys(sha256(data).hexdigest() for data in (stored, decoded.content))
     _check_listed(path, next(iter(digests)))
-    return Document(name, text, (), tuple(digests))
+    return Document(name, decoded.text, decoded.rows, tuple(digests))
 
 
 def _check_listed(path: Path, digest: str) -> None:
@@ -161,62 +150,6 @@ def _check_listed(path: Path, digest: str) -> None:
             return
 
 
-def _json_objects(text: str, name: str) -> Iterator[tuple[str, Any]]:
-    """Read the values of a JSON array, of one JSON object, or of the lines of a JSONL file, with their places."""
-    start = text.lstrip()
-    if not start:
-        raise DataFormatError(f"{name} is empty; expected JSON or JSONL records")
-    if start[0] == "[":
-        for i, value in enumerate(_json(text, name), 1):
-            yield f"{name} record {i}", value
-        return
-    try:
-        json.loads(start.partition("\n")[0])
-    except ValueError:
-        # The first line is no object by itself: either one object takes many lines, or the line is bad.
-        with suppress(ValueError):
-            yield name, json.loads(text)
-            return
-    for i, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield f"{name} line {i}", _json(line, f"{name} line {i}")
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise DataFormatError(f"{where}: not JSON ({error}); expected a JSON array or one object a line") from None
-
-
-def _table(text: str, name: str, delimiter: str) -> Iterator[tuple[str, Any]]:
-    """Read the rows of a table with a header; empty cells are missing fields, JSON lists and objects are read."""
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        header = next(rows, [])
-        if not any(header):
-            raise DataFormatError(f"{name} is empty; expected a header line and records")
-        if len(set(header)) < len(header):
-            twice = next(column for column in header if header.count(column) > 1)
-            raise DataFormatError(f"{name}: the header names the column '{twice}' twice")
-        for i, row in enumerate(rows, 1):
-            if not any(row):
-                continue
-            where = f"{name} record {i}"
-            if len(row) != len(header):
-                raise DataFormatError(f"{where}: expected {len(header)} cells as in the header, got {len(row)}")
-            yield where, {column: _cell(cell) for column, cell in zip(header, row, strict=True) if cell}
-    except csv.Error as error:
-        raise DataFormatError(f"{name} line {rows.line_num}: not a table ({error})") from None
-
-
-def _cell(text: str) -> Any:
-    if text[:1] in "[{":
-        with suppress(ValueError):
-            return json.loads(text)
-    return text
-
-
 def _hub(reference: str, split: str | None) -> list[Document]:
     match = _REFERENCE.fullmatch(reference)
     if match is None:
@@ -228,7 +161,7 @@ def _hub(reference: str, split: str | None) -> list[Document]:
     if not match["file"]:
         return [_hub_rows(name, revision, match["config"], split)]
     inside = match["file"].rstrip("/")
-    if _kind(Path(inside)) not in _SUFFIXES:
+    if kind_of(Path(inside)) not in _SUFFIXES:
         return _folder(_fetched(name, revision, inside, folder=True), split)
     _no_split(split, f"hf:{reference}")
     return [_file(_fetched(name, revision, inside), inside)]

@@ -38,7 +38,7 @@ def counterfact(fields: Fields) -> EditRecord:
         other_relation.append(Probe("locality", question, answers, axis="other_attribution"))
     other_name: list[Probe] = []
     if "alternative_subject" in fields:
-        text = request.prompt.replace("{}", fields.text("alternative_subject"))
+        text = request.about(fields.text("alternative_subject"))
         other_name.append(Probe("portability", text, (target,), axis="subject_replace"))
     return EditRecord(
         request,

@@ -243,7 +243,7 @@ def _edited_facts(record: EditRecord) -> Iterator[tuple[str, str]]:
         yield question, record.request.target
     for request in record.joint:
         for hop in record.probes_of("hop"):
-            if request.target in hop.answers and request.subject in hop.prompt:
+            if request.target in hop.answers and (request.subject or "") in hop.prompt:
                 yield hop.prompt, request.target
 
 

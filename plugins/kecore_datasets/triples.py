@@ -296,7 +296,7 @@ def import_triples(
 def _record(where: str, wordings: Sequence[str], subject: str, relation: str, target: str) -> EditRecord:
     request = make_request(Fields({}, where), wordings[0], subject, target)
     edit = edit_probe(request)
-    rephrases = paraphrases(edit, [wording.replace(SLOT, request.subject) for wording in wordings[1:]])
+    rephrases = paraphrases(edit, [wording.replace(SLOT, subject.strip()) for wording in wordings[1:]])
     return EditRecord(request, (edit, *rephrases), source=f"triple: {where}", labels={"relation": relation})
 
 

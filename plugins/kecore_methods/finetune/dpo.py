@@ -39,7 +39,7 @@ class Dpo:
 
     name = "dpo"
     Config = DpoConfig
-    capabilities = Capabilities(kind="weights", batch=True, sequential=True)
+    capabilities = Capabilities(kind="weights", batch=True, sequential=True, needs_subject=False)
     reference = "Rafailov et al., Direct Preference Optimization, NeurIPS 2023, arXiv:2305.18290"
     api = (2, 2)
 

@@ -75,7 +75,7 @@ class _FineTune:
     Config = FineTuneConfig
     objective: ClassVar[Objective]
     name: ClassVar[str]
-    capabilities = Capabilities(kind="weights", batch=True, sequential=True)
+    capabilities = Capabilities(kind="weights", batch=True, sequential=True, needs_subject=False)
     api = (2, 2)
 
     def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> WeightEdit:

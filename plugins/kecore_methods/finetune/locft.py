@@ -59,7 +59,7 @@ class LocFtBf:
 
     name = "locft-bf"
     Config = LocFtConfig
-    capabilities = Capabilities(kind="weights", batch=True, sequential=True)
+    capabilities = Capabilities(kind="weights", batch=True, sequential=True, needs_subject=False)
     reference = "Yang et al., Fine-tuning Done Right in Model Editing, ICLR 2026, arXiv:2509.22072"
     api = (2, 2)
 

@@ -62,7 +62,7 @@ class Lora:
 
     name = "lora"
     Config = LoraConfig
-    capabilities = Capabilities(kind="weights", batch=True, sequential=True)
+    capabilities = Capabilities(kind="weights", batch=True, sequential=True, needs_subject=False)
     reference = "Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, arXiv:2106.09685"
     api = (2, 2)
 
@@ -109,7 +109,7 @@ class AdaLora:
 
     name = "adalora"
     Config = AdaLoraConfig
-    capabilities = Capabilities(kind="weights", batch=True, sequential=True)
+    capabilities = Capabilities(kind="weights", batch=True, sequential=True, needs_subject=False)
     reference = "Zhang et al., Adaptive Budget Allocation for Fine-Tuning, ICLR 2023, arXiv:2303.10512"
     api = (2, 2)
 

@@ -80,7 +80,7 @@ class QLora:
 
     name = "qlora"
     Config = QLoraConfig
-    capabilities = Capabilities(kind="weights", batch=True, sequential=True)
+    capabilities = Capabilities(kind="weights", batch=True, sequential=True, needs_subject=False)
     reference = "Dettmers et al., QLoRA: Efficient Finetuning of Quantized LLMs, NeurIPS 2023, arXiv:2305.14314"
     api = (2, 2)
 

@@ -62,7 +62,7 @@ class Kn:
             return [attribution_need(view, self.contexts + 1, self.steps, width + prefix)]
 
     name = "kn"
-    capabilities = Capabilities(kind="weights")
+    capabilities = Capabilities(kind="weights", needs_subject=False)
     reference = "Dai et al., Knowledge Neurons in Pretrained Transformers, ACL 2022, arXiv:2104.08696"
     api = (2, 2)
 

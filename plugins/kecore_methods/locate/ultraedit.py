@@ -70,7 +70,7 @@ class Lifelong:
             return [Need("gradients", {"features": 2 * 4 * target_tokens * widths}, token, tokens, longest)]
 
     name: ClassVar[str]
-    capabilities = Capabilities(kind="weights", batch=True, sequential=True)
+    capabilities = Capabilities(kind="weights", batch=True, sequential=True, needs_subject=False)
     api = (2, 2)
 
     def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> WeightEdit:

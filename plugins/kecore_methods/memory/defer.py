@@ -149,7 +149,7 @@ class Defer:
 
     name = "defer"
     Config = DeferConfig
-    capabilities = Capabilities(kind="modules", sequential=True)
+    capabilities = Capabilities(kind="modules", sequential=True, needs_subject=False)
     reference = (
         "A baseline of Hartvigsen et al., Aging with GRACE: Lifelong Model Editing with Discrete Key-Value Adaptors, "
         "NeurIPS 2023, arXiv:2211.11031"

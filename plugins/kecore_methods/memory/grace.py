@@ -238,7 +238,7 @@ class Grace:
 
     name = "grace"
     Config = GraceConfig
-    capabilities = Capabilities(kind="modules", sequential=True)
+    capabilities = Capabilities(kind="modules", sequential=True, needs_subject=False)
     reference = (
         "Hartvigsen et al., Aging with GRACE: Lifelong Model Editing with Discrete Key-Value Adaptors, NeurIPS 2023, "
         "arXiv:2211.11031"

@@ -263,10 +263,10 @@ class SeracLearner:
         begin = zlib.crc32(request.id.encode())  # by content, so that a record's near misses are always the same
         for offset in range(len(self.requests)):
             candidate = self.requests[(begin + offset) % len(self.requests)]
+            if candidate.subject is None or request.subject is None:
+                continue
             if candidate.subject != request.subject and candidate.prompt != request.prompt:
-                other_subject = request.prompt.replace("{}", candidate.subject)
-                other_prompt = candidate.prompt.replace("{}", request.subject)
-                return [other_subject, other_prompt]
+                return [request.about(candidate.subject), candidate.about(request.subject)]
         return []
 
 

@@ -63,7 +63,7 @@ class Ice:
     name = "ice"
     Config = IceConfig
     effect: ClassVar[type[PromptWriter]] = IceWriter
-    capabilities = Capabilities(kind="prompt", batch=True, sequential=True)
+    capabilities = Capabilities(kind="prompt", batch=True, sequential=True, needs_subject=False)
     reference = (
         "Cohen et al., Evaluating the Ripple Effects of Knowledge Editing in Language Models, TACL 2024, "
         "arXiv:2307.12976; Zhang et al., A Comprehensive Study of Knowledge Editing for LLMs, 2024, arXiv:2401.01286"

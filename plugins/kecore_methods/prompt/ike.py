@@ -109,7 +109,7 @@ class Ike:
     name = "ike"
     Config = IkeConfig
     effect: ClassVar[type[PromptWriter]] = IkeWriter
-    capabilities = Capabilities(kind="prompt", batch=True, sequential=True, needs_examples=True)
+    capabilities = Capabilities(kind="prompt", batch=True, sequential=True, needs_examples=True, needs_subject=False)
     reference = "Zheng et al., Can We Edit Factual Knowledge by In-Context Learning?, EMNLP 2023, arXiv:2305.12740"
     api = (2, 2)
 

@@ -156,7 +156,7 @@ class Mello:
     name = "mello"
     Config = MelloConfig
     effect: ClassVar[type[PromptWriter]] = MelloWriter
-    capabilities = Capabilities(kind="prompt", batch=True, sequential=True)
+    capabilities = Capabilities(kind="prompt", batch=True, sequential=True, needs_subject=False)
     reference = (
         "Zhong et al., MQuAKE: Assessing Knowledge Editing in Language Models via Multi-Hop Questions, EMNLP 2023, "
         "arXiv:2305.14795"

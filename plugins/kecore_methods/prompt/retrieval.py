@@ -48,7 +48,7 @@ class Retrieval:
     name = "retrieval"
     Config = RetrievalConfig
     effect: ClassVar[type[PromptWriter]] = RetrievalWriter
-    capabilities = Capabilities(kind="prompt", batch=True, sequential=True)
+    capabilities = Capabilities(kind="prompt", batch=True, sequential=True, needs_subject=False)
     reference = (
         "He et al., Knowledge Updating? No More Model Editing! Just Selective Contextual Reasoning, 2025, "
         "arXiv:2503.05212"

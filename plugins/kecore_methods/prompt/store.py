@@ -155,7 +155,12 @@ class ScopeWriter(StoreWriter[SC]):
         if not self.config.named:
             return list(range(len(self.facts)))
         text = prompt.casefold()
-        return [i for i, request in enumerate(self.facts) if request.subject.casefold() in text]
+        named: list[int] = []
+        for index, request in enumerate(self.facts):
+            # A fact without a subject is about its whole prompt.
+            if (request.subject or request.prompt).casefold() in text:
+                named.append(index)
+        return named
 
 
 def _last_sentence(text: str) -> str:

@@ -50,7 +50,7 @@ def test_triples_in_many_shapes(tmp_path: Path, name: str, text: str) -> None:
         ("a.tsv", "\n", "holds no triples"),
         ("a.json", '[["Ann", "speaks"]]', "record 1: expected a list of three texts"),
         ("a.json", '[{"head": "Ann", "tail": "x"}]', "field 'relation' is missing"),
-        ("a.json", '[{"head": "Ann", "relation": 3, "tail": "x"}]', "field 'relation' must be text, got int"),
+        ("a.json", '[{"head": "Ann", "relation": {}, "tail": "x"}]', "field 'relation' must be text, got dict"),
     ],
 )
 def test_what_is_no_triple(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -117,7 +117,7 @@ def test_templates_need_one_place_for_the_subject(tmp_path: Path) -> None:
     for bad, message in (
         ({"owns": "owns a"}, r"expected one '\{\}' for the subject in the template 'owns a'"),
         ({"owns": []}, "expected at least one template"),
-        ({"owns": 3}, "field 'owns' must be a list of texts"),
+        ({"owns": {}}, "field 'owns' must be a list of texts"),
     ):
         path.write_text(json.dumps(bad), encoding="utf-8")
         with pytest.raises(DataFormatError, match=message):

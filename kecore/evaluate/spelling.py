@@ -1,0 +1,47 @@
+"""Finds a subject in a prompt that spells it otherwise: letter case, Unicode forms, spaces and quotation marks."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+__all__ = ["spelt_in"]
+
+_SAME = str.maketrans({
+    "\u00a0": " ", "\u2007": " ", "\u202f": " ", "\u2009": " ",  # spaces that do not break, and narrow ones
+    "\u2018": "'", "\u2019": "'", "\u02bc": "'", "\u2032": "'", "\u00b4": "'", "`": "'",
+    "\u201c": '"', "\u201d": '"', "\u201e": '"', "\u2033": '"', "\u00ab": '"', "\u00bb": '"',
+    "\u2010": "-", "\u2011": "-", "\u2212": "-", "\u2013": "-",
+})  # fmt: skip
+
+
+def spelt_in(prompt: str, subject: str) -> str | None:
+    """Return a subject as a prompt spells it; None where the prompt does not hold it in any spelling.
+
+    Of several places the last one counts, those where it is a word of its own before others.
+
+    Examples:
+        >>> spelt_in("the halden plant belongs to", "Halden plant")
+        'halden plant'
+    """
+    folded, places = _fold(prompt)
+    wanted, _ = _fold(subject)
+    pattern = re.escape(wanted)
+    matches = list(re.finditer(rf"(?<!\w){pattern}(?!\w)", folded)) or list(re.finditer(pattern, folded))
+    if not matches or not wanted:
+        return None
+    start, end = places[matches[-1].start()], places[matches[-1].end() - 1] + 1
+    while end < len(prompt) and unicodedata.combining(prompt[end]):
+        end += 1  # an accent that stands behind its letter belongs to it
+    return prompt[start:end]
+
+
+def _fold(text: str) -> tuple[str, list[int]]:
+    """Return a text without differences of spelling, and for each of its characters the place in ``text``."""
+    characters: list[str] = []
+    places: list[int] = []
+    for place, character in enumerate(text):
+        for part in unicodedata.normalize("NFKD", character.translate(_SAME)).casefold():
+            characters.append(part)
+            places.append(place)
+    return "".join(characters), places
