@@ -140,7 +140,7 @@ def check_subjects(method: type[Any] | MethodLine, requests: Sequence[EditReques
     raise UnsupportedCapabilityError(
         f"method '{method.name}' edits at a fact's subject, and {len(without)} of {len(requests)} facts name none, as "
         f"'{without[0].id}' ({without[0].text!r:.80}); add a field 'subject' to each, let "
-        "`kecore check FACTS MODEL --accept-subjects OUT.jsonl` propose them, or choose a method that needs none "
+        "`kecore check FACTS MODEL` propose them, or choose a method that needs none "
         "(`kecore methods` says which)"
     )
 

@@ -6,11 +6,14 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kecore.api.errors import ArtifactError, ConfigError
+
+if TYPE_CHECKING:
+    from kecore.evaluate.mapping import FieldMap
 
 __all__ = [
     "AsJson",
@@ -25,6 +28,7 @@ __all__ = [
     "Format",
     "GroundTruth",
     "Limit",
+    "Map",
     "Memory",
     "Method",
     "Model",
@@ -45,6 +49,7 @@ __all__ = [
     "Variant",
     "byte_count",
     "check_free",
+    "field_map",
     "layer_list",
     "names",
     "settings",
@@ -95,6 +100,16 @@ Facts = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Facts: a file, a folder or hf:OWNER/NAME, in any layout of docs/datasets.md."),
 ]
+Map = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="FIELD=NAME,...",
+        help="Which field of --facts is which: prompt=question,target=answer.text,subject=name, or a text with fields "
+        "in braces: 'prompt=Where is {name}?' (repeatable).",
+        show_default=False,
+    ),
+]
 Limit = Annotated[int | None, typer.Option(metavar="N", help="Only the first so many records of --facts.", min=1)]
 Format = Annotated[
     str | None, typer.Option("--format", metavar="NAME", help="Layout of --facts, if its content does not tell.")
@@ -144,6 +159,19 @@ def byte_count(text: str) -> int | None:
     if value < 1:
         raise ConfigError(f"--memory must be a size such as 500MiB or 4GiB, or auto, got '{text}'")
     return value
+
+
+def field_map(pairs: Sequence[str] | None) -> FieldMap | None:
+    """Read ``--map``.
+
+    Raises:
+        ConfigError: it is no list of fields and names.
+    """
+    if not pairs:
+        return None
+    from kecore.evaluate.mapping import FieldMap
+
+    return FieldMap.of(pairs)
 
 
 def layer_list(text: str) -> list[int] | None:

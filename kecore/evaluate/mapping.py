@@ -155,7 +155,11 @@ def save_map(source: Path, field_map: FieldMap) -> Path:
     if kept and kept[-1]:
         kept.append("")
     written = "\n".join([*kept, *entry]) + "\n"
-    return write_atomic(config, lambda path: path.write_text(written, encoding="utf-8") and None)
+
+    def write(path: Path) -> None:
+        path.write_text(written, encoding="utf-8")
+
+    return write_atomic(config, write)
 
 
 def _load_toml(text: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256 as digest_of
 from itertools import chain, islice
 from pathlib import Path
@@ -50,6 +50,8 @@ class RecordSet(Sequence[EditRecord]):
         renamed: records whose published id stood on an earlier record, and what they are called here.
         variant: how the records are edited, where the layout has several ways; else empty.
         split: the split that was asked for, else empty.
+        origins: field of kecore's own layout to the fields of the file that it was read from, where these go by many
+            names.
     """
 
     records: tuple[EditRecord, ...]
@@ -60,6 +62,7 @@ class RecordSet(Sequence[EditRecord]):
     renamed: tuple[Skipped, ...] = ()
     variant: str = ""
     split: str = ""
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def requests(self) -> list[EditRequest]:
@@ -190,6 +193,7 @@ def load_records(
         renamed=tuple(reading.renamed),
         variant=chosen,
         split=split or "",
+        origins=reading.origins,
     )
 
 
@@ -313,13 +317,14 @@ def _expand(layout: Layout, places: Iterable[tuple[str, Any]]) -> Iterator[tuple
 
 @dataclass(frozen=True)
 class _Reading:
-    """The records read so far; ``seen`` is the place of each id."""
+    """The records read so far; ``seen`` is the place of each id, ``origins`` as :class:`RecordSet` has them."""
 
     layout: Layout
     records: list[EditRecord]
     skipped: list[Skipped]
     renamed: list[Skipped]
     seen: dict[str, str]
+    origins: dict[str, str] = field(default_factory=dict)
 
     def add(self, where: str, value: Any, parse: Any, skip: bool, mixed: bool) -> None:
         """Make a record of one object, or list why there is none; ``mixed`` takes objects of other layouts as bad."""
@@ -345,6 +350,8 @@ class _Reading:
             self.renamed.append(Skipped(where, f"{where}: id '{id}' stands on {self.seen[id]}; called '{unique}' here"))
             record = record.with_id(unique)
         self.seen[unique] = where
+        if self.layout.origins is not None:
+            self.origins.update(self.layout.origins(value))
         self.records.append(replace(record, source=record.source or f"{self.layout.name}: {where}"))
 
     def _other_layout(self, value: object) -> Layout | None:

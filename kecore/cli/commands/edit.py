@@ -39,6 +39,7 @@ def edit(
     split: options.Split = None,
     variant: options.Variant = None,
     sha256: options.Checksum = None,
+    map_: options.Map = None,
     prompt: options.Prompt = None,
     subject: options.Subject = None,
     target: options.Target = None,
@@ -66,8 +67,15 @@ def edit(
     """
     screen = Screen.of(context)
     single = {"prompt": prompt, "subject": subject, "target": target, "ground_truth": ground_truth}
-    reading = {"limit": limit, "format": data_format, "split": split, "variant": variant, "sha256": sha256}
-    _check_usage(facts, single, reading, stats, text or tokens)
+    reading: dict[str, Any] = {
+        "limit": limit,
+        "format": data_format,
+        "split": split,
+        "variant": variant,
+        "sha256": sha256,
+    }
+    _check_usage(facts, single, {**reading, "map": map_}, stats, text or tokens)
+    reading["mapping"] = options.field_map(map_)
     job = EditJob(
         method=_method(method),
         records=_records(facts, reading, single),

@@ -82,6 +82,7 @@ def _abilities(method: MethodInfo) -> str:
         "needs key statistics": flags.needs_statistics,
         "needs training": flags.needs_training,
         "needs examples": flags.needs_examples,
+        "needs a subject": flags.needs_subject,
     }
     return ", ".join(word for word, holds in words.items() if holds)
 

@@ -51,6 +51,7 @@ def train(
     sha256: Annotated[
         str | None, typer.Option("--sha256", metavar="HEX", help="What the digest of --data must be, or begin with.")
     ] = None,
+    map_: options.Map = None,
     steps: Annotated[
         int | None, typer.Option(metavar="N", help="Updates.", min=1, show_default="the method's own")
     ] = None,
@@ -102,7 +103,8 @@ def train(
     schedule = replace(instance.schedule, **changes)
     config = line.make_config(options.settings(set_), preset=preset)
     config.check_installed()
-    records = load_records(data, limit=limit, format=data_format, split=split, variant=variant, sha256=sha256)
+    reading: dict[str, Any] = {"limit": limit, "format": data_format, "split": split, "variant": variant}
+    records = load_records(data, sha256=sha256, mapping=options.field_map(map_), **reading)
     options.check_free(out, TRAINED, force)
     loaded = Loading(model, device, dtype, trust_remote_code, seed).load(screen)
     with screen.stage("read", "reading the model's structure"):
