@@ -337,7 +337,8 @@ class _Reading:
         try:
             record: EditRecord = parse(Fields(value, where))
             id = record.request.id
-            if id in self.seen and self.layout.strict:
+            is_given = id != replace(record.request, id="").id  # a fact that is given twice has one digest
+            if id in self.seen and self.layout.strict and is_given:
                 raise DataFormatError(f"{where}: field 'id' repeats '{id}' of {self.seen[id]}; ids must differ")
         except DataFormatError as error:
             whose = f" (this record is of the layout '{other_layout.name}')" if other_layout is not None else ""
