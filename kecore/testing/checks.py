@@ -388,6 +388,18 @@ def several_requests_are_refused(bench: Bench) -> None:
         _refuses(UnsupportedCapabilityError, lambda: session.edit(*FACTS[:2]), "an edit of two requests")
 
 
+@_check()
+def facts_without_a_subject_are_edited_or_refused(bench: Bench) -> None:
+    """A fact that names no subject is written by a method that needs none, and refused by every other."""
+    request = replace(FACTS[0], prompt=FACTS[0].text, subject=None)
+    with bench.session() as session:
+        if bench.capabilities.needs_subject:
+            _refuses(UnsupportedCapabilityError, lambda: session.edit(request), "an edit of a fact without a subject")
+            _require(not session.editor.history, "a refused fact leaves an edit behind")
+        else:
+            _require_gains(session, (request,), lambda session: session.edit(request))
+
+
 @_check(applies=lambda can: can.sequential)
 def second_edit_keeps_the_first(bench: Bench) -> None:
     """A further edit takes effect, leaves most of the one before, and comes off alone, bit for bit."""
