@@ -411,6 +411,17 @@ class FavoursTheFirst(Good):
         return super().solve(site, keys, residuals / torch.arange(1, residuals.shape[1] + 1))
 
 
+@caught_by("facts_without_a_subject_are_edited_or_refused")
+class ForgetsFactsWithoutASubject(Good):
+    capabilities = replace(Good.capabilities, needs_subject=False)
+
+    def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> Edit:
+        edit = super().plan(view, batch, context)
+        if any(request.subject is None for request in batch.requests):
+            return changed(edit, lambda update: replace(update, U=0 * update.U))
+        return edit
+
+
 @caught_by("second_edit_keeps_the_first")
 class UndoesTheFirst(Good):
     def plan(self, view: ModelView, batch: Any, context: MethodContext) -> Edit:
