@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -52,7 +52,7 @@ class HistoryEntry:
     edit: Edit
     method: str
     stages: Mapping[str, float]
-    state_before: Mapping[str, Tensor] | None
+    state_before: Mapping[str, Tensor] | None = field(repr=False)
 
 
 class Editor:
@@ -377,6 +377,34 @@ class Editor:
             edit.attach(self.model, base=self._identity)
             self._history.append(HistoryEntry(edit, method, {}, None))
         self._states[method] = dict(state)
+
+    def ask(self, prompt: str, *, max_new_tokens: int = 32) -> str:
+        """Return what the model as it is now writes behind a prompt: its most probable tokens, to the end of the line.
+
+        Args:
+            prompt: the text; in the chat template where the session uses it.
+            max_new_tokens: most tokens to write.
+
+        Raises:
+            PromptTooLongError: the prompt does not fit into the model's context.
+
+        Examples:
+            >>> editor.ask("The Eiffel Tower is located in the city of")             # doctest: +SKIP
+            'Paris, France.'
+        """
+        from kecore.inference import generate
+
+        (written,) = generate(
+            self.view, self.encoder, [prompt], max_new_tokens=max_new_tokens, stop_at_newline=True,
+            batch_tokens=self.batch_tokens,
+        )  # fmt: skip
+        return written.text
+
+    def __repr__(self) -> str:
+        view = self.view
+        edits = ", ".join(entry.method for entry in self.history) or "no edits"
+        model = f"{type(view.model).__name__}, {len(view.layers)} layers"
+        return f"<Editor on {model}, {str(view.dtype).removeprefix('torch.')} on {view.device}: {edits}>"
 
     def evaluate(self, records: Facts, protocol: Protocol | None = None) -> Evaluation:
         """Score the model as it is now; see :func:`kecore.evaluate.evaluate`.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kecore._version import __version__
 from kecore.api.errors import ArtifactMismatchError, EditStateError
 from kecore.api.identity import DTYPES, Fingerprint, Identity, type_name
+from kecore.api.show import html_table, shorten
 from kecore.api.types import EditRequest
 from kecore.files import read_tensors, write_tensors
 from kecore.model.attachment import Attachment
@@ -29,7 +30,7 @@ _FORMAT = 1
 _STATE = "state/"
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Edit(ABC):
     """An edit is what a method returns and a user keeps: attach it, take it off, save it, share it.
 
@@ -57,6 +58,22 @@ class Edit(ABC):
 
     kind: ClassVar[str]
     """The kind of edit, as a file names it."""
+
+    def __repr__(self) -> str:
+        return f"<{self._title()}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(request.text, request.target, request.ground_truth or "") for request in self.requests]
+        return html_table(self._title(), ("prompt", "target", "instead of"), rows)
+
+    def _title(self) -> str:
+        """Say in a line what the edit is."""
+        count = len(self.requests)
+        facts = f"{count} facts"
+        if count == 1:
+            facts = f"{shorten(self.requests[0].text)!r} -> {shorten(self.requests[0].target)!r}"
+        base = self.base.digests.get(self.base.dtype, "")[:12]
+        return f"{type(self).__name__} by {self.method}: {facts}, for weights {base} ({self.base.dtype})"
 
     def attach(self, model: nn.Module, *, base: Identity | None = None) -> None:
         """Put the edit on ``model``; nothing is changed unless all of it can be.

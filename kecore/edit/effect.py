@@ -131,7 +131,7 @@ class PromptWriter(Effect):
         return self
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class EffectEdit(Edit):
     """An edit with an effect.
 
@@ -197,7 +197,7 @@ class EffectEdit(Edit):
 EE = TypeVar("EE", bound=EffectEdit)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class ModuleEdit(EffectEdit):
     """A :class:`SideModule` beside an unchanged model."""
 
@@ -234,7 +234,7 @@ class ModuleEdit(EffectEdit):
         return handles
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class PromptEdit(EffectEdit):
     """A :class:`PromptWriter` before an unchanged model.
 

@@ -27,7 +27,7 @@ from kecore.model.attachment import Attachment
 __all__ = ["WeightEdit", "merge"]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class WeightEdit(Edit):
     """Updates of weight matrices.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 from kecore.api.errors import ConfigError, DataFormatError, KecoreError, KecoreWarning
+from kecore.api.show import html_table
 from kecore.api.types import EditRecord, EditRequest
 from kecore.evaluate.fields import Fields
 from kecore.evaluate.formats import Layout, Part, default, layout_of, sniff
@@ -36,7 +37,7 @@ class Skipped(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RecordSet(Sequence[EditRecord]):
     """The records of one source, with what is needed to say which source that was.
 
@@ -63,6 +64,15 @@ class RecordSet(Sequence[EditRecord]):
     variant: str = ""
     split: str = ""
     origins: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<RecordSet of {len(self)} records from {self.path}, layout '{self.format}'>"
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[str, ...]] = []
+        for request in self.requests:
+            rows.append((request.text, request.subject or "", request.target, request.ground_truth or ""))
+        return html_table(repr(self)[1:-1], ("prompt", "subject", "target", "instead of"), rows)
 
     @property
     def requests(self) -> list[EditRequest]:

@@ -10,6 +10,7 @@ from statistics import fmean, harmonic_mean
 from typing import TYPE_CHECKING, Any
 
 from kecore.api.errors import ConfigError, PluginError
+from kecore.api.show import html_table
 from kecore.evaluate.answers import AnsweredProbe, RecordResult
 from kecore.evaluate.intervals import interval
 from kecore.evaluate.measuring import measure, reason
@@ -49,7 +50,7 @@ class Score:
         return {"value": self.value, "low": low, "high": high, "records": self.records, "probes": self.probes}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """What a model does on a set of records.
 
@@ -66,6 +67,18 @@ class Evaluation:
     rows: tuple[RecordResult, ...]
     compared: bool = False
     distributions: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        main = [f"{key} {score.value:.3f}" for key, score in self.scores.items() if "." not in key]
+        return f"<Evaluation of {len(self.rows)} records by protocol {self.protocol.hash()}: {', '.join(main[:4])}>"
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[object, ...]] = []
+        for key, score in self.scores.items():
+            ends = "" if score.ends is None else f"{score.ends[0]:.3f} to {score.ends[1]:.3f}"
+            rows.append((key, f"{score.value:.3f}", ends, score.records))
+        title = f"{len(self.rows)} records by protocol {self.protocol.hash()}: {self.protocol.describe()}"
+        return html_table(title, ("score", "value", "95 %", "records"), rows)
 
     @cached_property
     def _measured(self) -> list[Mapping[str, tuple[float, int]]]:

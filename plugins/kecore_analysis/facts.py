@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from kecore import data
 from kecore.api.types import Capabilities, EditRecord, EditRequest, unique
+from kecore.corpus import Corpus
 from kecore.model import ModelView
+from kecore.model.sites import ModuleOutput
 from kecore.text import Encoder
-from kecore_analysis.trace import Known
-from kecore_analysis.tracer import Tracer
 
-__all__ = ["Doubt", "count_notes", "find_doubts", "needs_of", "propose_subject", "with_subject"]
+__all__ = [
+    "Doubt",
+    "count_notes",
+    "find_doubts",
+    "needs_of",
+    "noise_effects",
+    "propose_subject",
+    "rarity",
+    "with_subject",
+]
 
-_GROWTH = 1.15  # how much more a longer span must take away from the answer to be the subject
 _SAMPLES = 5  # of noise
+_NOISE = 3.0  # its standard deviation, in units of that of the embeddings, as in ROME
+_COMMON = 1.0  # rarity below which a word is one of grammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,39 +134,114 @@ def needs_of(capabilities: Capabilities, *, subjects: bool, examples: bool = Fal
     return ", ".join(needs)
 
 
-def propose_subject(view: ModelView, encoder: Encoder, request: EditRequest, spread: float) -> str:
-    """Return the words of a prompt whose noise takes most away from what the model answers.
+def propose_subject(view: ModelView, encoder: Encoder, request: EditRequest, spread: float, *, seed: int = 0) -> str:
+    """Return the words of a prompt that its answer is most probably about.
 
-    Noise on the embeddings of a span makes the model's own answer unlikely where the span is what the answer is about
-    (causal tracing, arXiv 2202.05262, section 2.1). The best single word is taken, and its neighbours as long as they
-    add to the effect.
+    Noise on the embeddings of a word makes the model's own answer unlikely where the answer hangs on that word (causal
+    tracing, arXiv 2202.05262, section 2.1). Words that say what is asked matter as well, so the effect of each word is
+    weighed by how rare it is in natural text, and doubled where it is written as a name; the last word, which every
+    answer hangs on, is left out of a prompt that breaks off. Names beside the best word belong to it.
 
     Args:
         view: the model.
         encoder: its tokenizer.
         request: a fact without a subject.
         spread: standard deviation of embeddings; see :meth:`Tracer.spread_of`.
+        seed: seeds the noise.
     """
-    tracer = Tracer(view, encoder, spread=spread, samples=_SAMPLES, kinds=())
-    words = list(re.finditer(r"\w+(?:[.'’-]\w+)*", request.text))
+    text = request.text
+    words = list(re.finditer(r"\w+(?:[.'’-]\w+)*", text))
+    candidates = words if len(words) < 2 or text[words[-1].end() :].strip() else words[:-1]
+    if not candidates:
+        return text
+    spans = [(word.start(), word.end()) for word in candidates]
+    effects = noise_effects(view, encoder, text, spans, deviation=_NOISE * spread, seed=seed)
+    scores: list[float] = []
+    for index, (word, effect) in enumerate(zip(candidates, effects, strict=True)):
+        weight = rarity(word[0]) * (2.0 if _is_name(word[0], is_first=index == 0) else 1.0)
+        scores.append(effect * weight)
+    first = last = max(range(len(candidates)), key=lambda index: scores[index])
+    while first > 0 and _belongs(text, candidates[first - 1], candidates[first]):
+        first -= 1
+    while last + 1 < len(candidates) and _belongs(text, candidates[last + 1], candidates[last]):
+        last += 1
+    return text[candidates[first].start() : candidates[last].end()]
 
-    def effect(first: int, last: int) -> float:
-        """Return what noise on words ``first`` to ``last`` takes from the probability of the answer."""
-        trace = tracer.trace(Known(request.text, (words[first].start(), words[last].end())))
-        return trace.clean - trace.corrupted
 
-    if not words:
-        return request.text
-    effects = [effect(index, index) for index in range(len(words))]
-    first = last = max(range(len(words)), key=lambda index: effects[index])
-    best = effects[first]
-    while True:
-        wider = [(first - 1, last), (first, last + 1)]
-        measured = {span: effect(*span) for span in wider if span[0] >= 0 and span[1] < len(words)}
-        span = max(measured, key=lambda span: measured[span], default=None)
-        if span is None or measured[span] < _GROWTH * best:
-            return request.text[words[first].start() : words[last].end()]
-        (first, last), best = span, measured[span]
+def _is_name(word: str, *, is_first: bool) -> bool:
+    return word[0].isdigit() or (word[0].isupper() and not is_first)
+
+
+def _belongs(text: str, neighbour: re.Match[str], word: re.Match[str]) -> bool:
+    """Return whether a word is a name beside a name, with nothing but a space between them."""
+    left, right = sorted((neighbour, word), key=lambda match: match.start())
+    between = text[left.end() : right.start()]
+    return between == " " and neighbour[0][0].isupper() and word[0][0].isupper() and rarity(neighbour[0]) > _COMMON
+
+
+@torch.no_grad()
+def noise_effects(
+    view: ModelView,
+    encoder: Encoder,
+    text: str,
+    spans: Sequence[tuple[int, int]],
+    *,
+    deviation: float,
+    samples: int = _SAMPLES,
+    seed: int = 0,
+) -> list[float]:
+    """Return what noise on the embeddings of each span takes from the probability of the model's answer.
+
+    Args:
+        view: the model.
+        encoder: its tokenizer.
+        text: the prompt.
+        spans: characters ``[start, end)``.
+        deviation: standard deviation of the noise.
+        samples: noise samples a span.
+        seed: seeds the noise.
+    """
+    encoded = encoder.encode(text)
+    tokens = len(encoded.ids)
+    generator = torch.Generator().manual_seed(seed)
+    noise = deviation * torch.randn((samples, tokens, view.width), generator=generator)
+    mask = torch.zeros(1 + len(spans), tokens)  # the first row stays clean
+    for row, (start, end) in enumerate(spans, 1):
+        for column, (begin, stop) in enumerate(encoded.spans):
+            mask[row, column] = float(begin - encoded.shift < end and stop - encoded.shift > start)
+    added = mask[:, None, :, None] * noise  # [1 + spans, samples, tokens, d_model]
+    added = added.flatten(0, 1)  # [(1 + spans) · samples, tokens, d_model]
+
+    def change(embedded: Tensor) -> Tensor:
+        return embedded + added.to(embedded)
+
+    rows = encoder.rows([encoded.ids] * len(added)).to(view.device)
+    embedding: Any = view.model.get_input_embeddings()  # type: ignore[operator, union-attr]
+    row = torch.arange(len(added), device=view.device)
+    at = (row, torch.full_like(row, tokens - 1))
+    with view.frozen():
+        logits = view.run(rows, patches={ModuleOutput(embedding): change}, at=at).logits  # [rows, vocab]
+    probabilities = logits.float().softmax(-1).view(1 + len(spans), samples, -1).mean(1)  # [1 + spans, vocab]
+    answer = probabilities[0].argmax()
+    lost = probabilities[0, answer] - probabilities[1:, answer]  # [spans]
+    return lost.tolist()
+
+
+@cache
+def _counts() -> Counter[str]:
+    """Count in how many of the packaged Wikipedia passages each word stands."""
+    counts: Counter[str] = Counter()
+    for passage in Corpus.of(data.path("wikipedia_sample.jsonl.gz")).passages():
+        counts.update(set(re.findall(r"\w+", passage.casefold())))
+    return counts
+
+
+def rarity(word: str) -> float:
+    """Return how rare a word is in natural text: the logarithm of one over the share of passages that hold it."""
+    counts = _counts()
+    total = max(counts.values())
+    parts = re.findall(r"\w+", word.casefold())
+    return max(math.log((1 + total) / (1 + counts[part])) for part in parts)
 
 
 def with_subject(record: EditRecord, subject: str) -> EditRecord:

@@ -11,24 +11,35 @@ from rich.markup import escape
 
 from kecore.api.errors import KecoreWarning
 from kecore.cli import options
-from kecore.cli.console import Screen, count_noun, format_bytes, make_fields, make_table
+from kecore.cli.console import Screen, count_noun, format_bytes, make_fields, make_table, to_plain_json
 from kecore.cli.plugins import CommandGroup
 
 if TYPE_CHECKING:
     from kecore.api.plugins import PluginInfo
     from kecore.api.registry import MethodInfo
     from kecore.api.stage import StageInfo
+    from kecore.api.types import Capabilities
     from kecore.doctor import Report
 
 __all__ = ["doctor", "methods"]
 
 
-def methods(context: typer.Context, as_json: options.AsJson = False) -> None:
+def methods(
+    context: typer.Context,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Show what can be set of this one.", show_default=False)
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
     """List the editing methods that are installed, and the stages that can be added to them.
 
-    With what each can do and needs, its paper and where it comes from; or why one cannot be used.
+    With what each can do and needs, its paper and where it comes from; or why one cannot be used. With NAME, such as
+    memit or 'memit + blue', its fields with type, default, bounds and meaning, and its published set-ups.
     """
     screen = Screen.of(context)
+    if name is not None:
+        _show_method(screen, name)
+        return
     from kecore.api import registry
     from kecore.api.stage import installed_stages
 
@@ -43,10 +54,44 @@ def methods(context: typer.Context, as_json: options.AsJson = False) -> None:
     )
 
 
+def _show_method(screen: Screen, name: str) -> None:
+    """Show what is to know of one method, and of the stages behind it."""
+    from kecore.api.describe import config_fields
+    from kecore.api.line import MethodLine
+
+    line = MethodLine.of(name)
+    method, capabilities = line.method, line.capabilities
+    fields = config_fields(method.Config)
+    presets = {preset: dict(values) for preset, values in method.Config.presets().items()}
+    about = {
+        "method": line.name,
+        "changes": capabilities.kind,
+        "can, and needs": _abilities(capabilities),
+        "paper": method.reference,
+        "docs": f"docs/methods/{method.name}.md",
+    }
+    screen.show(make_fields(about))
+    rows = [(field.name, field.type, _shown(field.default), field.bounds, field.meaning) for field in fields]
+    screen.show(make_table("field", "type", "default", "bounds", "meaning", rows=rows, title="--set FIELD=VALUE"))
+    if presets:
+        rows_of_presets: list[tuple[str, str]] = []
+        for preset, values in presets.items():
+            rows_of_presets.append((preset, ", ".join(f"{key}={_shown(value)}" for key, value in values.items())))
+        screen.show(make_table("preset", "sets", rows=rows_of_presets, title="--preset NAME"))
+    screen.finish({**about, "fields": [field.to_json() for field in fields], "presets": presets})
+
+
+def _shown(value: object) -> str:
+    """Write a value as --set takes it."""
+    import json
+
+    return value if isinstance(value, str) else json.dumps(to_plain_json(value))
+
+
 def _show_methods(screen: Screen, offered: list[MethodInfo]) -> None:
     usable = [method for method in offered if not method.error]
     rows = [
-        (method.name, method.kind or "", _abilities(method), f"{method.distribution} {method.version}")
+        (method.name, method.kind or "", _abilities(method.capabilities), f"{method.distribution} {method.version}")
         for method in usable
     ]
     screen.show(make_table("method", "changes", "can, and needs", "from", rows=rows, title="Editing methods"))
@@ -69,9 +114,8 @@ def _show_stages(screen: Screen, stages: list[StageInfo]) -> None:
             screen.show(f"[bold red]cannot be used:[/] {escape(stage.name)}: {escape(stage.error)}")
 
 
-def _abilities(method: MethodInfo) -> str:
+def _abilities(flags: Capabilities | None) -> str:
     """Describe a method's capabilities in words."""
-    flags = method.capabilities
     if flags is None:
         return ""
     words = {
