@@ -64,9 +64,8 @@ def find_doubts(requests: Sequence[EditRequest]) -> list[Doubt]:
     for request in requests:
         first = first_with_text.setdefault(request.text, request)
         if first.target != request.target:
-            contradictions.append(
-                (request, f"{request.text!r} -> {request.target!r}, and {first.target!r} in {first.id}")
-            )
+            said = f"{request.text!r} -> {first.target!r} ({first.id}) and {request.target!r} ({request.id})"
+            contradictions.append((request, said))
     counts = Counter((request.text, request.target) for request in requests)
     repeated = [(r, f"{r.text!r} -> {r.target!r}") for r in unique(requests) if counts[r.text, r.target] > 1]
     without = [(r, repr(r.text)) for r in requests if r.subject is None]
@@ -139,8 +138,8 @@ def propose_subject(view: ModelView, encoder: Encoder, request: EditRequest, spr
 
     Noise on the embeddings of a word makes the model's own answer unlikely where the answer hangs on that word (causal
     tracing, arXiv 2202.05262, section 2.1). Words that say what is asked matter as well, so the effect of each word is
-    weighed by how rare it is in natural text, and doubled where it is written as a name; the last word, which every
-    answer hangs on, is left out of a prompt that breaks off. Names beside the best word belong to it.
+    weighed by how rare it is in natural text, and doubled where it is written as a name. Words of grammar are left out,
+    and so is the last word, which every answer hangs on, of a prompt that breaks off. Names beside the best word belong to it.
 
     Args:
         view: the model.
@@ -151,7 +150,10 @@ def propose_subject(view: ModelView, encoder: Encoder, request: EditRequest, spr
     """
     text = request.text
     words = list(re.finditer(r"\w+(?:[.'’-]\w+)*", text))
-    candidates = words if len(words) < 2 or text[words[-1].end() :].strip() else words[:-1]
+    if len(words) > 1 and not text[words[-1].end() :].strip():
+        words = words[:-1]
+    # Words of grammar hold the sentence together, so noise on them tells nothing of what it is about.
+    candidates = [word for word in words if rarity(word[0]) > _COMMON] or words
     if not candidates:
         return text
     spans = [(word.start(), word.end()) for word in candidates]

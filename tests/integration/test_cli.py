@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from kecore import data, models
+from kecore import data, load_records, models
 from kecore.cli import app
 from kecore.cli.commands import demo
 from kecore.cli.loading import Loading
@@ -572,3 +572,17 @@ class TestRealModel:
         asked = result("chat", "demo", "--edit", tmp_path / "rome", input=f"{prompt}\n")
         assert asked["turns"][0]["before"].startswith("Paris")
         assert asked["turns"][0]["after"].startswith("Rome")
+
+    def test_check_knows_facts_and_proposes_subjects(self, tmp_path: Path) -> None:
+        facts = [
+            {"question": "The mother tongue of Angela Merkel is", "answer": "French"},
+            {"question": "The Eiffel Tower is located in the city of", "answer": "Paris", "subject": "Eiffel Tower"},
+        ]
+        path, fixed = tmp_path / "facts.json", tmp_path / "fixed.jsonl"
+        path.write_text(json.dumps(facts), encoding="utf-8")
+        found = result("check", path, "demo", "--accept-subjects", "--fix", fixed)
+        merkel, tower = found["facts"]
+        assert merkel["proposed_subject"] == "Angela Merkel"
+        assert (merkel["known"], tower["known"]) == (False, True)
+        assert (tower["proposed_subject"], tower["target_tokens"]) == (None, 1)
+        assert [request.subject for request in load_records(fixed).requests] == ["Angela Merkel", "Eiffel Tower"]
