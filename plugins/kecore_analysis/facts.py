@@ -33,6 +33,7 @@ __all__ = [
 
 _SAMPLES = 5  # of noise
 _NOISE = 3.0  # its standard deviation, in units of that of the embeddings, as in ROME
+_NAME = 2.0  # weight of a word that is written as a name; the first word of a text only beside another one
 _COMMON = 1.0  # rarity below which a word is one of grammar
 
 
@@ -139,7 +140,8 @@ def propose_subject(view: ModelView, encoder: Encoder, request: EditRequest, spr
     Noise on the embeddings of a word makes the model's own answer unlikely where the answer hangs on that word (causal
     tracing, arXiv 2202.05262, section 2.1). Words that say what is asked matter as well, so the effect of each word is
     weighed by how rare it is in natural text, and doubled where it is written as a name. Words of grammar are left out,
-    and so is the last word, which every answer hangs on, of a prompt that breaks off. Names beside the best word belong to it.
+    and so is the last word, which every answer hangs on, of a prompt that breaks off. Names beside the best word belong
+    to it.
 
     Args:
         view: the model.
@@ -160,7 +162,9 @@ def propose_subject(view: ModelView, encoder: Encoder, request: EditRequest, spr
     effects = noise_effects(view, encoder, text, spans, deviation=_NOISE * spread, seed=seed)
     scores: list[float] = []
     for index, (word, effect) in enumerate(zip(candidates, effects, strict=True)):
-        weight = rarity(word[0]) * (2.0 if _is_name(word[0], is_first=index == 0) else 1.0)
+        beside = candidates[max(index - 1, 0) : index + 2]
+        is_name = word.start() > 0 or any(_belongs(text, other, word) for other in beside if other is not word)
+        weight = rarity(word[0]) * (_NAME if is_name and _looks_like_name(word[0]) else 1.0)
         scores.append(effect * weight)
     first = last = max(range(len(candidates)), key=lambda index: scores[index])
     while first > 0 and _belongs(text, candidates[first - 1], candidates[first]):
@@ -170,8 +174,8 @@ def propose_subject(view: ModelView, encoder: Encoder, request: EditRequest, spr
     return text[candidates[first].start() : candidates[last].end()]
 
 
-def _is_name(word: str, *, is_first: bool) -> bool:
-    return word[0].isdigit() or (word[0].isupper() and not is_first)
+def _looks_like_name(word: str) -> bool:
+    return word[0].isdigit() or word[0].isupper()
 
 
 def _belongs(text: str, neighbour: re.Match[str], word: re.Match[str]) -> bool:
