@@ -111,6 +111,7 @@ DATASETS = [
 
 COMMANDS = [
     "trace = kecore_analysis.commands.trace:trace",
+    "cache = kecore_analysis.commands.cache:cache",
     "check = kecore_analysis.commands.check:check",
     "checkup = kecore_analysis.commands.checkup:checkup",
     "eval = kecore_bench.commands.eval:evaluate",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from kecore.cli.console import Screen, count_noun
 from kecore.cli.machine import show_cost
 from kecore.cli.samples import Sample, samples_table
 from kecore.cli.scores import flatten_scores, score_values, scores_table
+from kecore.cli.verdicts import Verdict, failures_table, verdicts_of
 from kecore.environment import environment
 
 if TYPE_CHECKING:
@@ -73,6 +75,7 @@ class Outcome:
             "base": dict(editor.base.digests),
             "statistics": self._statistics_to_json(),
             "samples": [sample.to_json() for sample in self.samples],
+            "failed": [verdict.id for verdict in self.verdicts if not verdict.holds],
             "details": {"before": score_values(self.before), "after": score_values(self.after)},
             "warnings": screen.warnings,
             **environment(editor.view.device),
@@ -99,6 +102,11 @@ class Outcome:
             rows.append({**row.to_json(), "before": before, "after": after})
         return rows
 
+    @cached_property
+    def verdicts(self) -> list[Verdict]:
+        """Whether each fact holds after the edit; empty where nothing was evaluated."""
+        return [] if self.after is None else verdicts_of(self.after)
+
     def show(self, screen: Screen) -> None:
         """Print the result for people."""
         if self.samples:
@@ -106,4 +114,6 @@ class Outcome:
         if self.before is not None and self.after is not None:
             title = f"Scores of {count_noun(len(self.job.records), 'edit')}, protocol {self.protocol.hash()}"
             screen.show(scores_table(self.before, self.after, title))
+            failures = failures_table(self.verdicts)
+            screen.show(f"All {count_noun(len(self.verdicts), 'fact')} hold." if failures is None else failures)
         show_cost(screen, self.cost)

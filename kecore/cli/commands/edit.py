@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kecore.cli import options
+from kecore.cli import options, verdicts
 from kecore.cli.console import Screen, format_bytes, make_fields, to_plain_json
+from kecore.cli.errors import CheckFailed
 from kecore.cli.job import EDIT, EditJob
 from kecore.cli.loading import Loading
 from kecore.cli.outcome import Outcome
@@ -52,6 +53,14 @@ def edit(
     preset: options.Preset = None,
     set_: options.Settings = None,
     no_evaluate: options.NoEvaluate = False,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SCORE=VALUE",
+            help="Exit with 1 where a score after the edit is below this, such as strict=0.95 (repeatable).",
+            show_default=False,
+        ),
+    ] = None,
     chat: options.Chat = False,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -74,6 +83,9 @@ def edit(
         "variant": variant,
         "sha256": sha256,
     }
+    required = verdicts.read_requirements(require)
+    if required and no_evaluate:
+        raise typer.BadParameter("--require needs scores; leave out --no-evaluate")
     _check_usage(facts, single, {**reading, "map": map_}, stats, text or tokens)
     reading["mapping"] = options.field_map(map_)
     job = EditJob(
@@ -96,6 +108,8 @@ def edit(
     )
     outcome = job.run(screen, editor, out, choose_asks(job.records))
     _finish(screen, outcome, loading, out, facts)
+    if required and outcome.after is not None and (missed := verdicts.unmet(required, outcome.after)):
+        raise CheckFailed("; ".join(missed))
 
 
 def _check_usage(
@@ -159,10 +173,11 @@ def _finish(screen: Screen, outcome: Outcome, loading: Loading, out: Path, facts
     result = out / RESULT
     values = {**outcome.to_json(screen, loading.ref), "facts": facts, "result_path": result}
     write_json(result, to_plain_json({**values, "records": outcome.rows()}))
+    written = {"edit": f"{outcome.path} ({format_bytes(outcome.path.stat().st_size)})", "result": str(result)}
+    if outcome.after is not None:
+        written["verdicts"] = str(verdicts.write_verdicts(out / verdicts.FILE, outcome.verdicts))
     outcome.show(screen)
-    screen.show(
-        make_fields({"edit": f"{outcome.path} ({format_bytes(outcome.path.stat().st_size)})", "result": str(result)})
-    )
+    screen.show(make_fields(written))
     folder = quote(str(out))
     screen.commands(
         "Next",

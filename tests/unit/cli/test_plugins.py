@@ -14,7 +14,7 @@ import pytest
 Run = Callable[..., Any]
 Install = Callable[..., None]
 
-BUILT_IN = ("trace", "checkup", "eval", "compare", "bench", "report", "import-triples")
+BUILT_IN = ("cache", "check", "trace", "checkup", "eval", "compare", "bench", "report", "import-triples")
 GREET = '''
 import typer
 
