@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kecore.cli.console import Screen, count_noun
 from kecore.cli.loading import provide_statistics
-from kecore.cli.machine import measure_cost, plan_table
+from kecore.cli.machine import measure_cost, show_plans
 from kecore.cli.outcome import Outcome
 from kecore.cli.samples import Ask, Sample, continue_prompts
 from kecore.statistics_source import StatisticsSource
@@ -144,7 +144,7 @@ class EditJob:
         groups = [editor.statistics_needs(layers), [scoring_need(editor.view, BATCH_TOKENS)]]
         plans = [editor.memory_plan(needs) for needs in groups if needs]
         plans.append(editor.preflight(self.records, self.method, preset=self.preset, **self.values))
-        screen.err.print(plan_table(plans))
+        show_plans(screen, plans, asked=editor.memory is not None)
         return plans
 
 

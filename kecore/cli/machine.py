@@ -13,7 +13,9 @@ from kecore.cli.console import Screen, format_bytes, format_seconds, make_fields
 if TYPE_CHECKING:
     from kecore.memory import MemoryPlan, Need
 
-__all__ = ["measure_cost", "plan_table", "show_cost"]
+__all__ = ["measure_cost", "plan_table", "show_cost", "show_plans"]
+
+_TIGHT = 0.8  # share of the budget from which a peak is worth a table
 
 
 def measure_cost(screen: Screen, device: Any, edit_stages: Mapping[str, float] | None = None) -> dict[str, Any]:
@@ -40,6 +42,23 @@ def measure_cost(screen: Screen, device: Any, edit_stages: Mapping[str, float] |
         "peak_memory_bytes": peak_bytes(device),
         "peak_host_memory_bytes": peak_bytes(torch.device("cpu")),
     }
+
+
+def show_plans(screen: Screen, plans: Sequence[MemoryPlan], *, asked: bool) -> None:
+    """Say on stderr what stages are expected to take: a table where it was asked for or memory is tight, else a line.
+
+    Args:
+        screen: shows it.
+        plans: of the stages.
+        asked: the user set a budget.
+    """
+    peak = max(plan.peak(need) for plan in plans for need in plan.needs)
+    budget = plans[0].budget
+    if asked or (budget is not None and peak > _TIGHT * budget):
+        screen.err.print(plan_table(plans))
+        return
+    limit = "" if budget is None else f" of {format_bytes(budget)} that may be taken"
+    screen.log(f"memory: {format_bytes(peak)} at the peak expected{limit}")
 
 
 def plan_table(plans: Sequence[MemoryPlan]) -> Table:

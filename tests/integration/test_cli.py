@@ -126,6 +126,18 @@ class TestEdit:
             assert part in done.stdout
         assert "done editing 1 fact with memit" in done.stderr
 
+    def test_what_is_required_decides_the_exit_code(self, tiny: Path, tmp_path: Path) -> None:
+        done = run("edit", tiny, *FACT, *QUICK, "--require", "strict=1.01", "--out", tmp_path / "out")
+        assert done.exit_code == 1
+        assert "1.01 is required" in done.stderr
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {
+            "edit.safetensors", "result.json", "verdicts.csv"
+        }  # fmt: skip
+        kind, message = error("edit", tiny, *FACT, *QUICK, "--require", "nothing=1", "--out", tmp_path / "no")
+        assert kind == "ConfigError"
+        assert "--require takes SCORE=VALUE" in message
+        assert not (tmp_path / "no").exists()
+
     def test_a_score_that_cannot_be_taken_is_null(self, tiny: Path, tmp_path: Path) -> None:
         found = result("edit", tiny, *FACT, *QUICK, "--out", tmp_path / "out")
         assert found["scores"]["edit_success"] is None

@@ -10,7 +10,7 @@ import typer
 from kecore.cli import options
 from kecore.cli.console import Screen, format_bytes, format_score, make_fields
 from kecore.cli.loading import Loading, span
-from kecore.cli.machine import measure_cost, plan_table, show_cost
+from kecore.cli.machine import measure_cost, show_cost, show_plans
 from kecore.environment import environment
 from kecore.statistics_source import StatisticsSource, default_layers
 
@@ -92,7 +92,7 @@ def stats(
     wanted = tokens or token_budget(view)
     dtype_of_pass = DTYPES.get(precision)
     plan = make_plan(view, budget, [collection_need(view, chosen, wanted, dtype_of_pass)])
-    screen.err.print(plan_table([plan]))
+    show_plans(screen, [plan], asked=budget is not None)
     seen: list[int] = []  # tokens done, the first of them before this run
 
     def progress(stage: str, done: int, total: int) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from rich.console import Console
 
-from kecore.cli.machine import plan_table
+from kecore.cli.console import Screen
+from kecore.cli.machine import plan_table, show_plans
 from kecore.memory import MemoryPlan, Need
 
 MIB = 1 << 20
@@ -35,3 +37,13 @@ def test_parts_and_micro_batches_are_named() -> None:
 
 def test_no_limit_is_said() -> None:
     assert "no limit known" in shown(MemoryPlan(None, {"weights": MIB}, MIB, (Need("edit"),)))
+
+
+def test_a_table_is_shown_only_where_it_was_asked_for_or_memory_is_tight(capsys: pytest.CaptureFixture[str]) -> None:
+    roomy = MemoryPlan(4096 * MIB, {"weights": 500 * MIB}, MIB, (Need("edit"),))
+    tight = MemoryPlan(550 * MIB, {"weights": 500 * MIB}, MIB, (Need("edit"),))
+    show_plans(Screen(), [roomy], asked=False)
+    assert capsys.readouterr().err == "memory: 500.0 MiB at the peak expected of 4.00 GiB that may be taken\n"
+    for plan, asked in ((roomy, True), (tight, False)):
+        show_plans(Screen(), [plan], asked=asked)
+        assert "Memory: budget" in capsys.readouterr().err
