@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from kecore import WeightEdit
-from kecore.api.errors import UnsupportedCapabilityError
+from kecore import WeightEdit, merge
+from kecore.api.errors import ConfigError, UnsupportedCapabilityError
 from kecore.api.identity import Fingerprint
 from kecore.cli import app
 from kecore.edit import Dense, LowRank
-from kecore.edit.adapter import export_adapter
+from kecore.edit.adapter import export_adapter, served_rank
+from kecore.edit.updates import smallest_factors
 from kecore.model import ModelView
 from kecore.testing import tiny_model
 
@@ -76,3 +78,58 @@ def test_full_updates_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedCapabilityError, match=r"'ft-m' has a full one of .*kecore attach"):
         export_adapter(full, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_smallest_rank_holds_the_edit(tmp_path: Path) -> None:
+    edit = an_edit(tiny_model("llama"), {1: 2})
+    (name,) = edit.updates
+    low = edit.updates[name]
+    assert isinstance(low, LowRank)
+    # The same update in seven columns, as many facts about two subjects would have it.
+    spread = torch.linalg.qr(torch.randn(7, 7, generator=torch.Generator().manual_seed(1)))[0][:2]
+    wide = LowRank(low.U @ spread, low.V @ spread)
+    found, lost = smallest_factors(wide)
+    assert (found.rank, lost) == (2, pytest.approx(0, abs=1e-6))
+    torch.testing.assert_close(found.matrix(), low.matrix(), rtol=1e-5, atol=1e-6)
+    adapter = export_adapter(replace(edit, updates={name: wide}), tmp_path / "adapter")
+    assert (adapter.rank, adapter.lost) == (2, 0.0)
+
+
+def test_a_lower_rank_is_the_best_one_and_says_what_it_lost(tmp_path: Path) -> None:
+    edit = an_edit(tiny_model("llama"), {1: 5})
+    (name,) = edit.updates
+    matrix = edit.updates[name].matrix().double()
+    singular = torch.linalg.svdvals(matrix)
+    found, lost = smallest_factors(Dense(matrix.float()), 3)
+    assert found.rank == 3
+    assert lost == pytest.approx(float(singular[3:].norm() / singular.norm()), rel=1e-4)
+    error = (found.matrix().double() - matrix).norm() / matrix.norm()
+    assert float(error) == pytest.approx(lost, rel=1e-3)
+    full = replace(edit, updates={name: Dense(matrix.float())})
+    adapter = export_adapter(full, tmp_path / "adapter", rank=3)
+    assert (adapter.rank, adapter.lost) == (3, pytest.approx(lost, rel=1e-3))
+    with pytest.raises(ConfigError, match="must be at least 1, got 0"):
+        export_adapter(edit, tmp_path / "none", rank=0)
+    nothing = LowRank(torch.zeros(8, 2), torch.zeros(6, 2))
+    assert smallest_factors(nothing)[0].matrix().abs().max() == 0
+
+
+def test_edits_are_written_as_one_adapter(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    first, second = an_edit(model, {1: 2}), an_edit(model, {1: 1, 2: 1})
+    first.save(tmp_path / "first")
+    second.save(tmp_path / "second")
+    words = ["export", tmp_path / "first", tmp_path / "second", "--out", tmp_path / "adapter", "--base", "org/model"]
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == 0, done.output
+    served = f"vllm serve org/model --enable-lora --max-lora-rank 8 --lora-modules edited={tmp_path / 'adapter'}"
+    assert served in done.stdout
+    assert "convert_lora_to_gguf.py" in done.stdout
+    peft = pytest.importorskip("peft")
+    adapted = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "adapter")
+    merge([first, second]).attach(model)
+    torch.testing.assert_close(logits(adapted), logits(model), rtol=1e-4, atol=1e-5)
+
+
+def test_what_servers_may_be_started_with() -> None:
+    assert [served_rank(rank) for rank in (1, 8, 9, 100, 512, 513)] == [8, 8, 16, 128, 512, None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -13,32 +14,76 @@ from kecore.cli.console import Screen, make_fields
 
 __all__ = ["export"]
 
+_NOTHING = 1e-6  # share of an update below which nothing was left out
+
 
 def export(
     context: typer.Context,
-    edit: Annotated[Path, typer.Argument(metavar="EDIT", help="An edit file or folder.", show_default=False)],
+    edits: Annotated[
+        list[Path],
+        typer.Argument(metavar="EDIT...", help="Edit files or folders; several become one.", show_default=False),
+    ],
     out: options.Out,
     base: Annotated[
-        str, typer.Option("--base", metavar="MODEL", help="Name of the base model, written into the adapter.")
+        str,
+        typer.Option("--base", metavar="MODEL", help="Name of the base model, written into the adapter."),
     ] = "",
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Columns of the adapter, at the most; what they cannot hold is left out, and said.",
+            show_default="as few as hold the edit",
+        ),
+    ] = None,
     force: options.Force = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write EDIT as a LoRA adapter in PEFT's format.
+    """Write edits as one LoRA adapter in PEFT's format, of the smallest rank that holds them.
 
-    peft, vLLM and other programs load it beside the base model. Edits whose updates have full rank cannot be written
-    so; `kecore attach` makes a checkpoint of them.
+    peft, vLLM, SGLang and llama.cpp load it beside the base model; the commands for them are printed. Edits whose
+    updates have full rank can be written with --rank, or as a checkpoint by `kecore attach`.
     """
     screen = Screen.of(context)
-    from kecore.edit import WeightEdit, load_edit
+    from kecore.edit import WeightEdit, load_edit, merge
     from kecore.edit.adapter import CONFIG, export_adapter
 
     options.check_free(out, CONFIG, force)
     with screen.stage("export", f"writing {out}"):
-        loaded = load_edit(edit)
-        if not isinstance(loaded, WeightEdit):
-            raise UnsupportedCapabilityError(f"{edit} changes no weights, so it cannot become an adapter")
-        export_adapter(loaded, out, base=base)
-    rank = max(update.rank for update in loaded.updates.values())
-    screen.show(make_fields({"adapter": str(out), "matrices": str(len(loaded.updates)), "rank": str(rank)}))
-    screen.finish({"adapter": out, "matrices": list(loaded.updates), "rank": rank, "warnings": screen.warnings})
+        loaded: list[WeightEdit] = []
+        for path in edits:
+            edit = load_edit(path)
+            if not isinstance(edit, WeightEdit):
+                raise UnsupportedCapabilityError(
+                    f"{path} is an edit by '{edit.method}', which changes no weights, so it cannot become an adapter; "
+                    "it acts through kecore alone (`kecore chat MODEL --edit ...`)"
+                )
+            loaded.append(edit)
+        adapter = export_adapter(merge(loaded) if len(loaded) > 1 else loaded[0], out, base=base, rank=rank)
+    if adapter.lost > _NOTHING:
+        screen.warn(
+            f"rank {adapter.rank} leaves out up to {adapter.lost:.1%} of an update; score the edited model as it will "
+            "be served"
+        )
+    fields = {"adapter": str(out), "matrices": str(len(adapter.matrices)), "rank": str(adapter.rank)}
+    screen.show(make_fields(fields))
+    screen.commands("Serve it", *_commands(out, base or "BASE", adapter.rank))
+    values = {"adapter": out, "matrices": list(adapter.matrices), "rank": adapter.rank, "lost": adapter.lost}
+    screen.finish({**values, "warnings": screen.warnings})
+
+
+def _commands(out: Path, base: str, rank: int) -> list[str]:
+    """Return what starts the servers of the field with the adapter."""
+    from kecore.edit.adapter import served_rank
+
+    served = served_rank(rank)
+    folder, model = quote(str(out)), quote(base)
+    commands: list[str] = []
+    if served is not None:
+        commands.append(f"vllm serve {model} --enable-lora --max-lora-rank {served} --lora-modules edited={folder}")
+    commands += [
+        f"python -m sglang.launch_server --model-path {model} --enable-lora --max-lora-rank {rank} "
+        f"--lora-paths edited={folder}",
+        f"python convert_lora_to_gguf.py {folder} --base {model}  # of llama.cpp, for llama-server --lora",
+    ]
+    return commands
