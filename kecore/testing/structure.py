@@ -37,7 +37,7 @@ class Floor:
 
 
 FLOORS = (
-    Floor("ground", ("kecore", "kecore._version", "kecore._build")),
+    Floor("ground", ("kecore", "kecore._version", "kecore._build", "kecore.foreign")),
     Floor("api", ("kecore.api",)),
     Floor("material", ("kecore.data", "kecore.files", "kecore.text", "kecore.batch", "kecore.corpus", "kecore.models")),
     Floor("ops", ("kecore.ops",)),
@@ -49,8 +49,8 @@ FLOORS = (
     Floor("engine", ("kecore.engine",)),
     Floor("evaluate", ("kecore.evaluate",)),
     Floor("session", ("kecore.trained", "kecore.training", "kecore.checkpoint",
-                      "kecore.environment", "kecore.facts", "kecore.statistics_source", "kecore.doctor",
-                      "kecore.editor")),
+                      "kecore.environment", "kecore.facts", "kecore.served", "kecore.statistics_source",
+                      "kecore.doctor", "kecore.editor")),
     Floor("testing", ("kecore.testing",)),
     Floor("accelerators", ("kecore_cpu",), closed=("testing",)),
     Floor("metrics", ("kecore_metrics",), closed=("testing",)),

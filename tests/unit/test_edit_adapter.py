@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +12,17 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from kecore import WeightEdit, merge
-from kecore.api.errors import ConfigError, UnsupportedCapabilityError
+from kecore import EditRequest, WeightEdit, foreign, merge
+from kecore.api.errors import ArtifactMismatchError, ConfigError, UnsupportedCapabilityError
 from kecore.api.identity import Fingerprint
 from kecore.cli import app
 from kecore.edit import Dense, LowRank
 from kecore.edit.adapter import export_adapter, served_rank
 from kecore.edit.updates import smallest_factors
 from kecore.model import ModelView
-from kecore.testing import tiny_model
+from kecore.models import LoadedModel
+from kecore.served import verify_adapter
+from kecore.testing import tiny_model, tiny_tokenizer
 
 PROMPT = torch.tensor([[7, 33, 104, 21, 80]])
 
@@ -133,3 +136,30 @@ def test_edits_are_written_as_one_adapter(tmp_path: Path) -> None:
 
 def test_what_servers_may_be_started_with() -> None:
     assert [served_rank(rank) for rank in (1, 8, 9, 100, 512, 513)] == [8, 8, 16, 128, 512, None]
+
+
+def test_peft_alone_says_what_the_edit_says(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    loaded = LoadedModel(tiny_model("llama"), tiny_tokenizer("llama-like"), "tiny", "tiny")
+    requests = (EditRequest("The capital of {} is", "Italy", "Apple"), EditRequest("The company of {}", "Ann", "Rome"))
+    edit = replace(an_edit(loaded.model, {1: 3, 2: 5}), requests=requests)
+    before = logits(loaded.model)
+    export_adapter(edit, tmp_path / "adapter")
+    found = verify_adapter(loaded, [edit], tmp_path / "adapter")
+    assert (found.prompts, found.same_text, found.holds) == (2, 2, True)
+    assert found.difference < 1e-4
+    assert torch.equal(logits(loaded.model), before)
+    export_adapter(edit, tmp_path / "less", rank=1)
+    less = verify_adapter(loaded, [edit], tmp_path / "less")
+    assert not less.holds
+    assert less.difference > 0.01
+    (tmp_path / "less" / "adapter_model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ArtifactMismatchError, match="transformers and peft cannot load it"):
+        verify_adapter(loaded, [edit], tmp_path / "less")
+
+
+def test_what_runs_in_the_other_process_knows_nothing_of_kecore() -> None:
+    tree = ast.parse(Path(foreign.__file__).read_text(encoding="utf-8"))
+    names = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    names += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    assert not [name for name in names if name and name.startswith("kecore")]

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kecore.api.errors import UnsupportedCapabilityError
 from kecore.cli import options
 from kecore.cli.console import Screen, make_fields
+from kecore.cli.errors import CheckFailed
+from kecore.cli.loading import Loading
+
+if TYPE_CHECKING:
+    from kecore.edit import WeightEdit
+    from kecore.served import Verification
 
 __all__ = ["export"]
 
@@ -21,7 +29,7 @@ def export(
     context: typer.Context,
     edits: Annotated[
         list[Path],
-        typer.Argument(metavar="EDIT...", help="Edit files or folders; several become one.", show_default=False),
+        typer.Argument(metavar="EDIT", help="Edit files or folders; several become one.", show_default=False),
     ],
     out: options.Out,
     base: Annotated[
@@ -34,6 +42,14 @@ def export(
             metavar="N",
             help="Columns of the adapter, at the most; what they cannot hold is left out, and said.",
             show_default="as few as hold the edit",
+        ),
+    ] = None,
+    verify: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Load the adapter on this model with peft alone, in a fresh process, and compare it with the edit.",
+            show_default=False,
         ),
     ] = None,
     force: options.Force = False,
@@ -66,10 +82,26 @@ def export(
             "be served"
         )
     fields = {"adapter": str(out), "matrices": str(len(adapter.matrices)), "rank": str(adapter.rank)}
+    found = None if verify is None else _verify(screen, verify, loaded, out)
+    if found is not None:
+        fields["loaded by peft"] = (
+            f"{found.same_text} of {found.prompts} edited prompts answered as with the edit, {found.changed_text} "
+            f"otherwise than by the base; logits differ by {found.difference:.1e} of the edit's effect"
+        )
     screen.show(make_fields(fields))
     screen.commands("Serve it", *_commands(out, base or "BASE", adapter.rank))
     values = {"adapter": out, "matrices": list(adapter.matrices), "rank": adapter.rank, "lost": adapter.lost}
-    screen.finish({**values, "warnings": screen.warnings})
+    screen.finish({**values, "verified": found and asdict(found), "warnings": screen.warnings})
+    if found is not None and not found.holds and rank is None:
+        raise CheckFailed("the adapter that peft loaded does not do what the edit does")
+
+
+def _verify(screen: Screen, model: str, edits: Sequence[WeightEdit], out: Path) -> Verification:
+    from kecore.served import verify_adapter
+
+    loaded = Loading(model, device="cpu", dtype="float32").load(screen)
+    with screen.stage("verify", "loading the adapter with peft, in a process without kecore"):
+        return verify_adapter(loaded, edits, out)
 
 
 def _commands(out: Path, base: str, rank: int) -> list[str]:

@@ -140,8 +140,9 @@ def test_names_of_fields(tmp_path: Path, fact: dict[str, Any]) -> None:
         ("facts.txt", "prompt|subject|target\nThe capital of France is|France|Lyon\n"),
         ("facts.yaml", "- prompt: The capital of France is\n  subject: France\n  target: Lyon\n"),
         ("facts.yml", "prompt: The capital of France is\nsubject: France\ntarget: Lyon\n---\n"),
-        ("facts.csv.gz", gzip.compress(b"prompt;subject;target\nThe capital of France is;France;Lyon\n")),
+        ("facts.csv.gz", gzip.compress(b"prompt;subject;target\nThe capital of France is;France;Lyon\n", mtime=0)),
     ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 16 else "",
 )
 def test_kinds_of_files(tmp_path: Path, name: str, content: str | bytes) -> None:
     assert facts(read(tmp_path, content, name)) == WANTED
