@@ -140,7 +140,9 @@ def _subject_span(prompt: str, subject: str) -> tuple[int, int]:
         RequestError: neither is there, or there is no subject and more than one ``{}``.
     """
     slots = prompt.count(SLOT)
-    named = _last_named(prompt, subject)
+    if slots == 0 and prompt.count(subject) == 1:  # as nearly all prompts of data sets, where a search would take long
+        return prompt.index(subject), prompt.index(subject) + len(subject)
+    named = _last_named(prompt, subject) if subject in prompt else None
     if slots == 1 and (named is None or not _is_enclosed(prompt, prompt.index(SLOT))):
         start = prompt.index(SLOT)
         return start, start + len(SLOT)

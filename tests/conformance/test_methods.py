@@ -39,7 +39,6 @@ _RELATIVES = (
 _SHORTER = {"steps": 30}  # where the defaults take long for what a tiny model learns at once
 # What the defaults cannot be tested with here, and where the paper's mechanism itself keeps a promise from being kept.
 TRIALS: dict[str, dict[str, Any]] = {
-    "adalora": {"config": _SHORTER},
     "ice": {**_PROMPT, "config": {}, "expected_failures": _EVERYWHERE},
     "ike": {
         **_PROMPT,

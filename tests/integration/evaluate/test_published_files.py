@@ -214,8 +214,8 @@ def test_akew_in_three_ways(shared_data: Path) -> None:
 
 def test_parallel_sets_the_other_way_round(shared_data: Path) -> None:
     german = load(shared_data / "mzsre/mzsre_test_duplicate_ende.json.gz", variant="to-english")
-    # 163 German questions do not hold the German name of their subject.
-    assert (len(german), len(german.skipped)) == (399, 163)
+    # 162 German questions do not hold the German name of their subject, in any spelling.
+    assert (len(german), len(german.skipped)) == (400, 162)
     assert german[0].request.text == "Wann wurde die IAAF Combined Events Challenge ins Leben gerufen?"
 
 
@@ -242,7 +242,13 @@ def test_triples_with_their_own_templates(shared_data: Path) -> None:
     assert len(theirs.records) + len(theirs.skipped) == len(triples)
 
 
-@pytest.mark.parametrize("name", ["general/gsm8k.jsonl.gz", "glue_eval/cola.jsonl"])
+def test_questions_with_answers_are_facts_without_a_subject(shared_data: Path) -> None:
+    records = load_records(shared_data / "general/gsm8k.jsonl.gz", limit=3)
+    assert [record.request.subject for record in records] == [None] * 3
+    assert records.origins == {"prompt": "question", "target": "answer"}
+
+
+@pytest.mark.parametrize("name", ["glue_eval/cola.jsonl"])
 def test_other_data_sets_are_refused(shared_data: Path, name: str) -> None:
     with pytest.raises(DataFormatError, match="unknown layout"):
         load_records(shared_data / name)
