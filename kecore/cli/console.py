@@ -47,8 +47,8 @@ class Screen:
 
     def __init__(self, as_json: bool = False) -> None:
         self.as_json = as_json
-        self.out = Console(highlight=False, quiet=as_json)
-        self.err = Console(highlight=False, stderr=True)
+        self.out = Console(highlight=False, quiet=as_json, emoji=False)
+        self.err = Console(highlight=False, stderr=True, emoji=False)
         self.stages: dict[str, float] = {}
         self.warnings: list[str] = []
         self.started = time.perf_counter()

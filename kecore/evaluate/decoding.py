@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from kecore.api.errors import ConfigError, DataFormatError, MissingDependencyError
+from kecore.evaluate.parsing import read_cell
 
 __all__ = ["Decoded", "decode", "kind_of"]
 
@@ -28,6 +29,15 @@ _MARKS = (  # of four bytes before of two, which begin alike
 _FOREIGN = (
     (b"GGUF", "a GGUF model"),
     (b"\x80\x02", "a Python pickle, such as a torch checkpoint"),
+    (b"\x80\x03", "a Python pickle, such as a torch checkpoint"),
+    (b"\x80\x04", "a Python pickle, such as a torch checkpoint"),
+    (b"\x80\x05", "a Python pickle, such as a torch checkpoint"),
+    (b"\xff\xd8\xff", "an image"),
+    (b"BZh", "a file packed by bzip2; unpack it"),
+    (b"7z\xbc\xaf", "a 7z archive; unpack it"),
+    (b"version https://git-lfs", "a pointer of Git LFS; fetch the file with git lfs pull"),
+    (b"<!DOCTYPE", "a web page"),
+    (b"<html", "a web page"),
     (b"%PDF", "a PDF document"),
     (b"\xd0\xcf\x11\xe0", "an old Excel or Word file; save it as .xlsx or CSV"),
     (b"SQLite format 3", "an SQLite database"),
@@ -139,6 +149,8 @@ def _unmarked_encoding(content: bytes) -> str:
     """Return ``utf-8``, or the kind of UTF-16 whose zero bytes are seen between characters of a Western text."""
     head = content[:4096]
     pairs = len(head) // 2
+    if head.count(0) > 0.8 * len(head):
+        return "utf-8"  # zeros and little else are no text
     if head[1::2].count(0) > 0.7 * pairs > 0:
         return "utf-16-le"
     if head[0::2].count(0) > 0.7 * pairs > 0:
@@ -165,16 +177,18 @@ def _read_spreadsheet(content: bytes, path: Path, sheet: str | None) -> list[dic
         raise MissingDependencyError(
             f"{path} is a spreadsheet, which openpyxl reads: pip install 'kecore[data]'; or save it as CSV"
         ) from error
-    library = cast(Any, openpyxl)
-    try:
-        book = library.load_workbook(io.BytesIO(content), read_only=True, data_only=True)
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile, library.utils.exceptions.InvalidFileException) as error:
-        raise DataFormatError(f"{path}: a broken spreadsheet ({error}); open it and save it again") from None
     filled: dict[str, list[tuple[Any, ...]]] = {}
-    for worksheet in book.worksheets:
-        rows = [row for row in worksheet.iter_rows(values_only=True) if any(cell is not None for cell in row)]
-        if rows:
-            filled[worksheet.title] = rows
+    try:
+        # Not read_only, in which openpyxl stumbles over sheets that are charts.
+        book = cast(Any, openpyxl).load_workbook(io.BytesIO(content), data_only=True)
+        for worksheet in book.worksheets:
+            rows = [row for row in worksheet.iter_rows(values_only=True) if any(cell is not None for cell in row)]
+            if rows:
+                filled[worksheet.title] = rows
+    except Exception as error:  # noqa: BLE001 - a broken file makes openpyxl, zipfile and the XML parser raise anything
+        raise DataFormatError(
+            f"{path}: a broken spreadsheet ({type(error).__name__}: {error}); open it and save it again"
+        ) from None
     if sheet is not None and sheet not in filled:
         raise ConfigError(f"{path} has no sheet '{sheet}' with rows; its sheets: {', '.join(filled) or 'none'}")
     if sheet is None and len(filled) > 1:
@@ -187,6 +201,9 @@ def _read_spreadsheet(content: bytes, path: Path, sheet: str | None) -> list[dic
 def _rows_of_sheet(rows: Sequence[Sequence[Any]], path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows below the header, with texts as the sheet shows them."""
     header = ["" if cell is None else str(cell).strip() for cell in rows[0]]
+    twice = next((column for column in header if column and header.count(column) > 1), None)
+    if twice is not None:
+        raise DataFormatError(f"{path}: the header names the column '{twice}' twice")
     for number, row in enumerate(rows[1:], 2):
         values: dict[str, Any] = {}
         for column, cell in zip(header, row, strict=False):
@@ -205,7 +222,7 @@ def _cell_text(cell: Any) -> Any:
         return cell.date().isoformat()
     if isinstance(cell, datetime.datetime | datetime.date | datetime.time):
         return cell.isoformat(sep=" ") if isinstance(cell, datetime.datetime) else cell.isoformat()
-    return cell
+    return read_cell(cell) if isinstance(cell, str) else cell
 
 
 def _import_arrow(path: Path) -> Any:
@@ -222,8 +239,8 @@ def _read_parquet(content: bytes, path: Path) -> list[dict[str, Any]]:
 
     try:
         return cast(Any, pyarrow.parquet).read_table(arrow.BufferReader(content)).to_pylist()
-    except (arrow.ArrowException, OSError) as error:
-        raise DataFormatError(f"{path}: a broken Parquet file ({error}); copy it again") from None
+    except Exception as error:  # noqa: BLE001 - what pyarrow cannot turn into Python raises whatever the type raises
+        raise DataFormatError(f"{path}: a broken Parquet file ({error}), or a column that cannot be read") from None
 
 
 def _read_arrow(content: bytes, path: Path) -> list[dict[str, Any]]:
@@ -231,5 +248,5 @@ def _read_arrow(content: bytes, path: Path) -> list[dict[str, Any]]:
     opened = arrow.ipc.open_file if content.startswith(b"ARROW1") else arrow.ipc.open_stream
     try:
         return opened(arrow.BufferReader(content)).read_all().to_pylist()
-    except (arrow.ArrowException, OSError) as error:
-        raise DataFormatError(f"{path}: a broken Arrow file ({error}); copy it again") from None
+    except Exception as error:  # noqa: BLE001 - what pyarrow cannot turn into Python raises whatever the type raises
+        raise DataFormatError(f"{path}: a broken Arrow file ({error}), or a column that cannot be read") from None

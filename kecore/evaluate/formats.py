@@ -185,7 +185,9 @@ def layout_of(value: object) -> Layout | None:
 def _drops_subject(layout: Layout, value: object) -> bool:
     """Return whether a layout would make a record of an object without the subject that the object names."""
     subject = cast("Mapping[str, Any]", value).get("subject")
-    if "subject" in layout.needs or not isinstance(subject, str) or layout.expand or layout.merge:
+    if "subject" in layout.needs or not isinstance(subject, str) or not subject.strip():
+        return False
+    if layout.expand or layout.merge:
         return False
     try:
         record = layout.parser(None)(Fields(value, ""))

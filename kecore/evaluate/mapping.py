@@ -20,6 +20,7 @@ __all__ = ["CONFIG", "FieldMap", "read_map", "save_map"]
 CONFIG = "kecore.toml"
 """The file beside facts that keeps how their fields are read."""
 
+_NEEDED = ("prompt", "target")
 _PART = re.compile(r"\{([^{}]+)\}")
 
 
@@ -39,6 +40,9 @@ class FieldMap:
     sources: Mapping[str, str]
 
     def __post_init__(self) -> None:
+        for field, source in self.sources.items():
+            if not isinstance(source, str):  # pyright: ignore[reportUnnecessaryIsInstance] - of a caller without types
+                raise ConfigError(f"a map gives texts by field, got {field!r}: {source!r:.80}")
         known = [field for field in FIELDS if field != "target_new"]
         for field in self.sources:
             if field not in known:
@@ -55,7 +59,7 @@ class FieldMap:
         """
         sources: dict[str, str] = {}
         for text in texts:
-            for pair in re.split(r",(?=\s*\w+=)", text):
+            for pair in re.split(r",(?=\s*\w+\s*=)", text):
                 field, equals, source = pair.partition("=")
                 if not equals or not field.strip() or not source.strip():
                     raise ConfigError(f"--map takes FIELD=NAME, such as prompt=question,target=answer; got '{pair}'")
@@ -64,11 +68,21 @@ class FieldMap:
                 sources[field.strip()] = source.strip()
         return cls(sources)
 
+    def fits(self, value: object) -> bool:
+        """Return whether an object has the fields of prompt and target."""
+        if not isinstance(value, Mapping):
+            return False
+        values = cast("Mapping[str, Any]", value)
+        sources = [self.sources[field] for field in _NEEDED if field in self.sources]
+        names = [name for source in sources for name in _PART.findall(source) or [source]]
+        return all(_at(values, name) is not None for name in names)
+
     def apply(self, value: object, where: str) -> dict[str, Any]:
         """Return an object with the mapped fields under their own names, and those that are not mapped as they are.
 
         Raises:
-            DataFormatError: it is no object, or a field is not there; names those that are.
+            DataFormatError: it is no object, or the field of prompt or target is not there; names those that are.
+                Others may be missing, as an empty cell is.
         """
         if not isinstance(value, Mapping):
             raise DataFormatError(f"{where}: expected an object, got {type(value).__name__}: {value!r:.80}")
@@ -77,23 +91,31 @@ class FieldMap:
         used: set[str] = set()
         for field, source in self.sources.items():
             names = _PART.findall(source)
-            if not names:
-                mapped[field] = _at(values, source, where)
-                used.add(source.partition(".")[0] if source not in values else source)
+            found = {name: _at(values, name) for name in names or [source]}
+            absent = next((name for name, part in found.items() if part is None), None)
+            used |= {name if name in values else name.partition(".")[0] for name in found}
+            if absent is not None:
+                if field in _NEEDED:
+                    there = ", ".join(map(str, values)) or "none"
+                    raise DataFormatError(
+                        f"{where}: the map names '{absent}', which is not there (fields here: {there})"
+                    )
                 continue
-            texts = {name: as_text(_at(values, name, where)) for name in names}
+            if not names:
+                mapped[field] = found[source]
+                continue
+            texts = {name: as_text(part) for name, part in found.items()}
             without = [name for name, text in texts.items() if text is None]
             if without:
                 raise DataFormatError(f"{where}: field '{without[0]}' is no text, and cannot stand in {source!r}")
             mapped[field] = _PART.sub(lambda match, texts=texts: cast(str, texts[match[1]]), source)
-            used |= {name.partition(".")[0] for name in names}
         # What the map names under its own name again, or says another thing of, is not read twice.
         others = {name: field for name, field in values.items() if name not in used and name not in mapped}
         return {**others, **mapped}
 
 
-def _at(values: Mapping[str, Any], path: str, where: str) -> Any:
-    """Return the value at a dotted path; a field whose own name has dots comes first."""
+def _at(values: Mapping[str, Any], path: str) -> Any:
+    """Return the value at a dotted path, None where there is none; a field whose own name has dots comes first."""
     if path in values:
         return values[path]
     here: Any = values
@@ -103,8 +125,7 @@ def _at(values: Mapping[str, Any], path: str, where: str) -> Any:
         elif isinstance(here, list) and name.isdecimal() and int(name) < len(cast("list[Any]", here)):
             here = here[int(name)]
         else:
-            there = ", ".join(map(str, cast("Mapping[str, Any]", here))) if isinstance(here, Mapping) else "no fields"
-            raise DataFormatError(f"{where}: the map names '{path}', and there is no '{name}'; there are: {there}")
+            return None
     return here
 
 
@@ -119,7 +140,7 @@ def read_map(source: Path) -> FieldMap | None:
         return None
     try:
         values: Any = _load_toml(config.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except ValueError as error:  # an encoding's too
         raise ConfigError(f"{config} is not TOML ({error}); mend it, or remove it") from None
     entry: Any = values
     for name in ("facts", source.name, "map"):
@@ -136,30 +157,46 @@ def read_map(source: Path) -> FieldMap | None:
 
 
 def save_map(source: Path, field_map: FieldMap) -> Path:
-    """Keep a file's map in the ``kecore.toml`` beside it; other entries of that file stay.
+    """Keep a file's map in the ``kecore.toml`` beside it; everything else of that file stays as it is.
 
     Returns:
         The written file.
+
+    Raises:
+        ConfigError: the file is no TOML, or says the map in a form that cannot be replaced safely.
     """
     config = source.parent / CONFIG
-    text = config.read_text(encoding="utf-8") if config.is_file() else ""
     head = f"[facts.{json.dumps(source.name, ensure_ascii=False)}.map]"
-    kept: list[str] = []
-    is_ours = False
-    for line in text.splitlines():
-        if line.startswith("["):
-            is_ours = line.strip() == head
-        if not is_ours:
-            kept.append(line)
-    entry = [head, *(f"{field} = {json.dumps(name, ensure_ascii=False)}" for field, name in field_map.sources.items())]
+    entry = [head, *(f"{field} = {json.dumps(name)}" for field, name in field_map.sources.items())]
+    text = ""
+    if config.is_file():
+        read_map(source)  # refuses what is no TOML
+        text = config.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    begin = lines.index(head) if head in lines else len(lines)
+    end = next((index for index in range(begin + 1, len(lines)) if lines[index].startswith("[")), len(lines))
+    kept = [*lines[:begin], *lines[end:]]
     if kept and kept[-1]:
         kept.append("")
     written = "\n".join([*kept, *entry]) + "\n"
+    if not _says_the_same(text, written, source.name, field_map):
+        raise ConfigError(f"{config} has a form that cannot be extended safely; add these lines by hand: {entry}")
 
     def write(path: Path) -> None:
         path.write_text(written, encoding="utf-8")
 
     return write_atomic(config, write)
+
+
+def _says_the_same(old: str, new: str, name: str, field_map: FieldMap) -> bool:
+    """Return whether a new text of a ``kecore.toml`` gives one file's map, and all else as the old text does."""
+    try:
+        before, after = _load_toml(old), _load_toml(new)
+        saved = after["facts"][name].pop("map")
+        before.setdefault("facts", {}).setdefault(name, {}).pop("map", None)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return saved == dict(field_map.sources) and before == after
 
 
 def _load_toml(text: str) -> dict[str, Any]:

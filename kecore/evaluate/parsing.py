@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, cast
@@ -12,11 +13,13 @@ from typing import Any, cast
 from kecore.api.errors import DataFormatError
 from kecore.evaluate.fields import WrittenFloat
 
-__all__ = ["read_objects"]
+__all__ = ["read_cell", "read_objects"]
 
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 _TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 _YAML = (".yaml", ".yml")
+_RULE = re.compile(r"\s*:?-{2,}:?\s*|")
+"""A cell of the line that Markdown draws below a header."""
 
 
 def read_objects(text: str, name: str, kind: str) -> Iterator[tuple[str, Any]]:
@@ -30,6 +33,8 @@ def read_objects(text: str, name: str, kind: str) -> Iterator[tuple[str, Any]]:
     Raises:
         DataFormatError: it is empty, broken, or none of these.
     """
+    if "\r" in text and "\n" not in text:
+        text = text.replace("\r", "\n")  # lines as old Macintosh programs end them
     if kind in _TABLES:
         return _read_table(text, name, _TABLES[kind])
     if kind in _YAML:
@@ -56,10 +61,10 @@ def _read_json(text: str, name: str) -> Iterator[tuple[str, Any]]:
         return
     try:
         json.loads(start.partition("\n")[0])
-    except ValueError:
+    except (ValueError, RecursionError):
         # The first line is no object by itself: either one object takes many lines, or the line is bad.
-        with suppress(ValueError):
-            yield name, json.loads(text, parse_float=WrittenFloat)
+        with suppress(ValueError, RecursionError):
+            yield name, _parse_json(text)
             return
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -68,9 +73,30 @@ def _read_json(text: str, name: str) -> Iterator[tuple[str, Any]]:
 
 def _load_json(text: str, where: str) -> Any:
     try:
-        return json.loads(text, parse_float=WrittenFloat)
+        return _parse_json(text)
     except ValueError as error:
         raise DataFormatError(f"{where}: not JSON ({error}); expected a JSON array or one object a line") from None
+    except RecursionError:
+        raise DataFormatError(f"{where}: objects stand too deep in each other to be facts") from None
+
+
+def _parse_json(text: str) -> Any:
+    """Read JSON with numbers as they are written.
+
+    Raises:
+        ValueError: it is no JSON, an object has a field twice, or a text is none that can be written.
+    """
+    if "\\ud" in text.casefold():
+        json.dumps(json.loads(text), ensure_ascii=False).encode()  # a half of a pair of surrogates is no character
+    return json.loads(text, parse_float=WrittenFloat, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"field '{next(name for name in names if names.count(name) > 1)}' stands there twice")
+    return values
 
 
 def _read_yaml(text: str, name: str) -> Iterator[tuple[str, Any]]:
@@ -79,18 +105,28 @@ def _read_yaml(text: str, name: str) -> Iterator[tuple[str, Any]]:
 
     try:
         documents = list(yaml.load_all(text, Loader=_yaml_loader()))
-    except yaml.YAMLError as error:
-        raise DataFormatError(f"{name}: not YAML ({' '.join(str(error).split())})") from None
+        json.dumps(documents, default=str)  # what JSON cannot hold is no record
+    except (yaml.YAMLError, ValueError) as error:
+        raise DataFormatError(f"{name}: not YAML of records ({' '.join(str(error).split())})") from None
+    except RecursionError:
+        raise DataFormatError(f"{name}: objects stand too deep in each other to be facts") from None
     values: list[Any] = []
     for document in documents:
         if isinstance(document, list):
-            values += cast("list[Any]", document)
+            values += map(_with_text_names, cast("list[Any]", document))
         elif document is not None:
-            values.append(document)
+            values.append(_with_text_names(document))
     if not values:
         raise DataFormatError(f"{name} is empty; expected YAML records")
     for number, value in enumerate(values, 1):
         yield f"{name} record {number}", value
+
+
+def _with_text_names(value: Any) -> Any:
+    """Return an object with its names as texts, where YAML has numbers or nothing."""
+    if isinstance(value, dict):
+        return {str(name): field for name, field in cast("dict[Any, Any]", value).items()}
+    return value
 
 
 def _yaml_loader() -> Any:
@@ -113,6 +149,7 @@ def _read_table(text: str, name: str, usual: str) -> Iterator[tuple[str, Any]]:
         name: what messages call it.
         usual: the delimiter that the suffix stands for; another one that divides the header into more columns is taken.
     """
+    text = text.lstrip("\r\n")
     first, _, below = text.partition("\n")
     if first.strip().casefold().startswith("sep=") and len(first.strip()) == len("sep=") + 1:
         usual, text = first.strip()[-1], below  # as Excel writes it
@@ -126,7 +163,7 @@ def _read_table(text: str, name: str, usual: str) -> Iterator[tuple[str, Any]]:
         if twice is not None:
             raise DataFormatError(f"{name}: the header names the column '{twice}' twice")
         for number, row in enumerate(rows, 1):
-            if any(row):
+            if any(row) and not all(_RULE.fullmatch(cell) for cell in row):
                 where = f"{name} record {number}"
                 yield where, _cells_by_column(header, row, where, delimiter)
     except csv.Error as error:
@@ -134,12 +171,15 @@ def _read_table(text: str, name: str, usual: str) -> Iterator[tuple[str, Any]]:
 
 
 def _find_delimiter(text: str, usual: str) -> str:
-    """Return the delimiter that divides the header into most columns; the usual one on a tie."""
-    header = text.split("\n", 1)[0].strip("\r")
-    columns: dict[str, int] = {}
+    """Return the delimiter that divides header and first row alike into most columns; the usual one on a tie."""
+    columns: dict[str, int] = {usual: 1}
     for delimiter in (usual, *_DELIMITERS):
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         with suppress(csv.Error):
-            columns.setdefault(delimiter, len(next(csv.reader([header], delimiter=delimiter), [])))
+            header = len(next(rows, []))
+            first = len(next((row for row in rows if row), [])) or header
+            # A text with commas in the header is no reason to take the comma, if the rows have none.
+            columns[delimiter] = header if header == first else 1
     return max(columns, key=lambda delimiter: columns[delimiter])
 
 
@@ -155,12 +195,18 @@ def _cells_by_column(header: list[str], row: list[str], where: str, delimiter: s
             continue
         if not column:
             raise DataFormatError(f"{where}: {cell!r} stands in a column without a name; name it in the header")
-        values[column] = _cell(cell)
+        values[column] = read_cell(cell)
     return values
 
 
-def _cell(text: str) -> Any:
-    if text[:1] in "[{":
-        with suppress(ValueError):
-            return json.loads(text, parse_float=WrittenFloat)
+def read_cell(text: str) -> Any:
+    """Return what a cell of a table holds: its text, or the list or object that stands there as JSON.
+
+    A list of numbers, as ``[1, 2]``, is a text.
+    """
+    if text[:1] in ("[", "{"):
+        with suppress(ValueError, RecursionError):
+            value = _parse_json(text)
+            if not isinstance(value, list) or any(isinstance(item, str | dict | list) for item in cast(Any, value)):
+                return value
     return text

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from kecore.api.errors import DataFormatError, RequestError
 from kecore.api.types import EditRecord, EditRequest, OneAnswer, Probe, Rule
 from kecore.evaluate.fields import Fields
-from kecore.evaluate.spelling import spelt_in
+from kecore.evaluate.spelling import spelt_in, stands_alone
 
 __all__ = [
     "Chain",
@@ -49,7 +49,7 @@ def make_request(
         DataFormatError: they make no request; names the place.
     """
     name = prompt if subject is None else subject.strip()
-    if "{}" not in prompt and name and name not in prompt:
+    if "{}" not in prompt and name and not stands_alone(prompt, name):
         name = spelt_in(prompt, name) or name
     try:
         return EditRequest(prompt, name, target, truth, id)

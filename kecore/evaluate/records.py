@@ -160,8 +160,10 @@ def load_records(
         >>> records.format, len(records), len(records[0].probes_of("neighbourhood"))
         ('kecore', 2, 10)
     """
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit must be at least 1, got {limit}")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(f"limit must be a number of at least 1, got {limit!r}")
+    if not str(source or "").strip():
+        raise ConfigError("no source of facts was named; give a file, a folder or hf:OWNER/NAME")
     documents = open_source(source, split)
     path = Path(source)
     name = str(source) if str(source).startswith(HUB) else path.name
@@ -218,7 +220,8 @@ def _objects(document: Document, field_map: FieldMap | None) -> Iterator[tuple[s
     """Return the objects of a document, each with its place; those inside of a single object where it is no record."""
     objects = document.objects()
     head = list(islice(objects, 2))
-    if len(head) == 1 and layout_of(head[0][1]) is None:
+    is_mapped = field_map is not None and len(head) == 1 and field_map.fits(head[0][1])
+    if len(head) == 1 and not is_mapped and layout_of(head[0][1]) is None:
         head = list(unwrap(*head[0]))
     for where, value in chain(head, objects):
         yield where, value if field_map is None else field_map.apply(value, where)
@@ -335,6 +338,7 @@ class _Reading:
     renamed: list[Skipped]
     seen: dict[str, str]
     origins: dict[str, str] = field(default_factory=dict)
+    repeats: dict[str, int] = field(default_factory=dict)
 
     def add(self, where: str, value: Any, parse: Any, skip: bool, mixed: bool) -> None:
         """Make a record of one object, or list why there is none; ``mixed`` takes objects of other layouts as bad."""
@@ -385,8 +389,9 @@ class _Reading:
 
     def _unique(self, id: str) -> str:
         """Return ``id``, or ``id-2``, ``id-3``, ... should it be taken."""
-        candidate, count = id, 1
+        candidate, count = id, self.repeats.get(id, 1)
         while candidate in self.seen:
             count += 1
             candidate = f"{id}-{count}"
+        self.repeats[id] = count  # where to go on, or a file of equal facts would take quadratic time
         return candidate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["spelt_in"]
+__all__ = ["spelt_in", "stands_alone"]
 
 _SAME = str.maketrans({
     "\u00a0": " ", "\u2007": " ", "\u202f": " ", "\u2009": " ",  # spaces that do not break, and narrow ones
@@ -36,12 +36,22 @@ def spelt_in(prompt: str, subject: str) -> str | None:
     return prompt[start:end]
 
 
+def stands_alone(prompt: str, subject: str) -> bool:
+    """Return whether a prompt holds a subject exactly as it is spelt, as words of its own."""
+    for match in re.finditer(re.escape(subject), prompt):
+        before, after = prompt[: match.start()][-1:], prompt[match.end() :][:1]
+        if not before.isalnum() and not after.isalnum() and not (after and unicodedata.combining(after)):
+            return True
+    return False
+
+
 def _fold(text: str) -> tuple[str, list[int]]:
     """Return a text without differences of spelling, and for each of its characters the place in ``text``."""
     characters: list[str] = []
     places: list[int] = []
     for place, character in enumerate(text):
-        for part in unicodedata.normalize("NFKD", character.translate(_SAME)).casefold():
+        plain = " " if character.isspace() else character.translate(_SAME)
+        for part in unicodedata.normalize("NFD", plain).casefold():
             characters.append(part)
             places.append(place)
     return "".join(characters), places

@@ -18,22 +18,29 @@ _ANSWERS = ("answer", "target", "output", "value", "fact")
 def unwrap(where: str, value: object) -> Iterator[tuple[str, Any]]:
     """Yield the records inside of a single object: of the one list of objects in it, or of lists side by side.
 
-    An object that holds neither is yielded as it is.
+    An object that holds neither is yielded as it is, and so is one that has a prompt itself.
     """
-    if isinstance(value, Mapping):
-        values = cast("Mapping[str, Any]", value)
-        lists = [cast("list[Any]", item) for item in values.values() if isinstance(item, list)]
-        of_objects = [items for items in lists if items and all(isinstance(item, Mapping) for item in items)]
-        if len(of_objects) == 1 and len(lists) == 1:
-            for number, item in enumerate(of_objects[0], 1):
-                yield f"{where} record {number}", item
-            return
-        lengths = {len(items) for items in lists if not any(isinstance(item, Mapping) for item in items)}
-        if len(lists) > 1 and len(lengths) == 1:
-            for index in range(lengths.pop()):
-                yield f"{where} record {index + 1}", _row(values, index)
-            return
+    if not isinstance(value, Mapping):
+        yield where, value
+        return
+    values = cast("Mapping[str, Any]", value)
+    is_record = any(_asks(name) and as_text(field) is not None for name, field in values.items())
+    lists = {name: cast("list[Any]", field) for name, field in values.items() if isinstance(field, list)}
+    of_objects = [items for items in lists.values() if items and all(isinstance(item, Mapping) for item in items)]
+    if len(of_objects) == 1 and not is_record:
+        for number, item in enumerate(of_objects[0], 1):
+            yield f"{where} record {number}", item
+        return
+    prompts = next((items for name, items in lists.items() if _asks(name) and items not in of_objects), None)
+    if prompts is not None and not is_record:
+        for index in range(len(prompts)):
+            yield f"{where} record {index + 1}", _row(values, index)
+        return
     yield where, value
+
+
+def _asks(name: object) -> bool:
+    return any(word in str(name).casefold() for word in _QUESTIONS)
 
 
 def _row(values: Mapping[str, Any], index: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from kecore import data
 from kecore.api.types import Capabilities, EditRecord, EditRequest, unique
 from kecore.corpus import Corpus
 from kecore.model import ModelView
-from kecore.model.sites import ModuleOutput
+from kecore.model.sites import ModuleOutput, Patch, Site
 from kecore.text import Encoder
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "with_subject",
 ]
 
+_MOST = 24  # words of a prompt that are tried
 _SAMPLES = 5  # of noise
 _NOISE = 3.0  # its standard deviation, in units of that of the embeddings, as in ROME
 _NAME = 2.0  # weight of a word that is written as a name; the first word of a text only beside another one
@@ -158,6 +159,9 @@ def propose_subject(view: ModelView, encoder: Encoder, request: EditRequest, spr
     candidates = [word for word in words if rarity(word[0]) > _COMMON] or words
     if not candidates:
         return text
+    # The rarest alone, of a text that is long: each takes passes of its own.
+    rarest = sorted(candidates, key=lambda word: rarity(word[0]))[-_MOST:]
+    candidates = [word for word in candidates if word in rarest]
     spans = [(word.start(), word.end()) for word in candidates]
     effects = noise_effects(view, encoder, text, spans, deviation=_NOISE * spread, seed=seed)
     scores: list[float] = []
@@ -209,28 +213,26 @@ def noise_effects(
     """
     encoded = encoder.encode(text)
     tokens = len(encoded.ids)
-    generator = torch.Generator().manual_seed(seed)
-    noise = deviation * torch.randn((samples, tokens, view.width), generator=generator)
-    mask = torch.zeros(1 + len(spans), tokens)  # the first row stays clean
-    for row, (start, end) in enumerate(spans, 1):
-        for column, (begin, stop) in enumerate(encoded.spans):
-            mask[row, column] = float(begin - encoded.shift < end and stop - encoded.shift > start)
-    added = mask[:, None, :, None] * noise  # [1 + spans, samples, tokens, d_model]
-    added = added.flatten(0, 1)  # [(1 + spans) · samples, tokens, d_model]
-
-    def change(embedded: Tensor) -> Tensor:
-        return embedded + added.to(embedded)
-
-    rows = encoder.rows([encoded.ids] * len(added)).to(view.device)
     embedding: Any = view.model.get_input_embeddings()  # type: ignore[operator, union-attr]
-    row = torch.arange(len(added), device=view.device)
-    at = (row, torch.full_like(row, tokens - 1))
+    noise = deviation * torch.randn((samples, tokens, view.width), generator=torch.Generator().manual_seed(seed))
+
+    def answers(added: Tensor) -> Tensor:
+        """Return the probabilities behind the text with ``[rows, tokens, d_model]`` added, the mean ``[vocab]``."""
+        rows = encoder.rows([encoded.ids] * len(added)).to(view.device)
+        row = torch.arange(len(added), device=view.device)
+        patches: dict[Site, Patch] = {ModuleOutput(embedding): lambda embedded: embedded + added.to(embedded)}
+        logits = view.run(rows, patches=patches, at=(row, torch.full_like(row, tokens - 1))).logits  # [rows, vocab]
+        return logits.float().softmax(-1).mean(0)
+
     with view.frozen():
-        logits = view.run(rows, patches={ModuleOutput(embedding): change}, at=at).logits  # [rows, vocab]
-    probabilities = logits.float().softmax(-1).view(1 + len(spans), samples, -1).mean(1)  # [1 + spans, vocab]
-    answer = probabilities[0].argmax()
-    lost = probabilities[0, answer] - probabilities[1:, answer]  # [spans]
-    return lost.tolist()
+        clean = answers(torch.zeros(1, tokens, view.width))
+        answer = clean.argmax()
+        lost: list[float] = []
+        for start, end in spans:
+            covers = [begin - encoded.shift < end and stop - encoded.shift > start for begin, stop in encoded.spans]
+            mask = torch.tensor(covers).float()  # [tokens]
+            lost.append(float(clean[answer] - answers(mask[:, None] * noise)[answer]))
+    return lost
 
 
 @cache

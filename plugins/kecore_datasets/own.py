@@ -51,6 +51,8 @@ _ANSWERS = ("answer", "output", "response", "completion", "label")
 _LISTS = ("rephrases", "neighbourhood", "generation_prompts", "target_aliases", "truth_aliases", "references")
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "model": "assistant",
           "bot": "assistant", "system": "system"}  # fmt: skip
+_NOTES = ("sources", "reference", "relations", "categories", "subject_id", "subjectid", "subject_ids")
+"""Names that are like a known one and mean something else."""
 _LIKE = 0.84  # a field at least so like a known one is taken for a slip of the pen
 
 
@@ -76,11 +78,22 @@ class _Naming:
     origins: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> _Naming:
-        """Begin with all fields that hold something."""
-        remaining = {_fold_name(name): name for name, value in values.items() if not _is_missing(value)}
-        if isinstance(values.get("id"), str) and not values["id"].strip():
-            remaining.pop("id")  # an empty one is none
+    def of(cls, values: Mapping[str, Any], where: str = "") -> _Naming:
+        """Begin with all fields that hold something.
+
+        Raises:
+            DataFormatError: two names differ in case or punctuation only.
+        """
+        remaining: dict[str, str] = {}
+        for name, value in values.items():
+            folded = _fold_name(name)
+            if _is_missing(value) or (folded in _NAMES["id"] and isinstance(value, str) and not value.strip()):
+                continue
+            if folded in remaining:
+                raise DataFormatError(
+                    f"{where}: the fields '{remaining[folded]}' and '{name}' have one name; rename one"
+                )
+            remaining[folded] = name
         return cls(values, remaining)
 
     def read(self, target: str, names: Sequence[str]) -> bool:
@@ -105,6 +118,7 @@ class _Naming:
         if not self.read("target", _ANSWERS):
             self.read("ground_truth", ["answer"])
         self._read_flat_probes()
+        self._read_numbered_rephrases()
         for own in ("prompt", "target"):  # one that is there and holds nothing has an error of its own
             if own not in self.named and any(_fold_name(name) in _NAMES[own] for name in self.values):
                 self.named[own] = None
@@ -132,7 +146,10 @@ class _Naming:
         """Read alpaca's ``instruction`` with its ``input`` behind it."""
         if "instruction" not in self.remaining or "prompt" in self.named:
             return
-        names = [self.remaining.pop(name) for name in ("instruction", "input") if name in self.remaining]
+        given = [name for name in ("instruction", "input") if name in self.remaining]
+        if any(as_text(self.values[self.remaining[name]]) is None for name in given):
+            return  # no text, which is said where the record is read
+        names = [self.remaining.pop(name) for name in given]
         texts = [as_text(self.values[name]) or "" for name in names]
         self.named["prompt"] = "\n".join(text.strip() for text in texts if text.strip())
         self.origins["prompt"] = " and ".join(names)
@@ -145,9 +162,22 @@ class _Naming:
             if kind in self.named or not flat.read("prompt", [f"{kind}_prompt", f"{kind}_question"]):
                 continue
             flat.read("answers", [f"{kind}_ground_truth", f"{kind}_answer"])
-            self.named[kind] = {axis: [flat.named]}
+            group = {
+                "prompt": _split_cell(flat.named["prompt"]),
+                "ground_truth": _split_cell(flat.named.get("answers")),
+            }
+            self.named[kind] = {axis: _pairs(group)}
             self.origins[kind] = " and ".join(flat.origins.values())
         self.read("neighbourhood", ["neighborhood_prompt"])
+
+    def _read_numbered_rephrases(self) -> None:
+        """Read columns such as ``rephrase_1`` and ``paraphrase 2`` as one list."""
+        names = [name for name in self.remaining if re.fullmatch(r"(?:re|para)phrase(?:_prompt|d_prompt)?_?\d+", name)]
+        if not names or "rephrases" in self.named:
+            return
+        originals = [self.remaining.pop(name) for name in sorted(names)]
+        self.named["rephrases"] = [self.values[name] for name in originals]
+        self.origins["rephrases"] = " and ".join(originals)
 
 
 def own_fields(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
@@ -160,9 +190,10 @@ def own_fields(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     Raises:
         DataFormatError: a field is probably misspelt.
     """
-    naming = _Naming.of(values)
+    naming = _Naming.of(values, where)
     naming.name_all()
-    _write_as_own(naming.named)
+    _refuse_second_targets(naming, where)
+    _write_as_own(naming.named, where)
     _refuse_slips(naming.remaining, naming.named, where)
     notes = {name: values[name] for name in naming.remaining.values()}
     if notes:
@@ -172,6 +203,7 @@ def own_fields(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
 
 def _origins(values: Mapping[str, Any]) -> Mapping[str, str]:
     """Return the fields of the own layout that an object's fields are read as, with the names of these."""
+    # Of an object that was read, so no name stands there twice.
     naming = _Naming.of(values)
     naming.name_all()
     return naming.origins
@@ -200,18 +232,43 @@ def _turns(value: object) -> list[_Turn]:
     return turns
 
 
-def _write_as_own(named: dict[str, Any]) -> None:
+def _refuse_second_targets(naming: _Naming, where: str) -> None:
+    """Refuse an object that names two targets, of which one may be the old answer."""
+    for name in ("target_new", "new_target", "new_answer", "target"):
+        other = naming.remaining.get(name)
+        if other is None or "target" not in naming.origins:
+            continue
+        first, second = _answers(naming.named["target"]), _answers(naming.values[other])
+        if second and first != second:
+            mine = naming.origins["target"]
+            raise DataFormatError(
+                f"{where}: '{mine}' is {first[:1]} and '{other}' is {second[:1]}; say which is the target and which "
+                f"the old answer, as --map target={other},ground_truth={mine}"
+            )
+
+
+def _split_cell(value: object) -> Any:
+    """Return the texts of a cell of a table that holds several, with ``|`` or line breaks between them."""
+    text = as_text(value)
+    if text is None or not re.search(r"[|\n]", text):
+        return value
+    return [part.strip() for part in re.split(r"[|\n]", text) if part.strip()]
+
+
+def _write_as_own(named: dict[str, Any], where: str) -> None:
     """Bring values into the shapes of the own layout: nested targets, several old answers, probes by axis, lists."""
     for own, aliases in (("target", "target_aliases"), ("ground_truth", "truth_aliases")):
-        answers = _answers(named.get(own))
+        value = named.get(own)
+        answers = _answers(value)
+        if isinstance(value, list) and len(answers) < len(cast("list[Any]", value)):
+            raise DataFormatError(f"{where}: field '{own}' must be a text or a list of texts, got {value!r:.80}")
         if answers:
             named[own] = answers[0]
-            if answers[1:] and aliases not in named:
-                named[aliases] = answers[1:]
+            if answers[1:]:
+                named[aliases] = [*answers[1:], *_answers(_split_cell(named.get(aliases)))]
     for own in _LISTS:
-        text = as_text(named.get(own))
-        if text is not None and re.search(r"[|\n]", text):  # a cell of a table
-            named[own] = [part.strip() for part in re.split(r"[|\n]", text) if part.strip()]
+        if own in named:
+            named[own] = _split_cell(named[own])
     for kind in ("locality", "portability"):
         if kind in named:
             named[kind] = _axes(named[kind], kind)
@@ -284,6 +341,7 @@ def _refuse_slips(remaining: Mapping[str, str], named: Mapping[str, Any], where:
     for folded, name in remaining.items():
         close = difflib.get_close_matches(folded, known, n=1, cutoff=_LIKE)
         is_further = bool(close) and (folded.startswith(f"{close[0]}_") or folded.endswith(f"_{close[0]}"))
+        is_further = is_further or folded in _NOTES
         if close and not is_further and known[close[0]] not in named:
             raise DataFormatError(
                 f"{where}: unknown field '{name}'; did you mean '{close[0]}'? If it is a note of yours, give it a name "
@@ -295,7 +353,7 @@ def _is_own(values: Mapping[str, Any]) -> bool:
     try:
         named = own_fields(values)
     except DataFormatError:  # its own error is given where the record is read
-        return True
+        return bool({_fold_name(name) for name in values}.intersection(_NAMES["prompt"]))
     return "prompt" in named and "target" in named and not isinstance(named["prompt"], list)
 
 

@@ -108,6 +108,8 @@ def _check_usage(
         raise typer.BadParameter("--save-map keeps the map of a file, beside it; FACTS is none")
     if accept_subjects and (model is None or fix is None):
         raise typer.BadParameter("--accept-subjects needs MODEL, which proposes them, and --fix OUT.jsonl to hold them")
+    if fix is not None and fix.absolute() == Path(facts).absolute():
+        raise typer.BadParameter("--fix must not be FACTS itself; name another file")
     if fix is not None and fix.exists() and not force:
         raise ArtifactError(f"{fix} exists; choose another --fix, or overwrite it with --force")
 

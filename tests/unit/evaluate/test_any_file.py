@@ -12,7 +12,7 @@ import pytest
 from kecore import EditRequest, load_records
 from kecore.api.errors import ConfigError, DataFormatError, RequestError
 from kecore.evaluate import RecordSet, record_to_json
-from kecore.evaluate.mapping import CONFIG, FieldMap, save_map
+from kecore.evaluate.mapping import CONFIG, FieldMap, read_map, save_map
 
 
 def read(tmp_path: Path, content: Any, name: str = "facts.json", **options: Any) -> RecordSet:
@@ -298,7 +298,7 @@ def test_maps(tmp_path: Path) -> None:
     made = FieldMap.of(["prompt=The capital of {meta.who} is,target=says.now", "subject=meta.who"])
     assert facts(read(tmp_path, odd, mapping=made)) == WANTED
     with pytest.raises(
-        DataFormatError, match=r"record 1: the map names 'says\.then', and there is no 'then'; there are: now"
+        DataFormatError, match=r"record 1: the map names 'says\.then', which is not there \(fields here: meta, texts"
     ):
         read(tmp_path, odd, mapping={"prompt": "texts.0", "target": "says.then"})
     with pytest.raises(ConfigError, match="and 'targt' is none; they are: id, prompt"):
@@ -352,3 +352,109 @@ def test_a_models_folder_holds_no_facts(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(DataFormatError, match="got the folder of a model"):
         load_records(tmp_path)
+
+
+def test_an_empty_cell_that_a_map_names_is_a_missing_one(tmp_path: Path) -> None:
+    table = "q,a,s\nThe capital of France is,Lyon,France\nWho?,Ann,\n"
+    records = read(tmp_path, table, "facts.csv", mapping={"prompt": "q", "target": "a", "subject": "s"})
+    assert [fact[1] for fact in facts(records)] == ["France", None]
+
+
+def test_a_single_record_is_not_taken_apart(tmp_path: Path) -> None:
+    chat = {"question": "Who?", "solution": "Ann", "history": [{"prompt": "h", "target": "g"}], "tags": ["a", "b"]}
+    mapping = {"prompt": "question", "target": "solution"}
+    assert facts(read(tmp_path, [chat], mapping=mapping)) == [("Who?", None, "Ann", None)]
+    with pytest.raises(DataFormatError, match="its first record has: question, solution, history"):
+        read(tmp_path, [chat])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("facts.json", '[{"prompt": "a", "prompt": "b", "target": "c"}]', "field 'prompt' stands there twice"),
+        ("facts.json", '[{"prompt": "a", "Prompt": "b", "target": "c"}]', "fields 'prompt' and 'Prompt' have one name"),
+        ("facts.json", '[{"prompt": "a", "target": "b", "target_new": "c"}]', "say which is the target"),
+        ("facts.json", '[{"prompt": "a", "target": ["b", {"x": 1}]}]', "must be a text or a list of texts"),
+        ("facts.json", "[" * 100_000, "too deep in each other"),
+        ("facts.json", '[{"prompt": "a\\ud800", "target": "b"}]', "not JSON"),
+        ("facts.yaml", "- &x {prompt: p, target: t, n: *x}", "not YAML of records"),
+        ("facts.csv", "prompt,target,Target\na,b,c\n", "fields 'target' and 'Target' have one name"),
+        ("facts.bin", b"\x80\x04\x95", "got a Python pickle"),
+        ("facts.jpg", b"\xff\xd8\xff\xe0", "got an image"),
+        ("facts.html", "<!DOCTYPE html><html>404</html>", "got a web page"),
+    ],
+)  # fmt: skip
+def test_what_would_be_read_wrongly(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+    with pytest.raises(DataFormatError) as caught:
+        read(tmp_path, content, name)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "wanted"),
+    [
+        ("facts.csv", "prompt;target\rWho?;Ann\r", ("Who?", "Ann")),
+        ("facts.csv", "\n\nprompt,target\nWho?,Ann\n", ("Who?", "Ann")),
+        ("facts.csv", "question, or what, and so;target\nWho?;Ann\n", None),
+        ("facts.md", "| prompt | target |\n|---|:--:|\n| Who? | Ann |\n", ("Who?", "Ann")),
+        ("facts.csv", 'prompt,target\nWho?,"[1, 2]"\n', ("Who?", "[1, 2]")),
+        ("facts.json", '[{"prompt": "Who?", "subject": "  ", "target": "Ann", "Id": ""}]', ("Who?", "Ann")),
+        ("facts.yaml", "- {prompt: Who?, target: Ann, 1: x}\n".replace("Who?", '"Who?"'), ("Who?", "Ann")),
+    ],
+)
+def test_files_that_others_write(tmp_path: Path, name: str, content: str, wanted: tuple[str, str] | None) -> None:
+    if wanted is None:
+        with pytest.raises(DataFormatError, match="its first record has: question, or what, and so, target"):
+            read(tmp_path, content, name)
+        return
+    ((prompt, _, target, _),) = facts(read(tmp_path, content, name))
+    assert (prompt.strip(), target) == wanted
+
+
+def test_words_come_before_parts_of_words_in_any_spelling(tmp_path: Path) -> None:
+    for prompt, subject, spelt in (
+        ("Parisian is what PARIS is", "Paris", "PARIS"),
+        ("New\tYork is", "New York", "New\tYork"),
+        ("Zoe\u0308 is by Zoe", "Zoe", "Zoe"),
+    ):
+        (fact,) = facts(read(tmp_path, [{"prompt": prompt, "subject": subject, "target": "x"}]))
+        assert fact[:2] == (prompt, spelt)
+    with pytest.raises(DataFormatError, match="the subject '1' is not in the prompt"):
+        read(tmp_path, [{"prompt": "\u00bd is", "subject": "1", "target": "x"}])
+
+
+def test_rephrases_in_columns_of_their_own(tmp_path: Path) -> None:
+    table = "prompt,target,rephrase_1,Rephrase 2,locality_prompt,locality_ground_truth\nWho?,Ann,a,b,l1|l2,g1|g2\n"
+    (record,) = read(tmp_path, table, "facts.csv")
+    assert record.prompts_of("paraphrase") == ("a", "b")
+    assert [(probe.prompt, probe.answers) for probe in record.probes_of("locality")] == [
+        ("l1", ("g1",)), ("l2", ("g2",))
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        '[facts."facts.json"]\nmap = {prompt = "old"}\n',
+        '[ facts."facts.json".map ]\nprompt = "old"\n',
+        "facts = 3\n",
+        'text = """\n[facts]\n"""\n[facts."facts.json".map]\nprompt = "old"\n[other]\na = 1\n',
+    ],
+)
+def test_a_file_of_maps_is_never_broken(tmp_path: Path, config: str) -> None:
+    (tmp_path / CONFIG).write_text(config, encoding="utf-8")
+    made = FieldMap({"prompt": "say", "target": "town"})
+    try:
+        save_map(tmp_path / "facts.json", made)
+    except ConfigError:
+        assert (tmp_path / CONFIG).read_text(encoding="utf-8") == config
+        return
+    assert read_map(tmp_path / "facts.json") == made
+    assert '"""\n[facts]\n"""' in (tmp_path / CONFIG).read_text(encoding="utf-8")
+
+
+def test_a_source_that_is_none() -> None:
+    with pytest.raises(ConfigError, match="no source of facts"):
+        load_records("")
+    with pytest.raises(ConfigError, match=r"a map gives texts by field, got 'target': 5"):
+        FieldMap({"target": 5})  # type: ignore[dict-item]
