@@ -28,7 +28,6 @@ SHORTER = {
     "calinet": {"steps": 40},
     "kn": {"steps": 10},
     "qlora": {"steps": 30},
-    "wise": {"steps": 30},
 }
 # DPO raises the odds of the new answer against the old one, and stops before it is the most likely of all. KN moves a
 # few columns by one length for all facts, which makes some new answers likelier and no more (docs/methods/kn.md).
