@@ -21,7 +21,7 @@ from kecore.statistics import collect_statistics
 pytestmark = [pytest.mark.real_model, pytest.mark.filterwarnings("ignore::kecore.api.errors.KecoreWarning")]
 
 RECORDS = 2
-MORE = {"pmet": 3}  # of the first two it makes one answer the most probable
+MORE = {"pmet": 3, "wise": 3}  # of the first two they make one answer the most probable
 # They write so few facts in less than their defaults, which are made for thousands.
 SHORTER = {
     "adalora": {"steps": 30},
