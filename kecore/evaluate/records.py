@@ -380,10 +380,10 @@ class _Reading:
 
     def _explains(self, value: object) -> bool:
         """Return whether this layout reads all that an object says, whatever other layout it is of as well."""
-        if not self.layout.fits(value):
+        if self.layout.name != _OWN or not self.layout.fits(value):  # of published ones, fields that are left are usual
             return False
         try:
-            return not self.layout.parser(None)(Fields(value, "")).notes and self.layout.name == _OWN
+            return not self.layout.parser(None)(Fields(value, "")).notes
         except KecoreError:
             return False
 
