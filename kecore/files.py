@@ -23,6 +23,7 @@ from kecore.api.errors import ArtifactError, KecoreError, StorageError
 __all__ = [
     "cache_dir",
     "check_new_folder",
+    "check_writable",
     "explain_write_errors",
     "load_or_make",
     "read_kind",
@@ -83,14 +84,36 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
     return path
 
 
+def check_writable(path: Path) -> None:
+    """Refuse a place where nothing can be written, before the work whose result belongs there.
+
+    A file is made and removed again in ``path``, or in the nearest directory above it that is there; nothing stays.
+
+    Raises:
+        StorageError: says what the system said.
+    """
+    with explain_write_errors(path):
+        folder = path.absolute()
+        while not folder.exists():
+            folder = folder.parent
+        if folder == path.absolute() and not folder.is_dir():
+            folder = folder.parent  # a file that will be replaced
+        with tempfile.TemporaryFile(dir=folder, prefix=f".{path.name}."):
+            pass
+
+
 def check_new_folder(path: Path) -> None:
     """Refuse a place where a folder cannot be written.
 
     Raises:
         ArtifactError: there is something else than an empty directory.
+        StorageError: the system refuses.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    with explain_write_errors(path):
+        is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    if not is_free:
         raise ArtifactError(f"{path} exists and is not empty; name a new directory or empty this one")
+    check_writable(path)
 
 
 @contextmanager

@@ -49,6 +49,7 @@ __all__ = [
     "Variant",
     "byte_count",
     "check_free",
+    "check_free_file",
     "field_map",
     "layer_list",
     "names",
@@ -222,7 +223,7 @@ def settings(pairs: Sequence[str] | None, option: str = "--set") -> dict[str, An
 
 
 def check_free(out: Path, file: str, force: bool) -> None:
-    """Refuse an output folder that holds a result already, or is no folder.
+    """Refuse an output folder that holds a result already, is no folder, or cannot be written.
 
     Args:
         out: what ``--out`` names.
@@ -230,12 +231,37 @@ def check_free(out: Path, file: str, force: bool) -> None:
         force: an earlier result may be overwritten.
 
     Raises:
-        ArtifactError: says which.
+        ArtifactError: it holds a result, or is a file.
+        StorageError: it cannot be written.
     """
+    from kecore.files import check_writable  # with torch
+
+    check_writable(out)
     if out.exists() and not out.is_dir():
         raise ArtifactError(f"--out {out} is a file; name a directory")
     if (out / file).exists() and not force:
         raise ArtifactError(f"{out / file} exists; choose another --out, or overwrite it with --force")
+
+
+def check_free_file(out: Path, option: str, force: bool) -> None:
+    """Refuse an output file that is there already, or cannot be written.
+
+    Args:
+        out: the file.
+        option: the option that names it, for messages.
+        force: what is there may be overwritten.
+
+    Raises:
+        ArtifactError: it is a directory, or may not be overwritten.
+        StorageError: it cannot be written.
+    """
+    from kecore.files import check_writable  # with torch
+
+    check_writable(out)
+    if out.is_dir():
+        raise ArtifactError(f"{option} {out} is a directory; name a file")
+    if out.exists() and not force:
+        raise ArtifactError(f"{out} exists; choose another {option}, or overwrite it with --force")
 
 
 def spread_texts(args: list[str]) -> list[str]:

@@ -59,8 +59,7 @@ def import_triples(
     from kecore_datasets import triples as library
 
     screen = Screen.of(context)
-    if out.exists() and not force:
-        raise typer.BadParameter(f"{out} is there already; name another file, or pass --force")
+    options.check_free_file(out, "--out", force)
     known = library.read_templates(templates or ())
     chosen = library.read_triples(triples)[:limit]
     imported = library.import_triples(chosen, known, library.read_labels(labels or ()))

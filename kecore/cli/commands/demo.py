@@ -12,7 +12,7 @@ from rich.markup import escape
 from kecore.cli import options
 from kecore.cli.console import Screen, format_bytes, make_fields
 from kecore.cli.errors import CheckFailed
-from kecore.cli.job import EditJob
+from kecore.cli.job import EDIT, EditJob
 from kecore.cli.loading import Loading
 from kecore.cli.outcome import Outcome
 from kecore.cli.samples import Ask, choose_asks, continue_prompts
@@ -54,14 +54,17 @@ def demo(
     from kecore.api.line import MethodLine
     from kecore.api.types import EditRecord, EditRequest
     from kecore.evaluate import load_records
-    from kecore.models import DEMO, cache_dir
+    from kecore.files import cache_dir
+    from kecore.models import DEMO
 
+    out = out or cache_dir() / "demo"
+    options.check_free(out, EDIT, force=True)
     headline = EditRecord(EditRequest(**HEADLINE, id="headline"), source="kecore demo")
     facts = load_records(data.path("counterfact_sample.jsonl"), limit=records)
     job = EditJob(MethodLine.of("memit"), [headline, *facts])
     loading = Loading(DEMO, device, dtype, seed=seed)
     editor = loading.edit(screen)
-    outcome = job.run(screen, editor, out or cache_dir() / "demo", _asks(job.records))
+    outcome = job.run(screen, editor, out, _asks(job.records))
     proofs = _proofs(screen, outcome, loading)
     outcome.cost["stages"] |= {name: screen.stages[name] for name in ("reload", "revert")}
     outcome.cost["total_seconds"] = screen.elapsed

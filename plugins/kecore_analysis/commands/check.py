@@ -100,8 +100,6 @@ def _check_usage(
     force: bool,
 ) -> None:
     """Refuse options that need others, and an output that is there already."""
-    from kecore.api.errors import ArtifactError
-
     if save_map and not map_:
         raise typer.BadParameter("--save-map keeps --map; give it")
     if save_map and not Path(facts).is_file():
@@ -110,8 +108,8 @@ def _check_usage(
         raise typer.BadParameter("--accept-subjects needs MODEL, which proposes them, and --fix OUT.jsonl to hold them")
     if fix is not None and fix.absolute() == Path(facts).absolute():
         raise typer.BadParameter("--fix must not be FACTS itself; name another file")
-    if fix is not None and fix.exists() and not force:
-        raise ArtifactError(f"{fix} exists; choose another --fix, or overwrite it with --force")
+    if fix is not None:
+        options.check_free_file(fix, "--fix", force)
 
 
 def _show_source(screen: Screen, records: RecordSet) -> None:

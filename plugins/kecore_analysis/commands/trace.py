@@ -147,6 +147,7 @@ def _check_out(out: Path | None) -> None:
     if out.suffix != ".png":
         raise typer.BadParameter(f"--out takes a .png file, got {out}")
     need_matplotlib()
+    options.check_free_file(out, "--out", force=True)
 
 
 def _read_kinds(text: str) -> list[str]:

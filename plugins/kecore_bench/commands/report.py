@@ -36,6 +36,7 @@ def report(
     """
     from contextlib import ExitStack
 
+    from kecore.files import check_writable
     from kecore_bench.report import FORMATS, write_report
     from kecore_bench.store import Store
 
@@ -45,6 +46,7 @@ def report(
     if unknown:
         raise ConfigError(f"--format {', '.join(unknown)}: there are {', '.join(FORMATS)}")
     out = out or stores[0].with_name(f"{stores[0].stem}-report")
+    check_writable(out)
     with ExitStack() as stack:
         opened = [stack.enter_context(Store(path)) for path in stores]
         written = write_report(opened, out, chosen or FORMATS, optional=not chosen)

@@ -165,6 +165,32 @@ def test_other_commands(kecore: Run, tmp_path: Path, words: tuple[str, ...], sai
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("edit", "demo", *FACT, "--out"),
+        ("demo", "--out"),
+        ("attach", "demo", "nowhere", "--out"),
+        ("revert", "nowhere", "--out"),
+        ("export", "nowhere", "--out"),
+        ("stats", "demo", "--text", "{sample}", "--out"),
+        ("train", "mend", "demo", "--data", "{sample}", "--out"),
+        ("report", "nowhere.sqlite", "--out"),
+        ("import-triples", "{sample}", "--out"),
+        ("check", "{sample}", "--fix"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_place_that_cannot_be_written(kecore: Run, tmp_path: Path, words: tuple[str, ...]) -> None:
+    sample = lines(tmp_path / "sample.jsonl", GOOD)
+    long_name = tmp_path / ("x" * 300)
+    for place in (Path("/proc/kecore/out"), long_name, long_name / "out", sample / "out"):
+        done = kecore(*(word.format(sample=sample) for word in words), place)
+        assert done.exit_code == 1, done.output
+        assert f"{place} cannot be written: " in done.stderr
+    assert list(tmp_path.iterdir()) == [sample]
+
+
 def test_a_broken_record_of_edits(kecore: Run, tmp_path: Path) -> None:
     (tmp_path / "kecore").mkdir()
     (tmp_path / "kecore" / "attached.json").write_text('{"format": 1}')

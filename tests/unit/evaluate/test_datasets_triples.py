@@ -141,7 +141,7 @@ def test_command(tmp_path: Path) -> None:
     assert (found.format, found[0].request.text) == ("kecore", "The mother tongue of Ann is")
     again = run(triples, "--out", out)
     assert again.exit_code == 2
-    assert "is there already" in again.stderr
+    assert "exists; choose another --out" in again.stderr
     values = json.loads(run(triples, "--out", out, "--force", "--limit", 2, "--json").stdout)
     assert (values["triples"], values["edits"], values["unknown_relations"]) == (2, 1, {"loves": 1})
 
