@@ -106,23 +106,27 @@ Map = Annotated[
     typer.Option(
         "--map",
         metavar="FIELD=NAME,...",
-        help="Which field of --facts is which: prompt=question,target=answer.text,subject=name, or a text with fields "
-        "in braces: 'prompt=Where is {name}?' (repeatable).",
+        help="Which field of the facts is which: prompt=question,target=answer.text,subject=name, or a text with "
+        "fields in braces: 'prompt=Where is {name}?' (repeatable).",
         show_default=False,
     ),
 ]
-Limit = Annotated[int | None, typer.Option(metavar="N", help="Only the first so many records of --facts.", min=1)]
+Limit = Annotated[int | None, typer.Option(metavar="N", help="Only the first so many records.", min=1)]
 Format = Annotated[
-    str | None, typer.Option("--format", metavar="NAME", help="Layout of --facts, if its content does not tell.")
+    str | None, typer.Option("--format", metavar="NAME", help="Layout of the facts, if their content does not tell.")
 ]
 Split = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Split of --facts, where that is a folder or on the hub.")
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Split of a folder, a hub data set or a file that holds several; a sheet.",
+    ),
 ]
 Variant = Annotated[
-    str | None, typer.Option(metavar="NAME", help="How to edit records of --facts that can be edited in several ways.")
+    str | None, typer.Option(metavar="NAME", help="How to edit records that can be edited in several ways.")
 ]
 Checksum = Annotated[
-    str | None, typer.Option("--sha256", metavar="HEX", help="What the digest of --facts must be, or begin with.")
+    str | None, typer.Option("--sha256", metavar="HEX", help="What the digest of the facts must be, or begin with.")
 ]
 Prompt = Annotated[str | None, typer.Option(metavar="TEXT", help="A single fact: a prompt that holds the subject.")]
 Subject = Annotated[str | None, typer.Option(metavar="TEXT", help="The subject of --prompt.")]

@@ -67,7 +67,13 @@ class Cell:
 def load(data: DataEntry, limit: int | None = None) -> RecordSet:
     """Return the records of a data set of a plan; see :func:`kecore.load_records`."""
     return load_records(
-        data.path, limit=limit, format=data.format, split=data.split, variant=data.variant, sha256=data.sha256
+        data.path,
+        limit=limit,
+        format=data.format,
+        split=data.split,
+        variant=data.variant,
+        sha256=data.sha256,
+        mapping=data.map,
     )
 
 

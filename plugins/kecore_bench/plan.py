@@ -62,6 +62,9 @@ class DataEntry(BaseModel):
     split: str | None = Field(default=None, description="of a folder or a hub data set")
     variant: str | None = Field(default=None, description="how records are edited, for layouts that offer several ways")
     sha256: str | None = Field(default=None, description="what the digest must be, or how it begins")
+    map: Mapping[str, str] | None = Field(
+        default=None, description="field of a fact to the file's field that holds it, as --map says"
+    )
 
     @model_validator(mode="before")
     @classmethod

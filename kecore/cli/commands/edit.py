@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kecore.cli import options, verdicts
 from kecore.cli.console import Screen, format_bytes, make_fields, to_plain_json
 from kecore.cli.errors import CheckFailed
+from kecore.cli.groups import ReadingOptions, take_groups
 from kecore.cli.job import EDIT, EditJob
 from kecore.cli.loading import Loading
 from kecore.cli.outcome import Outcome
@@ -29,18 +30,16 @@ __all__ = ["edit"]
 RESULT = "result.json"
 
 
+@take_groups
 def edit(
     context: typer.Context,
+    *,
     model: options.Model,
     out: options.Out,
     method: options.Method = "memit",
     facts: options.Facts = None,
     limit: options.Limit = None,
-    data_format: options.Format = None,
-    split: options.Split = None,
-    variant: options.Variant = None,
-    sha256: options.Checksum = None,
-    map_: options.Map = None,
+    reading: ReadingOptions,
     prompt: options.Prompt = None,
     subject: options.Subject = None,
     target: options.Target = None,
@@ -76,21 +75,14 @@ def edit(
     """
     screen = Screen.of(context)
     single = {"prompt": prompt, "subject": subject, "target": target, "ground_truth": ground_truth}
-    reading: dict[str, Any] = {
-        "limit": limit,
-        "format": data_format,
-        "split": split,
-        "variant": variant,
-        "sha256": sha256,
-    }
     required = verdicts.read_requirements(require)
     if required and no_evaluate:
         raise typer.BadParameter("--require needs scores; leave out --no-evaluate")
-    _check_usage(facts, single, {**reading, "map": map_}, stats, text or tokens)
-    reading["mapping"] = options.field_map(map_)
+    of_facts = reading.given() if limit is None else ["--limit", *reading.given()]
+    _check_usage(facts, single, of_facts, stats, text or tokens)
     job = EditJob(
         method=_method(method),
-        records=_records(facts, reading, single),
+        records=_single(single) if facts is None else reading.load(facts, limit),
         source=StatisticsSource(stats, tuple(text or ()), tokens),
         preset=preset,
         values=options.settings(set_),
@@ -115,7 +107,7 @@ def edit(
 def _check_usage(
     facts: Path | None,
     single: Mapping[str, str | None],
-    reading: Mapping[str, object],
+    of_facts: Sequence[str],
     stats: Path | None,
     collect: object,
 ) -> None:
@@ -129,8 +121,8 @@ def _check_usage(
             raise typer.BadParameter("no facts: give --facts FILE, or one fact by --prompt, --subject and --target")
         if missing:
             raise typer.BadParameter(f"a single fact needs {', '.join(missing)} too")
-        if unused := [name for name, value in reading.items() if value is not None]:
-            raise typer.BadParameter(f"--{unused[0]} goes with --facts FILE")
+        if of_facts:
+            raise typer.BadParameter(f"{of_facts[0]} goes with --facts FILE")
     if stats is not None and collect:
         raise typer.BadParameter("--stats are read as they are; leave out --text and --tokens, or --stats")
 
@@ -157,13 +149,10 @@ def _examples(path: Path | None) -> Sequence[EditRecord]:
     return load_records(path)
 
 
-def _records(facts: Path | None, reading: Mapping[str, Any], single: Mapping[str, str | None]) -> Sequence[EditRecord]:
+def _single(parts: Mapping[str, str | None]) -> Sequence[EditRecord]:
     from kecore.api.types import EditRecord, EditRequest
-    from kecore.evaluate import load_records
 
-    if facts is not None:
-        return load_records(facts, **reading)
-    return [EditRecord(EditRequest(**{name: value or "" for name, value in single.items()}))]
+    return [EditRecord(EditRequest(**{name: value or "" for name, value in parts.items()}))]
 
 
 def _finish(screen: Screen, outcome: Outcome, loading: Loading, out: Path, facts: Path | None) -> None:

@@ -14,6 +14,7 @@ import typer
 from kecore.api.errors import UnsupportedCapabilityError
 from kecore.cli import options
 from kecore.cli.console import Screen, count_noun, format_bytes, format_score, make_fields, make_table
+from kecore.cli.groups import ReadingOptions, take_groups
 from kecore.cli.loading import Loading
 from kecore.cli.machine import measure_cost, show_cost
 from kecore.environment import environment
@@ -26,8 +27,10 @@ __all__ = ["curve_table", "train"]
 _SHOWN = 8  # points of the held-out curve
 
 
+@take_groups
 def train(
     context: typer.Context,
+    *,
     method: Annotated[str, typer.Argument(metavar="METHOD", help="A method that trains.", show_default=False)],
     model: options.Model,
     data: Annotated[
@@ -35,23 +38,8 @@ def train(
         typer.Option(metavar="FILE", help="Records to train on, in any layout of --facts.", show_default=False),
     ],
     out: options.Out,
-    limit: Annotated[
-        int | None, typer.Option(metavar="N", help="Only the first so many records of --data.", min=1)
-    ] = None,
-    data_format: Annotated[
-        str | None, typer.Option("--format", metavar="NAME", help="Layout of --data, if its content does not tell.")
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Split of --data, where that is a folder or on the hub.")
-    ] = None,
-    variant: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="How to edit records of --data that can be edited in several ways."),
-    ] = None,
-    sha256: Annotated[
-        str | None, typer.Option("--sha256", metavar="HEX", help="What the digest of --data must be, or begin with.")
-    ] = None,
-    map_: options.Map = None,
+    limit: options.Limit = None,
+    reading: ReadingOptions,
     steps: Annotated[
         int | None, typer.Option(metavar="N", help="Updates.", min=1, show_default="the method's own")
     ] = None,
@@ -84,7 +72,6 @@ def train(
     """
     screen = Screen.of(context)
     from kecore.api.line import MethodLine
-    from kecore.evaluate import load_records
     from kecore.trained import TRAINED
     from kecore.training import Trainable
     from kecore.training import train as run
@@ -103,8 +90,7 @@ def train(
     schedule = replace(instance.schedule, **changes)
     config = line.make_config(options.settings(set_), preset=preset)
     config.check_installed()
-    reading: dict[str, Any] = {"limit": limit, "format": data_format, "split": split, "variant": variant}
-    records = load_records(data, sha256=sha256, mapping=options.field_map(map_), **reading)
+    records = reading.load(data, limit)
     options.check_free(out, TRAINED, force)
     loaded = Loading(model, device, dtype, trust_remote_code, seed).load(screen)
     with screen.stage("read", "reading the model's structure"):

@@ -11,11 +11,13 @@ import typer
 from kecore.cli import options
 from kecore.cli.console import Screen, count_noun, make_fields, make_table
 from kecore.cli.errors import CheckFailed
+from kecore.cli.groups import ReadingOptions, take_groups
 from kecore.cli.loading import Loading
 
 if TYPE_CHECKING:
     from kecore.editor import Editor
     from kecore.evaluate import RecordSet
+    from kecore.evaluate.mapping import FieldMap
     from kecore_analysis.facts import Doubt
 
 __all__ = ["check"]
@@ -32,11 +34,12 @@ OfModel = Annotated[
 ]
 
 
+@take_groups
 def check(
     context: typer.Context,
+    *,
     facts: Source,
     model: OfModel = None,
-    map_: options.Map = None,
     save_map: Annotated[
         bool, typer.Option("--save-map", help="Keep --map in kecore.toml beside FACTS, for every later command.")
     ] = False,
@@ -48,9 +51,7 @@ def check(
         bool, typer.Option("--accept-subjects", help="Put the proposed subjects into --fix OUT.jsonl; needs MODEL.")
     ] = False,
     limit: options.Limit = None,
-    data_format: options.Format = None,
-    split: options.Split = None,
-    variant: options.Variant = None,
+    reading: ReadingOptions,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -64,13 +65,12 @@ def check(
     what each method needs. With MODEL also the tokens, and the facts that it knows already.
     """
     screen = Screen.of(context)
-    _check_usage(facts, model, map_, save_map, fix, accept_subjects, force)
-    from kecore.evaluate import load_records
+    mapping = reading.field_map
+    _check_usage(facts, model, mapping, save_map, fix, accept_subjects, force)
     from kecore.evaluate.mapping import save_map as keep
     from kecore_analysis.facts import find_doubts
 
-    mapping = options.field_map(map_)
-    records = load_records(facts, limit=limit, format=data_format, split=split, variant=variant, mapping=mapping)
+    records = reading.load(facts, limit)
     if mapping is not None and save_map:
         screen.log(f"the map is kept in {keep(Path(facts), mapping)}")
     doubts = find_doubts(records.requests)
@@ -93,14 +93,14 @@ def check(
 def _check_usage(
     facts: str,
     model: str | None,
-    map_: Sequence[str] | None,
+    mapping: FieldMap | None,
     save_map: bool,
     fix: Path | None,
     accept_subjects: bool,
     force: bool,
 ) -> None:
     """Refuse options that need others, and an output that is there already."""
-    if save_map and not map_:
+    if save_map and mapping is None:
         raise typer.BadParameter("--save-map keeps --map; give it")
     if save_map and not Path(facts).is_file():
         raise typer.BadParameter("--save-map keeps the map of a file, beside it; FACTS is none")

@@ -13,6 +13,7 @@ import typer
 
 from kecore.cli import options
 from kecore.cli.console import Screen, format_score, make_fields, make_table
+from kecore.cli.groups import ReadingOptions, take_groups
 from kecore.cli.loading import Loading, span
 from kecore.cli.machine import measure_cost, show_cost
 from kecore.environment import environment
@@ -34,12 +35,14 @@ _SHOWN = 10
 """Neurons that the table shows."""
 
 
+@take_groups
 def trace(
     context: typer.Context,
+    *,
     model: options.Model,
     facts: options.Facts = None,
     limit: options.Limit = None,
-    data_format: options.Format = None,
+    reading: ReadingOptions,
     prompt: options.Prompt = None,
     subject: options.Subject = None,
     out: Annotated[
@@ -74,7 +77,7 @@ def trace(
     """
     screen = Screen.of(context)
     chosen_kinds = _read_kinds(kinds)
-    questions = _read_questions(facts, limit, data_format, prompt, subject)
+    questions = _read_questions(facts, reading, limit, prompt, subject)
     _check_out(out)
     loaded = Loading(model, device, dtype, trust_remote_code, seed).load(screen)
     with screen.stage("read", "reading the model's structure"):
@@ -161,7 +164,7 @@ def _read_kinds(text: str) -> list[str]:
 
 
 def _read_questions(
-    facts: Path | None, limit: int | None, data_format: str | None, prompt: str | None, subject: str | None
+    facts: Path | None, reading: ReadingOptions, limit: int | None, prompt: str | None, subject: str | None
 ) -> list[_Question]:
     """Read the prompts of ``--facts``, or the one of ``--prompt``."""
     from kecore_analysis.trace import Known
@@ -170,10 +173,8 @@ def _read_questions(
         raise typer.BadParameter("give --facts FILE, or one prompt by --prompt and --subject")
     if prompt is not None and subject is not None:
         return [_Question(Known.of(prompt.replace("{}", subject), subject))]
-    from kecore.evaluate import load_records
-
     questions: list[_Question] = []
-    for request in load_records(str(facts), limit=limit, format=data_format).requests:
+    for request in reading.load(str(facts), limit).requests:
         answer = request.target if request.ground_truth is None else request.ground_truth
         questions.append(_Question(Known(request.text, request.subject_span), answer))
     return questions

@@ -9,9 +9,10 @@ import typer
 
 from kecore.cli import options
 from kecore.cli.console import Screen
+from kecore.cli.groups import ReadingOptions, take_groups
 from kecore_bench.commands import options as bench_options
-from kecore_bench.commands.groups import DataOptions, MethodOptions, RunOptions, take_groups
-from kecore_bench.commands.shared import make_plan, run_on_screen, show_tables
+from kecore_bench.commands.groups import MethodOptions, RunOptions
+from kecore_bench.commands.shared import data_entry, make_plan, run_on_screen, show_tables
 
 __all__ = ["bench"]
 
@@ -31,7 +32,7 @@ def bench(
     facts: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="A data set; may be given several times.")
     ] = None,
-    data_options: DataOptions,
+    reading: ReadingOptions,
     sizes: Annotated[
         str | None, typer.Option(metavar="N,M", help="Numbers of records; all where none is given.")
     ] = None,
@@ -50,14 +51,14 @@ def bench(
         if plan is not None:
             raise typer.BadParameter(f"{store} is a plan, and --plan {plan} another one; name a store, or one plan")
         plan, store = store, Path(store.with_suffix(".sqlite").name)
-    if not facts and data_options != DataOptions():
-        raise typer.BadParameter("--format, --split, --variant and --sha256 are of --facts; a plan has them as fields")
-    if data_options.sha256 is not None and len(facts or ()) > 1:
+    if not facts and reading.given():
+        raise typer.BadParameter(f"{reading.given()[0]} is of --facts; a plan has it as a field of its 'facts'")
+    if reading.sha256 is not None and len(facts or ()) > 1:
         raise typer.BadParameter("--sha256 is of one data set; give those of several in a plan's 'facts'")
     fields = {
         "models": model,
         "methods": options.names(methods),
-        "facts": [data_options.entry(path) for path in facts or ()],
+        "facts": [data_entry(path, reading) for path in facts or ()],
         "sizes": options.names(sizes),
         **method_options.fields(),
     }

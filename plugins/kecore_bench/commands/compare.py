@@ -10,9 +10,10 @@ import typer
 
 from kecore.cli import options
 from kecore.cli.console import Screen, make_fields
+from kecore.cli.groups import ReadingOptions, take_groups
 from kecore_bench.commands import options as bench_options
-from kecore_bench.commands.groups import DataOptions, MethodOptions, RunOptions, take_groups
-from kecore_bench.commands.shared import make_plan, run_on_screen, show_tables
+from kecore_bench.commands.groups import MethodOptions, RunOptions
+from kecore_bench.commands.shared import data_entry, make_plan, run_on_screen, show_tables
 
 __all__ = ["compare"]
 
@@ -33,7 +34,7 @@ def compare(
     presets: bench_options.MethodPresets = None,
     set_: bench_options.MethodSettings = None,
     limit: options.Limit = None,
-    data_options: DataOptions,
+    reading: ReadingOptions,
     method_options: MethodOptions,
     run_options: RunOptions,
     as_json: options.AsJson = False,
@@ -52,7 +53,7 @@ def compare(
     fields = {
         "models": model,
         "methods": bench_options.method_entries(options.names(methods), presets, set_),
-        "facts": data_options.entry(facts),
+        "facts": data_entry(facts, reading),
         "sizes": limit,
         **method_options.fields(),
     }

@@ -10,8 +10,9 @@ import typer
 from kecore.api.errors import ArtifactError
 from kecore.cli import options
 from kecore.cli.console import Screen
-from kecore_bench.commands.groups import DataOptions, RunOptions, take_groups
-from kecore_bench.commands.shared import make_plan, run_on_screen, show_tables
+from kecore.cli.groups import ReadingOptions, take_groups
+from kecore_bench.commands.groups import RunOptions
+from kecore_bench.commands.shared import data_entry, make_plan, run_on_screen, show_tables
 
 __all__ = ["evaluate"]
 
@@ -29,7 +30,7 @@ def evaluate(
         Path | None, typer.Option(metavar="STORE", help="File of results; nothing is kept without it.")
     ] = None,
     limit: options.Limit = None,
-    data_options: DataOptions,
+    reading: ReadingOptions,
     run_options: RunOptions,
     as_json: options.AsJson = False,
 ) -> None:
@@ -47,7 +48,7 @@ def evaluate(
         raise ArtifactError(f"--edit {edit}: no such file or directory; make it with `kecore edit`")
     if max(run_options.jobs, here().world) > 1 and store is None:
         raise typer.BadParameter("several processes meet in a store: give --store, or leave out --jobs and torchrun")
-    fields = {"models": model, "facts": data_options.entry(facts), "sizes": limit, "edit": edit, "without": BASELINES}
+    fields = {"models": model, "facts": data_entry(facts, reading), "sizes": limit, "edit": edit, "without": BASELINES}
     plan = make_plan(fields, run_options)
     with Store(":memory:" if store is None else store, plan.protocol) as results:
         cells = run_on_screen(screen, plan, results, run_options.jobs)

@@ -15,12 +15,25 @@ from kecore.cli import options
 from kecore.cli.console import Screen
 
 if TYPE_CHECKING:
+    from kecore.cli.groups import ReadingOptions
     from kecore_bench.cells import Cell
     from kecore_bench.commands.groups import RunOptions
     from kecore_bench.plan import BenchPlan
     from kecore_bench.store import Store
 
-__all__ = ["make_plan", "run_on_screen", "show_tables"]
+__all__ = ["data_entry", "make_plan", "run_on_screen", "show_tables"]
+
+
+def data_entry(path: str, reading: ReadingOptions) -> dict[str, Any]:
+    """Return a data set as a plan's ``facts`` take it."""
+    return {
+        "path": path,
+        "format": reading.data_format,
+        "split": reading.split,
+        "variant": reading.variant,
+        "sha256": reading.sha256,
+        "map": None if reading.field_map is None else reading.field_map.sources,
+    }
 
 
 def make_plan(fields: Mapping[str, Any], run_options: RunOptions, file: Path | None = None) -> BenchPlan:

@@ -18,6 +18,8 @@ COMMANDS = {
     "compare": ("compare", "demo", "--methods", "ft-m", "--out", "out", "--facts"),
     "bench": ("bench", "store.sqlite", "--model", "demo", "--methods", "ft-m", "--facts"),
     "train": ("train", "mend", "demo", "--out", "out", "--data"),
+    "trace": ("trace", "demo", "--facts"),
+    "check": ("check",),
 }
 
 
@@ -36,6 +38,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("--split", "test", "split 'test' was asked of the single file"),
         ("--variant", "unstructured", "has no variants, got 'unstructured'"),
         ("--sha256", "0" * 12, "expected SHA-256 000000000000"),
+        ("--map", "prompt=ask,target=say", "the map names 'ask', which is not there"),
     ],
 )
 def test_the_loader_hears(kecore: Run, command: str, option: str, value: str, message: str) -> None:
@@ -48,7 +51,7 @@ def test_bench_needs_to_know_of_which_data_set(kecore: Run) -> None:
     words = COMMANDS["bench"]
     for given, message in (
         ((*words, FACTS, "--facts", FACTS, "--sha256", "0" * 12), "--sha256 is of one data set"),
-        ((*words[:-1], "--split", "test"), "--sha256 are of --facts"),
+        ((*words[:-1], "--split", "test"), "--split is of --facts"),
     ):
         done = kecore(*given)
         assert done.exit_code == 2
