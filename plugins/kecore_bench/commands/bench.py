@@ -12,7 +12,7 @@ from kecore.cli.console import Screen
 from kecore.cli.groups import ReadingOptions, take_groups
 from kecore_bench.commands import options as bench_options
 from kecore_bench.commands.groups import MethodOptions, RunOptions
-from kecore_bench.commands.shared import data_entry, make_plan, run_on_screen, show_tables
+from kecore_bench.commands.shared import data_entry, make_plan, open_store, run_on_screen, show_tables
 
 __all__ = ["bench"]
 
@@ -62,9 +62,8 @@ def bench(
         "sizes": options.names(sizes),
         **method_options.fields(),
     }
-    from kecore_bench.store import Store
 
     bench_plan = make_plan(fields, run_options, plan)
-    with Store(store, bench_plan.protocol) as results:
+    with open_store(store, bench_plan.protocol) as results:
         cells = run_on_screen(screen, bench_plan, results, run_options.jobs)
         show_tables(screen, results, {cell.spec.key for cell in cells})

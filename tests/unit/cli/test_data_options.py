@@ -56,3 +56,11 @@ def test_bench_needs_to_know_of_which_data_set(kecore: Run) -> None:
         done = kecore(*given)
         assert done.exit_code == 2
         assert message in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize("command", ["compare", "bench"])
+def test_a_run_that_cannot_begin_leaves_no_store(kecore: Run, tmp_path: Path, command: str) -> None:
+    words = [word if word != "ft-m" else "nope" for word in COMMANDS[command]]
+    done = kecore(*words, FACTS)
+    assert "no method 'nope'" in done.stderr
+    assert not list(tmp_path.iterdir())
