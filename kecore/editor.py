@@ -21,6 +21,7 @@ from kecore.batch import RequestBatch
 from kecore.checkpoint import Written, write_checkpoint
 from kecore.edit import Edit, acting, attached, without_edits
 from kecore.facts import Facts, FactsReport, as_records, as_requests, report_facts
+from kecore.forecast import forecast_seconds, measure_pace
 from kecore.memory import MemoryPlan, Need, make_plan, measure_held, scoring_need
 from kecore.model import ModelView
 from kecore.statistics import KeyStatistics
@@ -314,6 +315,28 @@ class Editor:
         line = MethodLine.of(method)
         batch = RequestBatch.of(as_requests(requests), self.encoder)
         return self._plan(self._config(line, preset, config), batch)
+
+    def forecast(
+        self,
+        requests: Facts,
+        method: str | type[Any] | MethodLine = "memit",
+        *,
+        preset: str | None = None,
+        **config: Any,
+    ) -> float | None:
+        """Return how many seconds :meth:`edit` with the same arguments takes on this machine, at the most and about.
+
+        Measured on the model's lowest layers for a moment. Key statistics that have to be collected first come on top;
+        :meth:`provide_statistics` announces how long they take. None where the method does not say what it computes.
+
+        Raises:
+            ConfigError: a bad field.
+            RequestError: no request, something else than requests, or two that contradict each other.
+        """
+        line = MethodLine.of(method)
+        batch = RequestBatch.of(as_requests(requests), self.encoder)
+        needs = self._config(line, preset, config).needs(self.view, batch)
+        return forecast_seconds(measure_pace(self.view), needs) if needs else None
 
     def memory_plan(self, needs: Sequence[Need]) -> MemoryPlan:
         """Plan how stages with these needs keep within the session's budget.

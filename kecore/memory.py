@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MemoryPlan",
     "Need",
+    "Work",
     "backward_bytes",
     "cached_bytes",
     "cached_share",
@@ -207,6 +208,25 @@ def _group_limit() -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """How much a stage computes at the most, from which :mod:`kecore.forecast` tells how long it takes.
+
+    Args:
+        passes: passes through the layers; one with gradients counts as three.
+        tokens: tokens of all passes together, counted likewise.
+        layers: layers of each pass.
+        logits: positions of all passes together whose logits are computed, counted likewise.
+        operations: further multiplications and additions.
+    """
+
+    passes: int = 0
+    tokens: int = 0
+    layers: int = 0
+    logits: int = 0
+    operations: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Need:
     """The memory that one stage takes.
 
@@ -217,6 +237,7 @@ class Need:
         tokens: how many it has in all, padding included.
         least: how many its smallest micro-batch has.
         mapped: which of the parts are memory-mapped from disk.
+        work: how much it computes; None where that is not known beforehand.
     """
 
     stage: str
@@ -225,6 +246,7 @@ class Need:
     tokens: int = 0
     least: int = 0
     mapped: tuple[str, ...] = ()
+    work: Work | None = None
 
     @property
     def fixed(self) -> int:

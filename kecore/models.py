@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from kecore.api.errors import MissingDependencyError, ModelLoadError
+from kecore.api.errors import MissingDependencyError, ModelLoadError, StorageError
 from kecore.files import cache_dir, write_folder
 
 if TYPE_CHECKING:
@@ -248,13 +248,44 @@ def _unpacked(file: Path) -> Path:
         # Newer transformers may keep the blocks packed and compute on them; edits need plain weights.
         gguf_config = getattr(transformers, "GgufConfig", None)
         plain = {"quantization_config": gguf_config(dequantize=True)} if gguf_config else {}
-        logger.info("unpacking %s once, into %s", file, target)
+        size = _unpacked_bytes(file)
+        _check_room(target, size)
+        logger.info("unpacking %s once, to %.1f GB in float32, into %s", file, size / 1e9, target)
         with redirect_stderr(io.StringIO()):  # the reader draws a bar that no setting turns off
             model, tokenizer = _from_pretrained(
                 str(file), str(file.parent), gguf_file=file.name, dtype=torch.float32, model_options=plain
             )
         save_model(model, tokenizer, target)
     return target
+
+
+def _unpacked_bytes(file: Path) -> int:
+    """Return the bytes that the weights of a GGUF file take in float32.
+
+    Raises:
+        ModelLoadError: the file is cut off or not of this format.
+    """
+    from gguf import GGUFReader
+
+    try:
+        tensors = GGUFReader(file).tensors
+    except Exception as error:  # the reader raises what numpy does
+        raise ModelLoadError(f"cannot load '{file}' as a .gguf file: {_brief(error)}; download it again") from error
+    return 4 * sum(int(tensor.n_elements) for tensor in tensors)
+
+
+def _check_room(folder: Path, size: int) -> None:
+    """Refuse to write more than the disk holds.
+
+    Raises:
+        StorageError: says how much is needed, and how much is free.
+    """
+    free = shutil.disk_usage(folder.parent).free
+    if size > free:
+        raise StorageError(
+            f"{folder} cannot be written: it takes {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; make room, or "
+            "set KECORE_CACHE to a directory on another disk"
+        )
 
 
 def _from_pretrained(

@@ -30,6 +30,7 @@ BUNDLED_TEXT = "wikipedia_sample.jsonl.gz"
 """The text of :mod:`kecore.data` that statistics are collected from where nobody names another."""
 
 _FILE = "statistics.safetensors"
+_CACHED_BYTES = 8  # of each number of a moment: four in the statistics, four in a factor
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +42,16 @@ class Provision:
         tokens: how many tokens they are of; where they are still to be collected, at most so many.
         folder: where the cache keeps them.
         cached: they were collected before and have been read.
+        seconds: how long it takes to collect them, about; 0 where they were collected before.
+        bytes: what they and their factors will take in the cache; 0 likewise.
     """
 
     layers: tuple[int, ...]
     tokens: int
     folder: Path
     cached: bool
+    seconds: float = 0.0
+    bytes: int = 0
 
 
 def announce_nothing(_: Provision) -> None:
@@ -84,7 +89,7 @@ class StatisticsSource:
             DataFormatError: there is no such text.
         """
         if self.saved is None:
-            self._corpus()
+            self.corpus()
         elif not self.saved.exists():
             raise ArtifactError(
                 f"key statistics {self.saved}: no such file or directory; make them with `kecore stats`, or leave "
@@ -120,17 +125,21 @@ class StatisticsSource:
         """
         if self.saved is not None:
             return self._read_saved(self.saved, layers)
+        from kecore.forecast import forecast_seconds, measure_pace
         from kecore.statistics import collect_statistics, sample_text
 
         chosen, tokens = tuple(sorted(layers)), self._token_count(editor.view)
-        sample = sample_text(self._corpus(), tokens, editor.seed)
+        sample = sample_text(self.corpus(), tokens, editor.seed)
         folder = _cache_folder(editor.base, sample.digest, chosen, tokens, editor.seed)
         cached = _read_cache(folder)
         if cached is not None:
             announce(Provision(chosen, cached.tokens, folder, cached=True))
             return cached
-        announce(Provision(chosen, tokens, folder, cached=False))
-        plan = editor.memory_plan(self.needs(editor.view, chosen))
+        needs = self.needs(editor.view, chosen)
+        plan = editor.memory_plan(needs)
+        squares = sum(editor.view.layer(layer).site.linear.d_in ** 2 for layer in chosen)
+        seconds = forecast_seconds(measure_pace(editor.view), needs) or 0.0
+        announce(Provision(chosen, tokens, folder, False, seconds, bytes=_CACHED_BYTES * squares))
         return collect_statistics(
             editor.view,
             editor.encoder,
@@ -142,7 +151,12 @@ class StatisticsSource:
             progress=editor.progress,
         )
 
-    def _corpus(self) -> Corpus:
+    def corpus(self) -> Corpus:
+        """Return the texts; no model is asked about them yet.
+
+        Raises:
+            DataFormatError: there is no such text.
+        """
         return Corpus.of(*(self.texts or (data.path(BUNDLED_TEXT),)))
 
     def _token_count(self, view: ModelView) -> int:

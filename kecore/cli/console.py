@@ -30,6 +30,7 @@ __all__ = [
     "Screen",
     "count_noun",
     "format_bytes",
+    "format_estimate",
     "format_score",
     "format_seconds",
     "make_fields",
@@ -181,6 +182,13 @@ def format_seconds(value: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {seconds} s"
+
+
+def format_estimate(value: float) -> str:
+    """Write a duration that is not known exactly."""
+    if value < 1:
+        return "1 s"
+    return f"{value:.0f} s" if value < 100 else format_seconds(value)
 
 
 def format_bytes(count: int | None) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kecore.cli.console import Screen, count_noun
+from kecore.cli.console import Screen, count_noun, format_estimate
 from kecore.cli.loading import provide_statistics
 from kecore.cli.machine import measure_cost, show_plans
 from kecore.cli.outcome import Outcome
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kecore.editor import Editor
     from kecore.evaluate import Protocol
     from kecore.facts import FactsReport
-    from kecore.memory import MemoryPlan
+    from kecore.memory import MemoryPlan, Need
     from kecore.trained import TrainedEditor
 
 __all__ = ["EDIT", "EditJob"]
@@ -40,7 +40,7 @@ class EditJob:
         source: where key statistics come from, should the method need them.
         preset: a published set-up to start from.
         values: fields of the method's configuration.
-        evaluate: score the records before and after.
+        evaluate: ask the model before and after, and score the records; False runs the edit alone.
         trained: what the method's training left, should it need one.
         examples: where demonstrations are taken from, should the method need some.
     """
@@ -88,7 +88,7 @@ class EditJob:
             screen: shows the progress.
             editor: a session on the unedited model; the edit stays attached.
             out: folder for the edit.
-            asks: prompts to be continued before and after.
+            asks: prompts to be continued before and after, where the job evaluates.
         """
         from kecore.evaluate import compare
 
@@ -97,22 +97,25 @@ class EditJob:
         provide_statistics(screen, editor, self.method, layers, self.source)
         prompts = [ask.prompt for ask in asks]
         protocol = self._protocol(editor)
-        with screen.stage("before", "asking the model before the edit"):
-            before = editor.evaluate(self.records, protocol) if self.evaluate else None
-            report = editor.check(self.records)
-            texts_before = continue_prompts(editor.view, editor.encoder, prompts)
-        _warn_of_known(screen, report)
+        before = after = None
+        texts_before: list[str] = []
+        texts_after: list[str] = []
+        if self.evaluate:
+            with screen.stage("before", "asking the model before the edit"):
+                before = editor.evaluate(self.records, protocol)
+                report = editor.check(self.records)
+                texts_before = continue_prompts(editor.view, editor.encoder, prompts)
+            _warn_of_known(screen, report)
         with screen.stage("edit", f"editing {count_noun(len(self.records), 'fact')} with {self.method.name}"):
             edit = editor.edit(self.records, self.method, preset=self.preset, **self.values)
         with screen.stage("save", f"writing {out / EDIT}"):
             path = edit.save(out / EDIT)
-        with screen.stage("after", "asking the model after the edit"):
-            after = editor.evaluate(self.records, protocol) if self.evaluate else None
-            texts_after = continue_prompts(editor.view, editor.encoder, prompts)
-        if before is not None and after is not None:
-            after = compare(before, after)
+        if before is not None:
+            with screen.stage("after", "asking the model after the edit"):
+                after = compare(before, editor.evaluate(self.records, protocol))
+                texts_after = continue_prompts(editor.view, editor.encoder, prompts)
         samples: list[Sample] = []
-        for ask, text_before, text_after in zip(asks, texts_before, texts_after, strict=True):
+        for ask, text_before, text_after in zip(asks, texts_before, texts_after, strict=False):
             samples.append(Sample(ask, text_before, text_after))
         return Outcome(
             job=self,
@@ -145,7 +148,21 @@ class EditJob:
         plans = [editor.memory_plan(needs) for needs in groups if needs]
         plans.append(editor.preflight(self.records, self.method, preset=self.preset, **self.values))
         show_plans(screen, plans, asked=editor.memory is not None)
+        self._show_forecast(screen, editor, plans[-1].needs)
         return plans
+
+    def _show_forecast(self, screen: Screen, editor: Editor, needs: Sequence[Need]) -> None:
+        """Say about how long the edit takes, and the questions before and after it."""
+        from kecore.evaluate.runner import evaluation_work
+        from kecore.forecast import forecast_seconds, measure_pace
+
+        pace = measure_pace(editor.view)
+        seconds = forecast_seconds(pace, needs) if needs else None
+        spans = [f"{self.method.name} does not tell" if seconds is None else f"{format_estimate(seconds)} for the edit"]
+        if self.evaluate:
+            work = evaluation_work(editor.view, editor.encoder, self.records, self._protocol(editor))
+            spans.append(f"{format_estimate(2 * pace.seconds(work))} for the scores before and after")
+        screen.log(f"time: about {', '.join(spans)}")
 
 
 def _warn_of_known(screen: Screen, report: FactsReport) -> None:

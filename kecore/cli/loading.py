@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kecore.cli.console import Screen
+from kecore.cli.console import Screen, format_bytes, format_estimate
 
 if TYPE_CHECKING:
     from kecore.api.line import MethodLine
@@ -87,9 +87,13 @@ def provide_statistics(
 
     def announce(provision: Provision) -> None:
         if provision.cached:
-            screen.log(f"they were collected before, from {provision.tokens:,} tokens: {provision.folder}")
+            screen.log(f"key statistics were collected before, from {provision.tokens:,} tokens: {provision.folder}")
         else:
-            screen.log(f"collecting them in one pass over {provision.tokens:,} tokens; kept in {provision.folder}")
+            screen.log(
+                f"collecting them in one pass over {provision.tokens:,} tokens, about "
+                f"{format_estimate(provision.seconds)}; they will take {format_bytes(provision.bytes)} of "
+                f"{provision.folder.parent.parent} and serve every later edit of this model"
+            )
 
     with screen.stage("statistics", text):
         editor.provide_statistics(layers, announce)

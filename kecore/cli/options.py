@@ -147,7 +147,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A field of the method's configuration; VALUE is JSON or text."),
 ]
-NoEvaluate = Annotated[bool, typer.Option("--no-evaluate", help="Do not score before and after.")]
+NoEvaluate = Annotated[bool, typer.Option("--no-evaluate", help="Do not ask the model before and after.")]
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 

@@ -115,5 +115,9 @@ class Outcome:
             title = f"Scores of {count_noun(len(self.job.records), 'edit')}, protocol {self.protocol.hash()}"
             screen.show(scores_table(self.before, self.after, title))
             failures = failures_table(self.verdicts)
-            screen.show(f"All {count_noun(len(self.verdicts), 'fact')} hold." if failures is None else failures)
+            screen.show(_all_hold(len(self.verdicts)) if failures is None else failures)
         show_cost(screen, self.cost)
+
+
+def _all_hold(facts: int) -> str:
+    return "The fact holds." if facts == 1 else f"All {facts} facts hold."

@@ -152,6 +152,7 @@ class LocateConfig(StagedConfig):
             kl=self.kl_weight > 0,
             precision=self.value_settings().precision,
             anchor=min(anchors),  # values of the lowest layer take the most memory
+            steps=self.steps,
         )
 
     def engine(self, layers: tuple[int, ...], **choices: Any) -> ClosedForm:

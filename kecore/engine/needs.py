@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,7 @@ import torch
 from kecore.batch import RequestBatch
 from kecore.memory import (
     Need,
+    Work,
     backward_bytes,
     cached_bytes,
     cast_bytes,
@@ -25,12 +27,13 @@ __all__ = ["Shape", "closed_form"]
 _ESSENCE = 3  # tokens behind the subject in a prompt that asks what it is
 _OPENING = 3  # tokens of a context's opening and of the full stop behind it
 _SMALL, _PADDING = 1024, 1.2  # what a micro-batch of values may have in tokens, and in padding beyond them
+_GRADIENT = 3  # times the work of a pass that stores nothing
 _TOGETHER = 256  # groups of one micro-batch, roughly
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The choices of a configuration that decide memory.
+    """The choices of a configuration that decide memory and time.
 
     Args:
         layers: edited layers.
@@ -41,6 +44,7 @@ class Shape:
         precision: type of the weights while values are optimised; None for the model's.
         derived: what of the key statistics the solve reads.
         anchor: layer that values are optimised for; None for the last edited one.
+        steps: evaluations of the loss of a value.
     """
 
     layers: tuple[int, ...]
@@ -51,6 +55,7 @@ class Shape:
     precision: torch.dtype | None = None
     derived: Literal["factor", "spectrum", "nothing"] = "factor"
     anchor: int | None = None
+    steps: int = 20
 
 
 def closed_form(view: ModelView, batch: RequestBatch, shape: Shape) -> list[Need]:
@@ -91,7 +96,14 @@ def _values(view: ModelView, shape: Shape, batch: RequestBatch, prefix: int) -> 
     parts |= cast_bytes(view, shape.precision)
     if view.device.type == "cpu":
         parts["unembedding, laid out anew"] = 4 * vocabulary_size(view) * view.width
-    return Need("values", parts, per_token, max(tokens, padded), max(group_tokens.values()))
+    evaluations = _GRADIENT * shape.steps
+    work = Work(
+        passes=evaluations * math.ceil(tokens / _SMALL),
+        tokens=evaluations * tokens,
+        layers=len(view.layers) - layer,
+        logits=evaluations * positions,
+    )
+    return Need("values", parts, per_token, max(tokens, padded), max(group_tokens.values()), work=work)
 
 
 def _keys(view: ModelView, shape: Shape, batch: RequestBatch, prefix: int) -> Need:
@@ -106,7 +118,13 @@ def _keys(view: ModelView, shape: Shape, batch: RequestBatch, prefix: int) -> Ne
         "updates so far": 4 * u * (d + view.width) * len(shape.layers),
         "edited matrices": 3 * 4 * d * view.width,
     }
-    return Need("keys", parts, forward_bytes(view), min(tokens, pass_tokens(view)), max(lengths) + prefix)
+    at_once = min(tokens, pass_tokens(view))
+    work = Work(
+        passes=math.ceil(tokens / at_once) * len(shape.layers),
+        tokens=tokens * len(shape.layers),  # each layer's keys follow from the layers that were edited below it
+        layers=1 + max(shape.layers) // 2,
+    )
+    return Need("keys", parts, forward_bytes(view), at_once, max(lengths) + prefix, work=work)
 
 
 def _key_width(view: ModelView, shape: Shape) -> int:
@@ -130,4 +148,8 @@ def _solve(view: ModelView, shape: Shape, u: int) -> Need:
     }[shape.derived]
     # The first time, a moment is unpacked to float64 and factored in its place; an eigenvalue solver needs more room.
     making = {"factor": 8 * d * d, "spectrum": 8 * 5 * d * d, "nothing": 0}[shape.derived]
-    return Need("solve", {**mapped, "making of it": making, **parts}, mapped=tuple(mapped))
+    # A Cholesky factorisation takes d^3 / 3, an eigenvalue problem about 9 d^3; each once for a layer.
+    thirds = {"factor": 1, "spectrum": 27, "nothing": 0}[shape.derived]
+    operations = 2 * (thirds * d**3 // 3 + n * d * d + system**3)
+    work = Work(operations=operations * len(shape.layers))
+    return Need("solve", {**mapped, "making of it": making, **parts}, mapped=tuple(mapped), work=work)

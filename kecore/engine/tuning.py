@@ -19,7 +19,7 @@ from kecore.batch import Located, RequestBatch
 from kecore.engine.contexts import of_session
 from kecore.engine.layers import at_depth
 from kecore.engine.texts import load_passages, prompts_about_others
-from kecore.memory import Need, backward_bytes, logits_bytes
+from kecore.memory import Need, Work, backward_bytes, logits_bytes
 from kecore.model import ModelView
 from kecore.model.sites import Beside, Output, Patch, Site, Start, Value
 from kecore.text import Encoded, Encoder, Rows, join_context
@@ -40,6 +40,7 @@ __all__ = [
 Objective = Literal["prompt_last", "target_new"]
 
 _JOINT = 4  # tokens that a prefix opens with, and that stand between it and the prompt
+_GRADIENT = 3  # times the work of a pass that stores nothing
 
 
 class Counted(Protocol):
@@ -120,7 +121,7 @@ def choose_layer(view: ModelView, layer: int | None, depth: float) -> int:
 
 
 def batch_need(
-    view: ModelView, items: Sequence[Encoded], batch_size: int, layer: int, parts: Mapping[str, int]
+    view: ModelView, items: Sequence[Encoded], batch_size: int, layer: int, parts: Mapping[str, int], *, epochs: int
 ) -> Need:
     """Return the memory that training on whole batches needs, which are not cut further.
 
@@ -130,6 +131,7 @@ def batch_need(
         batch_size: items of a batch.
         layer: the lowest layer that is trained.
         parts: bytes held all the time, by name.
+        epochs: passes over all items, at the most.
     """
     tokens = sum(len(item.ids) for item in items)
     target_tokens = sum(len(item.ids) - item.start for item in items)
@@ -137,7 +139,14 @@ def batch_need(
     batch_tokens = longest * min(batch_size, len(items))
     # Logits are computed at targets only; their share falls on every token, rounded up.
     logits_per_token = (target_tokens * logits_bytes(view) + tokens - 1) // tokens
-    return Need("tune", parts, backward_bytes(view, layer) + logits_per_token, batch_tokens, batch_tokens)
+    rounds = _GRADIENT * epochs
+    work = Work(
+        passes=rounds * math.ceil(len(items) / batch_size),
+        tokens=rounds * tokens,
+        layers=len(view.layers) - layer,
+        logits=rounds * target_tokens,
+    )
+    return Need("tune", parts, backward_bytes(view, layer) + logits_per_token, batch_tokens, batch_tokens, work=work)
 
 
 @dataclass(frozen=True, slots=True)

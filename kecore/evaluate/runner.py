@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -17,18 +18,21 @@ from kecore.evaluate.protocol import Protocol
 from kecore.evaluate.result import Evaluation
 from kecore.inference.generation import generate
 from kecore.inference.scoring import BATCH_TOKENS, ContinuationScore, next_tokens, score_continuations
+from kecore.memory import Work
 
 if TYPE_CHECKING:
     from kecore.model import ModelView
     from kecore.text import Encoder
 
-__all__ = ["PASSAGE_TOKENS", "PASSAGE_TOP_K", "evaluate"]
+__all__ = ["PASSAGE_TOKENS", "PASSAGE_TOP_K", "evaluate", "evaluation_work"]
 
 PASSAGE_TOKENS = 100
 """Tokens of a passage written after a generation prompt, the prompt's own included, as in ROME's code."""
 
 PASSAGE_TOP_K = 5
 """A passage's tokens are drawn from so many of the most probable ones, as in ROME's code."""
+
+_CHARACTERS_PER_TOKEN = 3  # fewer than in most texts of the Latin script
 
 
 def evaluate(
@@ -85,6 +89,35 @@ def evaluate(
     )
 
 
+def evaluation_work(view: ModelView, encoder: Encoder, records: Sequence[EditRecord], protocol: Protocol) -> Work:
+    """Return how much :func:`evaluate` with the same arguments computes at the most, for a forecast of its time.
+
+    Tokens are estimated from characters, and what several records ask alike counts each time.
+    """
+    kinds = {metric.kind for metric in metrics_of(protocol)}
+    answers = _Answers(view, encoder, protocol, BATCH_TOKENS, silent)
+    scored = written = logits = passes = 0
+    for probe in chain.from_iterable(_probes_of_kinds(record, kinds) for record in records):
+        for prompt, text in answers.pairs(probe):
+            scored += _estimate_tokens(prompt) + _estimate_tokens(text)
+            logits += _estimate_tokens(text)
+        for prompt in answers.written_prompts(probe):
+            scored += _estimate_tokens(prompt)
+            written += protocol.max_new_tokens
+    if written:
+        passes = protocol.max_new_tokens * math.ceil((scored + written) / BATCH_TOKENS)
+    return Work(
+        passes=passes + math.ceil(scored / BATCH_TOKENS),
+        tokens=scored + written,
+        layers=len(view.layers),
+        logits=logits + written,
+    )
+
+
+def _estimate_tokens(text: str) -> int:
+    return len(text) // _CHARACTERS_PER_TOKEN + 1
+
+
 def _probes_of_kinds(record: EditRecord, kinds: Container[str]) -> list[Probe]:
     return [probe for probe in all_probes(record) if probe.kind in kinds]
 
@@ -106,7 +139,7 @@ class _Answers:
 
     def ask(self, probes: Sequence[Probe]) -> None:
         """Run the model."""
-        pairs = list(dict.fromkeys(chain.from_iterable(map(self._pairs, probes))))
+        pairs = list(dict.fromkeys(chain.from_iterable(map(self.pairs, probes))))
         scores = score_continuations(self._view, self._encoder, pairs, **self._options)
         self._scores = dict(zip(pairs, scores, strict=True))
         self._texts = self._write_answers(probes)
@@ -118,7 +151,7 @@ class _Answers:
             return probe.rivals
         return probe.rivals[:1] if probe.kind in self._with_rival else ()
 
-    def _pairs(self, probe: Probe) -> list[tuple[str, str]]:
+    def pairs(self, probe: Probe) -> list[tuple[str, str]]:
         """Return prompts with the continuations whose probability is asked for."""
         if probe.kind == "generation":  # its answers are texts to compare with, not continuations
             return []
@@ -127,7 +160,7 @@ class _Answers:
             pairs += [(condition.prompt, answer) for answer in condition.answers]
         return pairs
 
-    def _written_prompts(self, probe: Probe) -> list[str]:
+    def written_prompts(self, probe: Probe) -> list[str]:
         """Return prompts that are answered in free text; an opening is continued by a passage instead."""
         if probe.kind == "generation" or self._protocol.max_new_tokens == 0:
             return []
@@ -140,7 +173,7 @@ class _Answers:
     def _write_answers(self, probes: Sequence[Probe]) -> dict[str, str]:
         """Continue the prompts that are answered freely, conditions included."""
         protocol = self._protocol
-        prompts = chain.from_iterable(map(self._written_prompts, probes))
+        prompts = chain.from_iterable(map(self.written_prompts, probes))
         full = {prompt: protocol.ask(prompt) for prompt in prompts}
         texts = self._write(
             full.values(),
@@ -180,7 +213,7 @@ class _Answers:
             bare_probe,
             scores=tuple(self._scores[probe.prompt, answer] for answer in probe.answers),
             rival_scores=tuple(self._scores[probe.prompt, rival] for rival in self._rivals(probe)),
-            text=self._texts[probe.prompt] if probe.prompt in self._written_prompts(probe) else None,
+            text=self._texts[probe.prompt] if probe.prompt in self.written_prompts(probe) else None,
             holds=holds,
         )
 

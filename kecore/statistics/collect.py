@@ -23,7 +23,7 @@ from kecore.api.identity import Fingerprint, type_name
 from kecore.api.progress import Progress, silent
 from kecore.corpus import Corpus, TextSample
 from kecore.files import read_tensors, write_tensors
-from kecore.memory import Need, cast_bytes, forward_bytes, pass_tokens
+from kecore.memory import Need, Work, cast_bytes, forward_bytes, pass_tokens
 from kecore.model import Key, LinearView, ModelView, SiteId, ValueSite
 from kecore.ops import second_moment_
 from kecore.statistics.moments import KIND, SEQUENCE, KeyStatistics, weights_below
@@ -144,7 +144,14 @@ def collection_need(view: ModelView, layers: Sequence[int], tokens: int, precisi
     }
     parts |= cast_bytes(view, precision)
     token_bytes = forward_bytes(view) + 4 * sum(widths)
-    return Need("statistics", parts, token_bytes, min(tokens, pass_tokens(view)), row_length)
+    at_once = min(tokens, pass_tokens(view))
+    work = Work(
+        passes=math.ceil(tokens / at_once),
+        tokens=tokens,
+        layers=1 + max(layers, default=0),
+        operations=tokens * squares,  # half of each matrix; the other half is the same
+    )
+    return Need("statistics", parts, token_bytes, at_once, row_length, work=work)
 
 
 def _sites(view: ModelView, layers: Sequence[int]) -> list[ValueSite]:

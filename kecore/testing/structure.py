@@ -42,7 +42,7 @@ FLOORS = (
     Floor("material", ("kecore.data", "kecore.files", "kecore.text", "kecore.batch", "kecore.corpus", "kecore.models")),
     Floor("ops", ("kecore.ops",)),
     Floor("model", ("kecore.model",)),
-    Floor("memory", ("kecore.memory",)),
+    Floor("memory", ("kecore.memory", "kecore.forecast")),
     Floor("edit", ("kecore.edit",)),
     Floor("statistics", ("kecore.statistics",)),
     Floor("inference", ("kecore.inference",)),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kecore.cli import options
-from kecore.cli.console import Screen, format_bytes, format_score, make_fields
+from kecore.cli.console import Screen, format_bytes, format_estimate, format_score, make_fields
 from kecore.cli.loading import Loading, span
 from kecore.cli.machine import measure_cost, show_cost, show_plans
 from kecore.environment import environment
@@ -62,25 +62,23 @@ def stats(
 ) -> None:
     """Collect key statistics from natural text.
 
-    Methods such as MEMIT need them. One pass over the text serves all layers. A run that was interrupted goes on
-    where it stopped.
+    Methods such as MEMIT need them. Without --text they are of a small Wikipedia sample that kecore ships. One pass
+    over the text serves all layers. A run that was interrupted goes on where it stopped.
     """
     screen = Screen.of(context)
     indices = options.layer_list(layers)
-    if not text:
-        raise typer.BadParameter("no text: give --text FILE (`kecore edit` without --stats uses a bundled sample)")
     if until is not None and not until > 0:
         raise typer.BadParameter("--until is a relative change and must be above 0")
     if precision not in _PRECISIONS:
         raise typer.BadParameter(f"--precision is one of {', '.join(_PRECISIONS)}, not {precision!r}")
     options.check_free(out, FILE, force)
     budget = options.byte_count(memory)
-    from kecore.corpus import Corpus
-
-    corpus = Corpus.of(*text)
+    source = StatisticsSource(texts=tuple(text or ()))
+    corpus = source.corpus()
     loaded = Loading(model, device, dtype, trust_remote_code, seed).load(screen)
     with screen.stage("read", "reading the model's structure"):
         from kecore.api.identity import DTYPES
+        from kecore.forecast import forecast_seconds, measure_pace
         from kecore.memory import make_plan
         from kecore.model import ModelView
         from kecore.statistics import collect_statistics, collection_need, token_budget
@@ -93,15 +91,16 @@ def stats(
     dtype_of_pass = DTYPES.get(precision)
     plan = make_plan(view, budget, [collection_need(view, chosen, wanted, dtype_of_pass)])
     show_plans(screen, [plan], asked=budget is not None)
+    seconds = forecast_seconds(measure_pace(view), plan.needs)
+    if seconds is not None:
+        screen.log(f"time: about {format_estimate(seconds)} for {wanted:,} tokens")
     seen: list[int] = []  # tokens done, the first of them before this run
 
     def progress(stage: str, done: int, total: int) -> None:
         seen.append(done)
         screen.progress(stage, done, total)
 
-    with screen.stage(
-        "statistics", f"key statistics of layers {span(chosen)} from {StatisticsSource(texts=tuple(text)).text_name}"
-    ):
+    with screen.stage("statistics", f"key statistics of layers {span(chosen)} from {source.text_name}"):
         statistics = collect_statistics(
             view, encoder, corpus, chosen, tokens=wanted,
             until=until, seed=seed, precision=dtype_of_pass, memory=plan.activations, out=out, progress=progress,

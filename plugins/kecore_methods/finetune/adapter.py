@@ -137,7 +137,7 @@ class AdapterConfig(PreservingConfig):
         parts = {"factors, gradients and moments": 4 * 4 * numbers}
         items = estimate_items(batch.encodings, self.contexts, self.context_tokens, self.others)
         size = self.batch_size * (self.contexts + 1 + self.others)
-        return [batch_need(view, items, size, self.adapted_layers(view)[0], parts)]
+        return [batch_need(view, items, size, self.adapted_layers(view)[0], parts, epochs=self.steps)]
 
 
 def linear_maps(view: ModelView, layers: Sequence[int]) -> dict[str, LinearView]:

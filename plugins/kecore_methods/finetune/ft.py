@@ -56,7 +56,7 @@ class MatrixConfig(PreservingConfig):
             "change, gradient and moments": 4 * 4 * projection.d_out * projection.d_in,
             "hidden states below the layer": sum(len(e.ids) for e in items) * view.width * view.dtype.itemsize,
         }
-        return [batch_need(view, items, self.batch_size * (1 + self.others), layer, parts)]
+        return [batch_need(view, items, self.batch_size * (1 + self.others), layer, parts, epochs=self.steps)]
 
 
 class FineTuneConfig(MatrixConfig):

@@ -51,7 +51,7 @@ class LocFtConfig(MatrixConfig):
         (need,) = super().needs(view, batch)
         items = estimate_items(batch.encodings, self.contexts, self.context_tokens, self.others)
         size = self.batch_size * (self.contexts + 1 + self.others)
-        return [batch_need(view, items, size, self.tuned_layer(view), need.parts)]
+        return [batch_need(view, items, size, self.tuned_layer(view), need.parts, epochs=self.steps)]
 
 
 class LocFtBf:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field
@@ -56,7 +57,7 @@ class QLoraConfig(AdapterConfig):
         bytes_per_scale = 1 if self.double_quantisation else 4
         scales = weights // self.block * bytes_per_scale
         parts = {**need.parts, "base in 4 bits": weights // 2 + scales}
-        return [Need(need.stage, parts, need.token, need.tokens, need.least)]
+        return [replace(need, parts=parts)]
 
 
 class QLoraTraining(AdapterTraining):

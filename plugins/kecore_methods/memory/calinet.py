@@ -106,7 +106,7 @@ class CaliNetConfig(PreservingConfig):
         parts = {"slots, gradients and moments": 4 * 4 * 2 * len(layers) * self.slot_count(len(batch)) * view.width}
         items = estimate_items(batch.encodings, self.contexts, self.context_tokens, self.others)
         size = self.batch_size * (self.contexts + 1 + self.others)
-        return [batch_need(view, items, size, layers[0], parts)]
+        return [batch_need(view, items, size, layers[0], parts, epochs=self.steps)]
 
 
 class CaliNet:

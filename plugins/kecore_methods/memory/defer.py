@@ -81,7 +81,7 @@ class DeferConfig(MethodConfig):
         layer = self.edited_layer(view)
         projection = view.layers[layer].site.linear
         size = 4 * 5 * projection.d_out * projection.d_in
-        return [batch_need(view, batch.encodings, 1, layer, {"side network and moments": size})]
+        return [batch_need(view, batch.encodings, 1, layer, {"side network and moments": size}, epochs=self.steps)]
 
 
 class SideNetwork(SideModule):

@@ -69,7 +69,9 @@ class GraceConfig(MethodConfig):
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """Return the memory of one request at a time, and of its value with gradient and moments."""
-        return [batch_need(view, batch.encodings, 1, self.edited_layer(view), {"value": 16 * view.width})]
+        return [
+            batch_need(view, batch.encodings, 1, self.edited_layer(view), {"value": 16 * view.width}, epochs=self.steps)
+        ]
 
 
 def nearest(keys: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:

@@ -91,7 +91,7 @@ class MeloConfig(MethodConfig):
         projections = [view.layers[layer].site.linear for layer in layers]
         numbers = sum(self.rank * (projection.d_in + projection.d_out) for projection in projections)
         parts = {"a block, gradient and moments": 4 * 4 * numbers}
-        return [batch_need(view, batch.encodings, self.block_edits, layers[0], parts)]
+        return [batch_need(view, batch.encodings, self.block_edits, layers[0], parts, epochs=self.steps)]
 
 
 @dataclass

@@ -99,7 +99,7 @@ class TPatcherConfig(MethodConfig):
         parts = {"unrelated queries and their covariance": 4 * numbers}
         return [
             Need("memory", parts, forward_bytes(view), tokens, tokens),
-            batch_need(view, batch.encodings, 1, layer, parts),
+            batch_need(view, batch.encodings, 1, layer, parts, epochs=self.steps),
         ]
 
 

@@ -82,7 +82,7 @@ class WiseConfig(MethodConfig):
         items: list[Encoded] = []
         for item in batch.encodings:
             items += [item] * (self.contexts + 1)
-        return [batch_need(view, items, self.contexts + 1, layer, parts)]
+        return [batch_need(view, items, self.contexts + 1, layer, parts, epochs=self.steps)]
 
 
 @dataclass

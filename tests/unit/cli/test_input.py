@@ -150,7 +150,6 @@ def test_out_may_not_be_a_file(kecore: Run, tmp_path: Path) -> None:
         (("inspect", "{file}"), "truncated or not a safetensors file"),
         (("inspect", "{full}"), "holds no edit, no key statistics and no record of edits"),
         (("inspect", "nowhere"), "no such file or directory"),
-        (("stats", "demo", "--out", "{out}"), "give --text FILE"),
         (("stats", "demo", "--text", "nowhere.txt", "--out", "{out}"), "no such text file"),
         (("stats", "demo", "--text", "{file}", "--layers", "x", "--out", "{out}"), "--layers must be auto"),
     ],
