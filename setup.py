@@ -107,6 +107,21 @@ DATASETS = [
     "mlake = kecore_datasets.multilingual:MLAKE",
     "cknowedit = kecore_datasets.multilingual:CKNOWEDIT",
     "knowns = kecore_datasets.knowns:KNOWNS",
+    "tofu = kecore_datasets.unlearning:TOFU",
+    "rwku = kecore_datasets.unlearning:RWKU",
+    "muse = kecore_datasets.unlearning:MUSE",
+    "fever = kecore_datasets.claims:FEVER",
+    "memit_csk = kecore_datasets.claims:MEMIT_CSK",
+    "medlasa = kecore_datasets.medicine:MEDLASA",
+    "leme = kecore_datasets.counterfact:LEME",
+    "leme-zsre = kecore_datasets.zsre:LEME_ZSRE",
+    "elken = kecore_datasets.statements:ELKEN",
+    "dune = kecore_datasets.statements:DUNE",
+    "ultraeditbench = kecore_datasets.questions:ULTRAEDITBENCH",
+    "codeupdatearena = kecore_datasets.codeupdates:CODEUPDATEARENA",
+    "taxi = kecore_datasets.concepts:TAXI",
+    "conceptedit = kecore_datasets.concepts:CONCEPTEDIT",
+    "uniedit = kecore_datasets.uniedit:UNIEDIT",
 ]
 
 COMMANDS = [

@@ -11,7 +11,7 @@ from kecore.evaluate.formats import Layout, Published
 from kecore.evaluate.probes import edit_probe, make_request, neighbours, openings, paraphrases
 from kecore_datasets.shared import known, on_axis, one_hop
 
-__all__ = ["COUNTERFACT", "EASYEDIT", "counterfact"]
+__all__ = ["COUNTERFACT", "EASYEDIT", "LEME", "counterfact"]
 
 
 def _is_counterfact(values: Mapping[str, Any]) -> bool:
@@ -20,9 +20,11 @@ def _is_counterfact(values: Mapping[str, Any]) -> bool:
 
 
 def counterfact(fields: Fields) -> EditRecord:
-    """Read a record of CounterFact (arXiv 2202.05262), with the extras of CounterFact-plus (arXiv 2305.13172).
+    """Read a record of CounterFact (arXiv 2202.05262), CounterFact-plus (arXiv 2305.13172) or EVOKE.
 
     ``attribute_prompts`` (other subjects of which the target is true) enter no score of the papers and are left out.
+    EVOKE (arXiv 2410.07819) asks where an overfitted edit writes its target although something else is right; there
+    the target is the rival of the right answer.
     """
     rewrite = fields.object("requested_rewrite")
     prompt, subject = rewrite.text("prompt"), rewrite.text("subject")
@@ -50,10 +52,25 @@ def counterfact(fields: Fields) -> EditRecord:
             *other_relation,
             *one_hop(fields),
             *other_name,
+            *_overfit(fields, target, truth),
             *openings(fields.texts("generation_prompts")),
         ),
         labels=known(relation=rewrite.text_or_none("relation_id"), target_id=target_new.text_or_none("id")),
     )
+
+
+def _overfit(fields: Fields, target: str, truth: str) -> list[Probe]:
+    """Make EVOKE's probes: other prompts behind the edited fact, and another relation of the edited subject."""
+    probes: list[Probe] = []
+    for prompt in fields.texts("prefix_distraction"):
+        probes.append(Probe("locality", prompt, (truth,), (target,), axis="prefix_distraction"))
+    if "subject_specificity" in fields:
+        question = fields.object("subject_specificity")
+        answer = question.object("answer")
+        names = (answer.text("value"), *answer.texts("aliases"))
+        prompt = question.text("prompt").strip()
+        probes.append(Probe("locality", prompt, names, (target,), axis="subject_specificity"))
+    return probes
 
 
 COUNTERFACT = Layout(
@@ -64,6 +81,7 @@ COUNTERFACT = Layout(
     (
         "rephrases", "neighbourhood", "generation_prompts", "relation", "target_id", "portability: one_hop",
         "portability: subject_replace", "locality: distracting", "locality: other_attribution",
+        "locality: prefix_distraction", "locality: subject_specificity", "probes",
     ),
     (
         Published(
@@ -78,8 +96,51 @@ COUNTERFACT = Layout(
             "CounterFact-plus", "CounterFact with one-hop questions, aliases and distracted neighbours", "about 1,000",
             "MIT", "github.com/zjunlp/EasyEdit", "2305.13172",
         ),
+        Published(
+            "EVOKE", "CounterFact with prompts on which an overfitted edit writes its target", "not stated",
+            "none given", "code of the paper", "2410.07819",
+        ),
     ),
     detect=_is_counterfact,
+)  # fmt: skip
+
+
+def _leme(fields: Fields) -> EditRecord:
+    """Read a fact of LEME (arXiv 2402.09394) in CounterFact's layout: the long texts that a model is asked for.
+
+    There are two essays, as in the paper's code: one on the subject that must mention the first coupled entity, and one
+    on that entity that must mention the subject. They take the place of CounterFact's generation prompts.
+    """
+    record = counterfact(fields)
+    return record.with_probes("generation", openings(essays(fields, record.request.subject or "")))
+
+
+def essays(fields: Fields, subject: str) -> list[str]:
+    """Return the prompts of LEME's two essays; of a subject without a coupled entity, the one on the subject."""
+    coupled = fields.object("coupled_prompts_and_properties")
+    about_subject = coupled.object("subject_entity").text("coupled_prompt")
+    entities = coupled.objects("coupled_entities")
+    if not entities:
+        return [f"{about_subject}\n\n{subject}"]
+    entity, about_entity = entities[0].text("entity"), entities[0].text("coupled_prompt")
+    return [
+        f"{about_subject}\n- relationship to {entity}\n\n{subject}",
+        f"{about_entity}\n- relationship to {subject}\n\n{entity}",
+    ]
+
+
+LEME = Layout(
+    "leme",
+    ("requested_rewrite", "paraphrase_prompts", "coupled_prompts_and_properties"),
+    "CounterFact's fields, coupled_prompts_and_properties{subject_entity, coupled_entities}",
+    _leme,
+    COUNTERFACT.fills,
+    (
+        Published(
+            "LEME CounterFact", "CounterFact with essays to write about subjects and entities coupled to them",
+            "not stated", "MIT", "github.com/domenicrosati/longform-evaluation-model-editing", "2402.09394",
+        ),
+    ),
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from kecore.api.types import EditRecord, Probe
 from kecore.evaluate.fields import Fields
 from kecore.evaluate.formats import Layout, Part, Published
 from kecore.evaluate.probes import edit_probe, make_request, openings, paraphrases
-from kecore_datasets.shared import known
+from kecore_datasets.shared import deal_out, known
 
 __all__ = ["CONVSENT", "KNOWEDIT", "SANITATION", "WIKIBIO"]
 
@@ -180,10 +180,9 @@ def _sanitation_records(document: Fields) -> list[dict[str, Any]]:
     keep = [fact.values for fact in document.objects(names.keep)]
     numbers: dict[str, int] = {}  # of the different answers, from 1
     records: list[dict[str, Any]] = []
-    for i, fact in enumerate(facts):
+    for fact, share in zip(facts, deal_out(keep, len(facts)), strict=True):
         number = numbers.setdefault(_first_answer(fact), len(numbers) + 1)
-        # The facts to keep are dealt out in turn.
-        records.append({**fact.values, "number": number, "keep": keep[i :: len(facts)]})
+        records.append({**fact.values, "number": number, "keep": share})
     return records
 
 
@@ -271,9 +270,10 @@ def _of_one_answer(records: Sequence[EditRecord]) -> list[EditRecord]:
     locality = list(chain.from_iterable(record.probes_of("locality") for record in records))
     generation = list(chain.from_iterable(record.probes_of("generation") for record in records))
     with_shares: list[EditRecord] = []
-    for i, record in enumerate(chosen):
-        with_locality = record.with_probes("locality", locality[i :: len(chosen)])
-        with_shares.append(with_locality.with_probes("generation", generation[i :: len(chosen)]))
+    shares = zip(deal_out(locality, len(chosen)), deal_out(generation, len(chosen)), strict=True)
+    for record, (kept, openings_of_record) in zip(chosen, shares, strict=True):
+        with_locality = record.with_probes("locality", kept)
+        with_shares.append(with_locality.with_probes("generation", openings_of_record))
     return with_shares
 
 

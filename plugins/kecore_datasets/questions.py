@@ -1,4 +1,4 @@
-"""Questions whose answers changed: QAEdit, WikiBigEdit, HalluEditBench."""
+"""Questions whose answers changed: QAEdit, WikiBigEdit, UltraEditBench, HalluEditBench."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kecore.evaluate.formats import Layout, Published
 from kecore.evaluate.probes import chain_probes, edit_probe, make_request, paraphrases
 from kecore_datasets.shared import known, on_axis, question_and_answer
 
-__all__ = ["HALLUEDITBENCH", "QAEDIT", "WIKIBIGEDIT"]
+__all__ = ["HALLUEDITBENCH", "QAEDIT", "ULTRAEDITBENCH", "WIKIBIGEDIT"]
 
 
 def _qaedit(fields: Fields) -> EditRecord:
@@ -75,6 +75,36 @@ WIKIBIGEDIT = Layout(
         Published(
             "WikiBigEdit", "new and changed facts of Wikidata in eight time steps", "over 500,000 questions",
             "Apache-2.0", "hf:lukasthede/WikiBigEdit", "2503.05683",
+        ),
+    ),
+)  # fmt: skip
+
+
+def _ultraeditbench(fields: Fields) -> EditRecord:
+    """Read a record of UltraEditBench (arXiv 2505.14679): a question of Wikidata5M, asked in two ways."""
+    subject, target = fields.text("subject"), fields.text("ans")
+    request = make_request(fields, fields.text("prompt"), subject, target, None, fields.id("case_id"))
+    edit = edit_probe(request)
+    return EditRecord(
+        request,
+        (
+            edit,
+            *paraphrases(edit, fields.texts("rephrase_prompt")),
+            *question_and_answer(fields, "locality", "unrelated", "loc", "loc_ans"),
+        ),
+    )
+
+
+ULTRAEDITBENCH = Layout(
+    "ultraeditbench",
+    ("subject", "prompt", "ans", "loc", "loc_ans"),
+    "subject, prompt, ans, rephrase_prompt, loc, loc_ans",
+    _ultraeditbench,
+    ("rephrases", "locality: unrelated"),
+    (
+        Published(
+            "UltraEditBench", "questions of Wikidata5M for editing at scale", "over 2,000,000", "none given",
+            "hf:XiaojieGu/UltraEditBench", "2505.14679",
         ),
     ),
 )  # fmt: skip

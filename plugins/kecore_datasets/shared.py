@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from kecore.api.types import Probe, ProbeKind
 from kecore.evaluate.fields import Fields
 
-__all__ = ["known", "on_axis", "one_hop", "pairs", "question_and_answer"]
+__all__ = ["deal_out", "known", "on_axis", "one_hop", "pairs", "question_and_answer"]
+
+Item = TypeVar("Item")
 
 
 def known(**labels: str | None) -> dict[str, str]:
@@ -24,7 +27,10 @@ def one_hop(fields: Fields, axis: str = "one_hop") -> list[Probe]:
     """Make the probe of EasyEdit's one-hop portability question, in zsRE and CounterFact-plus alike."""
     if "portability" not in fields:
         return []
-    return [fields.object("portability").probe("portability", "New Question", "New Answer", axis)]
+    question = fields.object("portability")
+    if not question.values:  # as EVOKE writes that there is none
+        return []
+    return [question.probe("portability", "New Question", "New Answer", axis)]
 
 
 def question_and_answer(fields: Fields, kind: ProbeKind, axis: str, prompt: str, answer: str) -> list[Probe]:
@@ -47,3 +53,8 @@ def pairs(fields: Fields, axis: str, prompts: str, answers: str) -> list[Probe]:
     for question, text in zip(questions, texts, strict=True):
         probes.append(Probe("portability", question, (text,), axis=axis))
     return probes
+
+
+def deal_out(items: Sequence[Item], number: int) -> list[list[Item]]:
+    """Return the shares of so many records in what a whole set asks, dealt out in turn, so that each is asked once."""
+    return [list(items[first::number]) for first in range(number)]

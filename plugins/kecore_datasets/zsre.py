@@ -5,10 +5,11 @@ from __future__ import annotations
 from kecore.api.types import EditRecord
 from kecore.evaluate.fields import Fields
 from kecore.evaluate.formats import Layout, Published
-from kecore.evaluate.probes import edit_probe, make_request, paraphrases
+from kecore.evaluate.probes import edit_probe, make_request, openings, paraphrases
+from kecore_datasets.counterfact import essays
 from kecore_datasets.shared import on_axis, one_hop, question_and_answer
 
-__all__ = ["ZSRE"]
+__all__ = ["LEME_ZSRE", "ZSRE"]
 
 
 def _zsre(fields: Fields) -> EditRecord:
@@ -48,6 +49,27 @@ ZSRE = Layout(
         Published(
             "zsRE with portability", "zsRE with one-hop, inverse and alias questions", "1,037", "MIT",
             "github.com/zjunlp/EasyEdit", "2305.13172",
+        ),
+    ),
+)  # fmt: skip
+
+
+def _leme(fields: Fields) -> EditRecord:
+    """Read a fact of LEME (arXiv 2402.09394) in zsRE's layout, with the long texts that a model is asked for."""
+    record = _zsre(fields)
+    return record.with_probes("generation", openings(essays(fields, record.request.subject or "")))
+
+
+LEME_ZSRE = Layout(
+    "leme-zsre",
+    ("subject", "src", "alt", "coupled_prompts_and_properties"),
+    "zsRE's fields, coupled_prompts_and_properties{subject_entity, coupled_entities}",
+    _leme,
+    (*ZSRE.fills, "generation_prompts"),
+    (
+        Published(
+            "LEME zsRE", "zsRE with essays to write about subjects and entities coupled to them",
+            "not stated", "MIT", "github.com/domenicrosati/longform-evaluation-model-editing", "2402.09394",
         ),
     ),
 )  # fmt: skip

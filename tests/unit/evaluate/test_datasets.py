@@ -17,22 +17,10 @@ from kecore import Editor
 from kecore.api.errors import ConfigError, DataFormatError, KecoreWarning, PluginError
 from kecore.api.plugins import Plugins
 from kecore.api.types import EditRecord, SafeReply
-from kecore.evaluate import Layout, RecordSet, load_records, record_to_json
+from kecore.evaluate import Layout, load_records, record_to_json
 from kecore.evaluate.formats import GROUP, check_layout, default
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore_bench.references import with_references
-
-
-@pytest.fixture
-def load(tmp_path: Path) -> Any:
-    """Write objects as one JSON file and read it back."""
-
-    def read(*objects: Any, **options: Any) -> RecordSet:
-        path = tmp_path / "facts.json"
-        path.write_text(json.dumps(objects), encoding="utf-8")
-        return load_records(path, **options)
-
-    return read
 
 
 @pytest.mark.parametrize("sample", [published.MQUAKE, published.MQUAKE_REMASTERED])
@@ -377,7 +365,7 @@ def test_reference_texts_of_counterfact(load: Any, tmp_path: Path) -> None:
 
 
 SAMPLES = {
-    "counterfact": [published.COUNTERFACT, published.COUNTERFACT_PLUS],
+    "counterfact": [published.COUNTERFACT, published.COUNTERFACT_PLUS, published.EVOKE],
     "easyedit": [published.EASYEDIT, published.WISE],
     "zsre": [published.ZSRE, published.ZSRE_INVERSE, published.ZSRE_REPLACE],
     "knowedit": [published.KNOWEDIT],
@@ -397,6 +385,21 @@ SAMPLES = {
     "mlake": [published.MLAKE_SINGLE],
     "cknowedit": [published.CKNOWEDIT],
     "knowns": [published.KNOWN],
+    "tofu": [published.TOFU],
+    "rwku": [published.RWKU],
+    "muse": [published.MUSE],
+    "fever": [published.FEVER],
+    "memit_csk": [published.MEMIT_CSK],
+    "medlasa": [published.MEDCF, published.MEDFE],
+    "leme": [published.LEME],
+    "leme-zsre": [published.LEME_ZSRE],
+    "elken": [published.ELKEN],
+    "dune": [published.DUNE, published.DUNE_BIASED],
+    "ultraeditbench": [published.ULTRAEDITBENCH],
+    "codeupdatearena": [published.CODEUPDATEARENA],
+    "taxi": [published.TAXI],
+    "conceptedit": [published.CONCEPTEDIT],
+    "uniedit": [published.UNIEDIT],
     "kecore": [published.OWN],
 }
 _AXES = ("portability", "locality")
