@@ -13,7 +13,7 @@ from typing import Any, cast
 from kecore.api.errors import DataFormatError
 from kecore.evaluate.fields import WrittenFloat
 
-__all__ = ["read_cell", "read_objects"]
+__all__ = ["load_json", "read_cell", "read_objects"]
 
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 _TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
@@ -56,7 +56,7 @@ def _read_json(text: str, name: str) -> Iterator[tuple[str, Any]]:
     if not start:
         raise DataFormatError(f"{name} is empty; expected JSON or JSONL records")
     if start[0] == "[":
-        for number, value in enumerate(_load_json(text, name), 1):
+        for number, value in enumerate(load_json(text, name), 1):
             yield f"{name} record {number}", value
         return
     try:
@@ -68,10 +68,15 @@ def _read_json(text: str, name: str) -> Iterator[tuple[str, Any]]:
             return
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            yield f"{name} line {number}", _load_json(line, f"{name} line {number}")
+            yield f"{name} line {number}", load_json(line, f"{name} line {number}")
 
 
-def _load_json(text: str, where: str) -> Any:
+def load_json(text: str, where: str) -> Any:
+    """Return a value with numbers as they are written.
+
+    Raises:
+        DataFormatError: it is no JSON; names the place.
+    """
     try:
         return _parse_json(text)
     except ValueError as error:

@@ -164,7 +164,7 @@ def load_records(
         raise ConfigError(f"limit must be a number of at least 1, got {limit!r}")
     if not str(source or "").strip():
         raise ConfigError("no source of facts was named; give a file, a folder or hf:OWNER/NAME")
-    documents = open_source(source, split)
+    documents = open_source(source, split, stream=True)
     path = Path(source)
     name = str(source) if str(source).startswith(HUB) else path.name
     digest = _check_digest(documents, sha256, name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 from kecore.api.errors import ConfigError, DataFormatError, HubError, MissingDependencyError
 from kecore.evaluate.decoding import decode, kind_of
 from kecore.evaluate.parsing import read_objects
+from kecore.evaluate.streams import open_stream
 
 __all__ = ["HUB", "Document", "open_source"]
 
@@ -46,12 +47,14 @@ class Document(NamedTuple):
         text: its text; None where a library gave objects.
         rows: those objects.
         digests: hex SHA-256 of the bytes as stored, and of the text where that was compressed.
+        stream: begins to read the objects of a large file, which is not held as a whole.
     """
 
     name: str
     text: str | None
     rows: Sequence[dict[str, Any]]
     digests: tuple[str, ...]
+    stream: Callable[[], Iterator[tuple[str, Any]]] | None = None
 
     def objects(self) -> Iterator[tuple[str, Any]]:
         """Read what the document holds, each with its place, read one by one.
@@ -59,18 +62,21 @@ class Document(NamedTuple):
         Raises:
             DataFormatError: it is empty or broken.
         """
+        if self.stream is not None:
+            return self.stream()
         if self.text is None:
             return ((f"{self.name} row {number}", row) for number, row in enumerate(self.rows, 1))
         return read_objects(self.text, self.name, kind_of(Path(self.name)))
 
 
-def open_source(source: str | Path, split: str | None) -> list[Document]:
+def open_source(source: str | Path, split: str | None, stream: bool = False) -> list[Document]:
     """Read the documents that a source consists of.
 
     Args:
         source: a file, a folder, or ``hf:...`` (see :data:`HUB`).
         split: of a folder: only files whose names hold this word (``val``, ``valid`` and ``dev`` mean
             ``validation``); of a hub data set: its split. ``train+test`` is both. Of a spreadsheet: its sheet.
+        stream: large files may come without their text and rows, as a stream of objects.
 
     Raises:
         DataFormatError: a file cannot be read, or a ``SHA256SUMS`` beside or above it has another digest for it; a
@@ -80,11 +86,11 @@ def open_source(source: str | Path, split: str | None) -> list[Document]:
         ConfigError: ``split`` selects nothing, or is given for a single file.
     """
     if str(source).startswith(HUB):
-        return _hub(str(source).removeprefix(HUB), split)
+        return _hub(str(source).removeprefix(HUB), split, stream)
     path = Path(source)
     if path.is_dir():
         return _folder(path, split)
-    return [_file(path, path.name, split)]
+    return [_file(path, path.name, split, stream)]
 
 
 def _no_split(split: str | None, file: str | Path) -> None:
@@ -117,7 +123,12 @@ def _split(path: Path) -> str:
     return next((_SPLITS[word] for word in reversed(words) if word in _SPLITS), "")
 
 
-def _file(path: Path, name: str, sheet: str | None = None) -> Document:
+def _file(path: Path, name: str, sheet: str | None = None, stream: bool = False) -> Document:
+    large = open_stream(path, name) if stream else None
+    if large is not None:
+        _no_split(sheet, path)
+        _check_listed(path, large.digests[0])
+        return Document(name, None, (), large.digests, large.read)
     try:
         stored = path.read_bytes()
     except OSError as error:
@@ -150,7 +161,7 @@ def _check_listed(path: Path, digest: str) -> None:
             return
 
 
-def _hub(reference: str, split: str | None) -> list[Document]:
+def _hub(reference: str, split: str | None, stream: bool) -> list[Document]:
     match = _REFERENCE.fullmatch(reference)
     if match is None:
         raise ConfigError(
@@ -164,7 +175,7 @@ def _hub(reference: str, split: str | None) -> list[Document]:
     if kind_of(Path(inside)) not in _SUFFIXES:
         return _folder(_fetched(name, revision, inside, folder=True), split)
     _no_split(split, f"hf:{reference}")
-    return [_file(_fetched(name, revision, inside), inside)]
+    return [_file(_fetched(name, revision, inside), inside, stream=stream)]
 
 
 def _fetched(repository: str, revision: str | None, inside: str, folder: bool = False) -> Path:
