@@ -7,6 +7,7 @@ docs/results.md names the commands of; docs/measured_single.md puts together row
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from kecore_bench.report.text import COSTS
@@ -48,7 +49,24 @@ def pages() -> dict[Path, str]:
         if sections:
             page = path.read_text(encoding="utf-8")
             contents[path] = _put(page, "measured", _HEADING + "\n".join(sections))
+    contents[DOCS.parent / "kecore" / "data" / "measured.json"] = _measured_json()
     return contents
+
+
+def _measured_json() -> str:
+    """Return ``kecore/data/measured.json``: scores of facts each edited alone, and what a lone edit costs."""
+    columns = {
+        "single": {"ES": "success", "PS": "paraphrases", "NS": "neighbours"},
+        "costs": {"s/fact": "seconds_per_fact", "KiB/fact": "kib_per_fact"},
+    }
+    measured: dict[str, dict[str, float]] = {}
+    for name, fields in columns.items():
+        head, _, *lines = (line.strip("| \n").split(" | ") for line in rows(name).values())
+        for line in lines:
+            for column, cell in zip(head, line, strict=True):
+                if column in fields and line[0] != "unedited" and cell != "-":
+                    measured.setdefault(line[0], {})[fields[column]] = float(cell.split()[0])
+    return json.dumps(measured, indent=1, sort_keys=True) + "\n"
 
 
 def _put(page: str, name: str, text: str) -> str:

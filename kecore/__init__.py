@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from kecore.api.config import MethodConfig
     from kecore.api.errors import KecoreError, KecoreWarning
     from kecore.api.method import METHOD_API, EditMethod, MethodContext
+    from kecore.api.progress import ProgressBar
     from kecore.api.types import Capabilities, EditRecord, EditRequest, Probe
     from kecore.batch import RequestBatch
+    from kecore.catalogue import methods
     from kecore.corpus import Corpus
     from kecore.edit import Edit, LowRank, ModuleEdit, PromptEdit, WeightEdit, attached, load_edit, merge
     from kecore.editor import Editor
@@ -52,6 +54,7 @@ _HOME = {
     "ModuleEdit": "kecore.edit",
     "Probe": "kecore.api.types",
     "PromptEdit": "kecore.edit",
+    "ProgressBar": "kecore.api.progress",
     "Protocol": "kecore.evaluate",
     "RequestBatch": "kecore.batch",
     "Schedule": "kecore.training",
@@ -63,6 +66,7 @@ _HOME = {
     "load_model": "kecore.models",
     "load_records": "kecore.evaluate",
     "merge": "kecore.edit",
+    "methods": "kecore.catalogue",
     "save_model": "kecore.models",
 }
 
@@ -85,6 +89,7 @@ __all__ = [
     "ModelView",
     "ModuleEdit",
     "Probe",
+    "ProgressBar",
     "PromptEdit",
     "Protocol",
     "RequestBatch",
@@ -98,6 +103,7 @@ __all__ = [
     "load_model",
     "load_records",
     "merge",
+    "methods",
     "save_model",
 ]
 

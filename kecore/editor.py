@@ -14,7 +14,7 @@ from kecore.api.errors import EditStateError
 from kecore.api.identity import Fingerprint
 from kecore.api.line import MethodLine
 from kecore.api.method import MethodContext
-from kecore.api.progress import Progress, Stages, silent
+from kecore.api.progress import Progress, Stages, choose_progress, log_stage
 from kecore.api.requirements import check_model, check_request, missing_statistics, statistics_layers
 from kecore.api.types import EditRecord, EditRequest, check_conflicts
 from kecore.batch import RequestBatch
@@ -25,7 +25,7 @@ from kecore.forecast import forecast_seconds, measure_pace
 from kecore.memory import MemoryPlan, Need, make_plan, measure_held, scoring_need
 from kecore.model import ModelView
 from kecore.statistics import KeyStatistics
-from kecore.statistics_source import Provision, StatisticsSource, announce_nothing
+from kecore.statistics_source import Provision, StatisticsSource, log_provision
 from kecore.text import Encoder
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ class Editor:
         seed: seeds everything random.
         memory: most bytes that the process may hold at one time on the model's device, program and weights
             included; see :mod:`kecore.memory`. None takes three quarters of what is free.
-        progress: called while long stages advance.
+        progress: called while long stages advance, such as a :class:`~kecore.api.progress.ProgressBar`. ``"auto"``
+            shows such a bar in a terminal or a notebook and nothing elsewhere; None shows nothing. What stage begins
+            also goes to the log ``kecore.stages``.
 
     Raises:
         UnsupportedModelError: the model's structure cannot be read.
@@ -96,7 +98,7 @@ class Editor:
         chat: bool = False,
         seed: int = 0,
         memory: int | None = None,
-        progress: Progress = silent,
+        progress: Progress | Literal["auto"] | None = "auto",
     ) -> None:
         if attached(model):
             raise EditStateError(
@@ -105,7 +107,8 @@ class Editor:
             )
         self.view = ModelView.of(model)
         self.encoder = Encoder(tokenizer, chat=chat, max_length=self.view.max_length)
-        self.seed, self.memory, self.progress = seed, memory, progress
+        self.seed, self.memory = seed, memory
+        self.progress = choose_progress(progress)
         self._identity = self.view.identity()
         self.base = Fingerprint.of(self._identity, self.view.dtype)
         self._source: StatisticsSource | None = None
@@ -129,8 +132,14 @@ class Editor:
         """
         from kecore.models import load_model
 
-        loaded = load_model(ref, device=device, dtype=dtype)
-        return cls(loaded.model, loaded.tokenizer, **options)
+        progress = options["progress"] = choose_progress(options.get("progress", "auto"))
+        with log_stage(f"loading {ref}"):
+            progress(f"loading {ref}", 0, 0)
+            loaded = load_model(ref, device=device, dtype=dtype)
+        progress("reading the model's structure", 0, 0)
+        editor = cls(loaded.model, loaded.tokenizer, **options)
+        progress("reading the model's structure", 1, 1)
+        return editor
 
     @property
     def model(self) -> nn.Module:
@@ -172,7 +181,7 @@ class Editor:
         return self._source.needs(self.view, layers)
 
     def provide_statistics(
-        self, layers: Sequence[int], announce: Callable[[Provision], None] = announce_nothing
+        self, layers: Sequence[int], announce: Callable[[Provision], None] = log_provision
     ) -> KeyStatistics:
         """Get statistics that cover these layers from the session's source, unless they are at hand.
 
@@ -274,9 +283,11 @@ class Editor:
             stages=Stages(),
             memory=plan.activations,
         )
-        edit = line.plan(self.view, batch, context)
-        with context.stages("attach"):
-            edit.attach(self.model, base=self._identity)
+        facts = "1 fact" if len(request_list) == 1 else f"{len(request_list)} facts"
+        with log_stage(f"editing {facts} with {line.name}"):
+            edit = line.plan(self.view, batch, context)
+            with context.stages("attach"):
+                edit.attach(self.model, base=self._identity)
         before = self._states.get(line.name, {})
         self._states[line.name] = context.state
         self._history.append(HistoryEntry(edit, line.name, dict(context.stages.seconds), before))
@@ -440,7 +451,8 @@ class Editor:
 
         protocol = protocol or Protocol(form="chat" if self.encoder.chat else "plain")
         options: dict[str, Any] = {"batch_tokens": self.batch_tokens, "progress": self.progress}
-        return evaluate(self.view, self.encoder, as_records(records), protocol, **options)
+        with log_stage("asking the model"):
+            return evaluate(self.view, self.encoder, as_records(records), protocol, **options)
 
     def save(self, path: str | Path) -> Path:
         """Write the edits of this session as one edit.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from kecore import data
 from kecore._version import __version__
 from kecore.api.errors import ArtifactError, KecoreWarning, PluginError, StatisticsMismatchError
+from kecore.api.progress import STAGES
 from kecore.corpus import Corpus
 
 # kecore.statistics is imported by the functions that compute: with torch it takes seconds, and a source is also made
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from kecore.model import ModelView
     from kecore.statistics import KeyStatistics
 
-__all__ = ["BUNDLED_TEXT", "Provision", "StatisticsSource", "announce_nothing", "default_layers"]
+__all__ = ["BUNDLED_TEXT", "Provision", "StatisticsSource", "default_layers", "log_provision"]
 
 BUNDLED_TEXT = "wikipedia_sample.jsonl.gz"
 """The text of :mod:`kecore.data` that statistics are collected from where nobody names another."""
@@ -54,8 +56,16 @@ class Provision:
     bytes: int = 0
 
 
-def announce_nothing(_: Provision) -> None:
-    """Take no notice of how statistics come about."""
+def log_provision(provision: Provision) -> None:
+    """Say in the log how statistics come about."""
+    logger = logging.getLogger(STAGES)
+    if provision.cached:
+        logger.info("key statistics were collected before: %s", provision.folder)
+    else:
+        logger.info(
+            "collecting key statistics of %d layers from %d tokens, about %.0f s; kept in %s",
+            len(provision.layers), provision.tokens, provision.seconds, provision.folder,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +115,7 @@ class StatisticsSource:
         return [collection_need(view, layers, self._token_count(view))]
 
     def provide(
-        self, editor: Editor, layers: Sequence[int], announce: Callable[[Provision], None] = announce_nothing
+        self, editor: Editor, layers: Sequence[int], announce: Callable[[Provision], None] = log_provision
     ) -> KeyStatistics:
         """Read the statistics of these layers from the file or the cache, or collect them from the text.
 

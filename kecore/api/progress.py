@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
 
-__all__ = ["Progress", "ShowStage", "Stages", "quiet_logger", "show_nothing", "silent"]
+__all__ = [
+    "STAGES",
+    "Progress",
+    "ProgressBar",
+    "ShowStage",
+    "Stages",
+    "choose_progress",
+    "log_stage",
+    "quiet_logger",
+    "show_nothing",
+    "silent",
+]
+
+STAGES = "kecore.stages"
+"""The logger that says, at the level INFO, which stage of a session begins and how long it took."""
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(stage, done, total)``; ``total`` 0 means unknown."""
@@ -15,6 +32,78 @@ Progress = Callable[[str, int, int], None]
 
 def silent(stage: str, done: int, total: int) -> None:
     """Show nothing; a :data:`Progress`."""
+
+
+class ProgressBar:
+    """Shows the running stage as a bar, in a terminal or a notebook; a :data:`Progress`.
+
+    A bar appears for stages that take longer than a moment, and goes when its stage ends.
+
+    Args:
+        delay: seconds after which a bar appears; one whose length is not known appears at once.
+
+    Examples:
+        >>> editor = Editor(model, tokenizer, progress=ProgressBar())                     # doctest: +SKIP
+    """
+
+    def __init__(self, delay: float = 0.5) -> None:
+        self.delay = delay
+        self._stage = ""
+        self._bar: Any = None  # of tqdm
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Move the bar of a stage, which takes the place of the bar of another stage."""
+        if self._bar is None or stage != self._stage or done < self._bar.n:
+            self.close()
+            self._open(stage, total)
+        self._bar.update(done - self._bar.n)
+        if total and done >= total:
+            self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _open(self, stage: str, total: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a notebook without widgets gets a bar of text, and needs no advice
+            from tqdm.auto import tqdm
+        self._stage = stage
+        if total:
+            self._bar = tqdm(total=total, desc=stage, delay=self.delay, leave=False, file=sys.stderr)
+        else:
+            self._bar = tqdm(desc=stage, bar_format="{desc} ... {elapsed}", leave=False, file=sys.stderr)
+
+
+def choose_progress(progress: Progress | Literal["auto"] | None) -> Progress:
+    """Return what shows progress: a bar for ``"auto"`` where a person watches, nothing for None."""
+    if progress == "auto":
+        return ProgressBar() if _is_watched() else silent
+    return silent if progress is None else progress
+
+
+def _is_watched() -> bool:
+    """Return whether stderr is a terminal, or the program runs in a notebook."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        return True
+    shell = sys.modules.get("IPython")  # a notebook has imported it
+    return shell is not None and type(shell.get_ipython()).__name__ == "ZMQInteractiveShell"
+
+
+@contextmanager
+def log_stage(doing: str) -> Iterator[None]:
+    """Say in the log that a stage begins, and how long it took.
+
+    Args:
+        doing: what is done, in the present participle: ``"editing 1 fact with memit"``.
+    """
+    logger = logging.getLogger(STAGES)
+    logger.info("%s", doing)
+    begin = time.perf_counter()
+    yield
+    logger.info("done %s in %.1f s", doing, time.perf_counter() - begin)
 
 
 ShowStage = Callable[[str, str], AbstractContextManager[None]]

@@ -16,18 +16,19 @@ def shorten(text: str, length: int = 48) -> str:
     return line if len(line) <= length else line[: length - 3] + "..."
 
 
-def html_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a table of texts for a notebook: the first ten rows, and how many there are besides.
+def html_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]], *, most: int = _ROWS) -> str:
+    """Return a table of texts for a notebook: the first rows, and how many there are besides.
 
     Args:
         title: stands above it.
         headers: one a column.
         rows: their cells.
+        most: rows that are shown.
     """
     head = "".join(f"<th style='text-align:left'>{escape(header)}</th>" for header in headers)
     lines: list[str] = []
-    for row in rows[:_ROWS]:
+    for row in rows[:most]:
         cells = "".join(f"<td style='text-align:left'>{escape(str(cell))}</td>" for cell in row)
         lines.append(f"<tr>{cells}</tr>")
-    more = f"<p>... and {len(rows) - _ROWS} more</p>" if len(rows) > _ROWS else ""
+    more = f"<p>... and {len(rows) - most} more</p>" if len(rows) > most else ""
     return f"<p>{escape(title)}</p><table><tr>{head}</tr>{''.join(lines)}</table>{more}"

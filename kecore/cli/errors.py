@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 
 from kecore.api.errors import KecoreError, KecoreWarning, NumericalError, StorageError, WorkerError
+from kecore.api.progress import STAGES
 from kecore.cli.console import Screen
 
 __all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "CheckFailed", "report_errors"]
@@ -98,6 +99,8 @@ class _Notices(logging.Handler):
         self.screen = screen
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name == STAGES:
+            return  # a command shows its stages by itself
         self.screen.log(record.getMessage())
 
 

@@ -12,7 +12,7 @@ from kecore.api.errors import DataFormatError
 
 __all__ = ["path"]
 
-_NAMES = ("counterfact_sample.jsonl", "wikipedia_sample.jsonl.gz", "relation_templates.json")
+_NAMES = ("counterfact_sample.jsonl", "wikipedia_sample.jsonl.gz", "relation_templates.json", "measured.json")
 
 
 def path(name: str) -> Path:
@@ -20,7 +20,8 @@ def path(name: str) -> Path:
 
     Args:
         name: ``counterfact_sample.jsonl`` (60 records), ``wikipedia_sample.jsonl.gz`` (articles as
-            ``{"title", "text"}``), or ``relation_templates.json`` (prompts of 85 relations).
+            ``{"title", "text"}``), ``relation_templates.json`` (prompts of 85 relations), or ``measured.json`` (what
+            methods scored and cost, which ``docs/_measured.py`` writes).
 
     Raises:
         DataFormatError: no such file is bundled.

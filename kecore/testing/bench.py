@@ -213,6 +213,7 @@ class Bench:
                 _tokenizer(self.architecture),
                 trained=self.trained() or (),
                 examples=self.examples(),
+                progress=None,
             )
             if dtype == torch.float32:
                 editor.statistics = self.statistics()

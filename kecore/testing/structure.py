@@ -39,7 +39,8 @@ class Floor:
 FLOORS = (
     Floor("ground", ("kecore", "kecore._version", "kecore._build", "kecore.foreign")),
     Floor("api", ("kecore.api",)),
-    Floor("material", ("kecore.data", "kecore.files", "kecore.text", "kecore.batch", "kecore.corpus", "kecore.models")),
+    Floor("material", ("kecore.data", "kecore.files", "kecore.text", "kecore.batch", "kecore.corpus", "kecore.models",
+                       "kecore.catalogue")),
     Floor("ops", ("kecore.ops",)),
     Floor("model", ("kecore.model",)),
     Floor("memory", ("kecore.memory", "kecore.forecast")),

@@ -64,6 +64,7 @@ def test_metadata(contents: dict[str, str]) -> None:
         "pydantic",
         "pyyaml",
         "rich",
+        "tqdm",
         "safetensors",
         "tomli",
         "torch",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kecore.api.plugins import PluginInfo
     from kecore.api.registry import MethodInfo
     from kecore.api.stage import StageInfo
-    from kecore.api.types import Capabilities
+    from kecore.catalogue import MethodCard, MethodCatalogue
     from kecore.doctor import Report
 
 __all__ = ["doctor", "methods"]
@@ -31,10 +31,10 @@ def methods(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """List the editing methods that are installed, and the stages that can be added to them.
+    """List the installed editing methods, and what to take when.
 
-    With what each can do and needs, its paper and where it comes from; or why one cannot be used. With NAME, such as
-    memit or 'memit + blue', its fields with type, default, bounds and meaning, and its published set-ups.
+    And the stages that can be added to them. With NAME, such as memit or 'memit + blue', what the method does, can,
+    needs and costs, its fields with type, default, bounds and meaning, and its published set-ups.
     """
     screen = Screen.of(context)
     if name is not None:
@@ -42,13 +42,15 @@ def methods(
         return
     from kecore.api import registry
     from kecore.api.stage import installed_stages
+    from kecore.catalogue import methods as catalogue
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", KecoreWarning)  # what they say stands in the listing
         offered = registry.default_registry().describe()
         stages = installed_stages().describe()
-    _show_methods(screen, offered)
+    _show_methods(screen, catalogue(), offered)
     _show_stages(screen, stages)
+    screen.commands("Next", "kecore methods memit", "kecore methods 'memit + blue'")
     screen.finish(
         {"methods": [method.to_json() for method in offered], "stages": [stage.to_json() for stage in stages]}
     )
@@ -56,29 +58,18 @@ def methods(
 
 def _show_method(screen: Screen, name: str) -> None:
     """Show what is to know of one method, and of the stages behind it."""
-    from kecore.api.describe import config_fields
-    from kecore.api.line import MethodLine
+    from kecore.catalogue import methods as catalogue
 
-    line = MethodLine.of(name)
-    method, capabilities = line.method, line.capabilities
-    fields = config_fields(method.Config)
-    presets = {preset: dict(values) for preset, values in method.Config.presets().items()}
-    about = {
-        "method": line.name,
-        "changes": capabilities.kind,
-        "can, and needs": _abilities(capabilities),
-        "paper": method.reference,
-        "docs": f"docs/methods/{method.name}.md",
-    }
-    screen.show(make_fields(about))
-    rows = [(field.name, field.type, _shown(field.default), field.bounds, field.meaning) for field in fields]
+    card = catalogue(name)
+    screen.show(make_fields(card.about()))
+    rows = [(field.name, field.type, _shown(field.default), field.bounds, field.meaning) for field in card.fields]
     screen.show(make_table("field", "type", "default", "bounds", "meaning", rows=rows, title="--set FIELD=VALUE"))
-    if presets:
+    if card.presets:
         rows_of_presets: list[tuple[str, str]] = []
-        for preset, values in presets.items():
+        for preset, values in card.presets.items():
             rows_of_presets.append((preset, ", ".join(f"{key}={_shown(value)}" for key, value in values.items())))
         screen.show(make_table("preset", "sets", rows=rows_of_presets, title="--preset NAME"))
-    screen.finish({**about, "fields": [field.to_json() for field in fields], "presets": presets})
+    screen.finish({**card.about(), **card.to_json()})
 
 
 def _shown(value: object) -> str:
@@ -88,47 +79,39 @@ def _shown(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(to_plain_json(value))
 
 
-def _show_methods(screen: Screen, offered: list[MethodInfo]) -> None:
-    usable = [method for method in offered if not method.error]
-    rows = [
-        (method.name, method.kind or "", _abilities(method.capabilities), f"{method.distribution} {method.version}")
-        for method in usable
-    ]
-    screen.show(make_table("method", "changes", "can, and needs", "from", rows=rows, title="Editing methods"))
-    papers = {method.name: f"{method.reference}\n{method.origin}" for method in usable}
-    screen.show(make_fields(papers))
+def _show_methods(screen: Screen, catalogue: MethodCatalogue, offered: list[MethodInfo]) -> None:
+    """Show the methods by what they are for, in each row the best measured first; and those that cannot be used."""
+    groups: dict[str, list[MethodCard]] = {}
+    for card in catalogue:
+        groups.setdefault(card.use_when, []).append(card)
+    rows: list[tuple[str, str]] = []
+    for use_when, cards in sorted(groups.items(), key=lambda item: -len(item[1])):
+        ordered = sorted(cards, key=_measured_mean, reverse=True)
+        rows.append((use_when, ", ".join(card.name for card in ordered)))
+    title = f"{len(catalogue)} editing methods; in each row the best first, by lone edits of one small model"
+    screen.show(make_table("take one when", "methods", rows=rows, title=title))
+    families = {family: str(len(cards)) for family, cards in catalogue.families().items()}
+    screen.show(f"[dim]Families: {', '.join(f'{name} ({number})' for name, number in families.items())}.[/]")
     for method in offered:
         if method.error:
             screen.show(f"[bold red]cannot be used:[/] {escape(method.name)}: {escape(method.error)}")
 
 
+def _measured_mean(card: MethodCard) -> float:
+    """Return the harmonic mean of what a method scored; 0 where something was not measured."""
+    measured = card.measured
+    scores = () if measured is None else (measured.success, measured.paraphrases, measured.neighbours)
+    if not scores or not all(scores):
+        return 0.0
+    return len(scores) / sum(1 / score for score in scores if score)
+
+
 def _show_stages(screen: Screen, stages: list[StageInfo]) -> None:
-    usable = [stage for stage in stages if not stage.error]
-    rows = [
-        (stage.name, stage.summary, ", ".join(stage.settings), f"{stage.distribution} {stage.version}")
-        for stage in usable
-    ]
-    screen.show(make_table("stage", "does", "settings", "from", rows=rows, title="Stages, as in 'memit + blue'"))
+    rows = [(stage.name, stage.summary) for stage in stages if not stage.error]
+    screen.show(make_table("stage", "does", rows=rows, title="Stages, as in 'memit + blue'"))
     for stage in stages:
         if stage.error:
             screen.show(f"[bold red]cannot be used:[/] {escape(stage.name)}: {escape(stage.error)}")
-
-
-def _abilities(flags: Capabilities | None) -> str:
-    """Describe a method's capabilities in words."""
-    if flags is None:
-        return ""
-    words = {
-        "many facts at once": flags.batch,
-        "one fact at a time": not flags.batch,
-        "edit after edit": flags.sequential,
-        "reversible": flags.reversible,
-        "needs key statistics": flags.needs_statistics,
-        "needs training": flags.needs_training,
-        "needs examples": flags.needs_examples,
-        "needs a subject": flags.needs_subject,
-    }
-    return ", ".join(word for word, holds in words.items() if holds)
 
 
 def doctor(
