@@ -50,7 +50,8 @@ def _uniedit(fields: Fields) -> EditRecord:
     subject, target = edit.text("subject"), edit.text("target")
     request = make_request(edit, edit.text("prompt"), subject, target, None, fields.id("id"))
     probes = [edit_probe(request), *_questions(fields, "locality"), *_questions(fields, "portability")]
-    return EditRecord(request, tuple(probes), labels=known(category=fields.text_or_none("domain")))
+    relation = edit.object("property").text_or_none("id") if "property" in edit else None
+    return EditRecord(request, tuple(probes), labels=known(relation=relation))
 
 
 UNIEDIT = Layout(
@@ -58,7 +59,7 @@ UNIEDIT = Layout(
     (),
     "{NAME: {edit{prompt, subject, target}, generality{...}, locality{...}}}",
     _uniedit,
-    ("category", *(f"{kind}: {path}" for kind in ("portability", "locality") for path in ("single", "double"))),
+    ("relation", *(f"{kind}: {path}" for kind in ("portability", "locality") for path in ("single", "double"))),
     (
         Published(
             "UniEdit", "facts of 25 domains of Wikidata, with questions over chains of facts", "311,000", "MIT",

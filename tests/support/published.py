@@ -384,7 +384,7 @@ CONCEPTEDIT = {
 }  # fmt: skip
 UNIEDIT = {
     "1234": {
-        "edit": {"prompt": "The home of Ann is", "target": "Rome", "subject": "Ann"},
+        "edit": {"prompt": "The home of Ann is", "target": "Rome", "subject": "Ann", "property": {"id": "P551"}},
         "generality": {"0": {"prompt": "The river of Ann's home is", "target": "Tiber", "path_type": "single"}},
         "locality": {"0": {"prompt": "The home of Bea is", "target": "Paris", "path_type": "double"}},
     },

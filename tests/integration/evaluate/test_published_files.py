@@ -97,6 +97,31 @@ def test_file(shared_data: Path, row: tuple[str, str, int, int, str, str]) -> No
         assert all(probe.prompt for probe in record.probes)
 
 
+CASES = [
+    # file, layout, records, edits' first target, axes of portability, axes of locality
+    ("tofu_avoidant_edits.json", "tofu", 400, "I don't know.", "truth_ratio", "retain"),
+    ("dune_new_info.json", "dune", 200,
+     "for Australia, Brunei, Cambodia, China, Indonesia, Japan, South Korea, Laos, Malaysia, Myanmar, New Zealand, "
+     "the Philippines, Singapore, Thailand, and Vietnam.", "query", ""),
+    ("memit_csk_20q_probe_set.json.gz", "memit_csk", 379, "False",
+     "affected_neighborhood_object affected_neighborhood_subject affected_neighborhood_verb affected_reasoning",
+     "unaffected_neighborhood_object unaffected_neighborhood_subject"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", CASES, ids=[row[0] for row in CASES])
+def test_files_of_public_repositories(shared_data: Path, row: tuple[str, str, int, str, str, str]) -> None:
+    name, format, count, target, portability, locality = row
+    path = shared_data.parent / "cases" / "real" / name
+    if not path.is_file():
+        pytest.skip(f"no such file: {path}")
+    found = load(path)
+    assert (found.format, len(found), found.skipped) == (format, count, ())
+    assert found[0].request.target == target
+    for kind, wanted in (("portability", portability), ("locality", locality)):
+        assert sorted({probe.axis for record in found for probe in record.probes_of(kind)}) == wanted.split()
+
+
 def test_counterfact_carries_every_probe(shared_data: Path) -> None:
     found = load(shared_data / "counterfact/counterfact-6k.json.gz")
     assert all(len(r.prompts_of("paraphrase")) == 2 and len(r.prompts_of("neighbourhood")) == 10 for r in found)

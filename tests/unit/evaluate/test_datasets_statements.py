@@ -176,5 +176,6 @@ def test_concepts(load: Any) -> None:
 def test_uniedit_takes_a_domains_file_apart(load: Any) -> None:
     (record,) = load(published.UNIEDIT)
     assert (record.request.id, record.request.subject, record.request.target) == ("1234", "Ann", "Rome")
+    assert record.labels == {"relation": "P551"}
     assert axes(record, "portability") == {"single": (ask("The river of Ann's home is", "Tiber"),)}
     assert axes(record, "locality") == {"double": (ask("The home of Bea is", "Paris"),)}
