@@ -241,8 +241,8 @@ class Editor:
 
         Args:
             requests: one or many facts.
-            method: name of an installed method, with stages behind it or without (``"memit + blue"``), or a class that
-                need not be installed.
+            method: name of an installed method, with stages behind it or without (``"memit + blue"``), a file with a
+                method that is not (``"./mine.py:Mine"``), or its class.
             preset: a published set-up of the method, to start from.
             config: fields of the method's configuration.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kecore.api import registry
 from kecore.api.errors import ConfigError
+from kecore.api.external import is_method_file, load_method, method_file
 from kecore.api.method import EditMethod, MethodContext
 from kecore.api.types import Capabilities
 
@@ -37,9 +38,11 @@ class MethodLine:
     def of(cls, method: str | type[Any] | MethodLine) -> MethodLine:
         """Return what is meant by a line of text, by a class that need not be installed, or by a line itself.
 
+        A line may begin with a file and a class of it, such as ``"./mine.py:Mine + blue"``.
+
         Raises:
             MethodNotFoundError: no such method.
-            PluginError: the class breaks the contract of a method.
+            PluginError: the class breaks the contract of a method, or a file has none.
             ConfigError: the method takes no such stage.
         """
         if isinstance(method, MethodLine):
@@ -47,7 +50,7 @@ class MethodLine:
         if not isinstance(method, str):
             return cls(registry.check_contract(method, getattr(method, "name", method.__name__)))
         name, *stages = (word.strip() for word in method.split("+"))
-        method_class = registry.default_registry().get(name)
+        method_class = load_method(name) if is_method_file(name) else registry.default_registry().get(name)
         try:
             return cls(method_class, method_class.Config.check_stages(stages))
         except ConfigError as error:
@@ -90,7 +93,10 @@ class MethodLine:
         return self.sign(self.method().plan(view, batch, context))
 
     def sign(self, edit: Edit) -> Edit:
-        """Return an edit that the method planned, under the line's name."""
+        """Return an edit that the method planned, under the line's name, with the method's file if it has one."""
+        file = method_file(self.method)
+        if file is not None:
+            edit = replace(edit, notes={**edit.notes, "method_file": file.to_json()})
         return replace(edit, method=self.name) if self.stages else edit
 
 

@@ -53,10 +53,11 @@ class ProgressBar:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Move the bar of a stage, which takes the place of the bar of another stage."""
-        if self._bar is None or stage != self._stage or done < self._bar.n:
+        bar = self._bar
+        if bar is None or stage != self._stage or done < bar.n:
             self.close()
-            self._open(stage, total)
-        self._bar.update(done - self._bar.n)
+            bar = self._bar = self._open(stage, total)
+        bar.update(done - bar.n)
         if total and done >= total:
             self.close()
 
@@ -66,15 +67,14 @@ class ProgressBar:
             self._bar.close()
             self._bar = None
 
-    def _open(self, stage: str, total: int) -> None:
+    def _open(self, stage: str, total: int) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a notebook without widgets gets a bar of text, and needs no advice
             from tqdm.auto import tqdm
         self._stage = stage
         if total:
-            self._bar = tqdm(total=total, desc=stage, delay=self.delay, leave=False, file=sys.stderr)
-        else:
-            self._bar = tqdm(desc=stage, bar_format="{desc} ... {elapsed}", leave=False, file=sys.stderr)
+            return tqdm(total=total, desc=stage, delay=self.delay, leave=False, file=sys.stderr)
+        return tqdm(desc=stage, bar_format="{desc} ... {elapsed}", leave=False, file=sys.stderr)
 
 
 def choose_progress(progress: Progress | Literal["auto"] | None) -> Progress:

@@ -95,7 +95,7 @@ Edits = Annotated[
     list[Path] | None,
     typer.Option("--edit", metavar="EDIT", help="An edit file or folder (repeatable).", show_default=False),
 ]
-METHODS_HELP = "`kecore methods` lists them; 'memit + blue' is one with a stage."
+METHODS_HELP = "`kecore methods` lists them; 'memit + blue' has a stage, ./mine.py:Mine is not installed."
 Method = Annotated[str, typer.Option(metavar="NAME", help=f"An editing method; {METHODS_HELP}")]
 Facts = Annotated[
     Path | None,
