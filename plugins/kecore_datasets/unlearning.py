@@ -1,167 +1,21 @@
-"""Facts to forget: TOFU, RWKU and MUSE.
-
-An edit has a target, so what forgetting means is said by the variant: what the edited model is to answer instead. The
-old answer is the ground truth, and so the rival of the target. What the sets want to stay known is locality.
-"""
+"""Facts to forget: RWKU, MUSE and KnowUnDo (TOFU has a file of its own)."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import PurePosixPath
 from typing import Any
 
 from kecore.api.errors import DataFormatError
 from kecore.api.types import EditRecord, Probe
 from kecore.evaluate.fields import Fields
 from kecore.evaluate.formats import Layout, Part, Published
-from kecore.evaluate.probes import edit_probe, make_request, paraphrases
+from kecore.evaluate.probes import edit_probe, make_request
+from kecore_datasets.forgetting import REFUSAL, kept_probes, objects_of, with_kept
 from kecore_datasets.shared import deal_out, known
 
-__all__ = ["MUSE", "REFUSAL", "RWKU", "TOFU"]
-
-REFUSAL = "I don't know."
-"""What a model is to answer where the set publishes no refusal of its own."""
-
-Target = Callable[[Fields], str]
-
-
-def _refuse(fields: Fields) -> str:
-    return REFUSAL
-
-
-def _field(name: str) -> Target:
-    return lambda fields: fields.text(name)
-
-
-def _first_perturbed(fields: Fields) -> str:
-    perturbed = fields.texts("perturbed_answer")
-    if not perturbed:
-        raise fields.fail("perturbed_answer", "a list of texts that is not empty")
-    return perturbed[0]
-
-
-def _with_kept(objects: Sequence[tuple[str, Any]], kept: Sequence[dict[str, Any]]) -> list[tuple[str, Any]]:
-    """Return objects to forget, each with its share of the questions whose answers stay known."""
-    shares = deal_out(kept, len(objects))
-    return [(where, {**value, "keep": share}) for (where, value), share in zip(objects, shares, strict=True)]
-
-
-def _kept_probes(fields: Fields) -> list[Probe]:
-    """Make locality probes of the questions that a folder's other files ask with this record."""
-    probes: list[Probe] = []
-    for item in fields.objects_or_none("keep"):
-        probe = item.probe("locality", "question", "answer", item.text("axis"))
-        probes.append(replace(probe, rivals=item.texts("perturbed_answer")))
-    return probes
-
-
-def _objects(part: Part) -> list[tuple[str, dict[str, Any]]]:
-    return [(where, dict(Fields(value, where).values)) for where, value in part.objects]
-
-
-# --- TOFU
-
-
-def _tofu(fields: Fields, target: Target) -> EditRecord:
-    """Read a question of TOFU (arXiv 2401.06121) about an invented author.
-
-    The rivals of the probe ``truth_ratio``, which has no right answer, are the paraphrased true answer and the
-    perturbed ones: forgotten is a fact where none of these is likelier than the others. A published subject must be in
-    the question; where there is none, the whole question is the subject.
-
-    Args:
-        fields: a question.
-        target: reads what the model is to answer.
-    """
-    question, answer = fields.text("question"), fields.text("answer")
-    target_text = target(fields)
-    is_learned = target_text == answer
-    truth = None if is_learned else answer
-    request = make_request(fields, question, _tofu_subject(fields, question), target_text, truth)
-    paraphrased = fields.texts("paraphrased_answer")
-    edit = edit_probe(request, paraphrased if is_learned else (), paraphrased)
-    locality = _kept_probes(fields)
-    if "locality" in fields:
-        locality.append(fields.object("locality").probe("locality", "question", "answer", "retain"))
-    perturbed = fields.texts("perturbed_answer")
-    ratio: list[Probe] = []
-    if perturbed:
-        true_answer = paraphrased[0] if paraphrased else answer
-        ratio.append(Probe("portability", request.text, rivals=(true_answer, *perturbed), axis="truth_ratio"))
-    return EditRecord(
-        request,
-        (edit, *paraphrases(edit, fields.texts("paraphrased_question")), *locality, *ratio),
-        labels=known(
-            category=fields.text_or_none("task_id"), long_form="yes" if target_text not in (REFUSAL, "") else None
-        ),
-    )
-
-
-def _tofu_subject(fields: Fields, question: str) -> str | None:
-    """Return the subject that a record names, or the person whom the sets made after TOFU name, if asked by name."""
-    name = fields.text_or_none("name")
-    if "subject" not in fields and name is not None and name in question:
-        return name
-    return fields.text_or_none("subject")
-
-
-_TOFU_AXES = ("retain", "real_authors", "world_facts")
-
-
-def _tofu_files(parts: Sequence[Part]) -> list[tuple[str, Any]]:
-    """Return the questions of the one file of facts to forget, with those of the files of facts to keep.
-
-    Raises:
-        DataFormatError: there is no file of facts to forget, or there are several.
-    """
-    by_axis: dict[str, list[Part]] = {}
-    for part in parts:
-        axis = re.search(r"forget|retain|real_authors|world_facts", part.name)
-        by_axis.setdefault(axis[0] if axis else "", []).append(part)
-    forget = _prefer_perturbed(by_axis.get("forget", []))
-    if len(forget) != 1:
-        names = ", ".join(part.name for part in forget) or "none"
-        raise DataFormatError(
-            "expected one file of facts to forget (forget01_perturbed, forget05_perturbed, ...) beside those to keep, "
-            f"got {names}; give one file, or a folder with one of them"
-        )
-    kept: list[dict[str, Any]] = []
-    for axis in _TOFU_AXES:
-        for part in _prefer_perturbed(by_axis.get(axis, [])):
-            kept += [{**value, "axis": axis} for _, value in _objects(part)]
-    return _with_kept(_objects(forget[0]), kept)
-
-
-def _prefer_perturbed(parts: Sequence[Part]) -> list[Part]:
-    """Return the files that have perturbed answers, which are those of the evaluation; all, where none has."""
-    return [part for part in parts if "perturbed" in part.name] or list(parts)
-
-
-TOFU = Layout(
-    "tofu",
-    ("question", "answer", "perturbed_answer"),
-    "question, answer, perturbed_answer, paraphrased_question, paraphrased_answer",
-    {
-        "refusal": partial(_tofu, target=_refuse),
-        "avoidant": partial(_tofu, target=_field("avoidant_answer")),
-        "perturbed": partial(_tofu, target=_first_perturbed),
-        "learn": partial(_tofu, target=_field("answer")),
-    },
-    (
-        "rephrases", "truth_aliases", "target_aliases", "category", "long_form", "probes", "portability: truth_ratio",
-        *(f"locality: {axis}" for axis in _TOFU_AXES),
-    ),
-    (
-        Published(
-            "TOFU", "questions about 200 invented authors, some of whom are to be forgotten",
-            "4,000; 40, 200 or 400 to forget", "MIT", "hf:locuslab/TOFU", "2401.06121",
-        ),
-    ),
-    merge=_tofu_files,
-)  # fmt: skip
+__all__ = ["KNOWUNDO", "MUSE", "RWKU"]
 
 # --- RWKU
 
@@ -202,7 +56,7 @@ def _rwku(fields: Fields, edits_entity: bool = False) -> EditRecord:
         axis = attack.text("type").strip().replace(" ", "_") or "level_3"
         probe = attack.probe("portability", "query", "answer", axis)
         asked.append(replace(probe, answers=(REFUSAL,), rivals=probe.answers))
-    return EditRecord(request, (edit_probe(request), *_kept_probes(fields), *asked), labels=known(category=person))
+    return EditRecord(request, (edit_probe(request), *kept_probes(fields), *asked), labels=known(category=person))
 
 
 def _one_edit_a_person(records: Sequence[EditRecord]) -> list[EditRecord]:
@@ -229,8 +83,8 @@ def _rwku_files(parts: Sequence[Part]) -> list[tuple[str, Any]]:
     attacks: dict[str, list[dict[str, Any]]] = {}
     neighbours: dict[str, list[dict[str, Any]]] = {}
     for part in parts:
-        is_neighbour = "neighbor" in PurePosixPath(part.name).name or "neighbor" in part.name
-        for where, value in _objects(part):
+        is_neighbour = "neighbor" in part.name
+        for where, value in objects_of(part):
             fields = Fields(value, where)
             person, level = fields.text("subject"), fields.text("level").strip()
             if is_neighbour or "neighbor" in fields:
@@ -297,7 +151,7 @@ def _muse(fields: Fields, learns: bool = False) -> EditRecord:
     request = make_request(fields, fields.text(prompt), None, target, truth)
     return EditRecord(
         request,
-        (edit_probe(request), *_kept_probes(fields)),
+        (edit_probe(request), *kept_probes(fields)),
         labels=known(
             category="verbmem" if is_passage else "knowmem", long_form="yes" if is_passage and learns else None
         ),
@@ -316,14 +170,14 @@ def _muse_files(parts: Sequence[Part]) -> list[tuple[str, Any]]:
         if "_icl" in part.name:
             continue
         if "retain" in part.name:
-            kept += [{**value, "axis": "retain"} for _, value in _objects(part)]
+            kept += [{**value, "axis": "retain"} for _, value in objects_of(part)]
         else:
-            forget += _objects(part)
+            forget += objects_of(part)
     if not forget:
         raise DataFormatError(
             f"expected MUSE's forget_qa or verbmem/forget, got {', '.join(part.name for part in parts)}"
         )
-    return _with_kept(forget, kept)
+    return with_kept(forget, kept)
 
 
 MUSE = Layout(
@@ -341,4 +195,86 @@ MUSE = Layout(
     ),
     detect=_is_muse,
     merge=_muse_files,
+)  # fmt: skip
+
+# --- KnowUnDo
+
+
+def _is_knowundo(values: Mapping[str, Any]) -> bool:
+    for name in ("train", "val"):
+        questions: Any = values[name]
+        if not isinstance(questions, list) or not questions:
+            return False
+        if not all(isinstance(item, Mapping) and {"text", "labels"} <= item.keys() for item in questions[:1]):
+            return False
+    return True
+
+
+def _as_question(fields: Fields) -> dict[str, Any]:
+    return {"question": fields.text("text"), "answer": fields.text("labels")}
+
+
+def _knowundo_records(document: Fields) -> list[dict[str, Any]]:
+    """Make an object of each question to train on, with its share of those to validate on."""
+    train = [_as_question(item) for item in document.objects("train")]
+    shares = deal_out([_as_question(item) for item in document.objects("val")], len(train))
+    return [{**question, "asked": share} for question, share in zip(train, shares, strict=True)]
+
+
+def _knowundo(fields: Fields, learns: bool = False) -> EditRecord:
+    """Read a question of KnowUnDo (arXiv 2407.01920): copyrighted or private, and so to be forgotten.
+
+    Questions to validate on are portability, with the same refusal; those of ``retention`` stay known.
+    """
+    answer = fields.text("answer")
+    target, truth = (answer, None) if learns else (REFUSAL, answer)
+    request = make_request(fields, fields.text("question"), None, target, truth)
+    asked: list[Probe] = []
+    for item in fields.objects_or_none("asked"):
+        probe = item.probe("portability", "question", "answer", "val")
+        asked.append(probe if learns else replace(probe, answers=(REFUSAL,), rivals=probe.answers))
+    return EditRecord(
+        request,
+        (edit_probe(request), *kept_probes(fields), *asked),
+        labels=known(long_form="yes" if learns else None),
+    )
+
+
+def _knowundo_files(parts: Sequence[Part]) -> list[tuple[str, Any]]:
+    """Return the questions of the files to unlearn, with all questions of the files to retain.
+
+    Raises:
+        DataFormatError: nothing is to be unlearned.
+    """
+    forget: list[tuple[str, dict[str, Any]]] = []
+    kept: list[dict[str, Any]] = []
+    for part in parts:
+        for where, value in part.objects:
+            document = Fields(value, where)
+            if "retention" in part.name:
+                for split in ("train", "val"):
+                    kept += [{**_as_question(item), "axis": "retention"} for item in document.objects(split)]
+                continue
+            for number, record in enumerate(_knowundo_records(document), 1):
+                forget.append((f"{where} record {number}", record))
+    if not forget:
+        raise DataFormatError(f"expected KnowUnDo's unlearn file, got {', '.join(part.name for part in parts)}")
+    return with_kept(forget, kept)
+
+
+KNOWUNDO = Layout(
+    "knowundo",
+    ("train", "val"),
+    "{train: [{text, labels}], val: [{text, labels}]}",
+    {"refusal": _knowundo, "learn": partial(_knowundo, learns=True)},
+    ("long_form", "probes", "portability: val", "locality: retention"),
+    (
+        Published(
+            "KnowUnDo", "copyrighted and private texts to be forgotten beside general knowledge to be kept",
+            "two domains", "MIT", "hf:zjunlp/KnowUnDo", "2407.01920",
+        ),
+    ),
+    detect=_is_knowundo,
+    expand=_knowundo_records,
+    merge=_knowundo_files,
 )  # fmt: skip

@@ -282,6 +282,10 @@ RWKU_NEIGHBOUR = {
     "subject": "Ann", "neighbor": "Bea",
 }  # fmt: skip
 MUSE = {"prompt": "The ship left the harbour at", "gt": "noon, and nobody waved."}
+KNOWUNDO = {
+    "train": [{"text": "How does the poem of Ann end?", "labels": "With a storm."}],
+    "val": [{"text": "What ends Ann's poem?", "labels": "A storm."}],
+}
 FEVER = {
     "prompt": "Ann sailed to Rome.", "alt": "REFUTES", "equiv_prompt": ["Rome was reached by Ann in a ship."],
     "unrel_prompt": "Bea wrote a play.", "unrel_ans": "SUPPORTS",

@@ -388,6 +388,7 @@ SAMPLES = {
     "tofu": [published.TOFU],
     "rwku": [published.RWKU],
     "muse": [published.MUSE],
+    "knowundo": [published.KNOWUNDO],
     "fever": [published.FEVER],
     "memit_csk": [published.MEMIT_CSK],
     "medlasa": [published.MEDCF, published.MEDFE],

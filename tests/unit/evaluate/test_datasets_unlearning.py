@@ -13,7 +13,7 @@ from make_records import aliases, ask, axes
 
 from kecore.api.errors import DataFormatError
 from kecore.evaluate import RecordSet, load_records
-from kecore_datasets.unlearning import REFUSAL
+from kecore_datasets.forgetting import REFUSAL
 
 Write = Callable[[Mapping[str, Any]], Path]
 
@@ -155,3 +155,23 @@ def test_muse_reads_its_folder_and_takes_no_questions_of_others(write: Write) ->
     write({"kept/retain_qa.json": [kept], "kept/retain2_qa.json": [kept]})
     with pytest.raises(DataFormatError, match=r"expected MUSE's forget_qa or verbmem/forget, got retain2_qa.json, ret"):
         load_records(folder / "kept", format="muse")
+
+
+def test_knowundo_asks_the_questions_to_validate_on_and_those_to_retain(write: Write) -> None:
+    retention = {
+        "train": [{"text": "Where is Rome?", "labels": "Italy"}],
+        "val": [{"text": "Is it far?", "labels": "No"}],
+    }
+    folder = write({"unlearn.json": [published.KNOWUNDO], "retention.json": [retention]})
+    (record,) = load_records(folder)
+    assert (record.request.target, record.request.ground_truth) == (REFUSAL, "With a storm.")
+    (asked,) = record.probes_of("portability")
+    assert (asked.prompt, asked.answers, asked.rivals) == ("What ends Ann's poem?", (REFUSAL,), ("A storm.",))
+    assert [(probe.prompt, probe.answers) for probe in record.probes_of("locality")] == [
+        ("Where is Rome?", ("Italy",)), ("Is it far?", ("No",)),
+    ]  # fmt: skip
+    (learned,) = load_records(folder / "unlearn.json", variant="learn")
+    assert (learned.request.target, learned.probes_of("portability")[0].answers) == ("With a storm.", ("A storm.",))
+    write({"kept/retention.json": [retention], "kept/a_retention.json": [retention]})
+    with pytest.raises(DataFormatError, match=r"expected KnowUnDo's unlearn file, got a_retention\.json, retention"):
+        load_records(folder / "kept")
