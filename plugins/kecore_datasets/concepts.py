@@ -24,7 +24,7 @@ def _is_taxi(values: Mapping[str, Any]) -> bool:
 
 def _taxi_edits(document: Fields) -> list[dict[str, Any]]:
     """Make an object of each edit, with the rows of the published table (columns of ``{row: value}``) about it."""
-    columns = {name: document.object(name).values for name in document.values}
+    columns = {name: document.object(name).values for name in (*_COLUMNS, *document.values)}
     edits: dict[str, list[dict[str, Any]]] = {}
     for row in columns["edit"]:
         values = {name: column.get(row) for name, column in columns.items()}

@@ -65,8 +65,7 @@ def _dune_records(document: Fields) -> list[dict[str, Any]]:
         DataFormatError: there are not as many queries as edits.
     """
     name = _edits_field(document.values) or "edits"
-    edits: list[Any] = document.values[name]
-    queries: list[Any] = document.values["test_inputs"]
+    edits, queries = _list(document, name), _list(document, "test_inputs")
     if len(edits) != len(queries):
         raise document.fail("test_inputs", f"a list as long as '{name}' ({len(edits)})")
     # The debiasing files give what a biased model answers, and publish how their edits were asked for.
@@ -75,6 +74,13 @@ def _dune_records(document: Fields) -> list[dict[str, Any]]:
     for edit, query in zip(edits, queries, strict=True):
         records.append({"edit": edit, "queries": _queries(query), "biased": is_biased})
     return records
+
+
+def _list(fields: Fields, name: str) -> list[Any]:
+    value: Any = fields.values.get(name)
+    if not isinstance(value, list):
+        raise fields.fail(name, "a list")
+    return cast("list[Any]", value)
 
 
 def _queries(value: Any) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from kecore.api.types import EditRecord, Probe, ProbeKind
 from kecore.evaluate.fields import Fields
@@ -28,8 +28,8 @@ def _is_uniedit(values: Mapping[str, Any]) -> bool:
 def _records(document: Fields) -> list[dict[str, Any]]:
     """Make an object of each record, with its name."""
     records: list[dict[str, Any]] = []
-    for name, value in document.values.items():
-        records.append({**cast("Mapping[str, Any]", value), "id": name})
+    for name in document.values:
+        records.append({**document.object(name).values, "id": name})
     return records
 
 

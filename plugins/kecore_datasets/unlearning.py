@@ -53,7 +53,7 @@ def _rwku(fields: Fields, edits_entity: bool = False) -> EditRecord:
         request = make_request(fields, query, person if person in query else None, REFUSAL, answer)
         asked: list[Probe] = []
     for attack in fields.objects_or_none("attacks"):
-        axis = attack.text("type").strip().replace(" ", "_") or "level_3"
+        axis = (attack.text_or_none("type") or "level_3").replace(" ", "_")
         probe = attack.probe("portability", "query", "answer", axis)
         asked.append(replace(probe, answers=(REFUSAL,), rivals=probe.answers))
     return EditRecord(request, (edit_probe(request), *kept_probes(fields), *asked), labels=known(category=person))
@@ -79,39 +79,36 @@ def _rwku_files(parts: Sequence[Part]) -> list[tuple[str, Any]]:
     Raises:
         DataFormatError: there are no such probes.
     """
-    probes: list[tuple[str, dict[str, Any]]] = []
+    probes: dict[str, list[tuple[str, dict[str, Any]]]] = {}  # each by the person
     attacks: dict[str, list[dict[str, Any]]] = {}
     neighbours: dict[str, list[dict[str, Any]]] = {}
     for part in parts:
-        is_neighbour = "neighbor" in part.name
         for where, value in objects_of(part):
             fields = Fields(value, where)
             person, level = fields.text("subject"), fields.text("level").strip()
-            if is_neighbour or "neighbor" in fields:
-                kept = {"axis": f"neighbor_level_{level}", "question": value["query"], "answer": value["answer"]}
-                neighbours.setdefault(person, []).append(kept)
+            if "neighbor" in part.name or "neighbor" in fields:
+                kept = {"question": fields.text("query"), "answer": fields.text("answer")}
+                neighbours.setdefault(person, []).append({**kept, "axis": f"neighbor_level_{level}"})
             elif level in _RWKU_LEVELS:
-                probes.append((where, value))
+                probes.setdefault(person, []).append((where, value))
             else:
                 attacks.setdefault(person, []).append(value)
     if not probes:
         raise DataFormatError(
             f"expected forget_level1 or forget_level2 of RWKU, got {', '.join(part.name for part in parts)}"
         )
-    by_person: dict[str, list[int]] = {}
-    for index, (_, value) in enumerate(probes):
-        by_person.setdefault(value["subject"], []).append(index)
-    for person, indices in by_person.items():
-        for name, all_of_person in (("attacks", attacks), ("keep", neighbours)):
-            shares = deal_out(all_of_person.get(person, []), len(indices))
-            for index, share in zip(indices, shares, strict=True):
-                probes[index][1][name] = share
-    return list(probes)
+    objects: list[tuple[str, Any]] = []
+    for person, of_person in probes.items():
+        with_neighbours = with_kept(of_person, neighbours.get(person, []))
+        shares = deal_out(attacks.get(person, []), len(of_person))
+        for (where, value), share in zip(with_neighbours, shares, strict=True):
+            objects.append((where, {**value, "attacks": share}))
+    return objects
 
 
 RWKU = Layout(
     "rwku",
-    ("query", "answer", "level", "type", "subject"),
+    ("query", "answer", "level", "subject"),
     "query, answer, level, type, subject",
     {"probes": _rwku, "entity": partial(_rwku, edits_entity=True)},
     (

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import EntryPoint, entry_points
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +20,7 @@ from kecore.api.errors import ConfigError, DataFormatError, KecoreWarning, Plugi
 from kecore.api.plugins import Plugins
 from kecore.api.types import EditRecord, SafeReply
 from kecore.evaluate import Layout, load_records, record_to_json
+from kecore.evaluate.fields import Fields
 from kecore.evaluate.formats import GROUP, check_layout, default
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore_bench.references import with_references
@@ -436,6 +439,24 @@ def test_layouts_are_told_apart_and_say_what_they_fill(load: Any, name: str) -> 
                 assert again == record
                 said = {text.replace("LANGUAGE", language) for text in layout.fills for language in ("de", "en")}
                 assert name == "kecore" or carried(record) <= said
+
+
+WRONG: tuple[Any, ...] = (None, 3.5, [[1]], [{}], {"a": 1}, "")
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+def test_a_field_that_holds_something_else_is_a_typed_error(name: str) -> None:
+    layout = default().get(name)
+    ways = [layout.parser(None), *(layout.parser(way) for way in layout.variants if not way.endswith("-N"))]
+    for sample in SAMPLES[name]:
+        for field, wrong in product((*sample, "a new one"), WRONG):
+            values = {**sample, field: wrong}
+            objects: list[Any] = []
+            with suppress(DataFormatError):
+                objects = [values] if layout.expand is None else layout.expand(Fields(values, "record 1"))
+            for value, parse in product(objects, ways):
+                with suppress(DataFormatError):
+                    parse(Fields(value, "record 1"))
 
 
 def test_a_third_partys_layout_comes_through_the_same_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
