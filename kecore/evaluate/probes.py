@@ -49,7 +49,8 @@ def make_request(
         DataFormatError: they make no request; names the place.
     """
     name = prompt if subject is None else subject.strip()
-    if "{}" not in prompt and name and not stands_alone(prompt, name):
+    # A whole prompt is spelt as itself; to look for it takes a tenth of a second where it is a passage.
+    if subject is not None and "{}" not in prompt and name and not stands_alone(prompt, name):
         name = spelt_in(prompt, name) or name
     try:
         return EditRequest(prompt, name, target, truth, id)
