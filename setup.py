@@ -151,6 +151,11 @@ packages += find_packages("plugins", include=[f"{name}*" for name in PLUGINS])
 package_dir = {name: f"plugins/{name}" for name in PLUGINS}
 package_data = {"": ["*.json", "*.css", "*.js"], "kecore": ["py.typed"], "kecore.data": ["*"]}
 
+# What `kecore explain` prints.
+packages.append("kecore._errors")
+package_dir["kecore._errors"] = "docs/errors"
+package_data["kecore._errors"] = ["*.md"]
+
 if Path("csrc").is_dir():
     # The sources travel in the wheel, so that an installed kecore can compile them at first use.
     packages.append("kecore._csrc")

@@ -32,8 +32,8 @@ Written by `python docs/_cli.py` from the commands themselves; `kecore COMMAND -
 `--json`, stdout carries exactly one JSON object, also when something goes wrong:
 `{{"error": {{"type": ..., "message": ...}}}}`. Scores that could not be taken are `null`, never 0.
 
-**Errors** are one line on stderr, with the error's class; `docs/errors/` has a page for each. `KECORE_DEBUG=1` brings
-the traceback as well.
+**Errors** are one line on stderr, with the error's class; `kecore explain CLASS` says what it means and what to do (the
+pages of `docs/errors/`). `KECORE_DEBUG=1` brings the traceback as well.
 
 | exit code | meaning |
 | --- | --- |

@@ -2,7 +2,7 @@
 
 Each class also inherits the builtin that Python code would expect in its place, so ``except ValueError``
 keeps working. Messages say what was expected, what came, and what to do next.
-``docs/errors/<class>.md`` explains each class.
+``docs/errors/<class>.md`` explains each class, and ``kecore explain <class>`` prints it.
 """
 
 from __future__ import annotations

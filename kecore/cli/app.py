@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from kecore._version import __version__
-from kecore.cli.commands import attach, chat, demo, edit, export, info, inspect, probe, stats, train
-from kecore.cli.plugins import CommandGroup
+from kecore.cli.commands import attach, chat, demo, edit, explain, export, info, inspect, probe, stats, train
+from kecore.cli.plugins import CommandGroup, help_group
 
 __all__ = ["app", "main"]
 
@@ -20,21 +20,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (
-    demo.demo,
-    edit.edit,
-    attach.attach,
-    attach.revert,
-    export.export,
-    inspect.inspect,
-    chat.chat,
-    stats.stats,
-    train.train,
-    probe.probe,
-    info.methods,
-    info.doctor,
-):
-    app.command()(_command)
+_COMMANDS = {
+    "Edit facts": (demo.demo, edit.edit, chat.chat, inspect.inspect),
+    "Use edits elsewhere": (attach.attach, attach.revert, export.export),
+    "Prepare": (stats.stats, train.train, probe.probe),
+    "Find your way": (info.methods, info.doctor, explain.explain),
+}
+for _title, _functions in _COMMANDS.items():
+    for _function in _functions:
+        app.command()(help_group(_title)(_function))
 
 
 def _print_version(is_wanted: bool) -> None:

@@ -12,7 +12,9 @@ from typing import Any, TextIO
 import typer
 from rich.markup import escape
 
+from kecore.api import errors
 from kecore.api.errors import KecoreError, KecoreWarning, NumericalError, StorageError, WorkerError
+from kecore.api.pages import web_address
 from kecore.api.progress import STAGES
 from kecore.cli.console import Screen
 
@@ -65,7 +67,10 @@ def _explain(error: Exception) -> tuple[str | None, int]:
 def _say(screen: Screen, error: Exception, message: str) -> None:
     name = type(error).__name__
     screen.err.quiet = False  # a process that shares the work with others is silent, but not about its end
-    page = f" [dim]({name}, see docs/errors/{name}.md)[/]" if isinstance(error, KecoreError) else ""
+    page = ""
+    if isinstance(error, KecoreError) and name in errors.__all__:
+        address = web_address(name)
+        page = f" [dim]({name}: kecore explain {name}{f', {address}' if address else ''})[/]"
     screen.err.print(f"[bold red]error:[/] {escape(message)}{page}", soft_wrap=True)
 
 

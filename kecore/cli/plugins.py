@@ -12,7 +12,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cached_property
 from importlib.metadata import entry_points
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -24,10 +24,25 @@ from kecore.cli.console import Screen
 from kecore.cli.errors import report_errors
 from kecore.cli.options import spread_texts
 
-__all__ = ["GROUP", "CommandGroup", "make_command"]
+__all__ = ["GROUP", "CommandGroup", "help_group", "make_command"]
 
 GROUP = "kecore.commands"
 """The entry-point group."""
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_HELP_GROUP = "kecore_help_group"
+_OTHERS = "Further commands"
+
+
+def help_group(title: str) -> Callable[[Function], Function]:
+    """Put a command under a title in the list of ``kecore --help``; without it, it stands among the further ones."""
+
+    def mark(function: Function) -> Function:
+        setattr(function, _HELP_GROUP, title)
+        return function
+
+    return mark
 
 
 class CommandGroup(TyperGroup):
@@ -78,9 +93,17 @@ class CommandGroup(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the list of commands into the help; what cannot be used is warned of on stderr."""
+        """Write the commands into the help, by what they are for; what cannot be used is warned of on stderr."""
+        titles: dict[str, list[tuple[str, str]]] = {}
         with report_errors(ctx.obj):
-            super().format_commands(ctx, formatter)
+            for name in self.list_commands(ctx):
+                command = self.get_command(ctx, name)
+                title = getattr(command.callback, _HELP_GROUP, _OTHERS)
+                titles.setdefault(title, []).append((name, (command.help or "").strip().partition("\n")[0]))
+        width = max(len(name) for rows in titles.values() for name, _ in rows)
+        for title in sorted(titles, key=lambda title: title == _OTHERS):
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), line) for name, line in titles[title]])
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Make the screen before anything can fail."""

@@ -9,6 +9,7 @@ import typer
 
 from kecore.cli import options
 from kecore.cli.console import Screen, count_noun, make_table
+from kecore.cli.plugins import help_group
 
 if TYPE_CHECKING:
     from kecore_datasets.triples import Imported
@@ -41,6 +42,7 @@ Labels = Annotated[
 ]
 
 
+@help_group("Prepare")
 def import_triples(
     context: typer.Context,
     triples: Source,

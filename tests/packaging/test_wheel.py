@@ -39,8 +39,13 @@ def test_holds_all_packages_whole_and_nothing_else(contents: dict[str, str], roo
     for package in (path.name for path in (root / "plugins").glob("kecore_*")):
         expected |= files(root / "plugins" / package, package)
     assert {"kecore/py.typed", "kecore/data/counterfact_sample.jsonl"} <= expected
-    found = {name for name in contents if not name.startswith(("kecore/_csrc/", "kecore-"))}
+    found = {name for name in contents if not name.startswith(("kecore/_csrc/", "kecore/_errors/", "kecore-"))}
     assert found == expected
+
+
+def test_holds_the_pages_of_errors(contents: dict[str, str], root: Path) -> None:
+    expected = files(root / "docs" / "errors", "kecore/_errors")
+    assert expected == {name for name in contents if name.startswith("kecore/_errors/")}
 
 
 def test_holds_native_sources(contents: dict[str, str], root: Path) -> None:

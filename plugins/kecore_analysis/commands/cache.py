@@ -10,6 +10,7 @@ import typer
 
 from kecore.cli import options
 from kecore.cli.console import Screen, format_bytes, make_fields, make_table
+from kecore.cli.plugins import help_group
 
 __all__ = ["cache"]
 
@@ -24,6 +25,7 @@ HOLDS: Mapping[str, str] = {
 """What the folders of the cache hold; all of it is made again when it is asked for."""
 
 
+@help_group("Find your way")
 def cache(
     context: typer.Context,
     clear: Annotated[

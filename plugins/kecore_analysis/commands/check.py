@@ -13,6 +13,7 @@ from kecore.cli.console import Screen, count_noun, make_fields, make_table
 from kecore.cli.errors import CheckFailed
 from kecore.cli.groups import ReadingOptions, take_groups
 from kecore.cli.loading import Loading
+from kecore.cli.plugins import help_group
 
 if TYPE_CHECKING:
     from kecore.editor import Editor
@@ -34,6 +35,7 @@ OfModel = Annotated[
 ]
 
 
+@help_group("Edit facts")
 @take_groups
 def check(
     context: typer.Context,

@@ -13,6 +13,7 @@ from kecore.cli import options
 from kecore.cli.console import Screen, count_noun, format_bytes, format_score, make_fields, make_table
 from kecore.cli.loading import Loading
 from kecore.cli.machine import measure_cost, show_cost
+from kecore.cli.plugins import help_group
 from kecore.environment import environment
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _FIGURES = {"perplexity": ("perplexity", 2), "drift": ("drift (KL, nats)", 4), "
 _CHANCE = "chance is what guessing gives: a task that stands there tells nothing of what an edit spoils.\n"
 
 
+@help_group("Measure")
 def checkup(
     context: typer.Context,
     model: options.Model,

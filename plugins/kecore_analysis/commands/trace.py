@@ -16,6 +16,7 @@ from kecore.cli.console import Screen, format_score, make_fields, make_table
 from kecore.cli.groups import ReadingOptions, take_groups
 from kecore.cli.loading import Loading, span
 from kecore.cli.machine import measure_cost, show_cost
+from kecore.cli.plugins import help_group
 from kecore.environment import environment
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _SHOWN = 10
 """Neurons that the table shows."""
 
 
+@help_group("Measure")
 @take_groups
 def trace(
     context: typer.Context,

@@ -10,6 +10,7 @@ import typer
 from kecore.cli import options
 from kecore.cli.console import Screen
 from kecore.cli.groups import ReadingOptions, take_groups
+from kecore.cli.plugins import help_group
 from kecore_bench.commands import options as bench_options
 from kecore_bench.commands.groups import MethodOptions, RunOptions
 from kecore_bench.commands.shared import data_entry, make_plan, open_store, run_on_screen, show_tables
@@ -17,6 +18,7 @@ from kecore_bench.commands.shared import data_entry, make_plan, open_store, run_
 __all__ = ["bench"]
 
 
+@help_group("Measure")
 @take_groups
 def bench(
     context: typer.Context,

@@ -11,6 +11,7 @@ import typer
 from kecore.cli import options
 from kecore.cli.console import Screen, make_fields
 from kecore.cli.groups import ReadingOptions, take_groups
+from kecore.cli.plugins import help_group
 from kecore_bench.commands import options as bench_options
 from kecore_bench.commands.groups import MethodOptions, RunOptions
 from kecore_bench.commands.shared import data_entry, make_plan, open_store, run_on_screen, show_tables
@@ -20,6 +21,7 @@ __all__ = ["compare"]
 STORE = "results.sqlite"
 
 
+@help_group("Measure")
 @take_groups
 def compare(
     context: typer.Context,

@@ -11,12 +11,14 @@ from kecore.api.errors import ArtifactError
 from kecore.cli import options
 from kecore.cli.console import Screen
 from kecore.cli.groups import ReadingOptions, take_groups
+from kecore.cli.plugins import help_group
 from kecore_bench.commands.groups import RunOptions
 from kecore_bench.commands.shared import data_entry, make_plan, open_store, run_on_screen, show_tables
 
 __all__ = ["evaluate"]
 
 
+@help_group("Measure")
 @take_groups
 def evaluate(
     context: typer.Context,

@@ -10,10 +10,12 @@ import typer
 from kecore.api.errors import ConfigError
 from kecore.cli import options
 from kecore.cli.console import Screen, make_fields
+from kecore.cli.plugins import help_group
 
 __all__ = ["report"]
 
 
+@help_group("Measure")
 def report(
     context: typer.Context,
     stores: Annotated[

@@ -91,7 +91,7 @@ def test_error_is_one_line_and_one_object(
     assert plain.stdout == ""
     assert plain.stderr.startswith(f"error: {error!s}")
     name = type(error).__name__
-    assert (f"see docs/errors/{name}.md" in plain.stderr) == isinstance(error, errors.KecoreError)
+    assert (f"({name}: kecore explain {name})" in plain.stderr) == isinstance(error, errors.KecoreError)
     assert "Traceback" not in plain.stderr
     as_json = kecore("methods", "--json")
     assert as_json.exit_code == code

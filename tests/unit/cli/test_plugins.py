@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -181,3 +182,11 @@ def test_an_unknown_command_suggests_one_of_a_plugin(kecore: Run) -> None:
     asked = kecore("bnch")
     assert asked.exit_code == 2
     assert "No such command 'bnch'. Did you mean 'bench'" in asked.stderr
+
+
+def test_commands_stand_in_groups_and_no_line_is_cut(kecore: Run) -> None:
+    shown = kecore("--help", env={"COLUMNS": "80"}).stdout
+    groups = re.findall(r"^(\w[\w ]*):$", shown, re.MULTILINE)
+    assert groups == ["Options", "Edit facts", "Use edits elsewhere", "Prepare", "Find your way", "Measure"]
+    assert "..." not in shown.partition("Edit facts")[2]
+    assert max(map(len, shown.splitlines())) <= 80
