@@ -143,6 +143,8 @@ def _subject_span(prompt: str, subject: str) -> tuple[int, int]:
     if slots == 0 and prompt.count(subject) == 1:  # as nearly all prompts of data sets, where a search would take long
         return prompt.index(subject), prompt.index(subject) + len(subject)
     named = _last_named(prompt, subject) if subject in prompt else None
+    if named is not None and SLOT in subject:  # the braces are the subject's own
+        return named, named + len(subject)
     if slots == 1 and (named is None or not _is_enclosed(prompt, prompt.index(SLOT))):
         start = prompt.index(SLOT)
         return start, start + len(SLOT)

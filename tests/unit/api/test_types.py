@@ -45,6 +45,11 @@ def test_braces_in_a_subject_are_text() -> None:
     request = EditRequest("The set {} holds", "{1, 2}", "numbers")
     assert request.text == "The set {1, 2} holds"
     assert request.text[slice(*request.subject_span)] == "{1, 2}"
+    for prompt, subject in (("x = {} # y", "x = {} # y"), ("return {}", "return {}"), ("the set {} is", "set {}")):
+        request = EditRequest(prompt, subject, "new")
+        assert (request.text, request.about(subject)) == (prompt, prompt)
+        assert request.text[slice(*request.subject_span)] == subject
+        assert EditRequest(**request.to_json()) == request
 
 
 @pytest.mark.parametrize(
