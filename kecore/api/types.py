@@ -75,10 +75,10 @@ class EditRequest:
             raise RequestError(f"the subject is empty; name the entity the fact is about{where}")
         if not target:
             raise RequestError(f"the target is empty; give the text that should follow{where}")
+        if not prompt:
+            raise RequestError("the prompt is empty; give the text that the target should follow")
         if subject is not None:
             prompt = _with_slot(prompt, subject)
-        elif not prompt:
-            raise RequestError("the prompt is empty; give the text that the target should follow")
         truth = self.ground_truth.strip() if self.ground_truth else None
         for name, value in (
             ("prompt", prompt),

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import datetime
 import gzip
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-from kecore.api.errors import ConfigError, DataFormatError, MissingDependencyError
-from kecore.evaluate.parsing import read_cell
+from kecore.api.errors import ConfigError, DataFormatError
+from kecore.evaluate.columnar import import_arrow, read_arrow, read_parquet
+from kecore.evaluate.spreadsheets import read_spreadsheet
 
-__all__ = ["Decoded", "decode", "kind_of"]
+__all__ = ["Decoded", "decode", "kind_of", "refuse_foreign"]
 
 _PACKED = (".gz", ".zst")
+_ARROW = (b"ARROW1", b"\xff\xff\xff\xff")
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _MARKS = (  # of four bytes before of two, which begin alike
     (b"\xff\xfe\x00\x00", "utf-32"),
@@ -32,16 +33,43 @@ _FOREIGN = (
     (b"\x80\x03", "a Python pickle, such as a torch checkpoint"),
     (b"\x80\x04", "a Python pickle, such as a torch checkpoint"),
     (b"\x80\x05", "a Python pickle, such as a torch checkpoint"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x89HDF", "an HDF5 file, such as a Keras model"),
     (b"\xff\xd8\xff", "an image"),
+    (b"\x89PNG", "an image"),
+    (b"GIF8", "an image"),
+    (b"RIFF", "an image or a sound"),
+    (b"BM", "an image"),
+    (b"II*\x00", "an image"),
+    (b"MM\x00*", "an image"),
+    (b"\x00\x00\x01\x00", "an image"),
+    (b"ID3", "a sound"),
+    (b"OggS", "a sound"),
+    (b"\x7fELF", "a program"),
+    (b"MZ", "a program"),
     (b"BZh", "a file packed by bzip2; unpack it"),
+    (b"\xfd7zXZ", "a file packed by xz; unpack it"),
     (b"7z\xbc\xaf", "a 7z archive; unpack it"),
+    (b"Rar!", "a RAR archive; unpack it"),
     (b"version https://git-lfs", "a pointer of Git LFS; fetch the file with git lfs pull"),
-    (b"<!DOCTYPE", "a web page"),
+    (b"<!doctype", "a web page"),
     (b"<html", "a web page"),
+    (b"<?xml", "an XML file; turn it into CSV or JSON"),
+    (b"{\\rtf", "a document in RTF; save it as plain text"),
     (b"%PDF", "a PDF document"),
     (b"\xd0\xcf\x11\xe0", "an old Excel or Word file; save it as .xlsx or CSV"),
-    (b"SQLite format 3", "an SQLite database"),
-    (b"\x89PNG", "an image"),
+    (b"SQLite format 3", "an SQLite database, such as a store of `kecore bench`"),
+)
+_TEXTS = (b"BM", b"MZ", b"ID3", b"RIFF")
+"""Beginnings that a text may have as well: they count only where bytes follow that no text has."""
+_IN_ARCHIVES = (  # what zip archives that are no spreadsheet hold, and what they are
+    ("data.pkl", "a torch checkpoint"),
+    (".npy", "NumPy arrays, such as key statistics"),
+    ("word/document.xml", "a Word document"),
+    ("ppt/presentation.xml", "a PowerPoint file"),
+    ("xl/workbook.bin", "a binary Excel file; save it as .xlsx or CSV"),
+    ("content.xml", "an OpenDocument file; save it as .xlsx or CSV"),
+    (".iwa", "a file of Apple's Numbers or Pages; export it as .xlsx or CSV"),
 )
 _FORMATS = "JSON, JSONL, YAML, CSV, TSV, .xlsx, Parquet or Arrow"
 
@@ -66,31 +94,33 @@ def kind_of(path: Path) -> str:
     return next((suffix for suffix in reversed(suffixes) if suffix not in _PACKED), "")
 
 
-def decode(stored: bytes, path: Path, sheet: str | None = None) -> Decoded:
+def decode(stored: bytes, path: Path, split: str | None = None) -> Decoded:
     """Read the bytes of a file of facts.
 
     Args:
         stored: the bytes, which may be packed by gzip or Zstandard.
         path: the file, for its suffix and for messages.
-        sheet: the sheet of a spreadsheet that has several.
+        split: the sheet of a spreadsheet that has several; nothing of a text is left out.
 
     Raises:
         DataFormatError: the bytes are those of something else, broken, or text in an unknown encoding; a spreadsheet
             has several sheets.
-        ConfigError: there is no such sheet, or the file has none.
+        ConfigError: there is no such sheet, or a split was asked of a Parquet or Arrow file.
         MissingDependencyError: a library that reads it is not installed.
     """
     content = _unpack(stored, path)
-    _refuse_foreign(content, path)
+    if not content.strip(b"\xef\xbb\xbf\xff\xfe \t\r\n"):
+        raise DataFormatError(f"{path} is empty; expected facts as {_FORMATS}")
+    refuse_foreign(content, path)
     if content.startswith(b"PK\x03\x04"):
         _refuse_other_archives(content, path)
-        return Decoded(None, _read_spreadsheet(content, path, sheet), content)
-    if sheet is not None:
-        raise ConfigError(f"split '{sheet}' was asked of the single file {path}; give its folder, or leave it out")
+        return Decoded(None, read_spreadsheet(content, path, split), content)
+    if split is not None and content.startswith((b"PAR1", *_ARROW)):
+        raise ConfigError(f"split '{split}' was asked of the single file {path}; give its folder, or leave it out")
     if content.startswith(b"PAR1"):
-        return Decoded(None, _read_parquet(content, path), content)
-    if content.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
-        return Decoded(None, _read_arrow(content, path), content)
+        return Decoded(None, read_parquet(content, path), content)
+    if content.startswith(_ARROW):
+        return Decoded(None, read_arrow(content, path), content)
     return Decoded(_decode_text(content, path), (), content)
 
 
@@ -101,7 +131,7 @@ def _unpack(stored: bytes, path: Path) -> bytes:
         except (OSError, EOFError, zlib.error) as error:
             raise DataFormatError(f"{path}: the gzip data is broken ({error}); copy the file again") from None
     if stored.startswith(_ZSTD):
-        arrow = _import_arrow(path)
+        arrow = import_arrow(path)
         try:
             return bytes(arrow.CompressedInputStream(arrow.BufferReader(stored), "zstd").read())
         except OSError as error:
@@ -109,14 +139,31 @@ def _unpack(stored: bytes, path: Path) -> bytes:
     return stored
 
 
-def _refuse_foreign(content: bytes, path: Path) -> None:
-    """Refuse files that hold no facts, which people give by mistake: a model, an image, a document."""
-    what = next((what for beginning, what in _FOREIGN if content.startswith(beginning)), None)
-    # A .safetensors file begins with the length of its header, which is JSON.
-    if what is None and content[8:9] == b"{" and b"\x00" in content[:8]:
-        what = "a .safetensors file, such as a model or an edit"
+def refuse_foreign(content: bytes, path: Path) -> None:
+    """Refuse files that hold no facts, which people give by mistake: a model, an image, a document.
+
+    Args:
+        content: the file's bytes, or its first 512 at least.
+        path: the file, for the message.
+
+    Raises:
+        DataFormatError: says what the file is.
+    """
+    what = _foreign_kind(content)
     if what is not None:
         raise DataFormatError(f"{path}: expected facts as {_FORMATS}, got {what}")
+
+
+def _foreign_kind(content: bytes) -> str | None:
+    """Return what a file is that holds no facts; None where it may hold some."""
+    head = content.lstrip()[:16].lower() if content.lstrip()[:1] == b"<" else content
+    for beginning, what in _FOREIGN:
+        if head.startswith(beginning) and (beginning not in _TEXTS or b"\x00" in content[:64]):
+            return what
+    # A .safetensors file begins with the length of its header, which is JSON.
+    if content[8:9] == b"{" and b"\x00" in content[:8]:
+        return "a .safetensors file, such as a model or an edit"
+    return "a tar archive; unpack it" if content[257:262] == b"ustar" else None
 
 
 def _refuse_other_archives(content: bytes, path: Path) -> None:
@@ -127,11 +174,11 @@ def _refuse_other_archives(content: bytes, path: Path) -> None:
         raise DataFormatError(f"{path}: a broken zip archive ({error}); copy it again") from None
     if "xl/workbook.xml" in names:
         return
-    what = "a zip archive without a spreadsheet"
-    if any(name.endswith("data.pkl") for name in names):
-        what = "a torch checkpoint"
-    elif any(name.startswith("word/") for name in names):
-        what = "a Word document"
+    what = "a zip archive; unpack it, and give the file in it"
+    for ending, kind in _IN_ARCHIVES:
+        if any(name.endswith(ending) for name in names):
+            what = kind
+            break
     raise DataFormatError(f"{path}: expected facts as {_FORMATS}, got {what}")
 
 
@@ -168,85 +215,3 @@ def _encoding_hint(content: bytes, error: UnicodeDecodeError, path: Path) -> str
         f"read as Windows-1252 it is {sample!r}; if that is right, save it as 'CSV UTF-8', or convert it to UTF-8: "
         f"iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8-{path.name}"
     )
-
-
-def _read_spreadsheet(content: bytes, path: Path, sheet: str | None) -> list[dict[str, Any]]:
-    try:
-        import openpyxl  # pyright: ignore[reportMissingImports, reportMissingModuleSource] - an extra
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{path} is a spreadsheet, which openpyxl reads: pip install 'kecore[data]'; or save it as CSV"
-        ) from error
-    filled: dict[str, list[tuple[Any, ...]]] = {}
-    try:
-        # Not read_only, in which openpyxl stumbles over sheets that are charts.
-        book = cast(Any, openpyxl).load_workbook(io.BytesIO(content), data_only=True)
-        for worksheet in book.worksheets:
-            rows = [row for row in worksheet.iter_rows(values_only=True) if any(cell is not None for cell in row)]
-            if rows:
-                filled[worksheet.title] = rows
-    except Exception as error:  # noqa: BLE001 - a broken file makes openpyxl, zipfile and the XML parser raise anything
-        raise DataFormatError(
-            f"{path}: a broken spreadsheet ({type(error).__name__}: {error}); open it and save it again"
-        ) from None
-    if sheet is not None and sheet not in filled:
-        raise ConfigError(f"{path} has no sheet '{sheet}' with rows; its sheets: {', '.join(filled) or 'none'}")
-    if sheet is None and len(filled) > 1:
-        raise DataFormatError(f"{path} has the sheets {', '.join(filled)}; choose one with split=")
-    if not filled:
-        raise DataFormatError(f"{path} is empty; expected a header row and records")
-    return list(_rows_of_sheet(filled[sheet or next(iter(filled))], path))
-
-
-def _rows_of_sheet(rows: Sequence[Sequence[Any]], path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows below the header, with texts as the sheet shows them."""
-    header = ["" if cell is None else str(cell).strip() for cell in rows[0]]
-    twice = next((column for column in header if column and header.count(column) > 1), None)
-    if twice is not None:
-        raise DataFormatError(f"{path}: the header names the column '{twice}' twice")
-    for number, row in enumerate(rows[1:], 2):
-        values: dict[str, Any] = {}
-        for column, cell in zip(header, row, strict=False):
-            if cell is None:
-                continue
-            if not column:
-                raise DataFormatError(f"{path} row {number}: {cell!r} stands in a column without a name; name it")
-            values[column] = _cell_text(cell)
-        yield values
-
-
-def _cell_text(cell: Any) -> Any:
-    if isinstance(cell, bool):
-        return str(cell).upper()  # as the sheet shows it
-    if isinstance(cell, datetime.datetime) and cell.time() == datetime.time():
-        return cell.date().isoformat()
-    if isinstance(cell, datetime.datetime | datetime.date | datetime.time):
-        return cell.isoformat(sep=" ") if isinstance(cell, datetime.datetime) else cell.isoformat()
-    return read_cell(cell) if isinstance(cell, str) else cell
-
-
-def _import_arrow(path: Path) -> Any:
-    try:
-        import pyarrow  # pyright: ignore[reportMissingImports, reportMissingTypeStubs] - an extra
-    except ImportError as error:
-        raise MissingDependencyError(f"{path} is read by pyarrow: pip install 'kecore[data]'") from error
-    return cast(Any, pyarrow)
-
-
-def _read_parquet(content: bytes, path: Path) -> list[dict[str, Any]]:
-    arrow = _import_arrow(path)
-    import pyarrow.parquet  # pyright: ignore[reportMissingImports, reportMissingTypeStubs] - an extra
-
-    try:
-        return cast(Any, pyarrow.parquet).read_table(arrow.BufferReader(content)).to_pylist()
-    except Exception as error:  # noqa: BLE001 - what pyarrow cannot turn into Python raises whatever the type raises
-        raise DataFormatError(f"{path}: a broken Parquet file ({error}), or a column that cannot be read") from None
-
-
-def _read_arrow(content: bytes, path: Path) -> list[dict[str, Any]]:
-    arrow = _import_arrow(path)
-    opened = arrow.ipc.open_file if content.startswith(b"ARROW1") else arrow.ipc.open_stream
-    try:
-        return opened(arrow.BufferReader(content)).read_all().to_pylist()
-    except Exception as error:  # noqa: BLE001 - what pyarrow cannot turn into Python raises whatever the type raises
-        raise DataFormatError(f"{path}: a broken Arrow file ({error}), or a column that cannot be read") from None

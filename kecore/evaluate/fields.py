@@ -7,31 +7,9 @@ from typing import Any, cast
 
 from kecore.api.errors import DataFormatError
 from kecore.api.types import BackgroundKind, Probe, ProbeKind
+from kecore.evaluate.written import as_text
 
-__all__ = ["Fields", "WrittenFloat", "as_text"]
-
-
-class WrittenFloat(float):
-    """A number of a file that remembers how it was written there, as ``1.10``."""
-
-    def __new__(cls, written: str) -> WrittenFloat:
-        """Read a number."""
-        number = super().__new__(cls, written)
-        number.written = written
-        return number
-
-    written: str
-
-
-def as_text(value: object) -> str | None:
-    """Return a text, number or boolean of a file as it is written there; None for anything else."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, WrittenFloat):
-        return value.written
-    return str(value) if isinstance(value, int | float) else None
+__all__ = ["Fields"]
 
 
 class Fields:
@@ -64,6 +42,8 @@ class Fields:
             have = ", ".join(sorted(self.values)) if self.values else "none"
             return DataFormatError(f"{self.where}: field '{name}' is missing (fields here: {have})")
         value = self.values[name]
+        if name not in self:
+            return DataFormatError(f"{self.where}: field '{name}' is empty; it must be {expected}")
         return DataFormatError(
             f"{self.where}: field '{name}' must be {expected}, got {type(value).__name__}: {value!r:.80}"
         )

@@ -176,10 +176,16 @@ def default() -> Plugins[Layout]:
 
 def layout_of(value: object) -> Layout | None:
     """Return the layout of an object: of those that fit, the most specific one that reads the subject it names."""
-    for layout in sorted(default().all().values(), key=lambda layout: (-len(layout.needs), layout.name)):
+    for layout in _by_specificity(default()):
         if layout.fits(value) and not _drops_subject(layout, value):
             return layout
     return None
+
+
+@cache
+def _by_specificity(layouts: Plugins[Layout]) -> tuple[Layout, ...]:
+    """Return layouts with the one first that needs the most fields; every record of a file asks for them."""
+    return tuple(sorted(layouts.all().values(), key=lambda layout: (-len(layout.needs), layout.name)))
 
 
 def _drops_subject(layout: Layout, value: object) -> bool:

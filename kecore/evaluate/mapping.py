@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from kecore.api.errors import ConfigError, DataFormatError
-from kecore.evaluate.fields import as_text
 from kecore.evaluate.own_layout import FIELDS
+from kecore.evaluate.written import as_text
 from kecore.files import write_atomic
 
 __all__ = ["CONFIG", "FieldMap", "read_map", "save_map"]

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any, cast
 
 from kecore.api.errors import DataFormatError
-from kecore.evaluate.fields import WrittenFloat
+from kecore.evaluate.chats import is_chat
+from kecore.evaluate.tables import first_rows, read_table
+from kecore.evaluate.written import parse_json
 
-__all__ = ["load_json", "read_cell", "read_objects"]
+__all__ = ["load_json", "read_objects"]
 
-_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 _TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 _YAML = (".yaml", ".yml")
-_RULE = re.compile(r"\s*:?-{2,}:?\s*|")
-"""A cell of the line that Markdown draws below a header."""
 
 
 def read_objects(text: str, name: str, kind: str) -> Iterator[tuple[str, Any]]:
@@ -36,17 +32,22 @@ def read_objects(text: str, name: str, kind: str) -> Iterator[tuple[str, Any]]:
     if "\r" in text and "\n" not in text:
         text = text.replace("\r", "\n")  # lines as old Macintosh programs end them
     if kind in _TABLES:
-        return _read_table(text, name, _TABLES[kind])
+        return read_table(text, name, _TABLES[kind])
     if kind in _YAML:
         return _read_yaml(text, name)
     if kind in (".json", ".jsonl", ".ndjson") or text.lstrip()[:1] in ("[", "{", ""):
         return _read_json(text, name)
-    header = text.split("\n", 1)[0]
-    if any(delimiter in header for delimiter in _DELIMITERS):
-        return _read_table(text, name, ",")
+    rows = first_rows(text)
+    if len(rows) > 1 and len(rows[0]) > 1 and len(rows[0]) == len(rows[1]):
+        return read_table(text, name, ",")
+    if "\x00" in text[:4096]:
+        raise DataFormatError(
+            f"{name}: the file holds no text; expected JSON, JSONL, YAML, a table or another known kind"
+        )
+    begin = text.lstrip().partition("\n")[0].strip()
     raise DataFormatError(
-        f"{name}: expected JSON, JSONL, YAML or a table, got plain text that begins {header.strip()!r:.60}; write one "
-        "fact a line below a header line, such as: prompt,subject,target"
+        f"{name}: expected JSON, JSONL, YAML or a table, got plain text that begins {begin!r:.60}; write one fact a "
+        "line below a header line, with its parts apart: prompt,subject,target"
     )
 
 
@@ -54,21 +55,38 @@ def _read_json(text: str, name: str) -> Iterator[tuple[str, Any]]:
     """Read the values of a JSON array, of one JSON object, or of the lines of a JSONL file."""
     start = text.lstrip()
     if not start:
-        raise DataFormatError(f"{name} is empty; expected JSON or JSONL records")
-    if start[0] == "[":
-        for number, value in enumerate(load_json(text, name), 1):
-            yield f"{name} record {number}", value
-        return
-    try:
-        json.loads(start.partition("\n")[0])
-    except (ValueError, RecursionError):
-        # The first line is no object by itself: either one object takes many lines, or the line is bad.
-        with suppress(ValueError, RecursionError):
-            yield name, _parse_json(text)
+        raise DataFormatError(f"{name} is empty; expected facts, as a JSON array or one object a line")
+    first_line, _, below = start.partition("\n")
+    is_one_array = start[0] == "[" and not below.strip()
+    if is_one_array or not _is_json(first_line):
+        # One value, which may take many lines; else the first line is bad.
+        try:
+            yield from _items(parse_json(text), name)
             return
+        except (ValueError, RecursionError):
+            if start[0] == "[":
+                load_json(text, name)  # says what is wrong, and where
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            yield f"{name} line {number}", load_json(line, f"{name} line {number}")
+            where = f"{name} line {number}"
+            yield from _items(load_json(line, where), where)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _items(value: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """Yield the items of an array; a chat, which is an array of turns, and any other value as it is."""
+    if not isinstance(value, list) or is_chat(value):
+        yield where, value
+        return
+    for number, item in enumerate(cast("list[Any]", value), 1):
+        yield f"{where} record {number}", item
 
 
 def load_json(text: str, where: str) -> Any:
@@ -78,30 +96,22 @@ def load_json(text: str, where: str) -> Any:
         DataFormatError: it is no JSON; names the place.
     """
     try:
-        return _parse_json(text)
+        return parse_json(text)
     except ValueError as error:
-        raise DataFormatError(f"{where}: not JSON ({error}); expected a JSON array or one object a line") from None
+        raise DataFormatError(f"{where}: not JSON ({error}); {_json_hint(text)}") from None
     except RecursionError:
         raise DataFormatError(f"{where}: objects stand too deep in each other to be facts") from None
 
 
-def _parse_json(text: str) -> Any:
-    """Read JSON with numbers as they are written.
-
-    Raises:
-        ValueError: it is no JSON, an object has a field twice, or a text is none that can be written.
-    """
-    if "\\ud" in text.casefold():
-        json.dumps(json.loads(text), ensure_ascii=False).encode()  # a half of a pair of surrogates is no character
-    return json.loads(text, parse_float=WrittenFloat, object_pairs_hook=_object)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"field '{next(name for name in names if names.count(name) > 1)}' stands there twice")
-    return values
+def _json_hint(text: str) -> str:
+    """Say what is usual and not JSON, where a text has it."""
+    if re.match(r"\s*[\[{]*\s*'", text):
+        return "texts and names stand in double quotes"
+    if re.search(r",\s*[\]}]", text):
+        return "no comma stands before a closing bracket"
+    if re.search(r"^\s*(?://|/\*|#)", text, re.MULTILINE):
+        return "JSON has no comments"
+    return "expected a JSON array or one object a line"
 
 
 def _read_yaml(text: str, name: str) -> Iterator[tuple[str, Any]]:
@@ -144,74 +154,3 @@ def _yaml_loader() -> Any:
     for tag in ("int", "float", "bool", "timestamp"):
         AsWritten.add_constructor(f"tag:yaml.org,2002:{tag}", lambda _loader, node: node.value)
     return AsWritten
-
-
-def _read_table(text: str, name: str, usual: str) -> Iterator[tuple[str, Any]]:
-    """Read the rows of a table with a header; empty cells are missing fields, JSON lists and objects are read.
-
-    Args:
-        text: the table.
-        name: what messages call it.
-        usual: the delimiter that the suffix stands for; another one that divides the header into more columns is taken.
-    """
-    text = text.lstrip("\r\n")
-    first, _, below = text.partition("\n")
-    if first.strip().casefold().startswith("sep=") and len(first.strip()) == len("sep=") + 1:
-        usual, text = first.strip()[-1], below  # as Excel writes it
-    delimiter = _find_delimiter(text, usual)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        header = [column.strip() for column in next(rows, [])]
-        if not any(header):
-            raise DataFormatError(f"{name} is empty; expected a header line and records")
-        twice = next((column for column in header if column and header.count(column) > 1), None)
-        if twice is not None:
-            raise DataFormatError(f"{name}: the header names the column '{twice}' twice")
-        for number, row in enumerate(rows, 1):
-            if any(row) and not all(_RULE.fullmatch(cell) for cell in row):
-                where = f"{name} record {number}"
-                yield where, _cells_by_column(header, row, where, delimiter)
-    except csv.Error as error:
-        raise DataFormatError(f"{name} line {rows.line_num}: not a table ({error})") from None
-
-
-def _find_delimiter(text: str, usual: str) -> str:
-    """Return the delimiter that divides header and first row alike into most columns; the usual one on a tie."""
-    columns: dict[str, int] = {usual: 1}
-    for delimiter in (usual, *_DELIMITERS):
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-        with suppress(csv.Error):
-            header = len(next(rows, []))
-            first = len(next((row for row in rows if row), [])) or header
-            # A text with commas in the header is no reason to take the comma, if the rows have none.
-            columns[delimiter] = header if header == first else 1
-    return max(columns, key=lambda delimiter: columns[delimiter])
-
-
-def _cells_by_column(header: list[str], row: list[str], where: str, delimiter: str) -> dict[str, Any]:
-    if len(row) != len(header):
-        raise DataFormatError(
-            f"{where}: expected {len(header)} cells as in the header, got {len(row)}; a cell that holds a "
-            f"{_DELIMITERS.get(delimiter, delimiter)} stands in double quotes"
-        )
-    values: dict[str, Any] = {}
-    for column, cell in zip(header, row, strict=True):
-        if not cell.strip():
-            continue
-        if not column:
-            raise DataFormatError(f"{where}: {cell!r} stands in a column without a name; name it in the header")
-        values[column] = read_cell(cell)
-    return values
-
-
-def read_cell(text: str) -> Any:
-    """Return what a cell of a table holds: its text, or the list or object that stands there as JSON.
-
-    A list of numbers, as ``[1, 2]``, is a text.
-    """
-    if text[:1] in ("[", "{"):
-        with suppress(ValueError, RecursionError):
-            value = _parse_json(text)
-            if not isinstance(value, list) or any(isinstance(item, str | dict | list) for item in cast(Any, value)):
-                return value
-    return text

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple, overload
 from kecore.api.errors import ConfigError, DataFormatError, KecoreError, KecoreWarning
 from kecore.api.show import html_table
 from kecore.api.types import EditRecord, EditRequest
+from kecore.evaluate.containers import objects_of
 from kecore.evaluate.fields import Fields
 from kecore.evaluate.formats import Layout, Part, default, layout_of, sniff
 from kecore.evaluate.mapping import FieldMap, read_map
 from kecore.evaluate.own_layout import record_to_json
 from kecore.evaluate.sources import HUB, Document, open_source
-from kecore.evaluate.unknown import explain_unknown, unwrap
+from kecore.evaluate.unknown import explain_unknown
 
 __all__ = ["RecordSet", "Skipped", "load_records"]
 
@@ -138,7 +139,8 @@ def load_records(
             warning), instead of raising. By default so for published data sets, whose few broken records
             no user can mend, and not for kecore's own layout; but a record of another layout is an error then,
             unless ``format`` names the one to read, and so is a source of which more than half cannot be read.
-        split: of a folder or a hub data set: ``train``, ``test``, ``validation``, ``edit``, ...
+        split: of a folder, a hub data set or a file that holds several: ``train``, ``test``, ``validation``, ``edit``,
+            ...; of a spreadsheet, the sheet.
         variant: how the records are edited, for layouts that offer several ways, such as AKEW's.
         mapping: field of kecore's own layout to the file's field that holds it (:class:`FieldMap`), for files whose
             names say something else. By default what ``kecore.toml`` beside the file says, if it names the file.
@@ -205,7 +207,7 @@ def load_records(
         renamed=tuple(reading.renamed),
         variant=chosen,
         split=split or "",
-        origins=reading.origins,
+        origins=reading.origins if field_map is None else {**reading.origins, **field_map.sources},
     )
 
 
@@ -214,17 +216,6 @@ def _field_map(path: Path, mapping: Mapping[str, str] | FieldMap | None) -> Fiel
     if mapping is None:
         return read_map(path) if path.is_file() else None
     return mapping if isinstance(mapping, FieldMap) else FieldMap(mapping)
-
-
-def _objects(document: Document, field_map: FieldMap | None) -> Iterator[tuple[str, Any]]:
-    """Return the objects of a document, each with its place; those inside of a single object where it is no record."""
-    objects = document.objects()
-    head = list(islice(objects, 2))
-    is_mapped = field_map is not None and len(head) == 1 and field_map.fits(head[0][1])
-    if len(head) == 1 and not is_mapped and layout_of(head[0][1]) is None:
-        head = list(unwrap(*head[0]))
-    for where, value in chain(head, objects):
-        yield where, value if field_map is None else field_map.apply(value, where)
 
 
 def _warn_of_skipped(reading: _Reading, name: str, *, unread: int, files: str, refuse_most: bool) -> None:
@@ -244,7 +235,7 @@ def _warn_of_skipped(reading: _Reading, name: str, *, unread: int, files: str, r
     if bad > good and refuse_most:
         raise DataFormatError(
             f"{bad} of {good + bad} records of {name} cannot be read as the layout '{reading.layout.name}'; "
-            f"the first: {reading.skipped[unread].reason}; name another layout with format=, mend the file, "
+            f"the first: {reading.skipped[unread].reason}; name another layout by --format, mend the file, "
             "or take what can be read with skip_errors=True"
         )
     warnings.warn(
@@ -277,7 +268,7 @@ def _recognise(
 ) -> tuple[Layout, Iterator[tuple[str, Any]], list[Skipped]]:
     """Find the layout of a source, its records' objects, and the files of a folder that hold none."""
     if len(documents) == 1:
-        objects = _objects(documents[0], field_map)
+        objects = objects_of(documents[0], named, field_map)
         head = list(islice(objects, _SAMPLE))
         layout = named or _recognise_file([value for _, value in head], name)
         return layout, _expand(layout, chain(head, objects)), []
@@ -285,7 +276,7 @@ def _recognise(
     unread: list[Skipped] = []
     layouts: dict[str, Layout] = {}
     for document in documents:
-        objects = list(_objects(document, field_map))
+        objects = list(objects_of(document, named, field_map))
         values = [value for _, value in objects[:_SAMPLE]]
         layout = named if named and any(map(named.fits, values)) else sniff(values)
         if layout is None or (named is not None and layout is not named):
@@ -301,7 +292,8 @@ def _recognise(
         for key, files in parts.items():
             listing.append(f"{key}: {', '.join(file.name for file in files)}")
         raise DataFormatError(
-            f"{name} mixes layouts ({'; '.join(listing)}); choose one with format=, or give a single file"
+            f"{name} mixes layouts ({'; '.join(listing)}); choose one by --format (in Python format=), "
+            "or give a single file"
         )
     ((key, layout),) = layouts.items()
     if layout.merge is not None:
@@ -346,7 +338,7 @@ class _Reading:
         if other_layout is not None and not mixed:
             raise DataFormatError(
                 f"{where}: this record is of the layout '{other_layout.name}', the first ones are mostly of "
-                f"'{self.layout.name}'; split the file, or name the layout to read with format="
+                f"'{self.layout.name}'; split the file, or name the layout to read by --format (in Python format=)"
             )
         try:
             record: EditRecord = parse(Fields(value, where))

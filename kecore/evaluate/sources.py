@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from kecore.api.errors import ConfigError, DataFormatError, HubError, MissingDependencyError
-from kecore.evaluate.decoding import decode, kind_of
+from kecore.evaluate.columnar import without_bytes
+from kecore.evaluate.decoding import decode, kind_of, refuse_foreign
 from kecore.evaluate.parsing import read_objects
 from kecore.evaluate.streams import open_stream
 
@@ -33,6 +34,7 @@ _SUMS = "SHA256SUMS"
 _SUFFIXES = (
     ".json", ".jsonl", ".ndjson", ".yaml", ".yml", ".csv", ".tsv", ".tab", ".xlsx", ".parquet", ".arrow", ".feather",
 )  # fmt: skip
+_HEAD = 512  # bytes that tell what a file is
 _SPLITS = {
     "train": "train", "training": "train", "test": "test", "eval": "eval", "edit": "edit",
     "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
@@ -48,6 +50,7 @@ class Document(NamedTuple):
         rows: those objects.
         digests: hex SHA-256 of the bytes as stored, and of the text where that was compressed.
         stream: begins to read the objects of a large file, which is not held as a whole.
+        split: the split to be taken out of the text; None where it was taken, or none was asked for.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Document(NamedTuple):
     rows: Sequence[dict[str, Any]]
     digests: tuple[str, ...]
     stream: Callable[[], Iterator[tuple[str, Any]]] | None = None
+    split: str | None = None
 
     def objects(self) -> Iterator[tuple[str, Any]]:
         """Read what the document holds, each with its place, read one by one.
@@ -75,7 +79,8 @@ def open_source(source: str | Path, split: str | None, stream: bool = False) -> 
     Args:
         source: a file, a folder, or ``hf:...`` (see :data:`HUB`).
         split: of a folder: only files whose names hold this word (``val``, ``valid`` and ``dev`` mean
-            ``validation``); of a hub data set: its split. ``train+test`` is both. Of a spreadsheet: its sheet.
+            ``validation``); of a hub data set: its split. ``train+test`` is both. Of a spreadsheet: its sheet. Of a
+            text, it is left to whoever reads the document.
         stream: large files may come without their text and rows, as a stream of objects.
 
     Raises:
@@ -83,7 +88,7 @@ def open_source(source: str | Path, split: str | None, stream: bool = False) -> 
             folder holds no files, or those of several splits.
         HubError: the hub cannot be reached, or has no such data set.
         MissingDependencyError: a hub data set is asked for and the ``datasets`` library is not installed.
-        ConfigError: ``split`` selects nothing, or is given for a single file.
+        ConfigError: ``split`` selects nothing, or is given for a Parquet or Arrow file.
     """
     if str(source).startswith(HUB):
         return _hub(str(source).removeprefix(HUB), split, stream)
@@ -109,7 +114,9 @@ def _folder(folder: Path, split: str | None) -> list[Document]:
     splits = {path: _split(path) for path in files}
     known = sorted({name for name in splits.values() if name})
     if split is None and len(known) > 1:
-        raise DataFormatError(f"{folder} holds the splits {', '.join(known)}; choose one with split=")
+        raise DataFormatError(
+            f"{folder} holds the splits {', '.join(known)}; choose one by --split NAME (in Python split=)"
+        )
     if split is not None:
         wanted = {_SPLITS.get(word.casefold(), word.casefold()): word for word in split.split("+")}
         files = [path for path in files if splits[path] in wanted]
@@ -123,23 +130,26 @@ def _split(path: Path) -> str:
     return next((_SPLITS[word] for word in reversed(words) if word in _SPLITS), "")
 
 
-def _file(path: Path, name: str, sheet: str | None = None, stream: bool = False) -> Document:
+def _file(path: Path, name: str, split: str | None = None, stream: bool = False) -> Document:
     large = open_stream(path, name) if stream else None
     if large is not None:
-        _no_split(sheet, path)
+        _no_split(split, path)
         _check_listed(path, large.digests[0])
         return Document(name, None, (), large.digests, large.read)
     try:
+        with path.open("rb") as file:
+            refuse_foreign(file.read(_HEAD), path)  # before gigabytes of a model are read
         stored = path.read_bytes()
     except OSError as error:
         raise DataFormatError(
             f"{path}: cannot be read ({error.strerror}); give a JSON, JSONL, YAML, CSV, .xlsx, Parquet or Arrow file, "
             "a folder, or hf:OWNER/NAME"
         ) from None
-    decoded = decode(stored, path, sheet)
+    decoded = decode(stored, path, split)
     digests = dict.fromkeys(sha256(data).hexdigest() for data in (stored, decoded.content))
     _check_listed(path, next(iter(digests)))
-    return Document(name, decoded.text, decoded.rows, tuple(digests))
+    rest = None if decoded.text is None else split  # a sheet was taken already
+    return Document(name, decoded.text, decoded.rows, tuple(digests), split=rest)
 
 
 def _check_listed(path: Path, digest: str) -> None:
@@ -216,9 +226,11 @@ def _hub_rows(name: str, revision: str | None, config: str | None, split: str | 
     if hasattr(dataset, "keys"):
         splits = list(dataset)
         if len(splits) > 1:
-            raise ConfigError(f"hf:{where} has the splits {', '.join(splits)}; choose one with split=")
+            raise ConfigError(
+                f"hf:{where} has the splits {', '.join(splits)}; choose one by --split NAME (in Python split=)"
+            )
         dataset = dataset[splits[0]]
-    rows: list[dict[str, Any]] = [dict(row) for row in dataset]
+    rows: list[dict[str, Any]] = [without_bytes(dict(row)) for row in dataset]
     text = json.dumps(rows, sort_keys=True, ensure_ascii=False, default=str)
     return Document(f"hf:{where}", None, rows, (sha256(text.encode()).hexdigest(),))
 

@@ -38,10 +38,12 @@ def spelt_in(prompt: str, subject: str) -> str | None:
 
 def stands_alone(prompt: str, subject: str) -> bool:
     """Return whether a prompt holds a subject exactly as it is spelt, as words of its own."""
-    for match in re.finditer(re.escape(subject), prompt):
-        before, after = prompt[: match.start()][-1:], prompt[match.end() :][:1]
+    start = prompt.find(subject)
+    while start >= 0:
+        before, after = prompt[:start][-1:], prompt[start + len(subject) :][:1]
         if not before.isalnum() and not after.isalnum() and not (after and unicodedata.combining(after)):
             return True
+        start = prompt.find(subject, start + 1)
     return False
 
 

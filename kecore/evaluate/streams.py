@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO, cast
 
 from kecore.api.errors import DataFormatError, MissingDependencyError
+from kecore.evaluate.columnar import rows_of
 from kecore.evaluate.parsing import load_json
 
 __all__ = ["LARGE", "Stream", "open_stream"]
@@ -141,6 +142,8 @@ def _read_array(file: TextIO, name: str) -> Iterator[tuple[str, Any]]:
         number += 1
         where = f"{name} record {number}"
         yield where, load_json(window.take_value(where), where)
+    if not window.is_empty():
+        raise DataFormatError(f"{name}: there is more behind the array; expected one JSON array, or one object a line")
 
 
 class _Window:
@@ -167,6 +170,11 @@ class _Window:
             return False
         self._start += 1
         return True
+
+    def is_empty(self) -> bool:
+        """Go past white space, and return whether nothing else is left."""
+        self.skip("\x00")  # stands in no JSON
+        return self._start >= len(self._text)
 
     def take_value(self, where: str) -> str:
         """Return the text of the next value and go past it.
@@ -209,7 +217,7 @@ def _read_parquet(path: Path, name: str) -> Iterator[tuple[str, Any]]:
     number = 0
     try:
         for batch in cast(Any, pyarrow.parquet).ParquetFile(path).iter_batches(_ROWS):
-            for row in batch.to_pylist():
+            for row in rows_of(batch):
                 number += 1
                 yield f"{name} row {number}", row
     except Exception as error:  # noqa: BLE001 - what pyarrow cannot turn into Python raises whatever the type raises

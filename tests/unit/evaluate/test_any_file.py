@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import gzip
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +166,7 @@ def test_spreadsheets(tmp_path: Path) -> None:
     book["empty"].append(("Prompt", "Target"))
     book["empty"].append(("Who?", "Ann"))
     book.save(tmp_path / "two.xlsx")
-    with pytest.raises(DataFormatError, match="has the sheets Sheet, empty; choose one with split="):
+    with pytest.raises(DataFormatError, match="has the sheets Sheet, empty; choose one by --split SHEET"):
         load_records(tmp_path / "two.xlsx")
     assert facts(load_records(tmp_path / "two.xlsx", split="empty")) == [("Who?", None, "Ann", None)]
     with pytest.raises(ConfigError, match="has no sheet 'other' with rows; its sheets: Sheet, empty"):
@@ -190,6 +192,26 @@ def test_parquet_and_arrow_and_zstandard(tmp_path: Path) -> None:
     (tmp_path / "broken.zst").write_bytes((tmp_path / "facts.jsonl.zst").read_bytes()[:-8])
     with pytest.raises(DataFormatError, match="Zstandard data is broken"):
         load_records(tmp_path / "broken.zst")
+
+
+def test_values_of_parquet_that_json_has_not(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    day, noon = dt.date(2024, 1, 5), dt.datetime(2024, 1, 5, 12, 30)
+    columns = {
+        "2024-01-05": arrow.array([day]),
+        "2024-01-05 12:30:00": arrow.array([noon]),
+        "12.50": arrow.array([Decimal("12.50")]),
+        "0.1": arrow.array([0.1], type=arrow.float32()),
+        "Lyon": arrow.array([b"Lyon"]),
+        "(4 bytes)": arrow.array([b"\x89PNG"]),
+    }
+    for written, target in columns.items():
+        table = {"prompt": ["The plant has"], "subject": ["plant"], "target": target, "__index_level_0__": [5]}
+        parquet.write_table(arrow.table(table), tmp_path / "facts.parquet")
+        (record,) = load_records(tmp_path / "facts.parquet")
+        assert (record.request.target, dict(record.notes)) == (written, {})
 
 
 def test_yaml_is_read_as_written(tmp_path: Path) -> None:
@@ -334,11 +356,19 @@ def test_a_map_is_kept_beside_its_file(tmp_path: Path) -> None:
             "The capital of France is Lyon.\n",
             "got plain text that begins 'The capital of France is Lyon.'",
         ),
-        ("facts.csv", "prompt,subject,target\na b,a\n", "a cell that holds a comma stands in double quotes"),
+        (
+            "facts.csv",
+            "prompt,subject,target\na b,a\n",
+            "a comma or a line break stands in double quotes",
+        ),
         ("facts.csv", "prompt,subject,\na b,a,c\n", "'c' stands in a column without a name"),
         ("facts.json", b"\x80\x02}q\x00", "got a Python pickle"),
-        ("facts.json", '[{"question": "Who?", "city": "Rome"}]', '--map "prompt=question,target=FIELD"'),
-        ("facts.json", '{"a": [{"b": 1}], "c": [{"d": 2}]}', "its first record has: a, c"),
+        ("facts.json", '[{"question": "Who?", "city": "Rome"}]', '--map "prompt=question,target=city"'),
+        (
+            "facts.json",
+            '{"a": [{"b": 1}], "c": [{"d": 2}]}',
+            "holds the lists a (1), c (1); choose one",
+        ),
     ],
 )
 def test_what_cannot_be_read(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
@@ -381,7 +411,20 @@ def test_a_single_record_is_not_taken_apart(tmp_path: Path) -> None:
         ("facts.csv", "prompt,target,Target\na,b,c\n", "fields 'target' and 'Target' have one name"),
         ("facts.bin", b"\x80\x04\x95", "got a Python pickle"),
         ("facts.jpg", b"\xff\xd8\xff\xe0", "got an image"),
-        ("facts.html", "<!DOCTYPE html><html>404</html>", "got a web page"),
+        ("facts.html", "\n<!doctype html><html>404</html>", "got a web page"),
+        ("facts.gif", b"GIF89a", "got an image"),
+        ("facts.xml", "<?xml version='1.0'?><a/>", "got an XML file"),
+        ("facts.npy", b"\x93NUMPY\x01", "got a NumPy array"),
+        ("facts.tar", b"facts.json".ljust(257, b"\x00") + b"ustar", "got a tar archive; unpack it"),
+        ("facts.txt", "The capital of France, since May, is Lyon.\nSpain is far.\n", "got plain text that begins"),
+        ("facts.csv", "prompt,target\n", "has a header (prompt, target) and no rows below it"),
+        ("facts.csv", "The capital of France is,France,Lyon\nSpain is,Spain,far\n", "That reads like a fact"),
+        ("facts.csv", "", "is empty; expected facts as JSON"),
+        ("facts.parquet", b"\xef\xbb\xbf", "is empty; expected facts as JSON"),
+        ("facts.jsonl", '{"prompt": "Who?", "target": "Ann"}\n{"prompt": "Where?", "town": "Rome"}\n',
+         "line 2: no field is the target (fields here: prompt, town); say which one is: --map target=FIELD"),
+        ("facts.json", '[{"prompt": "Who?", "target": null}]', "field 'target' is empty; it must be text"),
+        ("facts.json", '[{"prompt": " ", "subject": "a", "target": "b"}]', "the prompt is empty"),
     ],
 )  # fmt: skip
 def test_what_would_be_read_wrongly(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
@@ -399,6 +442,12 @@ def test_what_would_be_read_wrongly(tmp_path: Path, name: str, content: str | by
         ("facts.md", "| prompt | target |\n|---|:--:|\n| Who? | Ann |\n", ("Who?", "Ann")),
         ("facts.csv", 'prompt,target\nWho?,"[1, 2]"\n', ("Who?", "[1, 2]")),
         ("facts.json", '[{"prompt": "Who?", "subject": "  ", "target": "Ann", "Id": ""}]', ("Who?", "Ann")),
+        ("facts.csv", "Corrections of May,\n,\nprompt,target\nWho?,Ann\n", ("Who?", "Ann")),
+        ("facts.csv", "# by Ann\nprompt,target\nWho?,Ann\n", ("Who?", "Ann")),
+        ("facts.csv", ",prompt,target\n0,Who?,Ann\n", ("Who?", "Ann")),
+        ("facts.json", '[{"prompt": "Who?", "target": {"label": "Ann", "id": "Q1"}}]', ("Who?", "Ann")),
+        ("facts.json", '[{"question": "Who?", "answers": {"text": ["Ann"], "answer_start": [5]}}]', ("Who?", "Ann")),
+        ("facts.json", '[{"prompt": "{subject} is by", "subject": ["Who"], "target": "Ann"}]', ("Who is by", "Ann")),
         ("facts.yaml", "- {prompt: Who?, target: Ann, 1: x}\n".replace("Who?", '"Who?"'), ("Who?", "Ann")),
     ],
 )

@@ -54,11 +54,11 @@ def test_tables_are_own_records_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is empty; expected a header"),
+        ("", "is empty; expected facts as"),
         ("prompt,subject,target\na b,a\n", "record 1: expected 3 cells as in the header, got 2"),
         ("prompt,subject,subject\na,b,c\n", "names the column 'subject' twice"),
         ('prompt,subject,target\n"a" b,c,d\n', "line 2: not a table"),
-        ("prompt,subject,target\n", "holds no records"),
+        ("prompt,subject,target\n", r"has a header \(prompt, subject, target\) and no rows"),
     ],
 )
 def test_broken_tables(tmp_path: Path, text: str, message: str) -> None:
@@ -73,7 +73,7 @@ def test_a_folder_of_one_layout_and_its_splits(tmp_path: Path) -> None:
     write(tmp_path / "deep" / "zsre-dev.json", {**published.ZSRE, "case_id": 2})
     write(tmp_path / "zsre_eval.json", {**published.ZSRE, "case_id": 3}, {**published.ZSRE, "case_id": 3})
     (tmp_path / "README.md").write_text("not read")
-    with pytest.raises(DataFormatError, match="holds the splits eval, train, validation; choose one with split="):
+    with pytest.raises(DataFormatError, match="holds the splits eval, train, validation; choose one by --split NAME"):
         load_records(tmp_path)
     assert [r.request.id for r in load_records(tmp_path, split="train")] == ["1"]
     found = load_records(tmp_path, split="VAL")
@@ -93,7 +93,7 @@ def test_a_folder_that_mixes_layouts(tmp_path: Path) -> None:
     write(tmp_path / "a.json", published.ZSRE)
     write(tmp_path / "b.json", published.KNOWEDIT)
     write(tmp_path / "c.json", {"sentence": "a", "label": 1})
-    with pytest.raises(DataFormatError, match=r"mixes layouts \(zsre: a.json; knowedit: b.json\); choose one with"):
+    with pytest.raises(DataFormatError, match=r"mixes layouts \(zsre: a.json; knowedit: b.json\); choose one by"):
         load_records(tmp_path)
     with pytest.warns(KecoreWarning, match="2 of 3 files and 0 of 1 records"):
         found = load_records(tmp_path, format="knowedit")
@@ -259,7 +259,7 @@ def test_hub_data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
         assert hub.asked[-1] == (("zjunlp/KnowEdit", "recent"), {"split": "test", "revision": revision})
         assert record.source == f"knowedit: hf:zjunlp/KnowEdit@{revision} row 1"
     hub.found = {"train": [row], "test": [row]}
-    with pytest.raises(ConfigError, match="has the splits train, test; choose one with split="):
+    with pytest.raises(ConfigError, match="has the splits train, test; choose one by --split NAME"):
         load_records("hf:zjunlp/KnowEdit")
     for refusal in (
         ConnectionError("Couldn't reach the Hub"),
