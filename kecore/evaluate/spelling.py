@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["spelt_in", "stands_alone"]
+__all__ = ["fold", "spelt_in", "stands_alone"]
 
 _SAME = str.maketrans({
     "\u00a0": " ", "\u2007": " ", "\u202f": " ", "\u2009": " ",  # spaces that do not break, and narrow ones
@@ -13,6 +13,16 @@ _SAME = str.maketrans({
     "\u201c": '"', "\u201d": '"', "\u201e": '"', "\u2033": '"', "\u00ab": '"', "\u00bb": '"',
     "\u2010": "-", "\u2011": "-", "\u2212": "-", "\u2013": "-",
 })  # fmt: skip
+
+
+def fold(text: str) -> str:
+    """Return a text without differences of spelling: equal for texts that differ in these alone.
+
+    Examples:
+        >>> fold("The  CAPITAL of \u2018Zoe\u0301\u2019") == fold("the capital of 'Zo\u00e9'")
+        True
+    """
+    return " ".join(_fold(text)[0].split())
 
 
 def spelt_in(prompt: str, subject: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Looks at facts before they are edited: what was read, what is doubtful, and where a subject might be."""
+"""Looks at facts before they are edited: what was read, what methods need, and where a subject might be."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,16 +14,14 @@ import torch
 from torch import Tensor
 
 from kecore import data
-from kecore.api.types import Capabilities, EditRecord, EditRequest, unique
+from kecore.api.types import Capabilities, EditRecord, EditRequest
 from kecore.corpus import Corpus
 from kecore.model import ModelView
 from kecore.model.sites import ModuleOutput, Patch, Site
 from kecore.text import Encoder
 
 __all__ = [
-    "Doubt",
     "count_notes",
-    "find_doubts",
     "needs_of",
     "noise_effects",
     "propose_subject",
@@ -36,75 +34,6 @@ _SAMPLES = 5  # of noise
 _NOISE = 3.0  # its standard deviation, in units of that of the embeddings, as in ROME
 _NAME = 2.0  # weight of a word that is written as a name; the first word of a text only beside another one
 _COMMON = 1.0  # rarity below which a word is one of grammar
-
-
-@dataclass(frozen=True, slots=True)
-class Doubt:
-    """Something about facts that their author should know.
-
-    Args:
-        kind: what it is, in a few words that are the same for all facts of the kind.
-        ids: the requests that it is about.
-        example: the first of them in words.
-        stops: the facts cannot be edited so.
-    """
-
-    kind: str
-    ids: tuple[str, ...]
-    example: str
-    stops: bool = False
-
-
-def find_doubts(requests: Sequence[EditRequest]) -> list[Doubt]:
-    """Return what is doubtful about facts, the worst first; without a model.
-
-    Contradictions, repetitions, facts without a subject or an old answer, subjects that stand in the prompt twice or
-    inside of a word.
-    """
-    contradictions: list[tuple[EditRequest, str]] = []
-    first_with_text: dict[str, EditRequest] = {}
-    for request in requests:
-        first = first_with_text.setdefault(request.text, request)
-        if first.target != request.target:
-            said = f"{request.text!r} -> {first.target!r} ({first.id}) and {request.target!r} ({request.id})"
-            contradictions.append((request, said))
-    counts = Counter((request.text, request.target) for request in requests)
-    repeated = [(r, f"{r.text!r} -> {r.target!r}") for r in unique(requests) if counts[r.text, r.target] > 1]
-    without = [(r, repr(r.text)) for r in requests if r.subject is None]
-    twice: list[tuple[EditRequest, str]] = []
-    inside: list[tuple[EditRequest, str]] = []
-    for request in requests:
-        if request.subject is None:
-            continue
-        start, end = request.subject_span
-        marked = f"{request.text[:start]}[{request.subject}]{request.text[end:]}"
-        if request.text.count(request.subject) > 1:
-            twice.append((request, marked))
-        if _is_inside_word(request.text, start, end):
-            inside.append((request, marked))
-    no_truth = [(r, repr(r.text)) for r in requests if r.ground_truth is None]
-    doubts = [
-        _doubt("two targets for one prompt", contradictions, stops=True),
-        _doubt("given more than once; each counts once", repeated),
-        _doubt("without a subject; only some methods edit these", without),
-        _doubt("subject stands in the prompt more than once; the marked one is edited", twice),
-        _doubt("subject is part of a longer word", inside),
-        _doubt("without an old answer; success (ES) cannot be scored", no_truth),
-    ]
-    return [doubt for doubt in doubts if doubt.ids]
-
-
-def _doubt(kind: str, found: Sequence[tuple[EditRequest, str]], *, stops: bool = False) -> Doubt:
-    return Doubt(kind, tuple(request.id for request, _ in found), found[0][1] if found else "", stops)
-
-
-def _is_inside_word(text: str, start: int, end: int) -> bool:
-    before, after = text[:start][-1:], text[end:][:1]
-    first, last = text[start], text[end - 1]
-    # Characters of scripts that are written without spaces belong to no longer word.
-    joined_before = before.isalnum() and before.isascii() and first.isalnum()
-    joined_after = after.isalnum() and after.isascii() and last.isalnum()
-    return joined_before or joined_after
 
 
 def count_notes(records: Sequence[EditRecord]) -> dict[str, int]:

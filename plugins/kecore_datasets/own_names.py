@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from kecore.api.errors import DataFormatError
@@ -113,13 +114,33 @@ def refuse_slips(unread: Mapping[str, str], read: Mapping[str, Any], where: str)
     Raises:
         DataFormatError: a name is much like that of a field that was not read.
     """
-    known = {name: field.name for field in TABLE.values() if field.name != "notes" for name in field.names}
     for folded, name in unread.items():
-        close = difflib.get_close_matches(folded, known, n=1, cutoff=_ALIKE)
-        if not close or known[close[0]] in read or folded in _NOTES:
-            continue
-        if not folded.startswith(f"{close[0]}_") and not folded.endswith(f"_{close[0]}"):
+        slip = _likely_slip(folded)
+        if slip is not None and slip.field not in read:
             raise DataFormatError(
-                f"{where}: unknown field '{name}'; did you mean '{close[0]}'? If it is a note of yours, give it a name "
-                "that is less like that"
+                f"{where}: unknown field '{name}'; did you mean '{slip.meant}'? If it is a note of yours, give it "
+                "a name that is less like that"
             )
+
+
+@dataclass(frozen=True)
+class _Slip:
+    """A name that is probably misspelt.
+
+    Args:
+        meant: the known name that it is like.
+        field: the field of the own layout that has this name.
+    """
+
+    meant: str
+    field: str
+
+
+@cache
+def _likely_slip(folded: str) -> _Slip | None:
+    """Return what a name that means nothing is probably meant for; None where it is a name by itself."""
+    fields = {name: field.name for field in TABLE.values() if field.name != "notes" for name in field.names}
+    close = difflib.get_close_matches(folded, fields, n=1, cutoff=_ALIKE)
+    if not close or folded in _NOTES or folded.startswith(f"{close[0]}_") or folded.endswith(f"_{close[0]}"):
+        return None
+    return _Slip(close[0], fields[close[0]])

@@ -19,12 +19,11 @@ if TYPE_CHECKING:
     from kecore.editor import Editor
     from kecore.evaluate import RecordSet
     from kecore.evaluate.mapping import FieldMap
-    from kecore_analysis.facts import Doubt
+    from kecore_analysis.doubts import Doubt
 
 __all__ = ["check"]
 
 _SHOWN = 20  # facts in the table, before "and so on"
-_LONG = 24  # tokens of a target that few methods write whole
 
 Source = Annotated[
     str, typer.Argument(metavar="FACTS", help="A file, a folder or hf:OWNER/NAME of facts.", show_default=False)
@@ -70,19 +69,22 @@ def check(
     mapping = reading.field_map
     _check_usage(facts, model, mapping, save_map, fix, accept_subjects, force)
     from kecore.evaluate.mapping import save_map as keep
-    from kecore_analysis.facts import find_doubts
+    from kecore_analysis.doubts import find_doubts, find_target_doubts
 
     records = reading.load(facts, limit)
     if mapping is not None and save_map:
         screen.log(f"the map is kept in {keep(Path(facts), mapping)}")
-    doubts = find_doubts(records.requests)
-    values: dict[str, Any] = {**records.to_json(), "doubts": [_doubt_to_json(doubt) for doubt in doubts]}
+    doubts = find_doubts(records.records)
+    values: dict[str, Any] = records.to_json()
     _show_source(screen, records)
     if model is None:
         _show_facts(screen, records)
     else:
         loading = Loading(model, device, dtype, trust_remote_code, seed)
-        values |= _check_with_model(screen, loading.edit(screen), records, accept=accept_subjects, fix=fix)
+        editor = loading.edit(screen)
+        doubts += find_target_doubts(editor.encoder, records.requests)
+        values |= _check_with_model(screen, editor, records, accept=accept_subjects, fix=fix)
+    values["doubts"] = [_doubt_to_json(doubt) for doubt in doubts]
     _show_doubts(screen, doubts)
     values["methods"] = _show_methods(screen, records)
     if fix is not None and not accept_subjects:
@@ -150,6 +152,8 @@ def _check_with_model(
     screen: Screen, editor: Editor, records: RecordSet, *, accept: bool, fix: Path | None
 ) -> dict[str, Any]:
     """Show the facts with their tokens and what the model says of them; propose subjects where there are none."""
+    from kecore_analysis.doubts import LONG_TARGET
+
     with screen.stage("known", "asking the model which facts it knows"):
         known = {request.id for request in editor.check(records.records).known}
     proposals = _propose(screen, editor, records)
@@ -158,9 +162,8 @@ def _check_with_model(
     for record in records:
         request = record.request
         subject = request.subject or proposals.get(request.id, "")
-        target_tokens = len(editor.encoder.encode(request.text, request.target).ids) - len(
-            editor.encoder.encode(request.text).ids
-        )
+        encoded = editor.encoder.encode(request.text, request.target)
+        target_tokens = len(encoded.ids) - encoded.start
         is_known = request.id in known
         facts.append(
             {
@@ -174,7 +177,7 @@ def _check_with_model(
             }
         )
         shown = f"{subject} (proposed)" if request.subject is None and subject else subject or "-"
-        tokens = f"{target_tokens} (long)" if target_tokens > _LONG else str(target_tokens)
+        tokens = f"{target_tokens} (long)" if target_tokens > LONG_TARGET else str(target_tokens)
         rows.append((request.text, shown, request.target, tokens, "yes" if is_known else ""))
     headers = ("prompt", "subject", "target", "its tokens", "known")
     screen.show(make_table(*headers, rows=rows[:_SHOWN], right=(3,)))
