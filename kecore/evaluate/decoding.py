@@ -110,7 +110,7 @@ def decode(stored: bytes, path: Path, split: str | None = None) -> Decoded:
     """
     content = _unpack(stored, path)
     if not content.strip(b"\xef\xbb\xbf\xff\xfe \t\r\n"):
-        raise DataFormatError(f"{path} is empty; expected facts as {_FORMATS}")
+        raise DataFormatError(f"{path} is empty; expected {_FORMATS}")
     refuse_foreign(content, path)
     if content.startswith(b"PK\x03\x04"):
         _refuse_other_archives(content, path)

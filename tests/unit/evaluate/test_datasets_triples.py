@@ -47,7 +47,7 @@ def test_triples_in_many_shapes(tmp_path: Path, name: str, text: str) -> None:
     ("name", "text", "message"),
     [
         ("a.tsv", "Ann\tspeaks\n", "line 1: expected subject, relation and object between tabs"),
-        ("a.tsv", "\n", "holds no triples"),
+        ("a.tsv", "\n", "is empty; expected JSON"),
         ("a.json", '[["Ann", "speaks"]]', "record 1: expected a list of three texts"),
         ("a.json", '[{"head": "Ann", "tail": "x"}]', "field 'relation' is missing"),
         ("a.json", '[{"head": "Ann", "relation": {}, "tail": "x"}]', "field 'relation' must be text, got dict"),

@@ -150,7 +150,7 @@ def test_muse_reads_its_folder_and_takes_no_questions_of_others(write: Write) ->
     (learned, _) = load_records(folder, format="muse", variant="learn")
     assert (learned.request.target, learned.request.ground_truth) == ("At noon", None)
     assert load_records(folder / "knowmem/forget_qa.json").format == "kecore"
-    with pytest.raises(DataFormatError, match=r"mixes layouts .* choose one with format="):
+    with pytest.raises(DataFormatError, match=r"mixes layouts .* choose one by --format"):
         load_records(folder)
     write({"kept/retain_qa.json": [kept], "kept/retain2_qa.json": [kept]})
     with pytest.raises(DataFormatError, match=r"expected MUSE's forget_qa or verbmem/forget, got retain2_qa.json, ret"):

@@ -54,7 +54,7 @@ def test_tables_are_own_records_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is empty; expected facts as"),
+        ("", "is empty; expected JSON"),
         ("prompt,subject,target\na b,a\n", "record 1: expected 3 cells as in the header, got 2"),
         ("prompt,subject,subject\na,b,c\n", "names the column 'subject' twice"),
         ('prompt,subject,target\n"a" b,c,d\n', "line 2: not a table"),

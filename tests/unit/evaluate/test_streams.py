@@ -111,3 +111,21 @@ def test_other_large_files_are_read_as_a_whole(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "facts.json").write_text(ARRAY, encoding="utf-8")
     with pytest.raises(ConfigError, match="split 'test' was asked of the single file"):
         load_records(tmp_path / "facts.json", split="test")
+
+
+def test_values_are_those_of_the_whole_file(tmp_path: Path, streamed: Callable[..., RecordSet]) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = {"prompt": ["The plant has"], "target": arrow.array([0.1], type=arrow.float32()), "seen": [b"\x89PNG"]}
+    parquet.write_table(arrow.table(columns), tmp_path / "facts.parquet")
+    (record,) = streamed(tmp_path / "facts.parquet")
+    assert (record.request.target, dict(record.notes)) == ("0.1", {"seen": "(4 bytes)"})
+
+
+def test_text_behind_an_array_is_not_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "facts.jsonl"
+    path.write_text(f"{json.dumps(FACTS)}\n{json.dumps(FACTS)}\n", encoding="utf-8")
+    monkeypatch.setattr(streams, "LARGE", 0)
+    with pytest.raises(DataFormatError, match="there is more behind the array"):
+        load_records(path)
