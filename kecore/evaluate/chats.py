@@ -1,4 +1,4 @@
-"""Reads chats: ``messages`` of roles and contents, ShareGPT's ``conversations``, and lists of turns without a name."""
+"""Reads chats: ``messages`` of roles and contents, ShareGPT's ``conversations``, Gemini's ``contents``, bare lists."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _is_turn(value: object) -> bool:
         return False
     turn = cast("Mapping[str, Any]", value)
     role = turn.get("role", turn.get("from"))
-    has_content = not turn.keys().isdisjoint(("content", "value", "tool_calls"))
+    has_content = not turn.keys().isdisjoint(("content", "value", "parts", "tool_calls"))
     return isinstance(role, str) and role.casefold() in _ROLES and has_content
 
 
@@ -88,7 +88,7 @@ def read_chat(value: object, *, has_reply: bool = True) -> Exchange | None:
 
 def _read_turn(turn: Mapping[str, Any]) -> Turn | None:
     role = _ROLES[str(turn.get("role", turn.get("from"))).casefold()]
-    content = turn.get("content", turn.get("value"))
+    content = next((turn[name] for name in ("content", "value", "parts") if name in turn), None)
     if content is None or (role == "tool" and as_text(content) is None):
         return Turn(role, "")
     parts = cast("list[Any]", content) if isinstance(content, list) else [content]

@@ -56,7 +56,8 @@ def objects_of(document: Document, named: Layout | None, field_map: FieldMap | N
 
     objects = document.objects()
     head = list(islice(objects, 2))
-    if len(head) == 1:
+    # A value that is all of the file; the only item of an array is a record, and keeps the lists that it has.
+    if len(head) == 1 and head[0][0] in (document.name, f"{document.name} line 1"):
         ((where, value),) = head
         head = list(Container(where, value, is_record, document.split).records())
     elif document.split is not None:
@@ -97,6 +98,11 @@ class Container:
     is_record: Callable[[object], bool]
     split: str | None = None
 
+    @property
+    def _file(self) -> str:
+        """The place as messages name it."""
+        return self.where.removesuffix(" line 1")
+
     def records(self) -> Iterator[Placed]:
         """Yield the records in the value, or the value itself where it holds none.
 
@@ -115,11 +121,11 @@ class Container:
 
     def _split(self, split: str) -> Iterator[Placed]:
         values = cast("Mapping[str, Any]", self.value) if isinstance(self.value, Mapping) else {}
-        known = _lists_of_records(values)
+        known = self._lists(values)
         for name in split.split("+"):
             if name not in known:
                 has = f"; its splits: {', '.join(known)}" if known else ", which has none; leave it out"
-                raise ConfigError(f"split '{name}' was asked of the single file {self.where}{has}")
+                raise ConfigError(f"split '{name}' was asked of the single file {self._file}{has}")
             yield from self._inside(f", '{name}'", known[name]).records()
 
     def _of_mapping(self, values: Mapping[str, Any]) -> Iterator[Placed]:
@@ -133,14 +139,14 @@ class Container:
             return
         for fields, kind in _OTHER_FILES:
             if fields <= values.keys():
-                raise DataFormatError(f"{self.where}: expected facts, got {kind}")
-        lists = _lists_of_records(values)
+                raise DataFormatError(f"{self._file}: expected facts, got {kind}")
+        lists = self._lists(values)
         if set(values) == _DATA_TABLE:
             lists = {"data": values["data"]}
         if len(lists) > 1:
-            counts = ", ".join(f"{name} ({len(items)})" for name, items in lists.items())
+            counts = ", ".join(f"{name} ({sum(1 for _ in self._inside('', lists[name]).records())})" for name in lists)
             raise DataFormatError(
-                f"{self.where} holds the lists {counts}; choose one by --split NAME (in Python split=)"
+                f"{self._file} holds the lists {counts}; choose one by --split NAME (in Python split=)"
             )
         if lists:
             ((_, items),) = lists.items()
@@ -150,6 +156,20 @@ class Container:
                 yield f"{self.where}, '{name}'", _with_id(record, name)
         else:
             yield self.where, values
+
+    def _lists(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what holds several records, by name: lists of objects, and objects that hold a list or columns."""
+        lists: dict[str, Any] = {}
+        for name, value in values.items():
+            if isinstance(value, list):
+                items = cast("list[Any]", value)
+                if items and not is_chat(items) and all(isinstance(item, Mapping) or is_chat(item) for item in items):
+                    lists[name] = items
+            elif isinstance(value, Mapping) and not self.is_record(cast("Mapping[str, Any]", value)):
+                inner = cast("Mapping[str, Any]", value)
+                if self._rows(inner) is not None or self._lists(inner):
+                    lists[name] = inner
+        return lists
 
     def _inside(self, suffix: str, value: object) -> _Items | Container:
         where = f"{self.where}{suffix}"
@@ -188,19 +208,6 @@ class _Items:
 
 def _asks(name: object) -> bool:
     return any(word in str(name).casefold() for word in QUESTIONS)
-
-
-def _lists_of_records(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what holds several objects, by name: lists of objects, and objects that hold such a list."""
-    lists: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, list):
-            items = cast("list[Any]", value)
-            if items and not is_chat(items) and all(isinstance(item, Mapping) or is_chat(item) for item in items):
-                lists[name] = items
-        elif isinstance(value, Mapping) and _lists_of_records(cast("Mapping[str, Any]", value)):
-            lists[name] = value
-    return lists
 
 
 def _has_equal_names(values: Mapping[str, Any]) -> bool:

@@ -26,6 +26,7 @@ _MARKS = (  # of four bytes before of two, which begin alike
     (b"\xfe\xff", "utf-16"),
     (b"\xef\xbb\xbf", "utf-8-sig"),
 )
+_UTF_32 = tuple(mark for mark, name in _MARKS if name == "utf-32")
 # What other files begin with, and what they are: none of them holds facts.
 _FOREIGN = (
     (b"GGUF", "a GGUF model"),
@@ -161,7 +162,7 @@ def _foreign_kind(content: bytes) -> str | None:
         if head.startswith(beginning) and (beginning not in _TEXTS or b"\x00" in content[:64]):
             return what
     # A .safetensors file begins with the length of its header, which is JSON.
-    if content[8:9] == b"{" and b"\x00" in content[:8]:
+    if content[8:9] == b"{" and b"\x00" in content[:8] and not content.startswith(_UTF_32):
         return "a .safetensors file, such as a model or an edit"
     return "a tar archive; unpack it" if content[257:262] == b"ustar" else None
 

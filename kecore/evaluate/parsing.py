@@ -16,6 +16,7 @@ __all__ = ["load_json", "read_objects"]
 
 _TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 _YAML = (".yaml", ".yml")
+_MARKDOWN = (".md", ".markdown")
 
 
 def read_objects(text: str, name: str, kind: str) -> Iterator[tuple[str, Any]]:
@@ -37,6 +38,12 @@ def read_objects(text: str, name: str, kind: str) -> Iterator[tuple[str, Any]]:
         return _read_yaml(text, name)
     if kind in (".json", ".jsonl", ".ndjson") or text.lstrip()[:1] in ("[", "{", ""):
         return _read_json(text, name)
+    if kind in _MARKDOWN:
+        text = _table_of_markdown(text, name)
+    if text.lstrip().startswith("<"):
+        raise DataFormatError(
+            f"{name}: expected JSON, JSONL, YAML or a table, got XML or HTML; turn it into CSV or JSON"
+        )
     rows = first_rows(text)
     if len(rows) > 1 and len(rows[0]) > 1 and len(rows[0]) == len(rows[1]):
         return read_table(text, name, ",")
@@ -49,6 +56,22 @@ def read_objects(text: str, name: str, kind: str) -> Iterator[tuple[str, Any]]:
         f"{name}: expected JSON, JSONL, YAML or a table, got plain text that begins {begin!r:.60}; write one fact a "
         "line below a header line, with its parts apart: prompt,subject,target"
     )
+
+
+def _table_of_markdown(text: str, name: str) -> str:
+    """Return the lines of the table that stands in a text; the text itself where none does."""
+    tables: list[list[str]] = []
+    is_inside = False
+    for line in text.splitlines():
+        is_row = line.strip().startswith("|")
+        if is_row and not is_inside:
+            tables.append([])
+        if is_row:
+            tables[-1].append(line.strip())
+        is_inside = is_row
+    if len(tables) > 1:
+        raise DataFormatError(f"{name} holds {len(tables)} tables; put each into a file of its own")
+    return "\n".join(tables[0]) if tables else text
 
 
 def _read_json(text: str, name: str) -> Iterator[tuple[str, Any]]:
@@ -111,6 +134,8 @@ def _json_hint(text: str) -> str:
         return "no comma stands before a closing bracket"
     if re.search(r"^\s*(?://|/\*|#)", text, re.MULTILINE):
         return "JSON has no comments"
+    if text.rstrip().endswith(","):
+        return "no comma stands behind the object of a line"
     return "expected a JSON array or one object a line"
 
 
@@ -133,6 +158,9 @@ def _read_yaml(text: str, name: str) -> Iterator[tuple[str, Any]]:
             values.append(_with_text_names(document))
     if not values:
         raise DataFormatError(f"{name} is empty; expected YAML records")
+    if len(documents) == 1 and not isinstance(documents[0], list):
+        yield name, values[0]
+        return
     for number, value in enumerate(values, 1):
         yield f"{name} record {number}", value
 

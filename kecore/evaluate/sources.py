@@ -108,6 +108,8 @@ def _folder(folder: Path, split: str | None) -> list[Document]:
         raise DataFormatError(
             f"{folder}: expected facts, got the folder of a model; give the model first, then the facts"
         )
+    if (folder / "edit.safetensors").is_file():
+        raise DataFormatError(f"{folder}: expected facts, got the folder of an edit; `kecore inspect` shows its facts")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and kind_of(path) in _SUFFIXES)
     if not files:
         raise DataFormatError(f"{folder}: no {', '.join(_SUFFIXES)} files in this folder (nor packed ones)")

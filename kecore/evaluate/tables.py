@@ -111,7 +111,8 @@ def read_table(text: str, name: str, usual: str) -> Iterator[tuple[str, Any]]:
             raise DataFormatError(f"{name} has a header ({', '.join(filter(None, header))}) and no rows below it")
     except csv.Error as error:
         raise DataFormatError(
-            f"{name} line {rows.line_num}: not a table ({error}); look for a double quote that is not closed"
+            f"{name} line {rows.line_num}: not a table ({error}); a cell that begins with a double quote ends at the "
+            "next one, and inside of it a double quote is written twice"
         ) from None
 
 

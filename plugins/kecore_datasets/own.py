@@ -24,7 +24,8 @@ from kecore_datasets.own_names import TABLE, fold_name, refuse_slips
 
 __all__ = ["OWN", "NamedFields", "name_fields"]
 
-_CHATS = ("messages", "conversations", "conversation")
+_CHATS = ("messages", "conversations", "conversation", "contents", "dialogue", "dialog")
+_CHOICES = ("choices", "options", "candidates", "endings")
 _SURE_TARGETS = ("target_new", "new_target", "new_answer", "target")
 _NUMBERED = re.compile(r"(?:re|para)phrase(?:_prompt|d_prompt)?_?\d+")
 _ROW_NUMBER = re.compile(r"unnamed_\d+")
@@ -92,6 +93,7 @@ def name_fields(object: Mapping[str, Any], where: str = "") -> NamedFields:
     _read_numbered_rephrases(named)
     _refuse_second_targets(named)
     _bring_into_shape(named)
+    _refuse_number_of_choice(named)
     refuse_slips(named.unread, named.values, where)
     own_notes = named.values.pop("notes", None)
     named.notes |= own_notes if isinstance(own_notes, Mapping) else {"notes": own_notes} if own_notes else {}
@@ -235,6 +237,20 @@ def _bring_into_shape(named: NamedFields) -> None:
     prompt = named.values.get("prompt")
     if isinstance(prompt, str) and "subject" in named.values and str(named.values["subject"]) not in prompt:
         named.values["prompt"] = prompt.replace("{subject}", "{}")  # a template that names the field
+
+
+def _refuse_number_of_choice(named: NamedFields) -> None:
+    """Refuse a target that is the number or the letter of one of several choices."""
+    target = str(named.values.get("target", "")).strip()
+    name = next((name for name in _CHOICES if name in named.unread), None)
+    if name is None or not (target.isdecimal() or (len(target) == 1 and target.isalpha())):
+        return
+    choices = named.object[named.unread[name]]
+    if isinstance(choices, list | Mapping) and target not in shapes.texts(choices):
+        raise DataFormatError(
+            f"{named.where}: '{named.origins.get('target')}' is {target!r}, which is none of '{named.unread[name]}'; "
+            "write the text of the choice as the target"
+        )
 
 
 def _note_text(value: object) -> str:

@@ -382,6 +382,10 @@ def test_a_models_folder_holds_no_facts(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(DataFormatError, match="got the folder of a model"):
         load_records(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "edit.safetensors").write_bytes(b"")
+    with pytest.raises(DataFormatError, match="got the folder of an edit; `kecore inspect` shows its facts"):
+        load_records(tmp_path)
 
 
 def test_an_empty_cell_that_a_map_names_is_a_missing_one(tmp_path: Path) -> None:
@@ -414,6 +418,8 @@ def test_a_single_record_is_not_taken_apart(tmp_path: Path) -> None:
         ("facts.html", "\n<!doctype html><html>404</html>", "got a web page"),
         ("facts.gif", b"GIF89a", "got an image"),
         ("facts.xml", "<?xml version='1.0'?><a/>", "got an XML file"),
+        ("facts.txt", "<facts/>", "got XML or HTML"),
+        ("facts.md", "| prompt | target |\n\ntext\n\n| a | b |\n", "holds 2 tables; put each into a file of its own"),
         ("facts.npy", b"\x93NUMPY\x01", "got a NumPy array"),
         ("facts.tar", b"facts.json".ljust(257, b"\x00") + b"ustar", "got a tar archive; unpack it"),
         ("facts.txt", "The capital of France, since May, is Lyon.\nSpain is far.\n", "got plain text that begins"),
@@ -439,6 +445,12 @@ def test_what_would_be_read_wrongly(tmp_path: Path, name: str, content: str | by
         ("facts.csv", "prompt;target\rWho?;Ann\r", ("Who?", "Ann")),
         ("facts.csv", "\n\nprompt,target\nWho?,Ann\n", ("Who?", "Ann")),
         ("facts.csv", "question, or what, and so;target\nWho?;Ann\n", None),
+        (
+            "facts.md",
+            "# Facts\n\nSome, text.\n\n| prompt | target |\n|---|--|\n| Who? | Ann |\n\nMore.\n",
+            ("Who?", "Ann"),
+        ),
+        ("facts.json", '[{"prompt": "Who?", "target": "Ann"}]'.encode("utf-32"), ("Who?", "Ann")),
         ("facts.md", "| prompt | target |\n|---|:--:|\n| Who? | Ann |\n", ("Who?", "Ann")),
         ("facts.csv", 'prompt,target\nWho?,"[1, 2]"\n', ("Who?", "[1, 2]")),
         ("facts.json", '[{"prompt": "Who?", "subject": "  ", "target": "Ann", "Id": ""}]', ("Who?", "Ann")),
@@ -451,7 +463,9 @@ def test_what_would_be_read_wrongly(tmp_path: Path, name: str, content: str | by
         ("facts.yaml", "- {prompt: Who?, target: Ann, 1: x}\n".replace("Who?", '"Who?"'), ("Who?", "Ann")),
     ],
 )
-def test_files_that_others_write(tmp_path: Path, name: str, content: str, wanted: tuple[str, str] | None) -> None:
+def test_files_that_others_write(
+    tmp_path: Path, name: str, content: str | bytes, wanted: tuple[str, str] | None
+) -> None:
     if wanted is None:
         with pytest.raises(DataFormatError, match="its first record has: question, or what, and so, target"):
             read(tmp_path, content, name)

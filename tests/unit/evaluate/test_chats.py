@@ -44,10 +44,11 @@ CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name
         ({"conversations": [{"from": "human", "value": "Who?"}, {"from": "function_call", "value": "{}"},
                             {"from": "observation", "value": "x"}, {"from": "gpt", "value": "Ann"}]},
          {"turns between": "tool: {}\ntool: x"}),
+        ({"contents": [{"role": "user", "parts": [{"text": "Who?"}]}, {"role": "model", "parts": [{"text": "Ann"}]}]}, {}),
         ([user("Who?"), assistant("Ann")], {}),
         ({"prompt": [user("Who?")], "completion": [assistant("Ann")]}, {}),
     ],
-    ids=["pieces", "developer", "tools", "turns", "sharegpt-tools", "no-name", "prompt-completion"],
+    ids=["pieces", "developer", "tools", "turns", "sharegpt-tools", "gemini", "no-name", "prompt-completion"],
 )  # fmt: skip
 def test_the_last_reply_is_the_target(tmp_path: Path, value: Any, notes: dict[str, str]) -> None:
     record = read(tmp_path, value)

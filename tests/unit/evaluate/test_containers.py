@@ -86,6 +86,20 @@ def test_lines_that_are_arrays(tmp_path: Path) -> None:
     assert records[1].source == "kecore: facts.jsonl line 2 record 1"
 
 
+def test_splits_of_columns(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, {"train": {"prompt": ["a", "b"], "target": BOTH}, "test": {"prompt": ["c"], "target": ["d"]}}
+    )
+    with pytest.raises(DataFormatError, match=r"holds the lists train \(2\), test \(1\)"):
+        load_records(path)
+    assert [request.target for request in load_records(path, split="train").requests] == BOTH
+
+
+def test_a_single_record_keeps_its_lists(tmp_path: Path) -> None:
+    with pytest.raises(DataFormatError, match="its first record has: id, annotations"):
+        load_records(write(tmp_path, [{"id": 1, "annotations": [FRANCE]}]))
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
@@ -99,6 +113,11 @@ def test_lines_that_are_arrays(tmp_path: Path) -> None:
         ([{"Frage": "Wer?", "Antwort": "Ann"}], '--map "prompt=Frage,target=Antwort"'),
         ("[{'prompt': 'a', 'target': 'b'}]", "texts and names stand in double quotes"),
         (f"[{json.dumps(FRANCE)},]", "no comma stands before a closing bracket"),
+        (f"{json.dumps(FRANCE)},\n{json.dumps(SPAIN)}\n", "no comma stands behind the object of a line"),
+        (
+            [{"question": "Which?", "choices": ["Rome", "Lyon"], "answer": 1}],
+            "'answer' is '1', which is none of 'choices'",
+        ),
         (f"// mine\n[{json.dumps(FRANCE)}]", "JSON has no comments"),
     ],
 )
