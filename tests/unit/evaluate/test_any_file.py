@@ -447,7 +447,7 @@ def test_what_would_be_read_wrongly(tmp_path: Path, name: str, content: str | by
         ("facts.csv", "question, or what, and so;target\nWho?;Ann\n", None),
         (
             "facts.md",
-            "# Facts\n\nSome, text.\n\n| prompt | target |\n|---|--|\n| Who? | Ann |\n\nMore.\n",
+            "# Facts\n\nA, b.\n\n| prompt | target |\n|---|--|\n| Who? | Ann |\n\nC.\n",
             ("Who?", "Ann"),
         ),
         ("facts.json", '[{"prompt": "Who?", "target": "Ann"}]'.encode("utf-32"), ("Who?", "Ann")),
