@@ -61,7 +61,7 @@ def test_braces_in_a_subject_are_text() -> None:
             {"prompt": "The capital is"},
             r"the subject 'France' is not in the prompt 'The capital is'; write the prompt with",
         ),
-        ({"prompt": ""}, r"is not in the prompt ''"),
+        ({"prompt": ""}, r"the prompt is empty"),
         ({"prompt": "{} and {}"}, r"expected one '\{\}' in the prompt, got 2"),
         ({"prompt": None}, r"request field 'prompt' must be text, got NoneType: None"),
         ({"subject": 3}, r"request field 'subject' must be text, got int: 3"),
