@@ -169,7 +169,10 @@ def _noise_bank(view: ModelView, encoder: Encoder, contexts: Sequence[str], laye
     hidden = view.run(rows, taps=[Output(layer)], last=layer)[Output(layer)]  # [contexts, width, d_model]
     # The first token of a text is an outlier in most models: attention rests on it.
     counted = (rows.attention_mask.cumsum(-1) > 1) & rows.attention_mask.bool()  # [contexts, width]
-    deviation = hidden[counted.to(hidden.device)].float().std(0)  # [d_model]
+    states = hidden[counted.to(hidden.device)].float()  # [counted tokens, d_model]
+    if len(states) < 2:  # one token shows no spread
+        return torch.zeros(1, view.width, device=view.device)
+    deviation = states.std(0)  # [d_model]
     noise = torch.randn(_BANK, view.width, generator=torch.Generator().manual_seed(seed))
     return noise.to(deviation) * deviation
 

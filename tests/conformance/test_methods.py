@@ -8,6 +8,7 @@ import torch
 
 from kecore.api import registry
 from kecore.api.line import MethodLine
+from kecore.engine import LocateConfig
 from kecore.testing import Trial, parametrize_with_checks
 from kecore.testing.conformance import Case
 
@@ -36,7 +37,9 @@ _RELATIVES = (
     "adalora", "dpo", "eamet", "emmet", "encore", "evoedit", "locft-bf", "memit-fe", "nas", "ote-se", "prune", "rect",
     "simie", "sphere",
 )  # fmt: skip
-_SHORTER = {"steps": 30}  # where the defaults take long for what a tiny model learns at once
+# Values of fewer steps and contexts than the defaults: what a method promises does not depend on their number.
+_FEW = {"steps": 8, "contexts": 2, "context_tokens": 3}
+_SHORTER = {"steps": 15}  # where the defaults take long for what a tiny model learns at once
 # What the defaults cannot be tested with here, and where the paper's mechanism itself keeps a promise from being kept.
 TRIALS: dict[str, dict[str, Any]] = {
     "ice": {**_PROMPT, "config": {}, "expected_failures": _EVERYWHERE},
@@ -45,36 +48,46 @@ TRIALS: dict[str, dict[str, Any]] = {
         "config": {"encoder": "character-ngrams", "demonstrations": 1},
         "expected_failures": _EVERYWHERE,
     },
-    "calinet": {"config": {"contexts": 1, "context_tokens": 2, "passages": 16, "steps": 40}},
-    "defer": {"config": {"steps": 50}},
-    "dpo": {"config": _SHORTER},
-    "lora": {"config": _SHORTER},
-    "melo": {"config": {"contexts": 1, "context_tokens": 2, "steps": 20}},
+    "adalora": {"config": {"steps": 50}},
+    "calinet": {"config": {"contexts": 1, "context_tokens": 2, "passages": 8, "steps": 30}},
+    "defer": {"config": {"steps": 30}},
+    "dpo": {"config": {"steps": 30}},
+    "ft-l": {"config": {"steps": 18}},
+    "ft-m": {"config": {"steps": 12}},
+    "grace": {"config": {"steps": 25}},
+    "locft-bf": {"config": {"steps": 12, "contexts": 1, "context_tokens": 3}},
+    "lora": {"config": {**_SHORTER, "contexts": 1, "context_tokens": 3}},
+    "melo": {"config": {"contexts": 1, "context_tokens": 2, "steps": 12}},
     "mello": {**_PROMPT, "config": _SHORT, "expected_failures": _NO_QUESTIONS},
     "kn": {"models": ("gpt2", "gptj"), "expected_failures": _ANY_PROMPT},
     # The tiny models are narrower than a block of 64; beyond the base, this is what LoRA does on all of them.
     "qlora": {"models": ("gpt2", "llama"), "config": {"block": 32, **_SHORTER}},
     "retrieval": _PROMPT,
     "wise": {"config": _SHORTER},
-    "t-patcher": {"config": {"passages": 16, "others": 4, "steps": 30}},
+    "t-patcher": {"config": {"passages": 16, "others": 4, "steps": 20}},
 }
-METHODS = [
-    Trial(
-        registry.default_registry().get(name),
-        **({"models": ("gpt2", "gemma2")} if name in _RELATIVES else {}),
-        **TRIALS.get(name, {}),
-    )
-    for name in registry.default_registry().names()
-]
+
+
+def _trial(name: str) -> Trial:
+    method = registry.default_registry().get(name)
+    fields = dict(TRIALS.get(name, {}))
+    if issubclass(method.Config, LocateConfig):
+        fields.setdefault("config", _FEW)
+    if name in _RELATIVES:
+        fields["models"] = ("gpt2", "gemma2")
+    return Trial(method, **fields)
+
+
+METHODS = [_trial(name) for name in registry.default_registry().names()]
 METHODS.append(Trial(registry.default_registry().get("kn"), models=("llama", "gemma2")))  # where it keeps every promise
 # A line of stages is a method too; behind a norm, as in Gemma 2, its "blue" still edits two layers.
-METHODS.append(Trial(MethodLine.of("alphaedit + blue + nas + merge"), models=("llama", "gemma2")))
+METHODS.append(Trial(MethodLine.of("alphaedit + blue + nas + merge"), _FEW, models=("llama", "gemma2")))
 # Set-ups beside the defaults that work otherwise: the second edit merges the first one's shard, and a value stands at
 # every token of the row.
-_MERGING = {"mode": "merge", "shards": 1, "shard_edits": 1, "contexts": 1, "context_tokens": 3}
+_MERGING = {"mode": "merge", "shards": 1, "shard_edits": 1, "contexts": 1, "context_tokens": 3, **_SHORTER}
 METHODS += [
     Trial(registry.default_registry().get("wise"), _MERGING, ("llama",), label="merging"),
-    Trial(registry.default_registry().get("grace"), {"replace": "all"}, ("gpt2",), label="everywhere"),
+    Trial(registry.default_registry().get("grace"), {"replace": "all", "steps": 25}, ("gpt2",), label="everywhere"),
 ]
 
 

@@ -140,8 +140,8 @@ def test_scale(script: Script, more: tuple[str, ...]) -> None:
 def test_memory_estimates_hold_on_a_real_model(fresh_script: Script) -> None:
     """Within a factor of three, from above where a micro-batch could hold more than there is to score."""
     rows = fresh_script(
-        "memory", *files("--limit", 4, "--steps", 2, "--tokens", 4096, "--methods", "memit", "--budgets", "auto,2GiB")
+        "memory", *files("--limit", 4, "--steps", 2, "--tokens", 4096, "--methods", "memit", "--budgets", "2GiB")
     )
-    assert [row["stage"] for row in rows] == ["statistics", "score", "memit"] * 2
+    assert [row["stage"] for row in rows] == ["statistics", "score", "memit"]
     assert all(row["factor"] > 1 / 1.5 and (row["factor"] < 3 or row["stage"] == "score") for row in rows), rows
     assert all(row["within_budget"] for row in rows), rows

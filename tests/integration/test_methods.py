@@ -22,12 +22,16 @@ pytestmark = [pytest.mark.real_model, pytest.mark.filterwarnings("ignore::kecore
 
 RECORDS = 2
 MORE = {"pmet": 3, "wise": 3}  # of the first two they make one answer the most probable
-# They write so few facts in less than their defaults, which are made for thousands.
-SHORTER = {
-    "adalora": {"steps": 30},
+# They write so few facts in less than their defaults, which are made for thousands, and in the upper layers alone,
+# below which nothing is run again.
+_UPPER = list(range(20, 30))
+SHORTER: dict[str, dict[str, Any]] = {
+    "adalora": {"steps": 30, "layers": _UPPER},
     "calinet": {"steps": 40},
+    "dpo": {"layers": _UPPER},
     "kn": {"steps": 10},
-    "qlora": {"steps": 30},
+    "lora": {"layers": _UPPER},
+    "qlora": {"steps": 30, "layers": _UPPER},
 }
 # DPO raises the odds of the new answer against the old one, and stops before it is the most likely of all. KN moves a
 # few columns by one length for all facts, which makes some new answers likelier and no more (docs/methods/kn.md).
