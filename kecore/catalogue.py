@@ -11,6 +11,7 @@ from typing import Any, overload
 
 from kecore import data
 from kecore.api import registry
+from kecore.api.config import Preset
 from kecore.api.describe import ConfigField, config_fields
 from kecore.api.errors import KecoreWarning
 from kecore.api.line import MethodLine
@@ -66,7 +67,7 @@ class MethodCard:
         use_when: when to take it.
         reference: the paper.
         fields: what can be set.
-        presets: published set-ups: the fields that each sets.
+        presets: published set-ups: the fields that each sets, whose it is, and what still differs.
         measured: what it cost and scored; None of methods that are not kecore's own.
         docs: its page.
     """
@@ -79,7 +80,7 @@ class MethodCard:
     use_when: str
     reference: str
     fields: tuple[ConfigField, ...]
-    presets: Mapping[str, Mapping[str, Any]]
+    presets: Mapping[str, Preset]
     measured: Measured | None
     docs: str
 
@@ -110,11 +111,13 @@ class MethodCard:
 
     def _repr_html_(self) -> str:
         rows = [(field.name, field.type, field.default, field.bounds, field.meaning) for field in self.fields]
-        presets = [(name, ", ".join(f"{key}={value}" for key, value in set_.items())) for name, set_ in
-                   self.presets.items()]  # fmt: skip
+        presets: list[tuple[str, str, str, str]] = []
+        for name, preset in self.presets.items():
+            fields = ", ".join(f"{key}={value}" for key, value in preset.fields.items())
+            presets.append((name, preset.source, fields, " ".join(preset.differs)))
         page = html_table("", ("", ""), list(self.about().items()))
         page += html_table("Fields", ("field", "type", "default", "bounds", "meaning"), rows, most=len(rows))
-        return page + (html_table("Presets", ("preset", "sets"), presets) if presets else "")
+        return page + (html_table("Presets", ("preset", "source", "sets", "differs"), presets) if presets else "")
 
 
 class MethodCatalogue(Sequence[MethodCard]):
@@ -238,7 +241,7 @@ def _make_card(line: MethodLine) -> MethodCard:
         use_when=_use_when(capabilities),
         reference=method.reference,
         fields=tuple(config_fields(method.Config)),
-        presets={name: dict(values) for name, values in method.Config.presets().items()},
+        presets=dict(method.Config.presets()),
         measured=_measured().get(line.name) if is_ours else None,
         docs=f"docs/methods/{method.name}.md" if is_ours else "",
     )

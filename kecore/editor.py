@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
+from kecore.api.config import ModelShape
 from kecore.api.errors import EditStateError
 from kecore.api.identity import Fingerprint
 from kecore.api.line import MethodLine
@@ -29,7 +30,7 @@ from kecore.statistics_source import Provision, StatisticsSource, log_provision
 from kecore.text import Encoder
 
 if TYPE_CHECKING:
-    from kecore.api.config import MethodConfig
+    from kecore.api.config import MethodConfig, Preset
     from kecore.evaluate import Evaluation, Protocol
     from kecore.trained import TrainedEditor
 
@@ -162,6 +163,12 @@ class Editor:
             statistics = value if isinstance(value, KeyStatistics) else KeyStatistics.load(value)
             statistics.check(self.view, self._identity)
             self._statistics = statistics
+
+    def presets(self, method: str | type[Any] | MethodLine = "memit") -> dict[str, Preset]:
+        """Return the method's published set-ups for a model of this shape, by name; told by structure, not by name."""
+        shape = ModelShape.of(self.view)
+        presets = MethodLine.of(method).method.Config.presets()
+        return {name: preset for name, preset in presets.items() if preset.model == shape}
 
     def statistics_layers(
         self, method: str | type[Any] | MethodLine = "memit", *, preset: str | None = None, **config: Any

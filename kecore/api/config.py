@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -62,6 +63,44 @@ class StageSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What tells a model apart from others by structure.
+
+    Args:
+        layers: decoder layers.
+        width: of the residual stream.
+        vocabulary: rows of the output matrix.
+    """
+
+    layers: int
+    width: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, view: ModelView) -> ModelShape:
+        """Return the shape of a model."""
+        model: Any = view.model
+        return cls(len(view.layers), view.width, model.get_output_embeddings().weight.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A published set-up of a method.
+
+    Args:
+        fields: values of the configuration's fields.
+        source: the paper or released file that they are from.
+        differs: what still differs from the procedure of the source, a sentence each.
+        model: the model that they were published for; None where the source names none.
+    """
+
+    fields: Mapping[str, Any]
+    source: str
+    differs: tuple[str, ...] = ()
+    model: ModelShape | None = None
+
+
 class MethodConfig(BaseModel):
     """Base of every method's ``Config``: frozen, unknown keys refused, each field described and bounded.
 
@@ -86,13 +125,13 @@ class MethodConfig(BaseModel):
         return validate_config(cls, values)
 
     @classmethod
-    def presets(cls) -> Mapping[str, Mapping[str, Any]]:
-        """Published set-ups by name, as values of fields; none unless a method brings some."""
+    def presets(cls) -> Mapping[str, Preset]:
+        """Return published set-ups by name; none unless a method brings some."""
         return {}
 
     @classmethod
     def preset(cls, name: str) -> Mapping[str, Any]:
-        """Return the values of one preset.
+        """Return the fields of one preset.
 
         Raises:
             ConfigError: there is no such preset; names those there are.
@@ -100,7 +139,7 @@ class MethodConfig(BaseModel):
         known = cls.presets()
         if name not in known:
             raise ConfigError(f"unknown preset '{name}'; known: {', '.join(sorted(known)) or 'none'}")
-        return known[name]
+        return known[name].fields
 
     @classmethod
     def known_keys(cls) -> list[str]:

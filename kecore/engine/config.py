@@ -10,7 +10,7 @@ from pydantic import Field
 
 from kecore.api.errors import ConfigError
 from kecore.api.identity import DTYPES
-from kecore.engine.closed_form import ClosedForm, unsolved
+from kecore.engine.closed_form import ClosedForm, by_subject, each_alone, unsolved
 from kecore.engine.layers import at_depth
 from kecore.engine.needs import Shape, closed_form
 from kecore.engine.staged import StagedConfig
@@ -49,6 +49,11 @@ class LocateConfig(StagedConfig):
         description="Weight of the bare prompt's key, its contexts sharing the rest (half in MEMIT's released code); "
         "None counts it as one of them (ROME's).",
     )
+    merge_subjects: bool = Field(
+        default=True,
+        description="Requests about one subject share key and value (MEMIT-Merge, arXiv 2502.07322); False as "
+        "published: each has its own.",
+    )
     steps: int = Field(
         default=20,
         ge=1,
@@ -64,10 +69,20 @@ class LocateConfig(StagedConfig):
     length_penalty: float = Field(default=0.2, ge=0, description="Factor of |delta| / |h| in the value loss.")
     weight_decay: float = Field(default=0.0, ge=0, description="Factor of |delta| / |h|^2 in it, as published.")
     clamp: float = Field(default=4.0, gt=0, description="Largest |delta| / |h| (ROME's hparams: 4; MEMIT's: 0.75).")
+    relative_to: Literal["hidden", "projection"] = Field(
+        default="hidden",
+        description="Whose norm |h| is: of the layer's hidden state (MEMIT's released code), or of the value "
+        "projection's output (ROME's), which is several times shorter.",
+    )
     kl_weight: float = Field(
         default=0.0625,
         ge=0,
         description="Factor of KL(edited | original) on '<subject> is a' (ROME's and MEMIT's hparams: 0.0625).",
+    )
+    kl_position: Literal["last", "subject"] = Field(
+        default="last",
+        description="Token of that text whose next token is kept: the last one (the papers' wording), or the subject's "
+        "last one (the released code of ROME, MEMIT and their successors).",
     )
     stop_loss: float = Field(default=0.01, ge=0, description="A value whose loss is below this is finished.")
     stop_most_probable: bool = Field(
@@ -119,6 +134,15 @@ class LocateConfig(StagedConfig):
         """Return the edited layers: the engine weighs the keys of each against its statistics."""
         return tuple(sorted(self.edited_layers(view)))
 
+    def grouped(self, layers: tuple[int, ...], batch: RequestBatch) -> RequestBatch:
+        """Return a batch as the engine groups it: which requests share key and value.
+
+        Args:
+            layers: layers that may be edited, ascending.
+            batch: the requests as the editor made them ready.
+        """
+        return self.engine(layers, solve=unsolved).grouping(batch)
+
     def value_settings(self) -> ValueSettings:
         """Numbers of the target stage."""
         return ValueSettings(
@@ -128,7 +152,9 @@ class LocateConfig(StagedConfig):
             length_penalty=self.length_penalty,
             weight_decay=self.weight_decay,
             clamp=self.clamp,
+            relative_to=self.relative_to,
             kl_weight=self.kl_weight,
+            kl_position=self.kl_position,
             stop_loss=self.stop_loss,
             finished=all_most_probable if self.stop_most_probable else None,
             noise=self.noise,
@@ -169,6 +195,7 @@ class LocateConfig(StagedConfig):
             bare=self.bare_weight,
             gain=self.gain,
             values=self.value_settings(),
+            grouping=by_subject if self.merge_subjects else each_alone,
             **choices,
         )
         return self.apply_stages(form)

@@ -196,13 +196,13 @@ class Replay:
         return self._run(delta, row, place + (self.column - self.lookups)[row], noise)
 
     @torch.no_grad()
-    def lookup_norm(self, rows: Tensor) -> Tensor:
+    def lookup_norm(self, rows: Tensor, *, of_projection: bool = False) -> Tensor:
         """Return the norms that the vectors are relative to, ``[len(rows), parts]``.
 
         That of the layer's output at the lookup token, in units of the value projection; of the projection's own output
-        where a norm follows it, or where the mixer's is changed too, whose norm comes second.
+        where it is asked for, where a norm follows it, or where the mixer's is changed too, whose norm comes second.
         """
-        scale = self._scale
+        scale = None if of_projection else self._scale
         if scale is not None and self.hidden is not None:
             states = [self.hidden]
         else:

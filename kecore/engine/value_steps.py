@@ -58,7 +58,11 @@ class ValueSettings:
         length_penalty: factor of ``‖delta‖ / ‖h‖``.
         weight_decay: factor of ``‖delta‖ / ‖h‖²``, as the published code has it.
         clamp: largest ``‖delta‖ / ‖h‖``.
+        relative_to: whose norm ``‖h‖`` is: of the layer's ``"hidden"`` state (MEMIT's code), or of what the value
+            ``"projection"`` gives (ROME's).
         kl_weight: factor of KL(edited ‖ original) on ``"<subject> is a"``.
+        kl_position: where in that text the term reads the next token: at the ``"last"`` token (the papers' wording),
+            or at the ``"subject"``'s last one (the released code of both).
         stop_loss: a group whose whole loss is below this is finished.
         finished: a further reason to finish a group; None for none.
         noise: Gaussian noise on the hidden states of the tokens behind the subject, in units of each coordinate's
@@ -79,7 +83,9 @@ class ValueSettings:
     length_penalty: float = 0.2
     weight_decay: float = 0.0
     clamp: float = 4.0
+    relative_to: Literal["hidden", "projection"] = "hidden"
     kl_weight: float = 0.0625
+    kl_position: Literal["last", "subject"] = "last"
     stop_loss: float = 1e-2
     finished: Finished | None = None
     noise: float = 0.5
@@ -232,7 +238,7 @@ class ValueBatch:
             first_rows.setdefault(row.group, index)
         count = len(first_rows)
         bare_prompts = torch.tensor([first_rows[group] for group in range(count)], device=device)  # [u]
-        self.reference = replay.lookup_norm(bare_prompts)
+        self.reference = replay.lookup_norm(bare_prompts, of_projection=settings.relative_to == "projection")
         self.delta = torch.zeros(count, self.parts * view.width, device=device)
         # Adam's moments; of gradient descent, `first` is the momentum.
         self.first, self.second = torch.zeros_like(self.delta), torch.zeros_like(self.delta)

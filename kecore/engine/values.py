@@ -88,7 +88,9 @@ def optimise_values(
         NonFiniteError: a loss became NaN or infinite.
     """
     encoder, u = batch.encoder, len(batch.subjects)
-    essences = batch.about_subjects(_ESSENCE) if settings.kl_weight else [None] * u
+    essences: list[Located | None] = [None] * u
+    if settings.kl_weight:
+        essences = [_essence(text, settings) for text in batch.about_subjects(_ESSENCE)]
     group_rows = _rows_with_target(batch, contexts)
     delta = torch.zeros(u, view.width)
     reference, loss = torch.zeros(u), torch.zeros(u)
@@ -124,6 +126,14 @@ def optimise_values(
             del values  # its caches go before those of the next come
     progress("values", u * settings.steps, u * settings.steps)
     return Values(delta, reference, loss, evaluations, mode)
+
+
+def _essence(text: Located, settings: ValueSettings) -> Located:
+    """Return the text of the KL term, which reads the next token behind its end."""
+    if settings.kl_position == "last":
+        return text
+    end = text.lookup + 1  # what stands behind has no influence on a causal model's answer there
+    return Located(text.ids[:end], start=end, lookup=text.lookup)
 
 
 def _rows_with_target(batch: RequestBatch, contexts: Sequence[str]) -> list[list[Row]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -18,12 +19,15 @@ from kecore.engine.tuning import Preserved, Targets, Wording
 from kecore.model import ModelView
 from kecore.text import Encoded, Encoder
 from kecore_methods.finetune.adapter import Adapter, AdapterConfig, AdapterTraining, plan_adapter
+from kecore_methods.presets import Published
 
 __all__ = ["Dpo", "dpo_loss"]
 
 
-class DpoConfig(AdapterConfig):
+class DpoConfig(Published, AdapterConfig):
     """Configuration of DPO; beta from the paper."""
+
+    preset_file: ClassVar[str] = "dpo"
 
     beta: float = Field(default=0.1, gt=0, description="How much a difference to the unedited model counts.")
     likelihood: float = Field(

@@ -16,6 +16,7 @@ from kecore.edit import Dense, WeightEdit
 from kecore.engine.tuning import Objective, PreservingConfig, Targets, batch_need, choose_layer, estimate_items, train
 from kecore.memory import Need
 from kecore.model import ModelView
+from kecore_methods.presets import Published
 
 __all__ = ["FtL", "FtM", "MatrixConfig", "tune_matrix"]
 
@@ -59,7 +60,7 @@ class MatrixConfig(PreservingConfig):
         return [batch_need(view, items, self.batch_size * (1 + self.others), layer, parts, epochs=self.steps)]
 
 
-class FineTuneConfig(MatrixConfig):
+class FineTuneConfig(Published, MatrixConfig):
     """Configuration of both baselines."""
 
     norm_constraint: float | None = Field(
@@ -72,7 +73,7 @@ class FineTuneConfig(MatrixConfig):
 class _FineTune:
     """Both baselines: they differ in what the loss asks for."""
 
-    Config = FineTuneConfig
+    Config: ClassVar[type[FineTuneConfig]]
     objective: ClassVar[Objective]
     name: ClassVar[str]
     capabilities = Capabilities(kind="weights", batch=True, sequential=True, needs_subject=False)
@@ -101,6 +102,11 @@ class _FineTune:
 class FtL(_FineTune):
     """FT-L: raise the target's tokens at the prompt's last token, in one matrix."""
 
+    class Config(FineTuneConfig):
+        """Configuration of FT-L."""
+
+        preset_file: ClassVar[str] = "ft-l"
+
     name = "ft-l"
     objective = "prompt_last"
     reference = "Zhu et al., Modifying Memories in Transformer Models, 2020, arXiv:2012.00363"
@@ -108,6 +114,11 @@ class FtL(_FineTune):
 
 class FtM(_FineTune):
     """FT-M: cross-entropy on the target's tokens only, in one matrix."""
+
+    class Config(FineTuneConfig):
+        """Configuration of FT-M."""
+
+        preset_file: ClassVar[str] = "ft-m"
 
     name = "ft-m"
     objective = "target_new"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -19,12 +19,15 @@ from kecore.memory import Need
 from kecore.model import ModelView
 from kecore.text import Encoded, Encoder
 from kecore_methods.finetune.ft import MatrixConfig, tune_matrix
+from kecore_methods.presets import Published
 
 __all__ = ["LocFtBf"]
 
 
-class LocFtConfig(MatrixConfig):
+class LocFtConfig(Published, MatrixConfig):
     """Configuration; passes of the published Llama-3-8B set-up, its learning rate made relative, smaller batches."""
+
+    preset_file: ClassVar[str] = "locft-bf"
 
     depth: float = Field(
         default=0.17, ge=0, le=1, description="Depth of the tuned layer (22 of 32 in the published Llama-3-8B set-up)."
@@ -39,12 +42,6 @@ class LocFtConfig(MatrixConfig):
     end_token: bool = Field(
         default=False, description="Ask for the end of the text after the target, as the published code does."
     )
-
-    @classmethod
-    def presets(cls) -> Mapping[str, Mapping[str, Any]]:
-        """Return the set-ups of the published code (ICT-STAR/LocFT)."""
-        published = {"learning_rate": 5e-4, "batch_size": 100, "stop_loss": 0.0, "contexts": 0, "end_token": True}
-        return {"llama-3-8b": {**published, "layer": 22}, "qwen2.5-7b": {**published, "layer": 6}}
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """Return the memory of tuning one matrix on prompts in their contexts."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -15,14 +14,12 @@ from kecore.batch import RequestBatch
 from kecore.edit import WeightEdit
 from kecore.model import ModelView
 from kecore_methods.finetune.adapter import Adapter, AdapterConfig, AdapterTraining, plan_adapter
+from kecore_methods.presets import Published
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
 __all__ = ["AdaLora", "AdaLoraConfig", "Lora", "LoraConfig"]
-
-_EVERY_LAYER = {"depth_first": 0.0, "depth_last": 1.0, "contexts": 0}
-_EASYEDIT = {**_EVERY_LAYER, "targets": ["q_proj", "v_proj"], "rank": 8, "alpha": 32, "learning_rate": 5e-3}
 
 
 class LoraConfig(AdapterConfig):
@@ -37,14 +34,11 @@ class LoraConfig(AdapterConfig):
     )
     stop_loss: float = Field(default=0.1, ge=0, description="Training ends when a pass has a mean loss below this.")
 
-    @classmethod
-    def presets(cls) -> Mapping[str, Mapping[str, Any]]:
-        """Return EasyEdit's set-up of Llama-2-7B."""
-        return {"llama-2-7b": {**_EASYEDIT, "dropout": 0.1, "stop_loss": 1e-2}}
 
-
-class AdaLoraConfig(AdapterConfig):
+class AdaLoraConfig(Published, AdapterConfig):
     """Configuration of AdaLoRA; defaults of its paper where none of EasyEdit's is named."""
+
+    preset_file: ClassVar[str] = "adalora"
 
     alpha: float = Field(default=8, gt=0, description="Triplets are scaled by alpha / initial rank.")
     learning_rate: float | None = Field(default=5e-3, gt=0, description="Of Adam (EasyEdit: 5e-3).")

@@ -21,7 +21,7 @@ from kecore.engine.needs import Shape
 from kecore.model import ModelView, SiteId
 from kecore.ops import Solution, kv_solve
 from kecore.statistics import KeyStatistics
-from kecore_methods.locate.presets import Published
+from kecore_methods.presets import Published
 
 __all__ = ["AlphaEdit", "InNullSpace", "NullSpace", "Projected"]
 
@@ -91,6 +91,7 @@ class InNullSpace(ABC):
         statistics = context.need_statistics(layers, self.name)
         absolute = config.eigenvalue_threshold is not None
         threshold = config.relative_threshold if config.eigenvalue_threshold is None else config.eigenvalue_threshold
+        subjects = config.grouped(layers, batch).subjects
 
         def solve(site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
             if config.each_context:
@@ -103,7 +104,7 @@ class InNullSpace(ABC):
             ridge = config.l2 * mean_square if config.l2_lambda is None else config.l2_lambda
             new = Projected(
                 site=site,
-                subjects=batch.subjects,
+                subjects=subjects,
                 keys=projected_keys,
                 shares=shares,
                 residuals=residuals,
@@ -145,7 +146,7 @@ class AlphaEdit(InNullSpace):
     class Config(InNullSpace.Config):
         """Configuration of AlphaEdit."""
 
-        preset_key: ClassVar[str] = "alphaedit"
+        preset_file: ClassVar[str] = "alphaedit"
 
     name = "alphaedit"
     reference = (

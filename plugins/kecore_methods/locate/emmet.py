@@ -16,18 +16,22 @@ from kecore.engine.keys import Keys
 from kecore.engine.solve import least_squares
 from kecore.model import ModelView, SiteId
 from kecore.ops import Solution
-from kecore_methods.locate.presets import Published
+from kecore_methods.presets import Published
 
 __all__ = ["Emmet"]
 
 
 class Emmet:
-    """Equality-constrained Mass Model Editing: ROME's constraint for a whole batch (eq. 9 of the paper)."""
+    """Equality-constrained Mass Model Editing: ROME's constraint for a whole batch (eq. 9 of the paper).
+
+    One layer is edited, as in the authors' set-ups; where ``layers`` names several, the residual is spread over them as
+    MEMIT's is, which their code does too.
+    """
 
     class Config(Published, BatchConfig):
         """Configuration of EMMET."""
 
-        preset_key: ClassVar[str] = "emmet"
+        preset_file: ClassVar[str] = "emmet"
 
         ridge: float = Field(
             default=1e-3,
@@ -35,12 +39,16 @@ class Emmet:
             description="Softens the equality constraint, relative to the new keys' own weight; 0 is exact.",
         )
         ridge_lambda: float | None = Field(
-            default=None, ge=0, description="The same as an absolute number, instead of the relative one."
+            default=None,
+            ge=0,
+            description="The same as an absolute number, instead of the relative one; without effect on a single fact, "
+            "as in the authors' code.",
         )
 
-        def statistics_layers(self, view: ModelView) -> tuple[int, ...]:
-            """Return the one edited layer."""
-            return self.edited_layers(view)[-1:]
+        def edited_layers(self, view: ModelView) -> tuple[int, ...]:
+            """Return the layers that were asked for; by depth one layer alone, the last."""
+            layers = super().edited_layers(view)
+            return layers if self.layers is not None else layers[-1:]
 
     name = "emmet"
     capabilities = Capabilities(kind="weights", batch=True, sequential=True, needs_statistics=True)
@@ -50,10 +58,12 @@ class Emmet:
     def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> WeightEdit:
         """Plan the edit; see :class:`kecore.engine.closed_form.ClosedForm`."""
         config: Emmet.Config = context.config
-        layers = config.edited_layers(view)[-1:]
+        layers = config.edited_layers(view)
         statistics = context.need_statistics(layers, self.name)
         absolute = config.ridge_lambda is not None
         weight = config.ridge if config.ridge_lambda is None else config.ridge_lambda
+        if absolute and len(config.grouped(layers, batch).subjects) == 1:
+            weight = 0.0
 
         def solve(site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
             factor = statistics.factor(site, config.statistics_ridge)

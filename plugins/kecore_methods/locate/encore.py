@@ -21,7 +21,7 @@ class Encore(LeastSquares):
     class Config(LeastSquares.Config):
         """Configuration of ENCORE."""
 
-        preset_key: ClassVar[str] = "encore"
+        preset_file: ClassVar[str] = "encore"
 
         stop_most_probable: bool = Field(default=True, description="The early stop; see MEMIT's.")
         norm_weight: float = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -13,14 +13,13 @@ from kecore.api.types import Capabilities
 from kecore.batch import RequestBatch
 from kecore.edit import WeightEdit
 from kecore.engine.accumulate import Past
-from kecore.engine.closed_form import ClosedForm, by_subject, each_alone, unsolved
 from kecore.engine.config import BatchConfig
 from kecore.engine.keys import Keys
 from kecore.engine.solve import least_squares
 from kecore.model import ModelView, SiteId
 from kecore.ops import Solution
 from kecore.statistics import KeyStatistics
-from kecore_methods.locate.presets import Published
+from kecore_methods.presets import Published
 
 __all__ = ["LeastSquares", "Memit"]
 
@@ -41,10 +40,6 @@ class LeastSquares:
             default=None,
             gt=0,
             description="MEMIT's lambda (mom2_update_weight), instead of the relative weight.",
-        )
-        merge_subjects: bool = Field(
-            default=True,
-            description="Requests about one subject share key and value (MEMIT-Merge, arXiv 2502.07322).",
         )
         norm_weight: float = Field(
             default=0.0,
@@ -67,11 +62,6 @@ class LeastSquares:
                 raise ValueError("'norm_lambda' counts beside 'preservation_lambda'; give both, or use 'norm_weight'")
             return self
 
-        def engine(self, layers: tuple[int, ...], **choices: Any) -> ClosedForm:
-            """Return the engine, which merges subjects or does not."""
-            grouping = by_subject if self.merge_subjects else each_alone
-            return super().engine(layers, **{"grouping": grouping, **choices})
-
         def norm(self, statistics: KeyStatistics, site: SiteId) -> float:
             """Return the weight of ``‖Δ‖²`` in units of the preserved keys' mean square at a site."""
             if self.norm_lambda is None or self.preservation_lambda is None:
@@ -89,7 +79,7 @@ class LeastSquares:
         statistics = context.need_statistics(layers, self.name)
         absolute = config.preservation_lambda is not None
         weight = config.preservation if config.preservation_lambda is None else config.preservation_lambda
-        subjects = config.engine(layers, solve=unsolved).grouping(batch).subjects
+        subjects = config.grouped(layers, batch).subjects
 
         def solve(site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
             factor = statistics.factor(site, config.statistics_ridge + config.norm(statistics, site))
@@ -110,7 +100,7 @@ class Memit(LeastSquares):
     class Config(LeastSquares.Config):
         """Configuration of MEMIT."""
 
-        preset_key: ClassVar[str] = "memit"
+        preset_file: ClassVar[str] = "memit"
 
     name = "memit"
     reference = "Meng et al., Mass-Editing Memory in a Transformer, ICLR 2023, arXiv:2210.07229"

@@ -25,7 +25,7 @@ class Nas(AlphaEdit):
     class Config(AlphaEdit.Config):
         """Configuration of NAS."""
 
-        preset_key: ClassVar[str] = "nas"
+        preset_file: ClassVar[str] = "nas"
         own_stages: ClassVar[tuple[str, ...]] = ("nas",)
 
     name = "nas"

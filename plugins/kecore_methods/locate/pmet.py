@@ -46,7 +46,7 @@ class Pmet(LeastSquares):
     class Config(LeastSquares.Config):
         """Configuration of PMET; lengths are relative to the norms of the two blocks' outputs."""
 
-        preset_key: ClassVar[str] = "pmet"
+        preset_file: ClassVar[str] = "pmet"
 
         # Of two vectors one is forgotten, so the other has to be learnt well: MEMIT's 20 steps write fewer targets.
         steps: int = Field(default=25, ge=1, description="Evaluations of the value loss (Adam makes one update fewer).")

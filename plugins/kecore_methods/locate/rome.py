@@ -17,7 +17,7 @@ from kecore.engine.keys import Keys, Prompts
 from kecore.engine.solve import one_by_one
 from kecore.model import ModelView, SiteId
 from kecore.ops import Solution
-from kecore_methods.locate.presets import Published
+from kecore_methods.presets import Published
 
 __all__ = ["Rome"]
 
@@ -32,7 +32,7 @@ class Rome:
     class Config(Published, LocateConfig):
         """Configuration of ROME."""
 
-        preset_key: ClassVar[str] = "rome"
+        preset_file: ClassVar[str] = "rome"
 
         consistent_key: bool = Field(
             default=True,

@@ -24,7 +24,7 @@ class SimIE(Rome):
     class Config(Rome.Config):
         """Configuration of SimIE."""
 
-        preset_key: ClassVar[str] = ""
+        preset_file: ClassVar[str] = ""
         own_stages: ClassVar[tuple[str, ...]] = ("simie",)
 
     name = "simie"

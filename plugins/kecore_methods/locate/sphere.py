@@ -25,7 +25,7 @@ class Sphere(AlphaEdit):
     class Config(AlphaEdit.Config):
         """Configuration of SPHERE."""
 
-        preset_key: ClassVar[str] = ""
+        preset_file: ClassVar[str] = ""
         own_stages: ClassVar[tuple[str, ...]] = ("sphere",)
 
     name = "sphere"

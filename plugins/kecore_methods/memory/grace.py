@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kecore.api.config import MethodConfig
 from kecore.api.errors import ConfigError
 from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities
@@ -24,6 +23,7 @@ from kecore.memory import Need
 from kecore.model import ModelView
 from kecore.model.sites import Key, Value
 from kecore.text import Encoded
+from kecore_methods.presets import Published
 
 __all__ = ["Codebook", "Entries", "Grace", "GraceConfig", "nearest"]
 
@@ -33,8 +33,10 @@ _SAME = 0.1  # of the initial radius: a query that near to a key is that key's o
 _SLACK = 1.01  # a radius grown to a query holds it also after the rounding of another batch
 
 
-class GraceConfig(MethodConfig):
+class GraceConfig(Published):
     """Configuration of GRACE; the published set-ups are for Llama-2-7B (EasyEdit) and GPT2-XL (the paper)."""
+
+    preset_file: ClassVar[str] = "grace"
 
     layer: int | None = Field(default=None, ge=0, description="Layer with the codebook; None goes by depth.")
     depth: float = Field(default=0.87, ge=0, le=1, description="Depth of that layer (27 of 32 in EasyEdit).")

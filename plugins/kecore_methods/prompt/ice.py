@@ -13,18 +13,16 @@ from kecore.batch import RequestBatch
 from kecore.edit import PromptEdit, PromptWriter, Reader
 from kecore.engine.session_facts import session_facts
 from kecore.model import ModelView
+from kecore_methods.presets import Published
 from kecore_methods.prompt.wording import WordingConfig, check_lengths, preface, prompt_edit
 
 __all__ = ["Ice", "IceConfig", "IceWriter"]
 
 
-class IceConfig(WordingConfig):
+class IceConfig(Published, WordingConfig):
     """Configuration of ICE: its wording."""
 
-    @classmethod
-    def presets(cls) -> Mapping[str, Mapping[str, Any]]:
-        """Return the wording of RippleEdits' baseline (arXiv 2307.12976), which the method has its name from."""
-        return {"ripple-edits": {"fact": "Imagine that {fact}. ", "prompt": "{prompt}"}}
+    preset_file: ClassVar[str] = "ice"
 
 
 class IceWriter(PromptWriter):

@@ -15,6 +15,7 @@ from kecore.batch import RequestBatch
 from kecore.edit import PromptEdit, PromptWriter, Reader, without_edits
 from kecore.engine.session_facts import session_facts
 from kecore.model import ModelView
+from kecore_methods.presets import Published
 from kecore_methods.prompt.encoders import load_sentence_encoder
 from kecore_methods.prompt.store import ScopeConfig, ScopeWriter, embed_facts
 from kecore_methods.prompt.wording import WordingConfig, check_lengths, preface, prompt_edit, statement
@@ -29,8 +30,10 @@ _KINDS: tuple[Kind, ...] = ("retain", "update", "retain", "copy", "retain", "upd
 _CHUNK = 64  # examples that are encoded between two reports of progress
 
 
-class IkeConfig(ScopeConfig):
+class IkeConfig(Published, ScopeConfig):
     """Configuration of IKE."""
+
+    preset_file: ClassVar[str] = "ike"
 
     demonstrations: int = Field(
         default=16, ge=1, description="Demonstrations before each prompt (16 in EasyEdit, 32 in the paper)."
@@ -44,11 +47,6 @@ class IkeConfig(ScopeConfig):
         description="Every prompt gets the nearest fact and its demonstrations, as in the paper; false leaves prompts "
         "alone that are about no fact, by `named` and `threshold`.",
     )
-
-    @classmethod
-    def presets(cls) -> Mapping[str, Mapping[str, Any]]:
-        """Return the set-up of the paper."""
-        return {"paper": {"demonstrations": 32}}
 
 
 class IkeWriter(ScopeWriter[IkeConfig]):
