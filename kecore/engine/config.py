@@ -14,7 +14,7 @@ from kecore.engine.closed_form import ClosedForm, by_subject, each_alone, unsolv
 from kecore.engine.layers import at_depth
 from kecore.engine.needs import Shape, closed_form
 from kecore.engine.staged import StagedConfig
-from kecore.engine.value_steps import ValueSettings, all_most_probable
+from kecore.engine.value_steps import Finished, ValueSettings, all_most_probable, most_probable_in_contexts
 from kecore.model import ModelView
 
 if TYPE_CHECKING:
@@ -90,6 +90,14 @@ class LocateConfig(StagedConfig):
         description="A value is also finished once its target is the most probable answer in all contexts "
         "(ENCORE's early stop, arXiv 2502.01636).",
     )
+    stop_hits: int = Field(
+        default=1,
+        ge=1,
+        description="At how many evaluations that must have been so (ENCORE's released prob_cutoff: 2 to 4).",
+    )
+    stop_bare: bool = Field(
+        default=True, description="The bare prompt counts among these contexts; False as in ENCORE's released code."
+    )
     noise: float = Field(
         default=0.5,
         ge=0,
@@ -156,11 +164,17 @@ class LocateConfig(StagedConfig):
             kl_weight=self.kl_weight,
             kl_position=self.kl_position,
             stop_loss=self.stop_loss,
-            finished=all_most_probable if self.stop_most_probable else None,
+            finished=self._early_stop(),
+            hits=self.stop_hits,
             noise=self.noise,
             precision=None if self.precision == "model" else DTYPES[self.precision],
             graphs=self.graphs,
         )
+
+    def _early_stop(self) -> Finished | None:
+        if not self.stop_most_probable:
+            return None
+        return all_most_probable if self.stop_bare or not self.contexts else most_probable_in_contexts
 
     def needs(self, view: ModelView, batch: RequestBatch) -> Sequence[Need]:
         """Return the memory that the engine's stages need."""

@@ -23,7 +23,16 @@ from kecore.engine.value_rows import LossRows, Row
 from kecore.model import ModelView
 from kecore.text import Encoder
 
-__all__ = ["Coupling", "Finished", "MemberCoupling", "ValueBatch", "ValueSettings", "all_most_probable", "said"]
+__all__ = [
+    "Coupling",
+    "Finished",
+    "MemberCoupling",
+    "ValueBatch",
+    "ValueSettings",
+    "all_most_probable",
+    "most_probable_in_contexts",
+    "said",
+]
 
 _BETAS = (0.9, 0.999)  # of Adam
 _EPS = 1e-8
@@ -32,17 +41,25 @@ _FLOOR = 0.1  # what its steps shrink to
 _COMPACT = 0.75  # rows are gathered anew once a quarter of them belongs to groups that have finished
 _RECORDED = ("cuda",)  # devices whose steps can be replayed
 
-Finished = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-"""``finished(logits [k, vocab], token [k], group [k], u)`` to ``[u]``, true for each of ``u`` groups that is done; of
-the logits that predict the tokens of targets. It may not wait for the device: a step can be recorded."""
+Finished = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+"""``finished(logits [k, vocab], token [k], group [k], context [k], u)`` to ``[u]``, true for each of ``u`` groups that
+may end; of the logits that predict the tokens of targets, each behind a context (0: none). It may not wait for the
+device: a step can be recorded."""
 
 
-def all_most_probable(logits: Tensor, token: Tensor, group: Tensor, u: int) -> Tensor:
+def all_most_probable(logits: Tensor, token: Tensor, group: Tensor, context: Tensor, u: int) -> Tensor:
     """Return the groups whose targets' tokens are the most probable ones in all contexts: a :data:`Finished`.
 
-    ENCORE's early stop (arXiv 2502.01636).
+    ENCORE's early stop (arXiv 2502.01636, section 4).
     """
+    del context
     missed = (logits.argmax(-1) != token).long()  # [k]
+    return torch.zeros(u, dtype=torch.long, device=logits.device).index_add(0, group, missed) == 0
+
+
+def most_probable_in_contexts(logits: Tensor, token: Tensor, group: Tensor, context: Tensor, u: int) -> Tensor:
+    """Return the same, where the bare prompt is not asked: a :data:`Finished`, as ENCORE's released code has it."""
+    missed = ((logits.argmax(-1) != token) & (context > 0)).long()  # [k]
     return torch.zeros(u, dtype=torch.long, device=logits.device).index_add(0, group, missed) == 0
 
 
@@ -65,6 +82,7 @@ class ValueSettings:
             or at the ``"subject"``'s last one (the released code of both).
         stop_loss: a group whose whole loss is below this is finished.
         finished: a further reason to finish a group; None for none.
+        hits: evaluations at which ``finished`` must have held before a group is.
         noise: Gaussian noise on the hidden states of the tokens behind the subject, in units of each coordinate's
             standard deviation; anew at each step, on every context but the bare prompt. A value that must work
             through it does not hang on the prompt's wording. None of the published methods has it.
@@ -88,6 +106,7 @@ class ValueSettings:
     kl_position: Literal["last", "subject"] = "last"
     stop_loss: float = 1e-2
     finished: Finished | None = None
+    hits: int = 1
     noise: float = 0.5
     beside: Callable[[ModelView, int], nn.Module] | None = None
     precision: torch.dtype | None = None
@@ -245,6 +264,9 @@ class ValueBatch:
         self.loss = torch.full((count,), float("nan"), device=device)
         self.steps = torch.zeros(count, dtype=torch.long, device=device)
         self.active = torch.ones(count, dtype=torch.bool, device=device)  # [u], groups that are not finished
+        self.hits = torch.zeros(
+            count, dtype=torch.long, device=device
+        )  # [u], evaluations that might have been the last
         self.original: Tensor | None = None  # [u, vocab], log-probabilities behind each group's row of the KL term
         self.recording = settings.graphs and device.type in _RECORDED and coupling is None
         self.recorded: Function | None = None  # a step of the rows at hand
@@ -255,7 +277,7 @@ class ValueBatch:
         Returns:
             Whether a further step is due.
         """
-        loss, moving, compute_gradient = self._evaluate(last)
+        loss, moving, self.hits, compute_gradient = self._evaluate(last)
         if not bool(torch.isfinite(loss[self.active]).all()):
             raise NonFiniteError("the loss of a target value became NaN or infinite; lower the learning rate")
         self.loss = torch.where(self.active, loss, self.loss)
@@ -273,13 +295,13 @@ class ValueBatch:
         self._compact(moving)
         return True
 
-    def _evaluate(self, last: bool) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
-        """Return the loss of each group ``[u]``, which groups go on ``[u]``, and what computes the gradient of those.
+    def _evaluate(self, last: bool) -> tuple[Tensor, Tensor, Tensor, Callable[[], Tensor]]:
+        """Return the loss of each group ``[u]``, which groups go on ``[u]``, hits ``[u]``, and what gives the gradient.
 
         A step is recorded once the first one has been done, which found out what later steps read.
         """
         noise = self._noise()
-        inputs = [self.delta, self.active]
+        inputs = [self.delta, self.active, self.hits]
         if noise is not None:
             inputs.append(noise)
         if self.recording and self.recorded is None and bool(self.steps.any()) and not last:
@@ -289,18 +311,20 @@ class ValueBatch:
                 self.recording = False
                 warnings.warn(f"steps are not replayed as CUDA graphs: {error}", KecoreWarning, stacklevel=4)
         if self.recorded is not None:
-            loss, moving, gradient = self.recorded(*inputs)
-            return loss, moving, lambda: gradient
+            loss, moving, hits, gradient = self.recorded(*inputs)
+            return loss, moving, hits, lambda: gradient
         delta = self.delta.clone().requires_grad_(not last)
         with torch.set_grad_enabled(not last):
-            loss, moving = self._loss(delta, self.active, noise)
-        return loss.detach(), moving, lambda: _slope(loss, moving, delta)
+            loss, moving, hits = self._loss(delta, self.active, self.hits, noise)
+        return loss.detach(), moving, hits, lambda: _slope(loss, moving, delta)
 
-    def _whole(self, delta: Tensor, active: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss of each group, which of them go on, and the gradient of those."""
+    def _whole(
+        self, delta: Tensor, active: Tensor, hits: Tensor, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the loss of each group, which of them go on, their hits, and the gradient of those that go on."""
         delta = delta.detach().requires_grad_()
-        loss, moving = self._loss(delta, active, noise)
-        return loss.detach(), moving, _slope(loss, moving, delta)
+        loss, moving, hits = self._loss(delta, active, hits, noise)
+        return loss.detach(), moving, hits, _slope(loss, moving, delta)
 
     # Groups that have stopped keep their vector whatever these return, so neither masks its sums.
 
@@ -325,8 +349,8 @@ class ValueBatch:
         """Return vectors ``[u, parts * d_model]``, each part times its factor ``[u, parts]``."""
         return (vectors.unflatten(1, (self.parts, -1)) * factor[:, :, None]).flatten(1)
 
-    def _loss(self, delta: Tensor, active: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the loss of each group ``[u]``, and which of the active ones go on ``[u]``.
+    def _loss(self, delta: Tensor, active: Tensor, hits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss of each group ``[u]``, which of the active ones go on ``[u]``, and their hits ``[u]``.
 
         The loss of a group whose rows are gone is its penalty alone.
         """
@@ -353,8 +377,10 @@ class ValueBatch:
         moving = active & (loss.detach() >= settings.stop_loss)
         if settings.finished is not None:
             target_group = rows.group[target_row]  # [t]
-            moving &= ~settings.finished(logits[: rows.targets].detach(), token, target_group, groups)
-        return loss, moving
+            context = rows.context[target_row]  # [t]
+            hits = hits + settings.finished(logits[: rows.targets].detach(), token, target_group, context, groups)
+            moving = moving & (hits < settings.hits)
+        return loss, moving, hits
 
     def _noise(self) -> Tensor | None:
         """Return the noise of this step, ``[rows, width, d_model]``; zero on bare prompts and rows of the KL term."""

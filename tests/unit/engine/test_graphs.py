@@ -63,7 +63,7 @@ def tracer(monkeypatch: pytest.MonkeyPatch) -> Tracer:
         *[(architecture, {}) for architecture in ("llama", "gpt2", "granite", "gemma2")],
         ("llama", {"optimizer": "adam"}),
         ("llama", {"noise": 0.0, "kl_weight": 0.0}),
-        ("llama", {"finished": all_most_probable}),
+        ("llama", {"finished": all_most_probable, "hits": 2}),
     ],
     ids=["llama", "gpt2", "granite", "gemma2", "adam", "plain", "most-probable"],
 )

@@ -18,7 +18,7 @@ from kecore.api.errors import NonFiniteError
 from kecore.api.types import EditRequest
 from kecore.batch import RequestBatch
 from kecore.engine import values as values_module
-from kecore.engine.value_steps import ValueBatch, ValueSettings, all_most_probable, said
+from kecore.engine.value_steps import ValueBatch, ValueSettings, all_most_probable, most_probable_in_contexts, said
 from kecore.engine.values import Values, optimise_values
 from kecore.model import LayerView, ModelView
 from kecore.testing import Snapshot
@@ -313,6 +313,22 @@ def test_a_value_is_done_when_its_target_is_most_probable_everywhere(world: Any,
     first = min(done, key=lambda i: int(found.steps[i]))
     before = int(found.steps[first]) - 1  # the step that made the last update began from what this leaves
     assert not all(says(world, facts[first], _after(world, facts, settings, before - 1)[first]))
+
+
+def test_hits_are_counted_in_the_contexts_alone(world: Any, facts: list[EditRequest]) -> None:
+    """ENCORE's released stop: at the evaluation that is the third at which all contexts but the bare prompt say it."""
+    steps, hits = 14, 3
+    settings = replace(DESCENT, steps=steps, finished=most_probable_in_contexts, hits=hits)
+    all_steps = optimise_values(world.view, apart(world, facts), LAYER, CONTEXTS, settings).steps
+    fact = [facts[int(all_steps.argmin())]]
+    found = optimise_values(world.view, apart(world, fact), LAYER, CONTEXTS, settings)
+    # Without a stop, the vector that each evaluation sees is that of the run with one, until it stops.
+    hit_at: list[int] = []
+    for updates in range(steps):
+        (vector,) = _after(world, fact, replace(DESCENT, steps=steps), updates)
+        if all(says(world, fact[0], vector)[1:]):
+            hit_at.append(updates + 1)
+    assert int(found.steps[0]) == hit_at[hits - 1] < steps
 
 
 def _after(world: Any, facts: list[EditRequest], settings: ValueSettings, updates: int) -> Tensor:

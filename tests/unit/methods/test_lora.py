@@ -158,7 +158,7 @@ def test_prompts_are_trained_behind_prefixes_too() -> None:
 
 def test_published_set_up_is_a_preset() -> None:
     editor = Editor(tiny_model("llama"), tiny_tokenizer())
-    edit = editor.edit(FACTS, "lora", preset="llama-2-7b", steps=1)
+    edit = editor.edit(FACTS, "adalora", preset="llama-2-7b", steps=1)
     assert isinstance(edit, WeightEdit)
     assert {name.split(".")[-2] for name in edit.updates} == {"q_proj", "v_proj"}
     assert len(edit.updates) == 2 * len(editor.view.layers)
