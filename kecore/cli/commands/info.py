@@ -64,13 +64,19 @@ def _show_method(screen: Screen, name: str) -> None:
     screen.show(make_fields(card.about()))
     rows = [(field.name, field.type, _shown(field.default), field.bounds, field.meaning) for field in card.fields]
     screen.show(make_table("field", "type", "default", "bounds", "meaning", rows=rows, title="--set FIELD=VALUE"))
-    if card.presets:
-        rows_of_presets: list[tuple[str, str, str, str]] = []
-        for preset_name, preset in card.presets.items():
-            values = ", ".join(f"{key}={_shown(value)}" for key, value in preset.fields.items())
-            rows_of_presets.append((preset_name, preset.source, values, " ".join(preset.differs)))
-        columns = ("preset", "source", "sets", "what still differs from it")
-        screen.show(make_table(*columns, rows=rows_of_presets, title="--preset NAME"))
+    for preset_name, preset in card.presets.items():
+        values = ", ".join(f"{key}={_shown(value)}" for key, value in preset.fields.items())
+        screen.show("")
+        screen.show(
+            make_fields(
+                {
+                    "--preset": preset_name,
+                    "from": preset.source,
+                    "sets": values,
+                    "differs": " ".join(preset.differs or ["in nothing that is known"]),
+                }
+            )
+        )
     screen.finish({**card.about(), **card.to_json()})
 
 
