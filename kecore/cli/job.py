@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from kecore.api.line import MethodLine
     from kecore.api.types import EditRecord
     from kecore.editor import Editor
-    from kecore.evaluate import Protocol
+    from kecore.evaluate import Evaluation, Protocol
     from kecore.facts import FactsReport
     from kecore.memory import MemoryPlan, Need
+    from kecore.retry import Retry
     from kecore.trained import TrainedEditor
 
 __all__ = ["EDIT", "EditJob"]
@@ -43,6 +44,7 @@ class EditJob:
         evaluate: ask the model before and after, and score the records; False runs the edit alone.
         trained: what the method's training left, should it need one.
         examples: where demonstrations are taken from, should the method need some.
+        retry: edit again, on top, what the edit failed to write.
     """
 
     method: MethodLine
@@ -53,6 +55,7 @@ class EditJob:
     evaluate: bool = True
     trained: TrainedEditor | None = None
     examples: Sequence[EditRecord] = ()
+    retry: bool = False
 
     @property
     def config(self) -> MethodConfig:
@@ -75,8 +78,11 @@ class EditJob:
         """
         from kecore.api.requirements import check_request
         from kecore.facts import as_requests
+        from kecore.retry import check_retry
 
         config = self.config
+        if self.retry:
+            check_retry(self.method)
         self.source.check()
         requests = as_requests(self.records)
         check_request(self.method, config, requests, trained=self.trained is not None, examples=bool(self.examples))
@@ -97,7 +103,7 @@ class EditJob:
         provide_statistics(screen, editor, self.method, layers, self.source)
         prompts = [ask.prompt for ask in asks]
         protocol = self._protocol(editor)
-        before = after = None
+        before = after = retry = None
         texts_before: list[str] = []
         texts_after: list[str] = []
         if self.evaluate:
@@ -112,8 +118,14 @@ class EditJob:
             path = edit.save(out / EDIT)
         if before is not None:
             with screen.stage("after", "asking the model after the edit"):
-                after = compare(before, editor.evaluate(self.records, protocol))
+                after = editor.evaluate(self.records, protocol)
                 texts_after = continue_prompts(editor.view, editor.encoder, prompts)
+            if self.retry:
+                retry = self._edit_failed_again(screen, editor, out, after)
+                after = retry.evaluation
+                if retry.kept:
+                    texts_after = continue_prompts(editor.view, editor.encoder, prompts)
+            after = compare(before, after)
         samples: list[Sample] = []
         for ask, text_before, text_after in zip(asks, texts_before, texts_after, strict=False):
             samples.append(Sample(ask, text_before, text_after))
@@ -127,7 +139,21 @@ class EditJob:
             samples=samples,
             cost=measure_cost(screen, editor.view.device, editor.history[-1].stages),
             plans=plans,
+            retry=retry,
         )
+
+    def _edit_failed_again(self, screen: Screen, editor: Editor, out: Path, first: Evaluation) -> Retry:
+        """Edit again what failed, and write both edits as one where that is better."""
+        from kecore.retry import retry_failed
+
+        with screen.stage("retry", "editing again what failed"):
+            retry = retry_failed(
+                editor, self.records, self.method,
+                first=first, protocol=first.protocol, preset=self.preset, **self.values,
+            )  # fmt: skip
+        if retry.kept:
+            editor.save(out / EDIT)
+        return retry
 
     def _protocol(self, editor: Editor) -> Protocol:
         from kecore.evaluate import Protocol

@@ -13,14 +13,16 @@ from kecore.cli.console import Screen, count_noun
 from kecore.cli.machine import show_cost
 from kecore.cli.samples import Sample, samples_table
 from kecore.cli.scores import flatten_scores, score_values, scores_table
-from kecore.cli.verdicts import Verdict, failures_table, verdicts_of
+from kecore.cli.verdicts import failures_table
 from kecore.environment import environment
 
 if TYPE_CHECKING:
     from kecore.cli.job import EditJob
     from kecore.editor import Editor
     from kecore.evaluate import Evaluation, Protocol
+    from kecore.evaluate.verdicts import Verdict
     from kecore.memory import MemoryPlan
+    from kecore.retry import Retry
 
 __all__ = ["Outcome"]
 
@@ -39,6 +41,7 @@ class Outcome:
         samples: what both write.
         cost: time by stage, those of the method among them, and memory.
         plans: what the stages were expected to take in memory.
+        retry: what came of editing failed facts again; None where that was not asked for.
     """
 
     job: EditJob
@@ -50,6 +53,7 @@ class Outcome:
     samples: Sequence[Sample]
     cost: dict[str, Any]
     plans: Sequence[MemoryPlan]
+    retry: Retry | None = None
 
     def to_json(self, screen: Screen, model: str) -> dict[str, Any]:
         """Return the result as JSON values, without the rows of single records."""
@@ -75,6 +79,7 @@ class Outcome:
             "base": dict(editor.base.digests),
             "statistics": self._statistics_to_json(),
             "samples": [sample.to_json() for sample in self.samples],
+            "retry": None if self.retry is None else self.retry.to_json(),
             "failed": [verdict.id for verdict in self.verdicts if not verdict.holds],
             "details": {"before": score_values(self.before), "after": score_values(self.after)},
             "warnings": screen.warnings,
@@ -105,6 +110,8 @@ class Outcome:
     @cached_property
     def verdicts(self) -> list[Verdict]:
         """Whether each fact holds after the edit; empty where nothing was evaluated."""
+        from kecore.evaluate.verdicts import verdicts_of
+
         return [] if self.after is None else verdicts_of(self.after)
 
     def show(self, screen: Screen) -> None:
@@ -115,9 +122,23 @@ class Outcome:
             title = f"Scores of {count_noun(len(self.job.records), 'edit')}, protocol {self.protocol.hash()}"
             screen.show(scores_table(self.before, self.after, title))
             failures = failures_table(self.verdicts)
+            if self.retry is not None:
+                screen.show(_describe_retry(self.retry))
             screen.show(_all_hold(len(self.verdicts)) if failures is None else failures)
         show_cost(screen, self.cost)
 
 
 def _all_hold(facts: int) -> str:
     return "The fact holds." if facts == 1 else f"All {facts} facts hold."
+
+
+def _describe_retry(retry: Retry) -> str:
+    """Say what came of a retry."""
+    values = retry.to_json()
+    if not retry.tried:
+        return "Retry: no fact had failed."
+    failed, still = len(values["failed_before"]), len(values["failed_after"])
+    settings = ", ".join(f"{name}={value}" for name, value in retry.settings.items())
+    how = f" again with {settings}" if settings else " again"
+    end = "" if retry.kept else "; that is no better, so the retry was taken off"
+    return f"Retry: {count_noun(failed, 'fact')} edited{how}; {count_noun(still, 'fact')} failed after it{end}."

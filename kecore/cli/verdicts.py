@@ -1,10 +1,10 @@
-"""Says of each fact whether the model gives it after the edit, and whether an edit is as good as was asked for."""
+"""Shows which facts hold after an edit, and whether the edit is as good as was asked for."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,10 @@ from kecore.api.errors import ConfigError
 from kecore.cli.console import count_noun, format_score, make_table
 
 if TYPE_CHECKING:
-    from kecore.evaluate import AnsweredProbe, Evaluation
+    from kecore.evaluate import Evaluation
+    from kecore.evaluate.verdicts import Verdict
 
-__all__ = ["FILE", "Verdict", "failures_table", "read_requirements", "unmet", "verdicts_of", "write_verdicts"]
+__all__ = ["FILE", "failures_table", "read_requirements", "unmet", "write_verdicts"]
 
 FILE = "verdicts.csv"
 """The list of all facts beside an edit, one a row."""
@@ -24,50 +25,6 @@ FILE = "verdicts.csv"
 _SHOWN = 20
 _SHORT = {"strict": "strict_accuracy", "es": "edit_success", "ps": "paraphrase_success", "ns": "neighbourhood_success",
           "free": "free_generation"}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether the edited model gives a fact.
-
-    Args:
-        id: of the record.
-        prompt: the edited prompt.
-        target: what should follow.
-        holds: every token of the target is the most probable one.
-        written: what the model writes by itself; empty where it was not asked.
-        right_tokens: tokens of the target that are the most probable ones.
-        tokens: tokens of the target.
-    """
-
-    id: str
-    prompt: str
-    target: str
-    holds: bool
-    written: str
-    right_tokens: int
-    tokens: int
-
-
-def verdicts_of(after: Evaluation) -> list[Verdict]:
-    """Return one verdict for each edited prompt of an evaluation, in order."""
-    verdicts: list[Verdict] = []
-    for row in after.rows:
-        verdicts += [_verdict(row.id, probe) for probe in row.probes_of("edit") if probe.scores]
-    return verdicts
-
-
-def _verdict(id: str, probe: AnsweredProbe) -> Verdict:
-    score = max(probe.scores, key=lambda score: (score.exact, score.accuracy))  # of the target and its aliases
-    return Verdict(
-        id=id,
-        prompt=probe.prompt,
-        target=probe.answers[0],
-        holds=score.exact,
-        written=probe.text or "",
-        right_tokens=sum(score.correct),
-        tokens=len(score.correct),
-    )
 
 
 def failures_table(verdicts: Sequence[Verdict]) -> Table | None:
@@ -87,6 +44,7 @@ def failures_table(verdicts: Sequence[Verdict]) -> Table | None:
 
 def write_verdicts(path: Path, verdicts: Sequence[Verdict]) -> Path:
     """Write all verdicts as CSV, whole or not at all."""
+    from kecore.evaluate.verdicts import Verdict
     from kecore.files import write_atomic
 
     def write(temporary: Path) -> None:

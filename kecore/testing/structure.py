@@ -51,7 +51,7 @@ FLOORS = (
     Floor("evaluate", ("kecore.evaluate",)),
     Floor("session", ("kecore.trained", "kecore.training", "kecore.checkpoint",
                       "kecore.environment", "kecore.facts", "kecore.served", "kecore.statistics_source",
-                      "kecore.doctor", "kecore.editor")),
+                      "kecore.doctor", "kecore.editor", "kecore.retry")),
     Floor("testing", ("kecore.testing",)),
     Floor("accelerators", ("kecore_cpu",), closed=("testing",)),
     Floor("metrics", ("kecore_metrics",), closed=("testing",)),

@@ -60,6 +60,10 @@ def edit(
             show_default=False,
         ),
     ] = None,
+    retry: Annotated[
+        bool,
+        typer.Option("--retry", help="Edit what failed again, on top and longer; kept if fewer facts fail."),
+    ] = False,
     chat: options.Chat = False,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -76,8 +80,8 @@ def edit(
     screen = Screen.of(context)
     single = {"prompt": prompt, "subject": subject, "target": target, "ground_truth": ground_truth}
     required = verdicts.read_requirements(require)
-    if required and no_evaluate:
-        raise typer.BadParameter("--require needs scores; leave out --no-evaluate")
+    if (required or retry) and no_evaluate:
+        raise typer.BadParameter(f"--{'require' if required else 'retry'} needs scores; leave out --no-evaluate")
     of_facts = reading.given() if limit is None else ["--limit", *reading.given()]
     _check_usage(facts, single, of_facts, stats, text or tokens)
     job = EditJob(
@@ -89,6 +93,7 @@ def edit(
         trained=_trained(trained),
         examples=_examples(examples),
         evaluate=not no_evaluate,
+        retry=retry,
     )
     # Whatever is wrong with the input is said before the model is loaded.
     job.check()

@@ -13,8 +13,9 @@ from hand_scores import probe, score
 from rich.console import Console
 
 from kecore.api.errors import ConfigError
-from kecore.cli.verdicts import failures_table, read_requirements, unmet, verdicts_of, write_verdicts
+from kecore.cli.verdicts import failures_table, read_requirements, unmet, write_verdicts
 from kecore.evaluate import AnsweredProbe, Evaluation, Protocol, RecordResult
+from kecore.evaluate.verdicts import verdicts_of
 
 
 def answered(prompt: str, target: str, *, wrong: tuple[int, ...] = (), text: str = "") -> AnsweredProbe:
