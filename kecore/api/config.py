@@ -45,6 +45,8 @@ def validate_config(cls: type[M], values: Mapping[str, Any]) -> M:
                 near = get_close_matches(key, known, n=1) if not why else []
                 hint = f"did you mean '{near[0]}'? " if near else ""
                 lines.append(f"unknown key '{key}'{why}; {hint}known: {', '.join(known)}")
+            elif item["type"] == "missing":  # what "came" is all the other fields
+                lines.append(f"'{key}' is missing")
             else:
                 lines.append(f"'{key}': {item['msg']}, got {item['input']!r}")
         raise ConfigError(f"bad configuration for {cls.__qualname__}: " + "; ".join(lines)) from None

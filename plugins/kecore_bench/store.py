@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -106,6 +106,9 @@ class Failure:
 class Store:
     """A file of results by one protocol.
 
+    As a context manager it closes the file; where the block ends in an error before any run began, a file that was made
+    for it goes again, with the folders that were made for it.
+
     Args:
         path: the file; it is made if it is not there and a protocol is given. ``":memory:"`` keeps nothing.
         protocol: that of the results to be written; None to read what is there.
@@ -123,8 +126,10 @@ class Store:
             raise ArtifactError(
                 f"{path}: no such store; make it with `kecore bench`, `kecore eval` or `kecore compare`"
             )
+        self._is_new = self.on_disk and not self.path.exists()
+        self._new_folders = [folder for folder in self.path.parents if self._is_new and not folder.exists()]
         with self._guard():
-            if self.on_disk and not self.path.exists():
+            if self._is_new:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
             if protocol is not None:
@@ -164,8 +169,19 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        is_void = kind is not None and self._is_new and not self.specs()
         self.close()
+        if is_void:
+            self._remove()
+
+    def _remove(self) -> None:
+        """Delete the file, and the folders that were made for it as far as nothing else is in them."""
+        for file in (self.path, Path(f"{self.path}.lock")):
+            file.unlink(missing_ok=True)
+        with suppress(OSError):  # the first folder that holds something ends it
+            for folder in self._new_folders:
+                folder.rmdir()
 
     @contextmanager
     def alone(self) -> Iterator[None]:

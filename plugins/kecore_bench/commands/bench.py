@@ -13,7 +13,7 @@ from kecore.cli.groups import ReadingOptions, take_groups
 from kecore.cli.plugins import help_group
 from kecore_bench.commands import options as bench_options
 from kecore_bench.commands.groups import MethodOptions, RunOptions
-from kecore_bench.commands.shared import data_entry, make_plan, open_store, run_on_screen, show_tables
+from kecore_bench.commands.shared import data_entry, make_plan, run_on_screen, show_tables
 
 __all__ = ["bench"]
 
@@ -55,6 +55,11 @@ def bench(
         plan, store = store, Path(store.with_suffix(".sqlite").name)
     if not facts and reading.given():
         raise typer.BadParameter(f"{reading.given()[0]} is of --facts; a plan has it as a field of its 'facts'")
+    if plan is None and not (model and facts):
+        raise typer.BadParameter(
+            "there is nothing to run: give --model and --facts (and --methods), or --plan FILE; what a store holds is "
+            "shown by `kecore report STORE`"
+        )
     if reading.sha256 is not None and len(facts or ()) > 1:
         raise typer.BadParameter("--sha256 is of one data set; give those of several in a plan's 'facts'")
     fields = {
@@ -64,8 +69,9 @@ def bench(
         "sizes": options.names(sizes),
         **method_options.fields(),
     }
+    from kecore_bench.store import Store
 
     bench_plan = make_plan(fields, run_options, plan)
-    with open_store(store, bench_plan.protocol) as results:
+    with Store(store, bench_plan.protocol) as results:
         cells = run_on_screen(screen, bench_plan, results, run_options.jobs)
         show_tables(screen, results, {cell.spec.key for cell in cells})

@@ -14,7 +14,7 @@ from kecore.cli.groups import ReadingOptions, take_groups
 from kecore.cli.plugins import help_group
 from kecore_bench.commands import options as bench_options
 from kecore_bench.commands.groups import MethodOptions, RunOptions
-from kecore_bench.commands.shared import data_entry, make_plan, open_store, run_on_screen, show_tables
+from kecore_bench.commands.shared import data_entry, make_plan, run_on_screen, show_tables
 
 __all__ = ["compare"]
 
@@ -48,6 +48,7 @@ def compare(
     baselines stand beside the methods unless --without names them.
     """
     from kecore_bench.report import FORMATS, write_report
+    from kecore_bench.store import Store
 
     screen = Screen.of(context)
     out = out or Path(f"compare-{_file_name(model.removesuffix('.gguf'))}-{_file_name(facts.partition('.json')[0])}")
@@ -59,7 +60,7 @@ def compare(
         **method_options.fields(),
     }
     plan = make_plan(fields, run_options)
-    with open_store(out / STORE, plan.protocol) as store:
+    with Store(out / STORE, plan.protocol) as store:
         run_on_screen(screen, plan, store, run_options.jobs)
         written = write_report([store], out, [name for name in FORMATS if name not in ("png", "latex")])
         screen.show(make_fields({"page": str(written["html"][0]), "files": ", ".join(p.name for p in out.iterdir())}))

@@ -13,7 +13,7 @@ from kecore.cli.console import Screen
 from kecore.cli.groups import ReadingOptions, take_groups
 from kecore.cli.plugins import help_group
 from kecore_bench.commands.groups import RunOptions
-from kecore_bench.commands.shared import data_entry, make_plan, open_store, run_on_screen, show_tables
+from kecore_bench.commands.shared import data_entry, make_plan, run_on_screen, show_tables
 
 __all__ = ["evaluate"]
 
@@ -43,6 +43,7 @@ def evaluate(
     """
     from kecore_bench.plan import BASELINES
     from kecore_bench.ranks import here
+    from kecore_bench.store import Store
 
     screen = Screen.of(context)
     if edit is not None and not edit.exists():
@@ -51,6 +52,6 @@ def evaluate(
         raise typer.BadParameter("several processes meet in a store: give --store, or leave out --jobs and torchrun")
     fields = {"models": model, "facts": data_entry(facts, reading), "sizes": limit, "edit": edit, "without": BASELINES}
     plan = make_plan(fields, run_options)
-    with open_store(Path(":memory:") if store is None else store, plan.protocol) as results:
+    with Store(":memory:" if store is None else store, plan.protocol) as results:
         cells = run_on_screen(screen, plan, results, run_options.jobs)
         show_tables(screen, results, {cell.spec.key for cell in cells})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -16,13 +16,12 @@ from kecore.cli.console import Screen
 
 if TYPE_CHECKING:
     from kecore.cli.groups import ReadingOptions
-    from kecore.evaluate.protocol import Protocol
     from kecore_bench.cells import Cell
     from kecore_bench.commands.groups import RunOptions
     from kecore_bench.plan import BenchPlan
     from kecore_bench.store import Store
 
-__all__ = ["data_entry", "make_plan", "open_store", "run_on_screen", "show_tables"]
+__all__ = ["data_entry", "make_plan", "run_on_screen", "show_tables"]
 
 
 def data_entry(path: str, reading: ReadingOptions) -> dict[str, Any]:
@@ -60,34 +59,6 @@ def make_plan(fields: Mapping[str, Any], run_options: RunOptions, file: Path | N
         raise ConfigError(f"'protocol' holds fields, got {protocol!r}")
     values["protocol"] = Protocol.make({**protocol, **options.settings(run_options.protocol, "--protocol")})
     return BenchPlan.make(values)
-
-
-@contextmanager
-def open_store(path: Path, protocol: Protocol) -> Iterator[Store]:
-    """Open a store for a run; a file that was made for it goes again where the run fails before anything was begun.
-
-    Args:
-        path: the file; ``:memory:`` keeps nothing.
-        protocol: that of the results.
-    """
-    from kecore_bench.ranks import here
-    from kecore_bench.store import Store
-
-    is_new = not path.exists() and here().rank == 0
-    is_new_folder = not path.parent.exists()
-    is_empty = False
-    try:
-        with Store(path, protocol) as store:
-            try:
-                yield store
-            finally:
-                is_empty = store.on_disk and not store.specs()
-    except BaseException:
-        if is_new and is_empty:
-            path.unlink()
-            if is_new_folder and not any(path.parent.iterdir()):
-                path.parent.rmdir()
-        raise
 
 
 def run_on_screen(screen: Screen, plan: BenchPlan, store: Store, jobs: int) -> list[Cell]:

@@ -1,11 +1,17 @@
-"""How options of several methods become entries of a plan."""
+"""How options of several methods become entries of a plan, and what a command that cannot begin leaves behind."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from typer.testing import CliRunner
 
 from kecore.api.errors import ConfigError
+from kecore.cli import app
+from kecore.evaluate.protocol import Protocol
 from kecore_bench.commands.options import method_entries
+from kecore_bench.store import RunSpec, Store
 
 
 def test_settings_of_methods() -> None:
@@ -32,3 +38,49 @@ def test_settings_of_methods() -> None:
 def test_bad_settings_of_methods(presets: list[str], pairs: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         method_entries(["memit"], presets, pairs)
+
+
+@pytest.mark.parametrize("options", [[], ["--model", "demo"], ["--facts", "facts.jsonl"]])
+def test_a_bench_of_nothing_says_what_to_give(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["bench", "x.sqlite", *options])
+    assert done.exit_code == 2
+    assert "give --model and --facts (and --methods), or --plan FILE" in " ".join(done.stderr.split())
+    assert len(done.stderr) < 300
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["compare", "demo", "--methods", "nope", "--facts", "nope"],
+        ["compare", "demo", "--methods", "ft-m", "--facts", "nope", "--out", "a/b"],
+        ["bench", "folder/x.sqlite", "--model", "demo", "--methods", "ft-m", "--facts", "nope"],
+        ["eval", "nope", "--facts", "nope", "--store", "x.sqlite"],
+    ],
+)
+def test_a_command_that_cannot_begin_leaves_nothing(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2
+    assert "error: " in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_stays_where_it_was_before_or_holds_a_run(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "x.sqlite"
+    data = {"name": "facts", "sha256": "0", "format": "kecore"}
+    with pytest.raises(ConfigError), Store(path, Protocol()) as store:
+        store.add_run(RunSpec("m", None, "demo", data, 1), {"versions": {}, "base": {}})
+        raise ConfigError("late")
+    with pytest.raises(ConfigError), Store(path, Protocol()):
+        raise ConfigError("early, but the file was there")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ConfigError), Store(tmp_path / "mine" / "y.sqlite", Protocol()):
+        raise ConfigError("early")
+    assert path.is_file()
+    assert not list((tmp_path / "mine").iterdir())
