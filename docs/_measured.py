@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from kecore_bench.report.text import COSTS
+from kecore_bench.report.costs import COSTS
 
 DOCS = Path(__file__).parent
 _HEADING = "## Beside the other methods\n\n"

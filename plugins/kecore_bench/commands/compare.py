@@ -47,7 +47,7 @@ def compare(
     a folder named after MODEL and FILE where one is not given. The same command goes on where it was cut off. The
     baselines stand beside the methods unless --without names them.
     """
-    from kecore_bench.report import FORMATS, write_report
+    from kecore_bench.report import FIGURES, FORMATS, write_report
     from kecore_bench.store import Store
 
     screen = Screen.of(context)
@@ -62,7 +62,7 @@ def compare(
     plan = make_plan(fields, run_options)
     with Store(out / STORE, plan.protocol) as store:
         run_on_screen(screen, plan, store, run_options.jobs)
-        written = write_report([store], out, [name for name in FORMATS if name not in ("png", "latex")])
+        written = write_report([store], out, [name for name in FORMATS if name not in (*FIGURES, "latex")])
         screen.show(make_fields({"page": str(written["html"][0]), "files": ", ".join(p.name for p in out.iterdir())}))
         show_tables(screen, store, {spec.key for spec in store.specs()})
 

@@ -6,10 +6,12 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from kecore.evaluate.result import Score
 from kecore_bench.report.papers import PaperRow, lines
 from kecore_bench.report.results import Result, Retained
+from kecore_bench.report.seeds import join_scores
 from kecore_bench.report.table import Table
 
 __all__ = [
@@ -20,11 +22,13 @@ __all__ = [
     "Scatter",
     "StageTimes",
     "Stages",
+    "Style",
     "colour",
     "curves",
     "scatters",
     "stage_colour",
     "stages",
+    "styles",
 ]
 
 COLOURS = (
@@ -34,6 +38,12 @@ COLOURS = (
 
 STAGE_COLOURS = ("#7aa6c2", "#e0b070", "#8fb996", "#c9a0bd", "#b5a878", "#a9d3e6", "#a69fcc", "#cf9f92")
 """Paler than those of the methods, which they do not stand for."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+"""Shapes of the marks, which tell methods apart without colours; their number has no factor in common with that of the
+colours, so that 90 methods have a pair of their own."""
+
+UNEDITED_MARKER = "*"
 
 _GREY, _PALE_GREY = "#777777", "#cccccc"
 
@@ -53,12 +63,36 @@ _RETAINED = ("edit_success", "strict_accuracy", "paraphrase_success", "neighbour
 """Scores that have a curve."""
 
 
+@dataclass(frozen=True)
+class Style:
+    """Look of a method, the same in all plots of a table.
+
+    Args:
+        colour: as ``#rrggbb``.
+        marker: shape of its marks, as matplotlib names it.
+    """
+
+    colour: str = _GREY
+    marker: str = UNEDITED_MARKER
+
+
+def styles(*tables: Table) -> dict[str, Style]:
+    """Return the looks of the methods of a table, or of tables of several seeds, by label."""
+    looks: dict[str, Style] = {}
+    number = 0
+    for row in chain.from_iterable(table.rows for table in tables):
+        if row.label in looks:
+            continue
+        looks[row.label] = Style()
+        if row.result.edits:
+            looks[row.label] = Style(COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)])
+            number += 1
+    return looks
+
+
 def colour(table: Table, label: str) -> str:
     """Return the colour of a method, the same in all plots of a table."""
-    methods = [row.label for row in table.rows if row.result.edits]
-    if label not in methods:
-        return _GREY
-    return COLOURS[methods.index(label) % len(COLOURS)]
+    return styles(table).get(label, Style()).colour
 
 
 @dataclass(frozen=True)
@@ -174,14 +208,15 @@ class Stages:
     rows: Sequence[StageTimes]
 
 
-def scatters(table: Table) -> list[Scatter]:
-    """Return the panels that the table's scores allow."""
+def scatters(*tables: Table) -> list[Scatter]:
+    """Return the panels that the scores of a table allow; of tables of several seeds with the means over these."""
+    table = tables[0]
     x_key = _first_column(table, _LOCALITY)
     panels: list[Scatter] = []
     for names in _SUCCESS:
         y_key = _first_column(table, names)
         if x_key is not None and y_key is not None:
-            panels.append(_scatter(table, x_key, y_key, (_LOCALITY[x_key], names[y_key])))
+            panels.append(_scatter(tables, x_key, y_key, (_LOCALITY[x_key], names[y_key])))
     return panels
 
 
@@ -193,31 +228,49 @@ def _first_column(table: Table, keys: Iterable[str]) -> str | None:
     return None
 
 
-def _scatter(table: Table, x_key: str, y_key: str, axes: tuple[str, str]) -> Scatter:
+def _scatter(tables: Sequence[Table], x_key: str, y_key: str, axes: tuple[str, str]) -> Scatter:
     """Return the points of all rows, papers' ones among them, that have both scores."""
-    points: list[Point] = []
-    published: list[PaperPoint] = []
-    for row in lines(table):
+    scores_of: dict[str, list[tuple[Score, Score]]] = defaultdict(list)  # by label, one a seed
+    published: dict[str, PaperPoint] = {}
+    for row in chain.from_iterable(map(lines, tables)):
         if x_key not in row.scores or y_key not in row.scores:
             continue
         if isinstance(row, PaperRow):
-            published.append(PaperPoint(row.label, row.beside, row.scores[x_key], row.scores[y_key]))
+            published[row.label] = PaperPoint(row.label, row.beside, row.scores[x_key], row.scores[y_key])
         else:
-            points.append(Point(row.label, row.scores[x_key], row.scores[y_key]))
+            scores_of[row.label].append((row.scores[x_key], row.scores[y_key]))
+    points: list[Point] = []
+    for label, pairs in scores_of.items():
+        points.append(Point(label, join_scores([x for x, _ in pairs]), join_scores([y for _, y in pairs])))
     x, y = axes
-    return Scatter(x, y, points, published)
+    return Scatter(x, y, points, list(published.values()))
 
 
 def curves(results: Sequence[Result]) -> list[Curve]:
-    """Return the curves of runs on the same records; none where no sequence was scored on its way."""
+    """Return the curves of runs on the same records; none where no sequence was scored on its way.
+
+    Runs of one label are those of several seeds, of which the curve is the mean.
+    """
     panels: list[Curve] = []
     names = {**_SUCCESS[0], **_SUCCESS[1], **_LOCALITY}
     for key in _RETAINED:
-        curve_lines = [Line(result.label, result.retention(key)) for result in results]
-        curve_lines = [line for line in curve_lines if len(line.points) > 1]
+        curve_lines: list[Line] = []
+        for label in dict.fromkeys(result.label for result in results):
+            points = _retained(key, [result for result in results if result.label == label])
+            if len(points) > 1:
+                curve_lines.append(Line(label, points))
         if curve_lines:
             panels.append(Curve(names[key], curve_lines))
     return panels
+
+
+def _retained(key: str, runs: Sequence[Result]) -> list[Retained]:
+    """Return a score at several numbers of facts, the mean over runs of several seeds."""
+    scores_at: dict[int, list[Score]] = defaultdict(list)
+    for run in runs:
+        for point in run.retention(key):
+            scores_at[point.facts].append(point.score)
+    return [Retained(facts, join_scores(scores)) for facts, scores in sorted(scores_at.items())]
 
 
 def stage_colour(names: Sequence[str], name: str) -> str:
@@ -227,19 +280,29 @@ def stage_colour(names: Sequence[str], name: str) -> str:
     return STAGE_COLOURS[names.index(name) % len(STAGE_COLOURS)]
 
 
-def stages(table: Table) -> Stages:
-    """Return where the time of editing went."""
+def stages(*tables: Table) -> Stages:
+    """Return where the time of editing went; of tables of several seeds on average."""
+    seconds_of: dict[str, list[dict[str, float]]] = defaultdict(list)  # by label, one a seed
+    for row in chain.from_iterable(table.rows for table in tables):
+        if row.result.seconds is not None:
+            seconds_of[row.label].append(_stage_seconds(row.result, row.result.seconds))
     rows: list[StageTimes] = []
     sums: dict[str, float] = defaultdict(float)  # by stage, of all methods
-    for row in table.rows:
-        total = row.result.seconds
-        if total is None:
-            continue
-        facts = sum(cost["records"] for cost in row.result.costs.values())
-        seconds = {name: value / facts for name, value in row.result.stages.items()}
+    for label, runs in seconds_of.items():
+        seconds: dict[str, float] = defaultdict(float)
+        for name, value in chain.from_iterable(run.items() for run in runs):
+            seconds[name] += value / len(runs)
         for name, value in seconds.items():
-            sums[name] += value
-        seconds["other"] = max(total - sum(seconds.values()), 0.0)
-        rows.append(StageTimes(row.label, seconds, total))
+            if name != "other":
+                sums[name] += value
+        rows.append(StageTimes(label, dict(seconds), sum(seconds.values())))
     names = sorted(sums, key=lambda name: -sums[name])
     return Stages([*names, "other"], rows)
+
+
+def _stage_seconds(result: Result, total: float) -> dict[str, float]:
+    """Return a run's seconds of editing for each fact by stage; what no stage counts is ``other``."""
+    facts = sum(cost["records"] for cost in result.costs.values())
+    seconds = {name: value / facts for name, value in result.stages.items()}
+    seconds["other"] = max(total - sum(seconds.values()), 0.0)
+    return seconds

@@ -117,7 +117,8 @@ def gap_notes(table: Table) -> list[str]:
     notes: list[str] = []
     on_no_record: list[str] = []
     for gap in gaps(table):
-        headings = [columns[key].heading for key in gap.keys if columns[key].core]
+        shown = [key for key in gap.keys if (columns[key].core if table.keys is None else key in table.keys)]
+        headings = [columns[key].heading for key in shown]
         if not headings:
             continue
         if gap.ids or gap.methods:

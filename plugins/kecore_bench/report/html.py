@@ -12,6 +12,7 @@ from kecore.api.errors import MissingDependencyError
 from kecore.evaluate.protocol import AFTER
 from kecore_bench.report.drill import drill
 from kecore_bench.report.html_tables import further_table, main_table, missing
+from kecore_bench.report.marks import LEGEND
 from kecore_bench.report.plots import INSTALL, Plot, drawn_plots
 from kecore_bench.report.results import Result
 from kecore_bench.report.table import MOMENTS, Table, last_moments
@@ -84,7 +85,7 @@ def page(tables: Sequence[Table], results: Sequence[Result]) -> str:
     configs = [_config(result) for result in results if result.spec.config]
     return _PAGE.format(
         title=escape(f"Knowledge editing: {models} on {sets}"),
-        lead=f"{escape(_capitalise(protocol.describe()))}. Protocol <code>{protocol.hash()}</code>.",
+        lead=_lead(results),
         version=escape(__version__),
         style=_file("page.css"),
         script=_file("page.js"),
@@ -94,6 +95,14 @@ def page(tables: Sequence[Table], results: Sequence[Result]) -> str:
         configs="".join(configs),
         data=data.replace("<", "\\u003c"),
     )
+
+
+def _lead(results: Sequence[Result]) -> str:
+    """Return the protocol in words, and its hash; of several seeds those of each."""
+    hashes = dict.fromkeys(f"<code>{result.protocol.hash()}</code>" for result in results)
+    seeds = dict.fromkeys(str(result.protocol.seed) for result in results)
+    noun = "Protocol" if len(hashes) == 1 else f"Protocols with the seeds {', '.join(seeds)}:"
+    return f"{escape(_capitalise(results[0].protocol.describe()))}. {noun} {', '.join(hashes)}."
 
 
 def _field(name: str, value: object) -> str:
@@ -115,8 +124,8 @@ def _section(table: Table, results: Sequence[Result], last: bool) -> str:
         elements.append(f"<p class='when'>Scored {escape(MOMENTS[table.moment])}.</p>")
     elements.append(main_table(table))
     hint = (
-        f"{escape(INTERVALS)} Bold: the best edited value of a column, of perplexity and KL the least, "
-        "and all whose intervals reach it. Hold the pointer over a heading for its meaning."
+        f"{escape(INTERVALS)} {escape(LEGEND)} Hold the pointer over a heading for its meaning; "
+        '<a href="#glossary">all of them</a> stand below.'
     )
     if table.cited:
         hint += " Rows in italics are figures of papers, from the sources below."
@@ -131,7 +140,7 @@ def _section(table: Table, results: Sequence[Result], last: bool) -> str:
 def _figures(table: Table, results: Sequence[Result], last: bool) -> str:
     """Return the plots of a table; or how to get them, where matplotlib is not installed."""
     try:
-        plots = drawn_plots(table, results, last)
+        plots = drawn_plots([table], results, last)
     except MissingDependencyError:
         return f"<p class='hint'>There are no figures: {escape(INSTALL)}</p>"
     return "".join(map(_figure, plots))

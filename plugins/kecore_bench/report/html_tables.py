@@ -10,18 +10,13 @@ from kecore.evaluate.columns import described
 from kecore.evaluate.result import Score
 from kecore_bench.report.figures import colour
 from kecore_bench.report.gaps import gaps, left_out
+from kecore_bench.report.marks import Mark, mark_best
 from kecore_bench.report.papers import PaperRow, lines
 from kecore_bench.report.table import Row, Table
-from kecore_bench.report.text import COSTS, costs, figure
+from kecore_bench.report.text import figure
 
 __all__ = ["further_table", "main_table", "missing"]
 
-_COSTS = {
-    "s/fact": "seconds of editing for each fact, without loading, statistics and scoring",
-    "KiB/fact": "what the edits take to keep, over their facts; of a sequence those that act at its end",
-    "+ms/token": "what the edits add to a token of greedy text; noise can make it negative",
-    "peak GiB": "most memory that the process held, with the model and the program; see the conditions",
-}
 _KINDS = {
     "edit": "Edited prompts",
     "paraphrase": "Paraphrases",
@@ -43,7 +38,7 @@ def main_table(table: Table) -> str:
     for key, text in table.columns.items():
         meaning = table.described[key].meaning if key in table.described else ""
         head.append(_head(text, meaning))
-    head += [_head(text, _COSTS[text]) for text in COSTS]
+    head += [_head(cost.heading, cost.meaning) for cost in table.costs]
     body = [_row(table, row) if isinstance(row, Row) else _paper_row(table, row) for row in lines(table)]
     return _html_table(f"<th>method</th>{''.join(head)}", "\n".join(body))
 
@@ -60,7 +55,9 @@ def _head(text: str, meaning: str) -> str:
 def _row(table: Table, row: Row) -> str:
     cells = [f"<th>{_dot(table, row)}</th>"]
     cells += [_cell(table, row, key) for key in table.columns]
-    cells += [_NONE if cost is None else f"<td>{cost}</td>" for cost in costs(row.result)]
+    for cost in table.costs:
+        text = cost.text(row.result)
+        cells.append(_NONE if text is None else f"<td>{text}</td>")
     kind = "" if row.result.edits else " class='plain'"
     return f'<tr data-method="{escape(row.label)}"{kind}>{"".join(cells)}</tr>'
 
@@ -73,10 +70,11 @@ def _cell(table: Table, row: Row, key: str) -> str:
     score = row.scores.get(key)
     if score is None:
         return _NONE
-    best = " class='best'" if _best(table, row, key) else ""
+    mark = _marks(table, key).get(row.label, "")
+    kind = f" class='{mark}'" if mark else ""
     title = f"n = {score.records} records, {score.probes} probes"
-    text = f"{figure(score.value)}<small>{_ends(score)}</small>"
-    return f'<td{best} data-value="{score.value!r}" title="{title}">{text}</td>'
+    text = f"<span>{figure(score.value)}</span><small>{_ends(score)}</small>"
+    return f'<td{kind} data-value="{score.value!r}" title="{title}">{text}</td>'
 
 
 def _ends(score: Score) -> str:
@@ -89,17 +87,13 @@ def _ends(score: Score) -> str:
     return f"{figure(low)} – {figure(high)}".replace("-", "−")
 
 
-def _best(table: Table, row: Row, key: str) -> bool:
-    """Return whether a method's score is the best of those that edit, or its interval reaches it."""
-    editing = [candidate for candidate in table.rows if candidate.result.edits]
-    values = {candidate.scores[key].value for candidate in editing if key in candidate.scores}
-    if not row.result.edits or len(values) < 2:
-        return False  # nothing to compare with, or all are equal
-    score = row.scores[key]
-    low, high = score.ends or (score.value, score.value)
-    if described(table.described, key).lower:
-        return low <= min(values)
-    return high >= max(values)
+def _marks(table: Table, key: str) -> dict[str, Mark]:
+    """Return the marks of a column by the labels of methods, among which the unedited model does not compete."""
+    scores: dict[str, Score] = {}
+    for row in table.rows:
+        if row.result.edits and key in row.scores:
+            scores[row.label] = row.scores[key]
+    return mark_best(scores, lower=described(table.described, key).lower, decimals=3)
 
 
 def _paper_row(table: Table, row: PaperRow) -> str:
@@ -109,7 +103,7 @@ def _paper_row(table: Table, row: PaperRow) -> str:
     for key in table.columns:
         value = row.scores.get(key)
         cells.append(_NONE if value is None else f'<td title="{source}{row.printed(key)}">{value:.3f}</td>')
-    return f'<tr class="paper">{"".join(cells)}{"<td></td>" * len(COSTS)}</tr>'
+    return f'<tr class="paper">{"".join(cells)}{"<td></td>" * len(table.costs)}</tr>'
 
 
 def further_table(table: Table) -> str:

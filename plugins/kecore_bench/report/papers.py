@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from kecore_bench.report.results import Result
     from kecore_bench.report.table import Row, Table
 
-__all__ = ["PaperRow", "citations", "cited", "lines"]
+__all__ = ["PaperRow", "citations", "cite", "cited", "lines"]
 
 _UNEDITED = "unedited"
 
@@ -97,10 +97,11 @@ def _names(row: Row) -> list[str]:
 
 def citations(table: Table) -> list[str]:
     """Say where the papers' rows come from, and how their conditions differ from those of the runs."""
-    return [f"[{number}] {_cite(paper, table)}" for number, paper in enumerate(table.cited, 1)]
+    return [f"[{number}] {cite(paper, table)}" for number, paper in enumerate(table.cited, 1)]
 
 
-def _cite(paper: PaperTable, table: Table) -> str:
+def cite(paper: PaperTable, table: Table) -> str:
+    """Say where a paper's rows come from, and how its conditions differ from those of a table's runs."""
     source = [paper.paper]
     if paper.arxiv:
         source.append(f"arXiv {paper.arxiv}")

@@ -1,20 +1,34 @@
-"""The plots of a report, drawn by matplotlib: as SVG inside the page, and as PNG files."""
+"""The plots of a report, drawn by matplotlib: as SVG inside the page, and as PNG, PDF and SVG files."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from kecore.api.errors import MissingDependencyError
 from kecore.evaluate.result import Score
 from kecore.files import write_atomic
-from kecore_bench.report.figures import Curve, Scatter, Stages, colour, curves, scatters, stage_colour, stages
+from kecore_bench.report.figures import (
+    UNEDITED_MARKER,
+    Curve,
+    Scatter,
+    Stages,
+    Style,
+    curves,
+    scatters,
+    stage_colour,
+    stages,
+    styles,
+)
 from kecore_bench.report.results import Result
+from kecore_bench.report.seeds import join_tables
+from kecore_bench.report.spread import spread_out
 from kecore_bench.report.table import Table, last_moments
 from kecore_bench.report.text import shown
 
@@ -24,8 +38,14 @@ INSTALL = "figures are drawn by matplotlib, which is not installed: pip install 
 
 _ACROSS = 3
 """Panels beside each other; further ones stand below."""
-_DODGE = 0.012
-"""Distance of two methods' points over one number of facts, as a share of the largest number."""
+_MARK = 6.5
+"""Size of a mark in points."""
+_APART = 1.6 * _MARK
+"""Least distance of two marks, in points: the widest of them, a square on its corner, is 1.41 times its size wide."""
+_DODGE = 6.0
+"""Most points by which the marks of two curves over one number of facts stand apart."""
+_CURVE_POINTS = 270.0
+"""Width of a panel of curves between its axes, in points."""
 _NAMES_INCHES = 2.2
 """Room for the names of the colours, beside the panels."""
 _BAR_INCHES = 0.28
@@ -71,13 +91,27 @@ class Plot:
             text = text.replace(f'<g id="{gid}">', f"<g><title>{escape(tip)}</title>")
         return text.replace("<svg", f'<svg role="img" aria-label="{escape(self.title)}"', 1)
 
-    def write_png(self, path: Path) -> Path:
-        """Write the figure as a PNG file.
+    def write(self, path: Path, format: str) -> Path:
+        """Write the figure as a file that needs no other one: letters are outlines in SVG, and TrueType fonts in PDF.
+
+        Args:
+            path: the file.
+            format: ``png``, ``pdf`` or ``svg``.
 
         Raises:
             StorageError: it cannot be written.
         """
-        return write_atomic(path, lambda file: self.figure.savefig(file, dpi=150, format="png"))
+        import matplotlib
+
+        # Without dates and with a fixed salt two files of one store are the same.
+        dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+        settings = {"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "kecore"}
+
+        def save(file: Path) -> None:
+            self.figure.savefig(file, dpi=200, format=format, metadata=dated.get(format))
+
+        with matplotlib.rc_context(settings):
+            return write_atomic(path, save)
 
 
 def need_matplotlib() -> Any:
@@ -93,11 +127,11 @@ def need_matplotlib() -> Any:
     return Figure
 
 
-def drawn_plots(table: Table, results: Sequence[Result], last: bool) -> list[Plot]:
+def drawn_plots(tables: Sequence[Table], results: Sequence[Result], last: bool) -> list[Plot]:
     """Draw the plots of a table, those that its scores and costs allow.
 
     Args:
-        table: the table.
+        tables: the table; or several that differ by nothing but the seed, of which means are drawn.
         results: the runs behind all tables.
         last: the table is of the last moment, which retention and costs are shown with.
 
@@ -106,39 +140,58 @@ def drawn_plots(table: Table, results: Sequence[Result], last: bool) -> list[Plo
     """
     need_matplotlib()
     plots: list[Plot] = []
-    scatter_panels = scatters(table)
+    looks = styles(*tables)
+    bars = "Bars: 95 % confidence intervals."
+    if len(tables) > 1:
+        bars = f"Means over {len(tables)} seeds; bars: standard deviation over seeds."
+    scatter_panels = scatters(*tables)
     if scatter_panels:
-        plots.append(_draw_scatters(scatter_panels, table))
+        plots.append(_draw_scatters(scatter_panels, looks, bars))
     if not last:
         return plots
-    curve_panels = curves([result for result in results if result.spec.group == table.first.spec.group])
+    protocols = {table.first.protocol.hash() for table in tables}
+    group = tables[0].first.spec.group
+    runs = [result for result in results if result.spec.group == group and result.protocol.hash() in protocols]
+    curve_panels = curves(runs)
     if curve_panels:
-        plots.append(_draw_curves(curve_panels, table))
-    spent = stages(table)
+        plots.append(_draw_curves(curve_panels, looks, bars))
+    spent = stages(*tables)
     if spent.rows:
         plots.append(_draw_stages(spent))
     return plots
 
 
-def write_plots(tables: Sequence[Table], results: Sequence[Result], out: Path) -> list[Path]:
-    """Write the plots of all tables as PNG files.
+def write_plots(
+    tables: Sequence[Table], results: Sequence[Result], out: Path, formats: Sequence[str] = ("png",)
+) -> dict[str, list[Path]]:
+    """Write the plots of all tables as files, one a table, moment and kind; seeds are joined.
+
+    Args:
+        tables: the tables.
+        results: the runs behind them.
+        out: directory for the files.
+        formats: ``png``, ``pdf``, ``svg``. A PNG has a title; the others are for papers, which have captions.
 
     Returns:
-        The files: ``scatter-1.png``, ``stages-1.png`` and, of sequences, ``retention-1.png``, and so on.
+        The files by format: ``scatter-1.png``, ``stages-1.png`` and, of sequences, ``retention-1.png``, and so on.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
         StorageError: a file cannot be written.
     """
     last = last_moments(tables)
-    written: list[Path] = []
+    written: dict[str, list[Path]] = {format: [] for format in formats}
     need_matplotlib()
-    for number, table in enumerate(tables, 1):
-        for plot in drawn_plots(table, results, table in last):
-            # A file stands alone, so it says what it is of; on the page that stands above the figure.
-            title = table.title if plot.name == "scatter" else _title(table)
-            plot.figure.suptitle(title, fontsize=9, x=0.01, ha="left")
-            written.append(plot.write_png(out / f"{plot.name}-{number}.png"))
+    for number, seed_tables in enumerate(join_tables(tables), 1):
+        table = seed_tables[0]
+        for plot in drawn_plots(seed_tables, results, table in last):
+            for format in sorted(formats, key=lambda format: format == "png"):  # last, as the title stays
+                if format == "png":
+                    title = replace(table, seed=None).title
+                    if plot.name != "scatter":
+                        title = title.partition(", at-")[0]  # the moment, of which the plot has several
+                    plot.figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+                written[format].append(plot.write(out / f"{plot.name}-{number}.{format}", format))
     return written
 
 
@@ -150,54 +203,133 @@ def _panels(count: int, width: float) -> tuple[Any, list[Any]]:
     return figure, [figure.add_subplot(down, across, index + 1) for index in range(count)]
 
 
-def _draw_scatters(panels: Sequence[Scatter], table: Table) -> Plot:
-    """Draw both scores from 0 to 1 with their 95 % intervals, a point a method; rings are figures of papers."""
+@dataclass(frozen=True)
+class _Mark:
+    """A mark of a scatter plot.
+
+    Args:
+        x: its place on the horizontal axis.
+        y: that on the vertical axis.
+        tip: what it says where the pointer is held over it.
+        look: how matplotlib draws it.
+    """
+
+    x: float
+    y: float
+    tip: str
+    look: Mapping[str, Any]
+
+
+def _draw_scatters(panels: Sequence[Scatter], looks: Mapping[str, Style], bars: str) -> Plot:
+    """Draw both scores from 0 to 1 with their intervals, a mark a method; rings are figures of papers."""
     figure, axes = _panels(len(panels), 4.6)
-    rings = " Rings: figures of papers." if any(panel.published for panel in panels) else ""
-    caption = f"Bars: 95 % confidence intervals.{rings} Top right is best."
+    caption = f"{bars} Top right is best."
+    if any(panel.published for panel in panels):
+        caption += " Rings: figures of papers."
     plot = Plot("scatter", "Success against locality", figure, caption)
     for axis, panel in zip(axes, panels, strict=True):
-        for point in panel.points:
-            bars = axis.errorbar(
-                point.x.value,
-                point.y.value,
-                xerr=_whiskers([point.x]),
-                yerr=_whiskers([point.y]),
-                fmt="o",
-                color=colour(table, point.label),
-                label=point.label,
-                lw=1,
-            )
-            plot.tell(bars.lines[0], f"{point.label}: {panel.x} {shown(point.x)}, {panel.y} {shown(point.y)}")
-        for index, point in enumerate(panel.published):
-            name = "rings: papers" if index == 0 else ""  # one entry of the legend for all of them
-            (ring,) = axis.plot(point.x, point.y, "o", mfc="none", color=colour(table, point.beside), label=name)
-            plot.tell(ring, f"{point.label}: {panel.x} {point.x:.3f}, {panel.y} {point.y:.3f}")
-        axis.set(xlabel=panel.x, ylabel=panel.y, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axis.set(xlabel=panel.x, ylabel=panel.y, xlim=(-0.06, 1.08), ylim=(-0.06, 1.08))
         axis.grid(alpha=0.3)
-    _name_beside(figure, axes[0])
+        for point in panel.points:
+            whiskers = {"xerr": _whiskers([point.x]), "yerr": _whiskers([point.y])}
+            axis.errorbar(
+                point.x.value, point.y.value, **whiskers, fmt="none", ecolor=looks[point.label].colour, elinewidth=1
+            )
+    _name_marks(figure, panels, looks)
+    figure.draw_without_rendering()  # only then is known how far from each other the marks will be
+    is_moved = False
+    for axis, panel in zip(axes, panels, strict=True):
+        is_moved = _draw_marks(plot, axis, _marks(panel, looks)) or is_moved
+    if is_moved:
+        plot.caption += " A mark whose place is taken stands beside it; a line leads there."
     return plot
 
 
-def _draw_curves(panels: Sequence[Curve], table: Table) -> Plot:
+def _marks(panel: Scatter, looks: Mapping[str, Style]) -> list[_Mark]:
+    """Return the marks of a panel: of methods first, then the rings of papers."""
+    marks: list[_Mark] = []
+    for point in panel.points:
+        tip = f"{point.label}: {panel.x} {shown(point.x)}, {panel.y} {shown(point.y)}"
+        marks.append(_Mark(point.x.value, point.y.value, tip, _look(looks[point.label])))
+    for ring in panel.published:
+        tip = f"{ring.label}: {panel.x} {ring.x:.3f}, {panel.y} {ring.y:.3f}"
+        marks.append(_Mark(ring.x, ring.y, tip, _ring(looks.get(ring.beside, Style()))))
+    return marks
+
+
+def _look(style: Style) -> dict[str, Any]:
+    """Return how a method's marks are drawn."""
+    size = _MARK * (1.4 if style.marker == UNEDITED_MARKER else 1)  # a star has little inside
+    return {"marker": style.marker, "color": style.colour, "ms": size, "mec": "white", "mew": 0.4, "ls": "none"}
+
+
+def _ring(style: Style) -> dict[str, Any]:
+    """Return how a figure of a paper is drawn."""
+    return {"marker": "o", "color": style.colour, "ms": _MARK, "mfc": "none", "ls": "none"}
+
+
+def _draw_marks(plot: Plot, axis: Any, marks: Sequence[_Mark]) -> bool:
+    """Draw marks so that none hides another; return whether some stand beside their places.
+
+    Distances are measured in points, after the figure was laid out. The whiskers stay at the place itself.
+    """
+    from matplotlib.transforms import ScaledTranslation
+
+    pixels_per_point = plot.figure.dpi / 72
+    places: list[tuple[float, float]] = []
+    for mark in marks:
+        x, y = axis.transData.transform((mark.x, mark.y)) / pixels_per_point
+        places.append((float(x), float(y)))
+    is_moved = False
+    for mark, place, spot in zip(marks, places, spread_out(places, _APART), strict=True):
+        offset = (spot[0] - place[0], spot[1] - place[1])
+        if any(offset):
+            is_moved = True
+            line = {"arrowstyle": "-", "lw": 0.8, "color": "#333333", "shrinkA": 0, "shrinkB": 0}
+            axis.annotate("", (mark.x, mark.y), offset, textcoords="offset points", arrowprops=line, zorder=2.4)
+        move = ScaledTranslation(offset[0] / 72, offset[1] / 72, plot.figure.dpi_scale_trans)
+        (dot,) = axis.plot(
+            mark.x, mark.y, **mark.look, transform=axis.transData + move, clip_on=False, zorder=3, scalex=False,
+            scaley=False,
+        )  # fmt: skip
+        plot.tell(dot, mark.tip)
+    return is_moved
+
+
+def _name_marks(figure: Any, panels: Sequence[Scatter], looks: Mapping[str, Style]) -> None:
+    """Name the marks beside the panels: inside one the names would lie where the best points are."""
+    from matplotlib.lines import Line2D
+
+    labels = dict.fromkeys(point.label for panel in panels for point in panel.points)
+    handles = [Line2D([], [], **_look(looks[label]), label=label) for label in labels]
+    if any(panel.published for panel in panels):
+        handles.append(Line2D([], [], **_ring(Style()), label="rings: papers"))
+    figure.legend(handles=handles, loc="outside right upper", fontsize=8)
+
+
+def _draw_curves(panels: Sequence[Curve], looks: Mapping[str, Style], bars: str) -> Plot:
     """Draw a score of all facts edited so far over their number, a line a method."""
     figure, axes = _panels(len(panels), 4.6)
-    plot = Plot("retention", "Retention: all facts edited so far, scored again on the way", figure)
+    caption = f"{bars} Methods stand beside each other over one number of facts."
+    plot = Plot("retention", "Retention: all facts edited so far, scored again on the way", figure, caption)
     for axis, panel in zip(axes, panels, strict=True):
+        first, *_, end = panel.ticks
+        gaps = [right - left for left, right in pairwise(panel.ticks)]
+        span = 1.2 * (end - first)  # with room at both sides
+        dodge = min(_DODGE, 0.8 * _CURVE_POINTS * min(gaps) / span / len(panel.lines))  # in points
         for number, line in enumerate(panel.lines):
-            # Bars of several methods would cover each other.
-            shift = _DODGE * panel.ticks[-1] * (number - (len(panel.lines) - 1) / 2)
+            # Marks and bars of several methods would cover each other.
+            shift = dodge * span / _CURVE_POINTS * (number - (len(panel.lines) - 1) / 2)
             counts = [point.facts + shift for point in line.points]
             scores = [point.score for point in line.points]
             values = [score.value for score in scores]
-            line_colour = colour(table, line.label)
-            axis.errorbar(
-                counts, values, _whiskers(scores), marker="o", color=line_colour, elinewidth=1, label=line.label
-            )
+            look = {**_look(looks[line.label]), "ms": dodge * _MARK / _APART, "ls": "-"}
+            axis.errorbar(counts, values, _whiskers(scores), **look, elinewidth=1, lw=1, label=line.label)
             for count, point in zip(counts, line.points, strict=True):
-                (dot,) = axis.plot(count, point.score.value, "o", color=line_colour)
+                (dot,) = axis.plot(count, point.score.value, **look)
                 plot.tell(dot, f"{line.label}: {shown(point.score)} of {point.facts} facts")
-        axis.set(xlabel="facts edited so far", ylabel=panel.y, ylim=(-0.02, 1.02), xticks=panel.ticks)
+        axis.set(xlabel="facts edited so far", ylabel=panel.y, ylim=(-0.05, 1.05), xticks=panel.ticks)
+        axis.set_xlim(first - span / 12, end + span / 12)
         axis.grid(alpha=0.3)
     _name_beside(figure, axes[0])
     return plot
@@ -241,8 +373,3 @@ def _name_beside(figure: Any, axis: Any) -> None:
     """Name the colours beside the panels: inside one the names would lie where the best points are."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8)
-
-
-def _title(table: Table) -> str:
-    """Return the table's title without its moment, of which the plot has several."""
-    return table.title.partition(", at-")[0]

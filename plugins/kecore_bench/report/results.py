@@ -232,8 +232,8 @@ def _leave_out_replaced(runs: Sequence[Result]) -> list[Result]:
     return remaining
 
 
-def _name_in_group(run: Result) -> tuple[str, tuple[str, str, int]]:
-    return run.label, run.spec.group
+def _name_in_group(run: Result) -> tuple[str, tuple[str, str, int], str]:
+    return run.label, run.spec.group, run.protocol.hash()
 
 
 def _tell_apart(runs: Sequence[Result]) -> list[Result]:

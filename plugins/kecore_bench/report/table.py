@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from kecore.api.errors import ProtocolMismatchError
-from kecore.evaluate.columns import Column, columns_of, in_order
+from kecore.evaluate.columns import Column, columns_of, described, in_order
 from kecore.evaluate.protocol import AFTER, AT_EDIT, AT_END, same_protocol
 from kecore.evaluate.result import Evaluation, Score
 from kecore_bench.published import PaperTable
+from kecore_bench.report.costs import COSTS, Cost
 from kecore_bench.report.papers import cited
 from kecore_bench.report.results import Result
+from kecore_bench.report.seeds import same_but_seed
 from kecore_bench.store import BEFORE
 
 __all__ = ["MOMENTS", "Row", "Table", "count_records", "last_moments", "tables"]
@@ -95,12 +97,16 @@ class Table:
     Args:
         rows: one a method.
         moment: when they were scored.
-        keys: scores to head columns of the main table, of those that would; by default all.
+        keys: scores to head columns, in this order; by default those of the main table, and all others further below.
+        seed: seed that the title names, where tables of several seeds stand beside each other.
+        costs: costs to head the last columns.
     """
 
     rows: tuple[Row, ...]
     moment: str
-    keys: Collection[str] | None = None
+    keys: Sequence[str] | None = None
+    seed: int | None = None
+    costs: tuple[Cost, ...] = COSTS
 
     def __post_init__(self) -> None:
         first = self.rows[0].result
@@ -119,18 +125,29 @@ class Table:
         These are the core metrics of the protocol that some row has, and those of the papers that are cited.
         """
         printed = self._printed_keys
+        if self.keys is not None:
+            return {key: self.heading(key) for key in self.keys}
         headings: dict[str, str] = {}
         for key, column in self.described.items():
-            if key in printed or (column.core and key in self._scored_keys):
+            if key in printed or (column.core and key in self.scored_keys):
                 headings[key] = column.heading
         for key in printed:
-            headings.setdefault(key, key.replace("_", " "))
-        if self.keys is None:
-            return headings
-        return {key: heading for key, heading in headings.items() if key in self.keys}
+            headings.setdefault(key, self.heading(key))
+        return headings
+
+    def heading(self, key: str) -> str:
+        """Return what stands above the column of a score; papers may have scores that the protocol does not take."""
+        if key.partition(".")[0] in self.described:
+            return described(self.described, key).heading
+        return key.replace("_", " ")
+
+    def shows(self, key: str) -> bool:
+        """Return whether a score is to be shown: all are, unless some were chosen."""
+        return self.keys is None or key in self.keys
 
     @property
-    def _scored_keys(self) -> set[str]:
+    def scored_keys(self) -> set[str]:
+        """Keys of the scores that some row has, those of axes included."""
         keys: set[str] = set()
         for row in self.rows:
             keys |= row.scores.keys()
@@ -152,8 +169,10 @@ class Table:
 
     @cached_property
     def further(self) -> list[str]:
-        """Keys of the scores that are not among the columns, those of axes included, in order."""
-        return in_order(self.described, self._scored_keys - self.columns.keys())
+        """Keys of the scores that are not among the columns, those of axes included, in order; none of a choice."""
+        if self.keys is not None:
+            return []
+        return in_order(self.described, self.scored_keys - self.columns.keys())
 
     @property
     def first(self) -> Result:
@@ -177,6 +196,8 @@ class Table:
         texts += [spec.data[name] for name in ("split", "variant") if name in spec.data]
         if self.moment != AFTER:
             texts.append(MOMENTS[self.moment].partition(":")[0])
+        if self.seed is not None:
+            texts.append(f"seed {self.seed}")
         return ", ".join(texts)
 
     def to_json(self) -> dict[str, Any]:
@@ -195,38 +216,40 @@ class Table:
 
 
 def tables(runs: Iterable[Result]) -> list[Table]:
-    """Return one table for each model, data set, number of records and moment.
+    """Return one table for each model, data set, number of records, moment and seed.
 
     Raises:
-        ProtocolMismatchError: the runs follow different protocols.
+        ProtocolMismatchError: the runs follow protocols that differ by more than the seed.
     """
-    groups: dict[tuple[str, str, int], list[Result]] = {}
+    groups: dict[tuple[object, ...], list[Result]] = {}
     first: Result | None = None
     for run in runs:
         if first is None:
             first = run
-        same_protocol(first.protocol, run.protocol, f"'{first.label}' and '{run.label}'")
-        groups.setdefault(run.spec.group, []).append(run)
+        same_but_seed(first.protocol, run.protocol, f"'{first.label}' and '{run.label}'")
+        groups.setdefault((run.spec.group, run.protocol.hash()), []).append(run)
+    seeds = {run.protocol.seed for group in groups.values() for run in group}
     all_tables: list[Table] = []
     for group in groups.values():
         has_edits = any(run.edits for run in group)
         moments = group[0].protocol.moments if has_edits else (BEFORE,)
-        all_tables += [_table_of(group, moment) for moment in moments]
+        seed = group[0].protocol.seed if len(seeds) > 1 else None
+        all_tables += [_table_of(group, moment, seed) for moment in moments]
     return all_tables
 
 
-def _table_of(group: Sequence[Result], moment: str) -> Table:
+def _table_of(group: Sequence[Result], moment: str, seed: int | None) -> Table:
     """Return the table of a moment; the unedited model, which has one moment, stands in each."""
     rows: list[Row] = []
     for run in group:
         moment_of_run = moment if run.edits else BEFORE
         rows.append(Row(run, run.evaluations.get(moment_of_run)))
-    return Table(tuple(rows), moment)
+    return Table(tuple(rows), moment, seed=seed)
 
 
 def last_moments(tables: Iterable[Table]) -> list[Table]:
-    """Return the table of the last moment of each model, data set and size."""
-    last_of_group = {table.first.spec.group: table for table in tables}
+    """Return the table of the last moment of each model, data set, size and seed."""
+    last_of_group = {(table.first.spec.group, table.first.protocol.hash()): table for table in tables}
     return list(last_of_group.values())
 
 

@@ -1,4 +1,4 @@
-"""Tables as text: for a terminal, Markdown, LaTeX and CSV."""
+"""Tables as text: for a terminal, Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -19,30 +19,29 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 __all__ = [
-    "COSTS",
+    "FIRST",
     "INTERVALS",
     "cells",
     "conditions",
-    "costs",
     "csv_scores",
     "figure",
     "further_rows",
     "heads",
-    "latex",
     "markdown",
+    "markdown_list",
+    "markdown_table",
+    "missing_notes",
     "notes",
     "rich_notes",
     "rich_table",
     "shown",
+    "warning_notes",
 ]
 
 _CSV = (
-    "model", "data", "records", "protocol", "moment", "method", "metric", "value", "low", "high", "n",
+    "model", "data", "records", "protocol", "seed", "moment", "method", "metric", "value", "low", "high", "n",
     "probes", "source",
 )  # fmt: skip
-
-COSTS = ("s/fact", "KiB/fact", "+ms/token", "peak GiB")
-"""Headings of what an edit costs."""
 
 INTERVALS = (
     "Intervals are of 95 %, of the mean over records: they speak of the choice of records, not of other seeds. Those "
@@ -51,27 +50,16 @@ INTERVALS = (
 )
 """How intervals are taken; docs/metrics.md has the formula."""
 
-_FIRST = (
+FIRST = (
     "edit_success", "paraphrase_success", "neighbourhood_success", "score", "strict_accuracy", "free_generation",
     "neighbourhood_stability", "locality", "portability",
 )  # fmt: skip
-"""Scores that a narrow terminal shows, the first ones first, as far as there is room."""
+"""The most telling scores, the first ones first: what narrow tables show, as far as there is room."""
 
 
 def heads(table: Table) -> list[str]:
     """Return the headings of the columns."""
-    return ["method", *table.columns.values(), *COSTS]
-
-
-def costs(result: Result) -> list[str | None]:
-    """Return what a run's edits cost, in the order of :data:`COSTS`; None where it is not known."""
-    size, latency, memory = result.bytes_per_fact, result.latency, result.peak_memory
-    return [
-        None if result.seconds is None else f"{result.seconds:.2f}",
-        None if size is None else f"{size / 2**10:.1f}",
-        None if latency is None else f"{1000 * latency['added']:+.1f}",
-        None if memory is None else f"{memory / 2**30:.2f}",
-    ]
+    return ["method", *table.columns.values(), *(cost.heading for cost in table.costs)]
 
 
 def figure(value: float) -> str:
@@ -101,9 +89,9 @@ def cells(table: Table, row: Row | PaperRow, show: Callable[[Score], str] = show
     """Return a line of a table: the label, scores with their intervals (which papers rarely give), and costs."""
     if isinstance(row, PaperRow):
         printed = [f"{row.scores[key]:.3f}" if key in row.scores else empty for key in table.columns]
-        return [row.label, *printed, *([empty] * len(COSTS))]
+        return [row.label, *printed, *([empty] * len(table.costs))]
     scores = [show(row.scores[key]) if key in row.scores else empty for key in table.columns]
-    return [row.label, *scores, *(cost or empty for cost in costs(row.result))]
+    return [row.label, *scores, *(cost.text(row.result) or empty for cost in table.costs)]
 
 
 def further_rows(
@@ -120,9 +108,17 @@ def further_rows(
 
 def notes(table: Table) -> list[str]:
     """Say where a table's rows of papers come from, and what is missing of it: failures, records, and their probes."""
-    texts = citations(table)
-    texts += [f"{row.label}: {row.note}" for row in table.rows if row.note]
-    texts += gap_notes(table)
+    return [*citations(table), *missing_notes(table), *warning_notes(table)]
+
+
+def missing_notes(table: Table) -> list[str]:
+    """Say what is missing of a table: failures, records, and their probes."""
+    return [f"{row.label}: {row.note}" for row in table.rows if row.note] + gap_notes(table)
+
+
+def warning_notes(table: Table) -> list[str]:
+    """Say what editing warned of."""
+    texts: list[str] = []
     for row in table.rows:
         warnings = row.result.warnings
         if warnings:
@@ -137,7 +133,7 @@ def rich_table(table: Table, width: int) -> RichTable:
     full = _console_table(table, heads(table), _in_two_lines)
     if _fits(full, width):
         return full
-    keys = [key for key in _FIRST if key in table.columns]
+    keys = [key for key in FIRST if key in table.columns]
     while True:
         narrowed = replace(table, keys=tuple(keys))
         columns = 1 + len(narrowed.columns) + 1  # the method, scores, and the first of the costs
@@ -191,18 +187,19 @@ def markdown(tables: Sequence[Table], results: Sequence[Result]) -> str:
     blocks: list[str] = []
     for table in tables:
         rows = [cells(table, row) for row in lines(table)]
-        blocks += [f"**{table.title}**", _markdown_table(heads(table), rows)]
+        blocks += [f"**{table.title}**", markdown_table(heads(table), rows)]
         if table.further:
-            blocks += ["Further scores:", _markdown_table(*further_rows(table))]
+            blocks += ["Further scores:", markdown_table(*further_rows(table))]
         table_notes = notes(table)
         if table_notes:
-            blocks.append(_markdown_list(table_notes))
-    blocks.append(_markdown_list(conditions(results)))
+            blocks.append(markdown_list(table_notes))
+    blocks.append(markdown_list(conditions(results)))
     return "\n\n".join(blocks) + "\n"
 
 
-def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    alignment = ["---", *["---:"] * (len(head) - 1)]
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Return a table whose first columns, ``left`` of them, are flush left and the others flush right."""
+    alignment = ["---"] * left + ["---:"] * (len(head) - left)
     return "\n".join(_markdown_row(values) for values in (head, alignment, *rows))
 
 
@@ -210,14 +207,15 @@ def _markdown_row(values: Iterable[str]) -> str:
     return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
 
 
-def _markdown_list(items: Iterable[str]) -> str:
+def markdown_list(items: Iterable[str]) -> str:
+    """Return a list."""
     return "\n".join(f"- {item}" for item in items)
 
 
 def conditions(results: Sequence[Result]) -> list[str]:
     """Say under what conditions the numbers were taken."""
-    protocol = results[0].protocol
-    texts = [f"Protocol {protocol.hash()}: {protocol.describe()}.", INTERVALS]
+    texts = [f"Protocol {result.protocol.hash()}: {result.protocol.describe()}." for result in results]
+    texts.append(INTERVALS)
     texts += [f"Data: {_describe_data(result.spec.data)}." for result in results]
     texts += [f"Model: {_describe_weights(result)}." for result in results]
     for result in results:
@@ -257,108 +255,37 @@ def _describe_statistics(source: Mapping[str, Any]) -> str:
     return f"{tokens} of {', '.join(source['text']) or 'the Wikipedia sample that kecore ships'}"
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-}  # fmt: skip
-
-
-_ENDS = "Above and below: ends of 95 % confidence intervals over records."
-_NARROW = 6
-"""Columns of scores that a page holds at the size of its text; more are scaled down to its width."""
-
-
-def _tex(text: str) -> str:
-    """Escape a text."""
-    return "".join(_LATEX.get(character, character) for character in text)
-
-
-def _tex_score(score: Score) -> str:
-    """Write a score with the ends of its interval above and below, which takes less room than brackets."""
-    if score.ends is None:
-        return figure(score.value)
-    low, high = map(figure, score.ends)
-    return f"{figure(score.value)}^{{{high}}}_{{{low}}}"
-
-
-def _tex_cells(values: Iterable[str]) -> str:
-    """Return a line of a table; what holds an interval is mathematics, and holds nothing to be escaped."""
-    label, *figures = values
-    line = [_tex(label)]
-    for value in figures:
-        line.append(f"${value}$" if "^{" in value else _tex(value))
-    return " & ".join(line) + r" \\"
-
-
-def latex(tables: Sequence[Table], results: Sequence[Result]) -> str:
-    """Return all tables as LaTeX, for the packages booktabs and graphicx."""
-    latex_tables: list[str] = []
-    for table in tables:
-        protocol = table.first.protocol
-        caption = f"{table.title}; protocol {protocol.hash()}: {protocol.describe()}. {_ENDS}"
-        table_notes = [note.rstrip(".") for note in notes(table)]
-        if table_notes:
-            caption += f" {'; '.join(table_notes)}."
-        rows = [cells(table, row, _tex_score, "--") for row in lines(table)]
-        latex_tables.append(_tex_table(heads(table), rows, caption))
-        if table.further:
-            head, rows = further_rows(table, _tex_score, "--")
-            latex_tables.append(_tex_table(head, rows, f"{table.title}: further scores. {_ENDS}"))
-    comment = "\n".join(f"% {line}" for line in conditions(results))
-    return "\n\n".join([*latex_tables, comment]) + "\n"
-
-
-def _tex_table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
-    wide = len(head) - 1 > _NARROW
-    tabular = [
-        rf"\begin{{tabular}}{{@{{}}l{'r' * (len(head) - 1)}@{{}}}}",
-        r"\toprule",
-        " & ".join(map(_tex, head)) + r" \\",
-        r"\midrule",
-        *map(_tex_cells, rows),
-        r"\bottomrule",
-        r"\end{tabular}" + ("%" if wide else ""),
-    ]
-    if wide:
-        tabular = [r"\setlength{\tabcolsep}{3pt}%", r"\resizebox{\linewidth}{!}{%", *tabular, "}"]
-    return "\n".join([r"\begin{table}", r"\centering", rf"\caption{{{_tex(caption)}}}", *tabular, r"\end{table}"])
-
-
 def csv_scores(tables: Sequence[Table]) -> str:
-    """Return every score and cost, one a line, with all digits; ``source`` tells those of papers."""
+    """Return every score and cost, or those that were chosen, one a line, with all digits.
+
+    ``source`` tells the figures of papers.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_CSV)
     for table in tables:
         spec, protocol = table.first.spec, table.first.protocol
-        start = [table.first.model, spec.data["name"], spec.size, protocol.hash(), table.moment]
+        start = [table.first.model, spec.data["name"], spec.size, protocol.hash(), protocol.seed, table.moment]
         paper_rows = [row for row in lines(table) if isinstance(row, PaperRow)]
         for row in table.rows:
-            writer.writerows([*start, *values] for values in _csv_of_run(row))
+            writer.writerows([*start, *values] for values in _csv_of_run(table, row))
         for row in paper_rows:
-            writer.writerows([*start, *values] for values in _csv_of_paper(row))
+            writer.writerows([*start, *values] for values in _csv_of_paper(table, row))
     return text.getvalue()
 
 
-def _csv_of_run(row: Row) -> Iterator[list[Any]]:
+def _csv_of_run(table: Table, row: Row) -> Iterator[list[Any]]:
     for key, score in row.scores.items():
-        low, high = score.ends or ("", "")
-        yield [row.label, key, score.value, low, high, score.records, score.probes, "kecore"]
-    for key, value in _costs(row.result).items():
+        if table.shows(key):
+            low, high = score.ends or ("", "")
+            yield [row.label, key, score.value, low, high, score.records, score.probes, "kecore"]
+    for cost in table.costs:
+        value = cost.read(row.result)
         if value is not None:
-            yield [row.label, key, value, "", "", "", "", "kecore"]
+            yield [row.label, cost.key, value, "", "", "", "", "kecore"]
 
 
-def _csv_of_paper(row: PaperRow) -> Iterator[list[Any]]:
+def _csv_of_paper(table: Table, row: PaperRow) -> Iterator[list[Any]]:
     for key, value in row.scores.items():
-        yield [row.method, key, value, "", "", row.paper.records or "", "", row.paper.source]
-
-
-def _costs(result: Result) -> dict[str, float | None]:
-    """Return what edits cost, in seconds and bytes."""
-    return {
-        "seconds_per_fact": result.seconds,
-        "bytes_per_fact": result.bytes_per_fact,
-        "added_seconds_per_token": result.latency["added"] if result.latency else None,
-        "peak_memory_bytes": result.peak_memory,
-    }
+        if table.shows(key):
+            yield [row.method, key, value, "", "", row.paper.records or "", "", row.paper.source]

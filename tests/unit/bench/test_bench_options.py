@@ -72,15 +72,20 @@ def test_a_command_that_cannot_begin_leaves_nothing(
 
 
 def test_a_store_stays_where_it_was_before_or_holds_a_run(tmp_path: Path) -> None:
+    def fail_in(file: Path, *, begun: bool = False) -> None:
+        with Store(file, Protocol()) as store:
+            if begun:
+                data = {"name": "facts", "sha256": "0", "format": "kecore"}
+                store.add_run(RunSpec("m", None, "demo", data, 1), {"versions": {}, "base": {}})
+            raise ConfigError("some reason")
+
     path = tmp_path / "new" / "x.sqlite"
-    data = {"name": "facts", "sha256": "0", "format": "kecore"}
-    with pytest.raises(ConfigError), Store(path, Protocol()) as store:
-        store.add_run(RunSpec("m", None, "demo", data, 1), {"versions": {}, "base": {}})
-        raise ConfigError("late")
-    with pytest.raises(ConfigError), Store(path, Protocol()):
-        raise ConfigError("early, but the file was there")
     (tmp_path / "mine").mkdir()
-    with pytest.raises(ConfigError), Store(tmp_path / "mine" / "y.sqlite", Protocol()):
-        raise ConfigError("early")
+    with pytest.raises(ConfigError):
+        fail_in(path, begun=True)
+    with pytest.raises(ConfigError):
+        fail_in(path)
+    with pytest.raises(ConfigError):
+        fail_in(tmp_path / "mine" / "y.sqlite")
     assert path.is_file()
     assert not list((tmp_path / "mine").iterdir())

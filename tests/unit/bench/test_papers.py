@@ -20,8 +20,10 @@ from kecore_bench.published import PaperTable
 from kecore_bench.report import results, tables, write_report
 from kecore_bench.report.figures import scatters
 from kecore_bench.report.html import page
+from kecore_bench.report.joined import join
+from kecore_bench.report.joined_text import joined_latex
 from kecore_bench.report.papers import PaperRow, citations, lines
-from kecore_bench.report.text import latex, markdown
+from kecore_bench.report.text import markdown
 from kecore_bench.store import BEFORE, RunSpec, Store
 
 MADE_ON = {"versions": {"kecore": "0"}, "hardware": {"device": "cpu"}, "base": {}, "left_out": []}
@@ -76,8 +78,8 @@ def test_rows_stand_below_those_of_the_same_method(store: Store, tmp_path: Path)
     ]
     assert "| memit [1] | 0.989 | 0.737 | - | - | 6.199 | - | - | - | - |" in markdown([table], found)
     assert "- [1] Meng & al., arXiv" in markdown([table], found)
-    text = latex([table], found)
-    assert r"memit [1] & 0.989 & 0.737 & -- & -- & 6.199 & -- & -- & -- & -- \\" in text
+    text = joined_latex(join([table]), found)
+    assert r"\textit{memit [1]} & $0.989$ & $0.737$ & -- & -- & $6.199$ \\" in text
     assert "By hand" in text
     shown = page([table], found)
     assert '<td title="arXiv 2210.07229, Table 2: 619.9">6.199</td>' in shown
