@@ -136,6 +136,7 @@ COMMANDS = [
     "compare = kecore_bench.commands.compare:compare",
     "bench = kecore_bench.commands.bench:bench",
     "report = kecore_bench.commands.report:report",
+    "metrics = kecore_bench.commands.metrics:metrics",
     "import-triples = kecore_datasets.import_triples:import_triples",
 ]
 

@@ -40,6 +40,7 @@ __all__ = [
     "UNIT",
     "Metric",
     "divergence",
+    "families",
     "family",
     "free_generation",
     "log_probability",
@@ -231,6 +232,11 @@ def family(name: str) -> tuple[Metric, ...]:
         PluginError: it cannot be imported, or does not lead to metrics.
     """
     return _plugins().get(name)
+
+
+def families() -> dict[str, tuple[Metric, ...]]:
+    """Return the metrics of every installed family that can be used, by its name."""
+    return _plugins().all()
 
 
 def metrics_of(protocol: Protocol) -> tuple[Metric, ...]:

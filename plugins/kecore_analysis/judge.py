@@ -215,11 +215,16 @@ def _safe_reply(probe: AnsweredProbe) -> str:
 
 _judged = partial(Metric, whole=_judge, reads=("text",), bounds=UNIT, core=True, lacks="no verdict of the judge")
 
+_FINDS = "a language model finds that the free text gives the"
+
 JUDGE = (
-    _judged("judge", "edit", meaning="a language model finds that the free text gives the target"),
-    _judged("paraphrase_judge", "paraphrase", heading="judge, para.", meaning="the same on other wordings"),
+    _judged("judge", "edit", meaning=f"{_FINDS} target"),
+    _judged("paraphrase_judge", "paraphrase", heading="judge, para.", meaning=f"{_FINDS} target, on paraphrases"),
     _judged(
-        "portability_judge", "portability", heading="judge, portab.", meaning="of what should follow from the edit"
+        "portability_judge",
+        "portability",
+        heading="judge, portab.",
+        meaning=f"{_FINDS} answer that follows from the edit",
     ),
-    _judged("locality_judge", "locality", heading="judge, local.", meaning="of the answer that should stay"),
+    _judged("locality_judge", "locality", heading="judge, local.", meaning=f"{_FINDS} answer that should stay"),
 )

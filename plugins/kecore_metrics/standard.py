@@ -72,8 +72,8 @@ def _per_token(scores: Sequence[ContinuationScore]) -> float | None:
     return mean if math.isfinite(mean) else None
 
 
-_WORDINGS = "the same on other wordings"
-_IMPLIED, _STAYS = "the same of what should follow from the edit", "the same of the answer that should stay"
+_EACH_PIECE = "every token of"
+_DIVERGENCE = "divergence of the next token's distribution from the unedited model's, in nats"
 _NO_RIVAL = "no old answer to compare with"
 _NO_ANSWER = "no answer that is one text"
 _success = partial(Metric, measure=success, reads=("rival",), bounds=UNIT, core=True, lacks=_NO_RIVAL)
@@ -90,49 +90,97 @@ SUCCESS = (
         "edit_success", "edit", heading="ES",
         meaning="share of edited prompts on which the target is more probable than the old answer",
     ),
-    _success("paraphrase_success", "paraphrase", heading="PS", meaning=_WORDINGS),
+    _success(
+        "paraphrase_success", "paraphrase", heading="PS",
+        meaning="share of paraphrases on which the target is more probable than the old answer",
+    ),
     _success(
         "neighbourhood_success", "neighbourhood", heading="NS",
         meaning="share of prompts on other subjects on which the old answer is more probable than the target",
     ),
 )  # fmt: skip
 MAGNITUDE = (
-    _magnitude("edit_magnitude", "edit", meaning="P of the target minus P of the old answer"),
-    _magnitude("paraphrase_magnitude", "paraphrase", meaning=_WORDINGS),
-    _magnitude("neighbourhood_magnitude", "neighbourhood", meaning="P of the old answer minus P of the target"),
+    _magnitude("edit_magnitude", "edit", meaning="P of the target minus P of the old answer, on edited prompts"),
+    _magnitude(
+        "paraphrase_magnitude", "paraphrase", meaning="P of the target minus P of the old answer, on paraphrases"
+    ),
+    _magnitude(
+        "neighbourhood_magnitude",
+        "neighbourhood",
+        meaning="P of the old answer minus P of the target, on prompts on other subjects",
+    ),
 )
 STRICT_ACCURACY = (
     _strict(
         "strict_accuracy", "edit", heading="strict", core=True,
-        meaning="every token of the target is the most probable one under teacher forcing",
+        meaning=f"share of edited prompts on which {_EACH_PIECE} the target is the most probable one",
     ),
-    _strict("paraphrase_strict_accuracy", "paraphrase", heading="strict, para.", core=True, meaning=_WORDINGS),
-    _strict("neighbourhood_accuracy", "neighbourhood", heading="strict, neigh.", meaning="the same of the old answer"),
-    _strict("portability_strict_accuracy", "portability", heading="strict, portab.", meaning=_IMPLIED),
-    _strict("locality_strict_accuracy", "locality", heading="strict, local.", meaning=_STAYS),
+    _strict(
+        "paraphrase_strict_accuracy", "paraphrase", heading="strict, para.", core=True,
+        meaning=f"share of paraphrases on which {_EACH_PIECE} the target is the most probable one",
+    ),
+    _strict(
+        "neighbourhood_accuracy", "neighbourhood", heading="strict, neigh.",
+        meaning=f"share of prompts on other subjects on which {_EACH_PIECE} the old answer is the most probable one",
+    ),
+    _strict(
+        "portability_strict_accuracy", "portability", heading="strict, portab.",
+        meaning=f"share of what follows from the edit of which {_EACH_PIECE} the answer is the most probable one",
+    ),
+    _strict(
+        "locality_strict_accuracy", "locality", heading="strict, local.",
+        meaning=f"share of what should stay of which {_EACH_PIECE} the answer is the most probable one",
+    ),
 )  # fmt: skip
 TOKEN_ACCURACY = (
-    _tokens("token_accuracy", "edit", heading="tokens", meaning="share of the target's tokens that are most probable"),
-    _tokens("paraphrase_token_accuracy", "paraphrase", heading="tokens, para.", meaning=_WORDINGS),
+    _tokens(
+        "token_accuracy", "edit", heading="tokens",
+        meaning="share of the target's tokens that are the most probable ones after the edited prompt",
+    ),
+    _tokens(
+        "paraphrase_token_accuracy", "paraphrase", heading="tokens, para.",
+        meaning="share of the target's tokens that are the most probable ones after a paraphrase",
+    ),
     _tokens(
         "portability", "portability", heading="portab.", core=True,
         meaning="share of right tokens of what should follow from the edit",
     ),
-    _tokens("locality_accuracy", "locality", heading="tokens, local.", meaning=_STAYS),
+    _tokens(
+        "locality_accuracy", "locality", heading="tokens, local.",
+        meaning="share of right tokens of answers that should stay",
+    ),
 )  # fmt: skip
 PERPLEXITY = (
     _perplexity("perplexity", "edit", heading="PPL", meaning="perplexity of the target after the edited prompt"),
-    _perplexity("paraphrase_perplexity", "paraphrase", heading="PPL, para.", meaning=_WORDINGS),
+    _perplexity(
+        "paraphrase_perplexity",
+        "paraphrase",
+        heading="PPL, para.",
+        meaning="perplexity of the target after paraphrases",
+    ),
 )
 FREE_GENERATION = (
-    _free("free_generation", "edit", heading="free", core=True, meaning="the model writes the target"),
-    _free("paraphrase_free_generation", "paraphrase", heading="free, para.", core=True, meaning=_WORDINGS),
     _free(
-        "neighbourhood_free_generation", "neighbourhood", heading="free, neigh.", meaning="the same of the old answer"
+        "free_generation", "edit", heading="free", core=True,
+        meaning="share of edited prompts on which the model writes the target by itself",
     ),
-    _free("portability_free_generation", "portability", heading="free, portab.", meaning=_IMPLIED),
-    _free("locality_free_generation", "locality", heading="free, local.", meaning=_STAYS),
-)
+    _free(
+        "paraphrase_free_generation", "paraphrase", heading="free, para.", core=True,
+        meaning="share of paraphrases on which the model writes the target by itself",
+    ),
+    _free(
+        "neighbourhood_free_generation", "neighbourhood", heading="free, neigh.",
+        meaning="share of prompts on other subjects on which the model writes the old answer by itself",
+    ),
+    _free(
+        "portability_free_generation", "portability", heading="free, portab.",
+        meaning="share of what follows from the edit that the model writes by itself",
+    ),
+    _free(
+        "locality_free_generation", "locality", heading="free, local.",
+        meaning="share of answers that should stay that the model writes by itself",
+    ),
+)  # fmt: skip
 STABILITY = (
     _stable(
         "neighbourhood_stability", "neighbourhood", heading="NS stable",
@@ -148,16 +196,25 @@ MULTI_HOP = (
         "multi_hop", "multi_hop", heading="multi-hop", core=True,
         meaning="questions over several hops answered rightly in free text, in one of their wordings",
     ),
-    _strict("multi_hop_strict_accuracy", "multi_hop", heading="strict, hops", meaning="by strict accuracy"),
-    _free("hop_accuracy", "hop", heading="hops", core=True, meaning="chains of which every single hop is right"),
-    _strict("hop_strict_accuracy", "hop", heading="strict, each hop", meaning="by strict accuracy"),
+    _strict(
+        "multi_hop_strict_accuracy", "multi_hop", heading="strict, hops",
+        meaning=f"questions over several hops of which {_EACH_PIECE} the answer is the most probable one",
+    ),
+    _free(
+        "hop_accuracy", "hop", heading="hops", core=True,
+        meaning="chains of which the model writes every single hop's answer",
+    ),
+    _strict(
+        "hop_strict_accuracy", "hop", heading="strict, each hop",
+        meaning=f"chains of which {_EACH_PIECE} every single hop's answer is the most probable one",
+    ),
 )  # fmt: skip
 DIVERGENCE = (
     _kl(
         "neighbourhood_kl", "neighbourhood", heading="KL, neigh.", core=True,
-        meaning="divergence of the next token's distribution from that of the unedited model, in nats",
+        meaning=f"{_DIVERGENCE}, after prompts on other subjects",
     ),
-    _kl("locality_kl", "locality", heading="KL, local.", core=True, meaning="the same on other locality probes"),
+    _kl("locality_kl", "locality", heading="KL, local.", core=True, meaning=f"{_DIVERGENCE}, after locality probes"),
 )  # fmt: skip
 OPINION = (
     Metric(

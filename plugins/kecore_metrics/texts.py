@@ -198,8 +198,8 @@ def _bert_score(groups: Sequence[Sequence[AnsweredProbe]], protocol: Protocol) -
     return values
 
 
-_WORDINGS = "the same on other wordings"
-_PORTABILITY = "the same on what should follow from the edit"
+_SUBSEQUENCE = "F1 of the longest common subsequence of words of the free text and the"
+_EMBEDDINGS = "F1 of matched contextual embeddings of the free text and the"
 _rouge_l = partial(Metric, whole=_rouge, reads=("text",), bounds=UNIT, lacks="no text or no answer")
 _bert = partial(Metric, whole=_bert_score, reads=("text",), bounds=SIGNED, lacks="no text or no answer")
 
@@ -212,18 +212,12 @@ CONSISTENCY = Metric(
     lacks="no reference texts", meaning="likeness of free text about the subject to texts about the target",
 )  # fmt: skip
 ROUGE = (
-    _rouge_l(
-        "rouge_l", "edit", heading="ROUGE-L", core=True, meaning="F1 of the longest common subsequence of words of the "
-        "free text and the target",
-    ),
-    _rouge_l("paraphrase_rouge_l", "paraphrase", meaning=_WORDINGS),
-    _rouge_l("portability_rouge_l", "portability", meaning=_PORTABILITY),
-)  # fmt: skip
+    _rouge_l("rouge_l", "edit", heading="ROUGE-L", core=True, meaning=f"{_SUBSEQUENCE} target"),
+    _rouge_l("paraphrase_rouge_l", "paraphrase", meaning=f"{_SUBSEQUENCE} target, on paraphrases"),
+    _rouge_l("portability_rouge_l", "portability", meaning=f"{_SUBSEQUENCE} answer that follows from the edit"),
+)
 BERTSCORE = (
-    _bert(
-        "bertscore", "edit", heading="BERTScore", core=True,
-        meaning="F1 of matched contextual embeddings of the free text and the target",
-    ),
-    _bert("paraphrase_bertscore", "paraphrase", meaning=_WORDINGS),
-    _bert("portability_bertscore", "portability", meaning=_PORTABILITY),
-)  # fmt: skip
+    _bert("bertscore", "edit", heading="BERTScore", core=True, meaning=f"{_EMBEDDINGS} target"),
+    _bert("paraphrase_bertscore", "paraphrase", meaning=f"{_EMBEDDINGS} target, on paraphrases"),
+    _bert("portability_bertscore", "portability", meaning=f"{_EMBEDDINGS} answer that follows from the edit"),
+)

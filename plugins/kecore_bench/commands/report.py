@@ -44,13 +44,17 @@ def report(
             "--columns",
             "--metrics",
             metavar="NAME,NAME",
-            help="Scores and costs to show, in this order: ES,NS,s/fact or edit_success,locality.relation_specificity.",
+            help="Scores and costs to show, in this order, such as ES,NS,s/fact or edit_success; --metrics is the same. "
+            "`kecore metrics` lists them.",
         ),
     ] = None,
     rows: Annotated[
         str | None,
         typer.Option(
-            "--rows", "--methods", metavar="NAME,NAME", help="Runs to show, in this order: labels or methods."
+            "--rows",
+            "--methods",
+            metavar="NAME,NAME",
+            help="Runs to show, in this order, by label or method; --methods is the same.",
         ),
     ] = None,
     caption: Annotated[str | None, typer.Option(metavar="TEXT", help="Caption of the LaTeX table, as LaTeX.")] = None,

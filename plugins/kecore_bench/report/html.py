@@ -11,7 +11,7 @@ from kecore._version import __version__
 from kecore.api.errors import MissingDependencyError
 from kecore.evaluate.protocol import AFTER
 from kecore_bench.report.drill import drill
-from kecore_bench.report.html_tables import further_table, main_table, missing
+from kecore_bench.report.html_tables import further_table, glossary, main_table, missing
 from kecore_bench.report.marks import LEGEND
 from kecore_bench.report.plots import INSTALL, Plot, drawn_plots
 from kecore_bench.report.results import Result
@@ -45,6 +45,10 @@ right ones of several, or a share. Click a record for its prompts, probabilities
 <ul id="legend"></ul>
 <div id="controls"></div>
 <div id="drill"><noscript>The list of records needs JavaScript; everything else on this page does not.</noscript></div>
+</section>
+<section id="glossary">
+<h2>What the columns say</h2>
+{glossary}
 </section>
 <section id="conditions">
 <h2>Conditions</h2>
@@ -90,6 +94,7 @@ def page(tables: Sequence[Table], results: Sequence[Result]) -> str:
         style=_file("page.css"),
         script=_file("page.js"),
         sections="\n".join(sections),
+        glossary=glossary(tables),
         conditions="\n".join(condition_items),
         protocol="".join(protocol_rows),
         configs="".join(configs),

@@ -15,7 +15,7 @@ from kecore_bench.report.papers import PaperRow, lines
 from kecore_bench.report.table import Row, Table
 from kecore_bench.report.text import figure
 
-__all__ = ["further_table", "main_table", "missing"]
+__all__ = ["further_table", "glossary", "main_table", "missing"]
 
 _KINDS = {
     "edit": "Edited prompts",
@@ -36,11 +36,35 @@ def main_table(table: Table) -> str:
     """Return the table of core scores and costs, a line a method."""
     head: list[str] = []
     for key, text in table.columns.items():
-        meaning = table.described[key].meaning if key in table.described else ""
-        head.append(_head(text, meaning))
+        head.append(_head(text, _meaning(table, key)))
     head += [_head(cost.heading, cost.meaning) for cost in table.costs]
     body = [_row(table, row) if isinstance(row, Row) else _paper_row(table, row) for row in lines(table)]
     return _html_table(f"<th>method</th>{''.join(head)}", "\n".join(body))
+
+
+def _meaning(table: Table, key: str) -> str:
+    """Return what a column says, and which direction is the better one."""
+    if key.partition(".")[0] not in table.described:
+        return "a figure of papers that the runs have no counterpart of"
+    column = described(table.described, key)
+    _, _, axis = key.partition(".")
+    on_axis = f", of the axis '{axis.replace('_', ' ')}' alone" if axis else ""
+    return f"{column.meaning}{on_axis}; {'lower' if column.lower else 'higher'} is better"
+
+
+def glossary(tables: Sequence[Table]) -> str:
+    """Return a list of all columns and scores of some tables with what each says."""
+    entries: dict[str, tuple[str, str]] = {}  # name and meaning by heading
+    for table in tables:
+        keys = [key for key in (*table.columns, *table.further) if "." not in key or table.keys is not None]
+        for key in keys:
+            entries.setdefault(table.heading(key), (key, _meaning(table, key)))
+        for cost in table.costs:
+            entries.setdefault(cost.heading, (cost.key, f"{cost.meaning}; lower is better"))
+    rows: list[str] = []
+    for heading, (key, meaning) in entries.items():
+        rows.append(f"<dt>{escape(heading)} <code>{escape(key)}</code></dt><dd>{escape(meaning)}</dd>")
+    return f"<dl>{''.join(rows)}</dl>"
 
 
 def _html_table(head: str, body: str) -> str:
@@ -116,7 +140,7 @@ def further_table(table: Table) -> str:
         body.append(f'<tr class="group"><th colspan="{len(rows) + 1}">{escape(_KINDS[kind])}</th></tr>')
         for column in group:
             cells = "".join(_cell(table, row, column.key) for row in rows)
-            body.append(f'<tr><th title="{escape(column.meaning)}">{escape(column.name)}</th>{cells}</tr>')
+            body.append(f'<tr><th title="{escape(_meaning(table, column.key))}">{escape(column.name)}</th>{cells}</tr>')
     if not body:
         return ""
     head = "".join(f"<th>{_dot(table, row)}</th>" for row in rows)

@@ -105,12 +105,11 @@ class Plot:
 
         # Without dates and with a fixed salt two files of one store are the same.
         dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-        settings = {"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "kecore"}
 
         def save(file: Path) -> None:
             self.figure.savefig(file, dpi=200, format=format, metadata=dated.get(format))
 
-        with matplotlib.rc_context(settings):
+        with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "kecore"}):
             return write_atomic(path, save)
 
 

@@ -294,6 +294,56 @@ def test_plots_are_part_of_the_page(store: Store) -> None:
     assert page([table], found) == shown, "the same store makes the same page"
 
 
+def test_every_column_of_the_page_explains_itself(store: Store) -> None:
+    found = results(store)
+    (table,) = tables(found)
+    text = page([table], found)
+    heads = re.findall(r'<th title="([^"]*)">([^<]*)</th>', text)
+    meanings = {escape(heading): title for title, heading in heads}
+    for key, column in table.described.items():
+        if key in (*table.columns, *table.further):
+            name = column.heading if key in table.columns else column.name
+            assert meanings[name] == escape(f"{column.meaning}; {'lower' if column.lower else 'higher'} is better")
+            assert f"<dt>{escape(column.heading)} <code>{key}</code></dt><dd>{escape(column.meaning)}; " in text
+    for cost in COSTS:
+        assert meanings[cost.heading] == cost.meaning
+        assert f"<dt>{cost.heading} <code>{cost.key}</code></dt>" in text
+
+
+@pytest.mark.parametrize("format", ["png", "pdf", "svg"])
+def test_equal_points_are_all_seen(format: str, tmp_path: Path) -> None:
+    """Six methods with the same scores have six marks, each of which shows most of its face."""
+    import matplotlib.image
+
+    store = Store(":memory:", Protocol(max_new_tokens=4))
+    names = ["one", "two", "three", "four", "five", "six"]
+    for name in names:
+        fill(store, spec(name, name), "after", [(0.9, 0.9), (0.9, 0.9)])
+    written = write_report([store], tmp_path, [format])[format]
+    (scatter,) = [path for path in written if path.name == f"scatter-1.{format}"]
+    (table,) = tables(results(store))
+    colours = [colour(table, name) for name in names]
+    if format == "png":
+        image = matplotlib.image.imread(scatter)[..., :3]
+        frame = ((image.max(axis=-1) < 0.3).mean(axis=0) > 0.6).nonzero()[0].max()  # its right edge
+        panel = image[:, : frame + 20]  # without the legend, and with marks that reach over the edge
+        for wanted in colours:
+            rgb = [int(wanted[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+            assert (abs(panel - rgb).max(axis=-1) < 0.02).sum() > 60, wanted
+    elif format == "svg":
+        text = scatter.read_text(encoding="utf-8")
+        assert "<text" not in text, "letters are outlines, so that no font is missed"
+        spots = re.findall(
+            r'<use xlink:href="#\w+" x="([\d.]+)" y="([\d.]+)" style="fill: (#\w+); stroke: #ffffff', text
+        )
+        assert len({(x, y) for x, y, fill in spots if fill in colours}) >= 2 * len(names)  # and those of the legend
+    else:
+        content = scatter.read_bytes()
+        assert content.startswith(b"%PDF")
+        assert b"/FontFile2" in content, "TrueType, embedded"
+        assert b"/Type3" not in content
+
+
 def test_without_matplotlib_the_page_says_how_to_get_figures(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     found = results(store)

@@ -15,7 +15,7 @@ import pytest
 Run = Callable[..., Any]
 Install = Callable[..., None]
 
-BUILT_IN = ("cache", "check", "trace", "checkup", "eval", "compare", "bench", "report", "import-triples")
+BUILT_IN = ("cache", "check", "trace", "checkup", "eval", "compare", "bench", "report", "import-triples", "metrics")
 GREET = '''
 import typer
 
