@@ -140,6 +140,12 @@ COMMANDS = [
     "import-triples = kecore_datasets.import_triples:import_triples",
 ]
 
+TRACKERS = [
+    "trackio = kecore_bench.trackers.trackio:Trackio",
+    "wandb = kecore_bench.trackers.wandb:Wandb",
+    "mlflow = kecore_bench.trackers.mlflow:Mlflow",
+]
+
 PLUGINS = ("kecore_methods", "kecore_datasets", "kecore_metrics", "kecore_bench", "kecore_analysis", "kecore_cpu")
 
 ACCELERATORS = [
@@ -200,5 +206,6 @@ setup(
         "kecore.datasets": DATASETS,
         "kecore.commands": COMMANDS,
         "kecore.accelerators": ACCELERATORS,
+        "kecore.trackers": TRACKERS,
     },
 )

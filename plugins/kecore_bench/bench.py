@@ -85,6 +85,7 @@ def run_cells(
         for cell in group:
             worker = _Worker(cell, store, editor, workplace, shard)
             worker.work()
+            workplace.note(cell.spec.key)
             workplace.log(worker.summary())
 
 
@@ -130,6 +131,7 @@ class _Worker:
         """Do what is missing."""
         made_on = {**self.workplace.describe(self.editor), "left_out": self.cell.left_out}
         self.store.add_run(self.spec, made_on)
+        self.workplace.note("")
         self.editor.progress = silent
         if self.spec.method is None:
             with self.workplace.stage(self.spec.label, f"running {self.spec.label}"):
@@ -247,6 +249,7 @@ class _Worker:
                 self._score(AT_EDIT, start, stop)
             if number in checkpoints:
                 self._score(checkpoints[number], 0, stop)
+            self.workplace.note("")
             if not self.cell.missing(self.store):
                 break
             if saved is not None:

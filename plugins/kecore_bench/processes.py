@@ -24,6 +24,8 @@ from kecore_bench.cells import Cell, cells_of
 from kecore_bench.plan import BenchPlan
 from kecore_bench.ranks import Ranks, here, together
 from kecore_bench.store import Store
+from kecore_bench.trackers import Tracker
+from kecore_bench.trackers.following import follow
 from kecore_bench.workplace import Log, Stage, Workplace, log_nothing, time_nothing
 
 __all__ = ["run_plan"]
@@ -40,6 +42,7 @@ def run_plan(
     progress: Progress = silent,
     log: Log = log_nothing,
     stage: Stage = time_nothing,
+    trackers: Sequence[Tracker] = (),
 ) -> list[Cell]:
     """Do what a store lacks of a plan: after a kill the same call goes on.
 
@@ -54,6 +57,7 @@ def run_plan(
         progress: called while long stages advance.
         log: called with a line about each run that has ended.
         stage: called as ``stage(name, doing)`` around what takes long; returns a context manager.
+        trackers: told what becomes of the runs that are not done yet (:mod:`kecore_bench.trackers`).
 
     Returns:
         The plan's runs, in its order; ``kecore_bench.results(store)`` are their scores.
@@ -82,7 +86,8 @@ def run_plan(
             raise WorkerError("the first rank could not begin; its message says why")
         workplace = Workplace(plan, _choose_device(plan, ranks.rank, ranks.world))
         if ranks.rank == 0:
-            workplace = Workplace(plan, workplace.device, progress, log, stage)
+            note = stack.enter_context(follow(trackers, cells, store))
+            workplace = Workplace(plan, workplace.device, progress, log, stage, note)
         if jobs == 1 or ranks.world > 1:
             run_cells(cells, store, workplace, shard=(ranks.rank, ranks.world))
         elif any(cell.missing(store) for cell in cells):
@@ -177,6 +182,7 @@ def _run_by_processes(workplace: Workplace, store: Store, cells: Sequence[Cell],
             while running:
                 running = any(worker.process.is_alive() for worker in workers)  # then read what came before the end
                 workplace.progress("records", store.count(keys), total)
+                workplace.note("")
                 for worker in workers:
                     errors += _pass_on(worker.read(), workplace)
                 if running:

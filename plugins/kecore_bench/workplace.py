@@ -20,13 +20,21 @@ from kecore.trained import TrainedEditor
 from kecore_bench.cells import load
 from kecore_bench.plan import BenchPlan
 
-__all__ = ["Log", "Stage", "Workplace", "log_nothing", "time_nothing"]
+__all__ = ["Log", "Notice", "Stage", "Workplace", "log_nothing", "note_nothing", "time_nothing"]
 
 Log = Callable[[str], None]
 """Called with a line of text about what is done."""
 
 Stage = Callable[[str, str], AbstractContextManager[None]]
 """Called as ``stage(name, doing)``, where ``doing`` is what is done in words; what it returns is held meanwhile."""
+
+
+Notice = Callable[[str], None]
+"""Called when there may be news in the store: with the key of a run that ended, or an empty text."""
+
+
+def note_nothing(ended: str) -> None:
+    """Tell nobody: the :data:`Notice` of who follows nothing."""
 
 
 def log_nothing(text: str) -> None:
@@ -49,6 +57,7 @@ class Workplace:
         progress: called while long stages advance.
         log: told what became of each run.
         stage: told when models are loaded and runs begin and end.
+        note: called when there may be news in the store.
     """
 
     plan: BenchPlan
@@ -56,6 +65,7 @@ class Workplace:
     progress: Progress = silent
     log: Log = log_nothing
     stage: Stage = time_nothing
+    note: Notice = note_nothing
 
     @property
     def statistics(self) -> StatisticsSource:

@@ -73,5 +73,5 @@ def bench(
 
     bench_plan = make_plan(fields, run_options, plan)
     with Store(store, bench_plan.protocol) as results:
-        cells = run_on_screen(screen, bench_plan, results, run_options.jobs)
+        cells = run_on_screen(screen, bench_plan, results, run_options)
         show_tables(screen, results, {cell.spec.key for cell in cells})

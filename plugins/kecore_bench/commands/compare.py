@@ -61,7 +61,7 @@ def compare(
     }
     plan = make_plan(fields, run_options)
     with Store(out / STORE, plan.protocol) as store:
-        run_on_screen(screen, plan, store, run_options.jobs)
+        run_on_screen(screen, plan, store, run_options)
         written = write_report([store], out, [name for name in FORMATS if name not in (*FIGURES, "latex")])
         screen.show(make_fields({"page": str(written["html"][0]), "files": ", ".join(p.name for p in out.iterdir())}))
         show_tables(screen, store, {spec.key for spec in store.specs()})

@@ -53,5 +53,5 @@ def evaluate(
     fields = {"models": model, "facts": data_entry(facts, reading), "sizes": limit, "edit": edit, "without": BASELINES}
     plan = make_plan(fields, run_options)
     with Store(":memory:" if store is None else store, plan.protocol) as results:
-        cells = run_on_screen(screen, plan, results, run_options.jobs)
+        cells = run_on_screen(screen, plan, results, run_options)
         show_tables(screen, results, {cell.spec.key for cell in cells})

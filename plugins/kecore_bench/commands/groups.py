@@ -55,6 +55,7 @@ class RunOptions:
     ] = None
     memory: options.Memory = "auto"
     trust_remote_code: options.RemoteCode = False
+    track: bench_options.Track = None
 
     def fields(self) -> dict[str, Any]:
         """Return the fields of a plan, without those of its protocol."""

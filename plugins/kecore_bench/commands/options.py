@@ -20,6 +20,7 @@ __all__ = [
     "ProtocolFields",
     "References",
     "StorePath",
+    "Track",
     "TrainedEditors",
     "Without",
     "method_entries",
@@ -53,6 +54,12 @@ ProtocolFields = Annotated[
     typer.Option(
         metavar="KEY=VALUE",
         help="A field of the protocol, such as edits=single; docs/evaluate.md lists them. May be given several times.",
+    ),
+]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME[:PROJECT]", help="Tell a tracker what is done: trackio, wandb, mlflow or an installed one."
     ),
 ]
 Jobs = Annotated[int, typer.Option(metavar="N", help="Processes that share the work.", min=1)]

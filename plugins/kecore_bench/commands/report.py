@@ -44,7 +44,7 @@ def report(
             "--columns",
             "--metrics",
             metavar="NAME,NAME",
-            help="Scores and costs to show, in this order, such as ES,NS,s/fact or edit_success; --metrics is the same. "
+            help="Scores and costs to show, in this order, such as ES,NS,s/fact; --metrics is the same. "
             "`kecore metrics` lists them.",
         ),
     ] = None,

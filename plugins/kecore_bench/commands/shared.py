@@ -61,18 +61,28 @@ def make_plan(fields: Mapping[str, Any], run_options: RunOptions, file: Path | N
     return BenchPlan.make(values)
 
 
-def run_on_screen(screen: Screen, plan: BenchPlan, store: Store, jobs: int) -> list[Cell]:
-    """Do what a store lacks of a plan, and show what goes on.
+def run_on_screen(screen: Screen, plan: BenchPlan, store: Store, run_options: RunOptions) -> list[Cell]:
+    """Do what a store lacks of a plan, show what goes on, and tell the trackers that were asked for.
 
     Raises:
         Exit: this is a further rank of ``torchrun``; the first one has the result.
     """
     from kecore_bench.processes import run_plan
     from kecore_bench.ranks import here
+    from kecore_bench.trackers import open_tracker
 
     rank = here().rank
     screen.err.quiet = screen.err.quiet or rank > 0
-    cells = run_plan(plan, store, jobs=jobs, progress=screen.progress, log=screen.log, stage=_stage_on(screen))
+    trackers = [open_tracker(text) for text in run_options.track or () if rank == 0]
+    cells = run_plan(
+        plan,
+        store,
+        jobs=run_options.jobs,
+        progress=screen.progress,
+        log=screen.log,
+        stage=_stage_on(screen),
+        trackers=trackers,
+    )
     if rank > 0:
         raise typer.Exit
     return cells

@@ -16,9 +16,10 @@ from kecore.evaluate.cost import added_latency, edit_bytes
 from kecore.evaluate.protocol import Protocol
 from kecore.memory import peak_bytes, reset_peak
 from kecore.testing.models import tiny_model, tiny_tokenizer
+from kecore_bench.report.costs import COSTS
 from kecore_bench.report.results import Result, results
 from kecore_bench.report.table import tables
-from kecore_bench.report.text import conditions, costs, csv_scores, markdown
+from kecore_bench.report.text import conditions, csv_scores, markdown
 from kecore_bench.store import RunSpec, Store
 
 CPU = torch.device("cpu")
@@ -80,13 +81,13 @@ SECOND = {**NEW, "edit_bytes": 5 << 10, "peak_memory_bytes": 2 << 30}
 def test_bytes_of_each_fact(edits: str, parts: Mapping[str, Any], kibibytes: float) -> None:
     found, _ = result_of(parts, edits)
     assert found.bytes_per_fact == 1024 * kibibytes
-    assert costs(found) == ["2.00", f"{kibibytes:.1f}", None, "3.00"]
+    assert [cost.text(found) for cost in COSTS] == ["2.00", f"{kibibytes:.1f}", None, "3.00"]
     assert any("during an edit" in line for line in conditions([found]))
 
 
 def test_costs_are_shown() -> None:
     found, lines = result_of({"all": {**NEW, **TIMED}}, "batch")
-    assert costs(found) == ["2.00", "1.5", "+4.5", "3.00"]
+    assert [cost.text(found) for cost in COSTS] == ["2.00", "1.5", "+4.5", "3.00"]
     values = {row["metric"]: float(row["value"]) for row in csv.DictReader(lines.splitlines())}
     assert values == {
         "seconds_per_fact": 2, "bytes_per_fact": 1536, "added_seconds_per_token": 0.0045, "peak_memory_bytes": 3 << 30,
@@ -109,10 +110,10 @@ def test_several_processes_time_several_times() -> None:
 
 def test_a_store_of_before_these_figures_is_read() -> None:
     found, _ = result_of({"all": OLD}, "batch")
-    assert costs(found) == ["2.00", None, None, "3.00"]
+    assert [cost.text(found) for cost in COSTS] == ["2.00", None, None, "3.00"]
     assert any("since its start" in line for line in conditions([found]))
 
 
 def test_an_edit_that_was_made_elsewhere_has_no_seconds() -> None:
     found, _ = result_of({"all": {**NEW, **TIMED, "seconds": None, "peak_memory_bytes": None}}, "batch")
-    assert costs(found) == [None, "1.5", "+4.5", None]
+    assert [cost.text(found) for cost in COSTS] == [None, "1.5", "+4.5", None]
