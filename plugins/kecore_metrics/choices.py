@@ -53,7 +53,10 @@ CHOICE = (
         "portability_choice", "portability", heading="choice, portab.",
         meaning="the right answer to what follows from the edit is more probable than every other choice",
     ),
-    _choice("locality_choice", "locality", heading="choice, local.", meaning="the same of the answer that should stay"),
+    _choice(
+        "locality_choice", "locality", heading="choice, local.",
+        meaning="the answer that should stay is more probable than every other choice",
+    ),
 )  # fmt: skip
 TRUTH_RATIO = Metric(
     "truth_ratio",
