@@ -142,7 +142,7 @@ def test_doctor_names_every_command_that_cannot_be_used(
     assert "command 'greet' of other cannot be imported from fake_other_greet:greet: ZeroDivisionError" in problems
     assert "third offers a command 'edit', but that name belongs to kecore" in problems
     shown = " ".join(kecore("doctor").stdout.split())
-    assert "greet (cannot be used), import-triples, report, trace" in shown
+    assert "greet (cannot be used), import-triples, metrics, report, trace" in shown
 
 
 def test_two_strangers_with_one_command_are_both_named(kecore: Run, install: Install) -> None:
