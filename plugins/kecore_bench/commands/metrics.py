@@ -10,6 +10,7 @@ import typer
 from kecore.api.errors import ConfigError
 from kecore.cli import options
 from kecore.cli.console import Screen, make_fields, make_table
+from kecore.cli.plugins import help_group
 
 if TYPE_CHECKING:
     from kecore.evaluate.metrics import Metric
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["metrics"]
 
 
+@help_group("Measure")
 def metrics(
     context: typer.Context,
     name: Annotated[
