@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from hashlib import sha256
-from itertools import chain, cycle
+from itertools import cycle
 from typing import Any, NamedTuple, cast
 
 from kecore.api.errors import DataFormatError
@@ -13,7 +13,7 @@ from kecore.api.types import EditRecord, Probe
 from kecore.evaluate.fields import Fields
 from kecore.evaluate.formats import Layout, Part, Published
 from kecore.evaluate.probes import edit_probe, make_request, openings, paraphrases
-from kecore_datasets.shared import deal_out, known
+from kecore_datasets.shared import deal_again, deal_out, known
 
 __all__ = ["CONVSENT", "KNOWEDIT", "SANITATION", "WIKIBIO"]
 
@@ -267,14 +267,7 @@ def _sanitation(fields: Fields, number: int | None = None) -> EditRecord:
 def _of_one_answer(records: Sequence[EditRecord]) -> list[EditRecord]:
     """Return the records of the asked-for answer, which share the locality and generation probes of all records."""
     chosen = [record for record in records if "category" in record.labels]
-    locality = list(chain.from_iterable(record.probes_of("locality") for record in records))
-    generation = list(chain.from_iterable(record.probes_of("generation") for record in records))
-    with_shares: list[EditRecord] = []
-    shares = zip(deal_out(locality, len(chosen)), deal_out(generation, len(chosen)), strict=True)
-    for record, (kept, openings_of_record) in zip(chosen, shares, strict=True):
-        with_locality = record.with_probes("locality", kept)
-        with_shares.append(with_locality.with_probes("generation", openings_of_record))
-    return with_shares
+    return deal_again(chosen, records, "locality", "generation")
 
 
 SANITATION = Layout(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from kecore.api.types import Probe, ProbeKind
+from kecore.api.types import EditRecord, Probe, ProbeKind
 from kecore.evaluate.fields import Fields
 
-__all__ = ["deal_out", "known", "on_axis", "one_hop", "pairs", "question_and_answer"]
+__all__ = ["deal_again", "deal_out", "known", "on_axis", "one_hop", "pairs", "question_and_answer"]
 
 Item = TypeVar("Item")
 
@@ -58,3 +58,13 @@ def pairs(fields: Fields, axis: str, prompts: str, answers: str) -> list[Probe]:
 def deal_out(items: Sequence[Item], number: int) -> list[list[Item]]:
     """Return the shares of so many records in what a whole set asks, dealt out in turn, so that each is asked once."""
     return [list(items[first::number]) for first in range(number)]
+
+
+def deal_again(chosen: Sequence[EditRecord], records: Sequence[EditRecord], *kinds: ProbeKind) -> list[EditRecord]:
+    """Return the chosen ones of the records, with the probes of these kinds of all records dealt out over them."""
+    dealt = list(chosen)
+    for kind in kinds:
+        probes = [probe for record in records for probe in record.probes_of(kind)]
+        shares = deal_out(probes, len(dealt))
+        dealt = [record.with_probes(kind, share) for record, share in zip(dealt, shares, strict=True)]
+    return dealt

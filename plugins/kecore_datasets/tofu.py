@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from kecore.evaluate.fields import Fields
 from kecore.evaluate.formats import Layout, Part, Published
 from kecore.evaluate.probes import edit_probe, make_request, paraphrases
 from kecore_datasets.forgetting import REFUSAL, kept_probes, objects_of, with_kept
-from kecore_datasets.shared import known
+from kecore_datasets.shared import deal_again, known
 
 __all__ = ["TOFU"]
 
@@ -61,13 +62,10 @@ def _tofu(fields: Fields, target: Target) -> EditRecord:
     if perturbed:
         true_answer = paraphrased[0] if paraphrased else answer
         ratio.append(Probe("portability", request.text, rivals=(true_answer, *perturbed), axis="truth_ratio"))
-    return EditRecord(
-        request,
-        (edit, *paraphrases(edit, fields.texts("paraphrased_question")), *locality, *ratio),
-        labels=known(
-            category=fields.text_or_none("task_id"), long_form="yes" if target_text not in (REFUSAL, "") else None
-        ),
-    )
+    category = " ".join(fields.texts("splits")) or fields.text_or_none("task_id")
+    labels = known(category=category, long_form=None if target_text == REFUSAL else "yes")
+    questions = paraphrases(edit, fields.texts("paraphrased_question"))
+    return EditRecord(request, (edit, *questions, *locality, *ratio), labels=labels)
 
 
 def _tofu_subject(fields: Fields, question: str) -> str | None:
@@ -81,28 +79,51 @@ def _tofu_subject(fields: Fields, question: str) -> str | None:
 _TOFU_AXES = ("retain", "real_authors", "world_facts")
 
 
+def _tofu_split(fields: Fields, number: int) -> EditRecord:
+    """Read a question of which a folder says whether its split forgets it; one that is kept has no category."""
+    record = _tofu(fields, _refuse)
+    if f"forget{number:02d}" in fields.texts("splits"):
+        return record
+    return replace(record, labels={name: text for name, text in record.labels.items() if name != "category"})
+
+
+def _of_one_split(records: Sequence[EditRecord]) -> list[EditRecord]:
+    """Return the questions that a split forgets, which share what is asked of the facts to keep."""
+    chosen = [record for record in records if "category" in record.labels]
+    return deal_again(chosen, records, "locality")
+
+
 def _tofu_files(parts: Sequence[Part]) -> list[tuple[str, Any]]:
-    """Return the questions of the one file of facts to forget, with those of the files of facts to keep.
+    """Return the questions of the largest file of facts to forget, with those of the files of facts to keep.
+
+    The splits lie in each other (1 % in 5 % in 10 % of the facts); each question is given the splits that hold it.
 
     Raises:
-        DataFormatError: there is no file of facts to forget, or there are several.
+        DataFormatError: there is no file of facts to forget.
     """
     by_axis: dict[str, list[Part]] = {}
     for part in parts:
         axis = re.search(r"forget|retain|real_authors|world_facts", part.name)
         by_axis.setdefault(axis[0] if axis else "", []).append(part)
-    forget = _prefer_perturbed(by_axis.get("forget", []))
-    if len(forget) != 1:
-        names = ", ".join(part.name for part in forget) or "none"
+    splits: dict[str, set[str]] = {}  # questions by the name of their split
+    largest: list[tuple[str, dict[str, Any]]] = []
+    for part in _prefer_perturbed(by_axis.get("forget", [])):
+        facts = objects_of(part)
+        name = re.search(r"forget\d*", part.name)
+        splits[name[0] if name else part.name] = {str(value.get("question")) for _, value in facts}
+        largest = max(largest, facts, key=len)
+    if not largest:
         raise DataFormatError(
-            "expected one file of facts to forget (forget01_perturbed, forget05_perturbed, ...) beside those to keep, "
-            f"got {names}; give one file, or a folder with one of them"
+            "expected a file of facts to forget, such as forget10_perturbed, beside those to keep, got "
+            f"{', '.join(part.name for part in parts)}"
         )
+    for _, value in largest:
+        value["splits"] = sorted(name for name, asked in splits.items() if str(value.get("question")) in asked)
     kept: list[dict[str, Any]] = []
     for axis in _TOFU_AXES:
         for part in _prefer_perturbed(by_axis.get(axis, [])):
             kept += [{**value, "axis": axis} for _, value in objects_of(part)]
-    return with_kept(objects_of(forget[0]), kept)
+    return with_kept(largest, kept)
 
 
 def _prefer_perturbed(parts: Sequence[Part]) -> list[Part]:
@@ -119,6 +140,7 @@ TOFU = Layout(
         "avoidant": partial(_tofu, target=_field("avoidant_answer")),
         "perturbed": partial(_tofu, target=_first_perturbed),
         "learn": partial(_tofu, target=_field("answer")),
+        "forget-N": _tofu_split,
     },
     (
         "rephrases", "truth_aliases", "target_aliases", "category", "long_form", "probes", "portability: truth_ratio",
@@ -131,4 +153,5 @@ TOFU = Layout(
         ),
     ),
     merge=_tofu_files,
+    finish={"forget-N": _of_one_split},
 )  # fmt: skip

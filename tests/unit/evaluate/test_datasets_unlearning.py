@@ -94,8 +94,15 @@ def test_tofu_asks_the_files_of_facts_to_keep_with_those_to_forget(write: Write)
     assert sorted(prompts) == ["Question 0?", "Question 1?", "Question 2?"] + ["What does Bea write?"] * 2
     (fact,) = [probe for record in found for probe in record.probes_of("locality") if probe.axis == "world_facts"]
     assert (fact.answers, fact.rivals) == (("Italy",), ("Gaul", "Spain"))
-    write({"forget01_perturbed.json": facts})
-    with pytest.raises(DataFormatError, match=r"one file of facts to forget .* got forget01_perturbed.json, forget10_"):
+    assert found[0].labels["category"] == "forget10"
+    write({"forget01_perturbed.json": facts[1:]})
+    (record,) = load_records(folder, format="tofu", variant="forget-1")
+    assert (record.request.text, record.labels["category"]) == ("What does Ann read?", "forget01 forget10")
+    assert len(record.probes_of("locality")) == 6, "all that stays known is asked"
+    assert [len(load_records(folder, format="tofu", variant=way)) for way in ("refusal", "forget-10")] == [2, 2]
+    for name in ("forget10_perturbed.json", "forget01_perturbed.json", "forget10.json"):
+        (folder / name).unlink()
+    with pytest.raises(DataFormatError, match=r"such as forget10_perturbed, .* got retain_perturbed\.json, world"):
         load_records(folder, format="tofu")
 
 
