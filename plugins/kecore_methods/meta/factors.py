@@ -41,6 +41,13 @@ class Factors:
     mask: Tensor
     answers: tuple[tuple[int, ...], ...]
 
+    def with_gradient(self, layer: int) -> Tensor:
+        """Return ``[requests, tokens]``, true for the tokens whose gradient at a layer is not zero.
+
+        In the last edited layers these are few: a token in front of the target reaches its loss by attention alone.
+        """
+        return self.mask & (self.deltas[layer] != 0).any(-1)
+
     def one(self, index: int) -> Factors:
         """Return the factors of one request, without padding."""
         real = self.mask[index]  # [tokens]

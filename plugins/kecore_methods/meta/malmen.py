@@ -53,6 +53,11 @@ class MalmenNetwork(MendNetwork):
             square: Any = getattr(self, f"square_{layer}")
             square.copy_(u[factors.mask].square().sum(-1).mean())
 
+    def used_tokens(self, factors: Factors, layer: int) -> Tensor:
+        """Return all tokens: MALMEN's released code leaves none out."""
+        del layer
+        return factors.mask
+
     def preservation(self, layer: int) -> Tensor:
         """Return ``λ`` of one matrix."""
         square: Any = getattr(self, f"square_{layer}")

@@ -100,21 +100,29 @@ class MendNetwork(Network):
     def normalise(self, factors: Factors) -> None:
         """Take the statistics of both factors over tokens."""
         for layer in factors.inputs:
+            used = self.used_tokens(factors, layer)
             inputs: Any = self.inputs[str(layer)]
-            inputs.observe(factors.inputs[layer][factors.mask])  # [real tokens, d_in]
+            inputs.observe(factors.inputs[layer][used])  # [used tokens, d_in]
             deltas: Any = self.deltas[str(layer)]
-            deltas.observe(factors.deltas[layer][factors.mask])  # [real tokens, d_out]
+            deltas.observe(factors.deltas[layer][used])  # [used tokens, d_out]
+
+    def used_tokens(self, factors: Factors, layer: int) -> Tensor:
+        """Return which tokens count at a layer, ``[requests, tokens]``: those with a gradient, as in the released code.
+
+        A normalised zero is no zero, so a token without a gradient would take part in the update, and most have none.
+        """
+        return factors.with_gradient(layer)
 
     def rate(self, layer: int) -> Tensor:
         """Return ``α``, the learned step of one matrix."""
         return self.first[layer] * (self.unit * self.rates[str(layer)]).exp()
 
     def edited(self, factors: Factors, layer: int) -> tuple[Tensor, Tensor]:
-        """Return ``ũ`` ``[requests, tokens, d_in]`` and ``δ̃`` ``[requests, tokens, d_out]``; zero on padding."""
+        """Return ``ũ`` ``[requests, tokens, d_in]`` and ``δ̃`` ``[requests, tokens, d_out]``; zero elsewhere."""
         u = self.inputs[str(layer)](factors.inputs[layer])
         delta = self.deltas[str(layer)](factors.deltas[layer])
         mlp = self.shared[self.mlp_name[layer]]
-        out = mlp(torch.cat([u, delta], -1), self.mlp_index[layer]) * factors.mask[..., None]
+        out = mlp(torch.cat([u, delta], -1), self.mlp_index[layer]) * self.used_tokens(factors, layer)[..., None]
         return out[..., : u.shape[-1]], out[..., u.shape[-1] :]
 
     def shifts(self, view: ModelView, items: Sequence[Encoded], factors: Factors, together: int) -> Shifts:

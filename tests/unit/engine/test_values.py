@@ -395,3 +395,13 @@ def test_how_one_micro_batch_is_driven_says_nothing_of_the_next(monkeypatch: pyt
     assert [values.mode for values in separate] == ["shared", "cached"]
     monkeypatch.setattr(values_module, "_micro_batches", lambda *_: iter([[0, 1, 2, 3], [4, 5]]))
     torch.testing.assert_close(found([*even, *ragged]).delta, torch.cat([values.delta for values in separate]))
+
+
+@pytest.mark.parametrize("context", ["I", "I know"])
+def test_contexts_too_short_to_show_a_spread_give_no_noise(
+    world: World, facts: list[EditRequest], context: str
+) -> None:
+    """The noise is in units of the states' deviation, which one token does not have."""
+    settings = replace(DESCENT, steps=2, noise=0.5)
+    found = optimise_values(world.view, apart(world, facts), LAYER, ["", context], settings)
+    assert bool(found.loss.isfinite().all())

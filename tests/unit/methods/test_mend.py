@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,6 +73,29 @@ def test_untrained_network_is_the_identity_that_can_learn() -> None:
     assert all(float(up.grad.abs().sum()) > 0 for up in mlp.up if up.grad is not None)
 
 
+def test_tokens_without_gradient_take_no_part() -> None:
+    """As in the released code, which drops them from the statistics and from the update."""
+    view, encoder = setting()
+    items = [encoder.encode(r.text, r.target) for r in REQUESTS]
+    with view.frozen():
+        reader = Reader(view, encoder, (1, 3))
+        factors = reader.factors(reader.texts(items))
+    with_gradient = factors.with_gradient(3)
+    assert with_gradient.sum() < factors.mask.sum()  # of the last layer: those that predict a token of the target
+    assert with_gradient.sum(1).tolist() == [len(item.ids) - item.start for item in items]
+    # What such a token reads is nowhere seen.
+    inputs = dict(factors.inputs)
+    inputs[3] = inputs[3].masked_fill((factors.mask & ~with_gradient)[..., None], 100.0)
+    edited: list[tuple[Tensor, Tensor]] = []
+    fresh: MendNetwork = shaken(MendNetwork(view, CONFIG))
+    for given in (factors, replace(factors, inputs=inputs)):
+        network = copy.deepcopy(fresh)
+        network.normalise(given)
+        edited.append(network.edited(given, 3))
+    torch.testing.assert_close(edited[0], edited[1])
+    assert not edited[0][0][~with_gradient].any()
+
+
 def test_edit_is_the_sum_over_tokens_of_the_networks_factors() -> None:
     view, encoder = setting()
     network: MendNetwork = shaken(MendNetwork(view, CONFIG))
@@ -85,7 +109,7 @@ def test_edit_is_the_sum_over_tokens_of_the_networks_factors() -> None:
             rate = 0.05 * weight.square().mean().sqrt() / weight.shape[1] ** 0.5
             rate = rate * (100 * network.rates[str(layer)]).exp()
             expected = torch.zeros(weight.shape)
-            for r, t in factors.mask.nonzero().tolist():
+            for r, t in factors.with_gradient(layer).nonzero().tolist():
                 inputs, deltas = network.inputs[str(layer)], network.deltas[str(layer)]
                 u = (factors.inputs[layer][r, t] - inputs.mean) / inputs.deviation
                 d = (factors.deltas[layer][r, t] - deltas.mean) / deltas.deviation
