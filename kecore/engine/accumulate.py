@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kecore.model import SiteId
 
-__all__ = ["Past", "append", "gathered"]
+__all__ = ["Past", "append", "fold", "gathered"]
 
 
 def append(state: dict[str, Tensor], name: str, part: Tensor) -> None:
@@ -33,6 +33,24 @@ def append(state: dict[str, Tensor], name: str, part: Tensor) -> None:
 def gathered(state: Mapping[str, Tensor], name: str) -> Tensor:
     """Return all parts of a tensor that grew by :func:`append`, side by side."""
     return torch.cat([state[part] for part in _part_names(state, name)], dim=-1)
+
+
+def fold(state: dict[str, Tensor], name: str) -> None:
+    """Replace the parts of keys ``K [d_in, n]`` by a square root of ``K Kᵀ`` once there are more of them than rows.
+
+    Where only ``K Kᵀ`` counts, ``[d_in, d_in]`` says all there is to know, however many edits follow.
+    """
+    names = _part_names(state, name)
+    if not names:
+        return
+    keys = gathered(state, name)
+    d_in, columns = keys.shape
+    if columns <= d_in:
+        return
+    upper = torch.linalg.qr(keys.double().t(), mode="r").R  # [d_in, d_in]
+    for part in names:
+        del state[part]
+    append(state, name, upper.t().float())
 
 
 def _part_names(state: Mapping[str, Tensor], name: str) -> list[str]:

@@ -72,7 +72,7 @@ def test_a_session_goes_on_from_the_state_of_the_first_edit(model: nn.Module, me
     again = editor.edit(fact, method, **second.config)
     assert isinstance(again, WeightEdit)
     assert isinstance(second, WeightEdit)
-    assert again.state.keys() == second.state.keys()
+    assert again.state.keys() >= second.state.keys()  # later releases may keep more
     for name, tensor in second.state.items():
         torch.testing.assert_close(again.state[name], tensor, rtol=1e-4, atol=1e-5)
     for name, update in second.updates.items():

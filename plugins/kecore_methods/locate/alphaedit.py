@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities
 from kecore.batch import RequestBatch
 from kecore.edit import WeightEdit
-from kecore.engine.accumulate import append, gathered
+from kecore.engine.accumulate import append, fold, gathered
 from kecore.engine.config import BatchConfig
 from kecore.engine.keys import Keys
 from kecore.engine.needs import Shape
@@ -70,7 +71,8 @@ class InNullSpace(ABC):
         l2: float = Field(
             default=0.1,
             gt=0,
-            description="Length penalty, relative to the mean squared norm of projected keys.",
+            description="Length penalty, relative to the mean squared norm of the projected keys; of a session's edits "
+            "one after another, to those of the first.",
         )
         l2_lambda: float | None = Field(
             default=None, gt=0, description="The same as an absolute number (10 in the paper's code)."
@@ -155,6 +157,16 @@ class AlphaEdit(InNullSpace):
     )
 
     def write(self, new: Projected, ridge: float, context: MethodContext) -> Solution:
-        """Weigh the keys of earlier edits against the new ones in one system."""
-        append(context.state, f"keys/{new.site}", new.keys)
-        return kv_solve(gathered(context.state, f"keys/{new.site}"), new.residuals, ridge, shares=new.shares)
+        """Weigh the keys of earlier edits against the new ones in one system.
+
+        A relative length penalty is in units of the first edit's keys, so that the edits of a session are one
+        least-squares problem; of earlier keys that needs ``K Kᵀ`` alone.
+        """
+        config: AlphaEdit.Config = context.config
+        state, keys = context.state, f"keys/{new.site}"
+        first_size = state.setdefault(f"size/{new.site}", torch.tensor(new.size, dtype=torch.float64))
+        if config.l2_lambda is None:
+            ridge = config.l2 * float(first_size)
+        fold(state, keys)
+        append(state, keys, new.keys)
+        return kv_solve(gathered(state, keys), new.residuals, ridge, shares=new.shares)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kecore.engine.accumulate import Past, append, gathered
+from kecore.engine.accumulate import Past, append, fold, gathered
 from kecore.engine.keys import Keys
 from kecore.engine.solve import least_squares
 from kecore.model import SiteId
@@ -128,3 +128,18 @@ def test_parts_are_kept_once(random: torch.Generator) -> None:
         for name, sign in (("keys/1", 1), ("keys/10", -1)):
             assert torch.equal(gathered(state, name), sign * torch.cat(list(parts[:i]), 1))
     assert len({id(tensor) for state in states for tensor in state.values()}) == 2 * len(parts)
+
+
+def test_folded_keys_have_the_same_second_moment_and_stay_as_large(random: torch.Generator) -> None:
+    state: dict[str, Tensor] = {}
+    everything: list[Tensor] = []
+    for size in (10, 10, 10, 40, 5):  # of rows there are 24
+        part = torch.randn(D_IN, size, generator=random)
+        everything.append(part)
+        fold(state, "keys")
+        append(state, "keys", part)
+        keys = torch.cat(everything, 1).double()
+        kept = gathered(state, "keys").double()
+        torch.testing.assert_close(kept @ kept.t(), keys @ keys.t(), rtol=1e-5, atol=1e-4)
+    assert gathered(state, "keys").shape == (D_IN, D_IN + 5)
+    assert sorted(state) == ["keys/0", "keys/1"]
