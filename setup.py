@@ -163,6 +163,10 @@ packages.append("kecore._errors")
 package_dir["kecore._errors"] = "docs/errors"
 package_data["kecore._errors"] = ["*.md"]
 
+# What `kecore new-method` makes a package of.
+packages.append("kecore._tutorial")
+package_dir["kecore._tutorial"] = "plugins/kecore-hello"
+
 if Path("csrc").is_dir():
     # The sources travel in the wheel, so that an installed kecore can compile them at first use.
     packages.append("kecore._csrc")

@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 from kecore._version import __version__
-from kecore.cli.commands import attach, chat, demo, edit, explain, export, info, inspect, probe, stats, train
+from kecore.cli.commands import (
+    attach,
+    chat,
+    demo,
+    edit,
+    explain,
+    export,
+    info,
+    inspect,
+    new_method,
+    probe,
+    stats,
+    train,
+)
 from kecore.cli.plugins import CommandGroup, help_group
 
 __all__ = ["app", "main"]
@@ -24,6 +37,7 @@ _COMMANDS = {
     "Edit facts": (demo.demo, edit.edit, chat.chat, inspect.inspect),
     "Use edits elsewhere": (attach.attach, attach.revert, export.export),
     "Prepare": (stats.stats, train.train, probe.probe),
+    "Write a method": (new_method.new_method,),
     "Find your way": (info.methods, info.doctor, explain.explain),
 }
 for _title, _functions in _COMMANDS.items():

@@ -39,13 +39,19 @@ def test_holds_all_packages_whole_and_nothing_else(contents: dict[str, str], roo
     for package in (path.name for path in (root / "plugins").glob("kecore_*")):
         expected |= files(root / "plugins" / package, package)
     assert {"kecore/py.typed", "kecore/data/counterfact_sample.jsonl"} <= expected
-    found = {name for name in contents if not name.startswith(("kecore/_csrc/", "kecore/_errors/", "kecore-"))}
+    elsewhere = ("kecore/_csrc/", "kecore/_errors/", "kecore/_tutorial/", "kecore-")
+    found = {name for name in contents if not name.startswith(elsewhere)}
     assert found == expected
 
 
 def test_holds_the_pages_of_errors(contents: dict[str, str], root: Path) -> None:
     expected = files(root / "docs" / "errors", "kecore/_errors")
     assert expected == {name for name in contents if name.startswith("kecore/_errors/")}
+
+
+def test_holds_the_method_that_new_ones_are_made_of(contents: dict[str, str], root: Path) -> None:
+    expected = {name for name in files(root / "plugins" / "kecore-hello", "kecore/_tutorial") if name.endswith(".py")}
+    assert expected == {name for name in contents if name.startswith("kecore/_tutorial/")}
 
 
 def test_holds_native_sources(contents: dict[str, str], root: Path) -> None:

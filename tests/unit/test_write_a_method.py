@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from kecore.cli.commands.new_method import Names, make_files
 from kecore.testing import Trial
 
 HELLO = Path("plugins", "kecore-hello")
@@ -31,8 +32,11 @@ def test_blocks_are_the_files(root: Path, text: str) -> None:
     *method, test = blocks(text, "python")
     assert lines("\n".join(method)) == lines((root / HELLO / "kecore_hello.py").read_text(encoding="utf-8"))
     assert test == (root / HELLO / "test_kecore_hello.py").read_text(encoding="utf-8")
-    (entry,) = blocks(text, "toml")
-    assert entry in (root / HELLO / "pyproject.toml").read_text(encoding="utf-8")
+    (project,) = blocks(text, "toml")
+    assert project == make_files(Names("hello"))["pyproject.toml"]
+    shipped = (root / HELLO / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'hello = "kecore_hello:Hello"' in shipped
+    assert 'name = "kecore-hello"' in shipped
 
 
 def test_the_example_of_a_trial_names_its_fields(text: str) -> None:

@@ -187,6 +187,7 @@ def test_an_unknown_command_suggests_one_of_a_plugin(kecore: Run) -> None:
 def test_commands_stand_in_groups_and_no_line_is_cut(kecore: Run) -> None:
     shown = kecore("--help", env={"COLUMNS": "80"}).stdout
     groups = re.findall(r"^(\w[\w ]*):$", shown, re.MULTILINE)
-    assert groups == ["Options", "Edit facts", "Use edits elsewhere", "Prepare", "Find your way", "Measure"]
+    titles = ["Edit facts", "Use edits elsewhere", "Prepare", "Write a method", "Find your way", "Measure"]
+    assert groups == ["Options", *titles]
     assert "..." not in shown.partition("Edit facts")[2]
     assert max(map(len, shown.splitlines())) <= 80
