@@ -35,6 +35,11 @@ def test_page_of_published_set_ups_is_current(docs_script: Callable[[str], Modul
     assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run `python docs/_fidelity.py`"
 
 
+def test_the_example_of_a_paper_is_current(docs_script: Callable[[str], ModuleType]) -> None:
+    module = docs_script("_paper")
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run `python docs/_paper.py`"
+
+
 def shown(root: Path) -> list[str]:
     """Every kecore command in the blocks of the quickstart, the README and the pages on installing and evaluating."""
     pages = [*(root / "docs" / f"{name}.md" for name in ("quickstart", "install", "evaluate")), root / "README.md"]
