@@ -92,7 +92,11 @@ def _read_json(text: str, name: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             where = f"{name} line {number}"
-            yield from _items(load_json(line, where), where)
+            value = load_json(line, where)
+            if isinstance(value, list) and not all(isinstance(item, dict | list) for item in cast("list[Any]", value)):
+                yield where, value  # one row of cells, or a triple
+            else:
+                yield from _items(value, where)
 
 
 def _is_json(text: str) -> bool:

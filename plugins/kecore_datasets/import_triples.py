@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,12 +44,34 @@ Labels = Annotated[
 
 
 @help_group("Prepare")
+def _list_relations(context: typer.Context, value: bool) -> None:
+    """Show the relations that kecore has templates for, and end the command."""
+    if not value:
+        return
+    from kecore_datasets.triples import read_templates
+
+    screen = Screen.of(context)
+    known = {relation: templates[0] for relation, templates in sorted(read_templates().items())}
+    screen.show(make_table("relation", "template", rows=list(known.items())))
+    screen.finish({"relations": known})
+    raise typer.Exit
+
+
 def import_triples(
     context: typer.Context,
     triples: Source,
     out: OutFile,
     templates: Templates = None,
     labels: Labels = None,
+    list_relations: Annotated[
+        bool,
+        typer.Option(
+            "--list-relations",
+            help="List the relations that have a template, and do nothing else.",
+            is_eager=True,
+            callback=_list_relations,
+        ),
+    ] = False,
     limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first so many triples.", min=1)] = None,
     force: options.Force = False,
     as_json: options.AsJson = False,
@@ -65,7 +88,7 @@ def import_triples(
     known = library.read_templates(templates or ())
     chosen = library.read_triples(triples)[:limit]
     imported = library.import_triples(chosen, known, library.read_labels(labels or ()))
-    _show(screen, imported)
+    _show(screen, imported, known)
     if not imported.records:
         raise DataFormatError(
             f"none of {count_noun(len(chosen), 'triple')} of {triples} makes an edit; give templates for their "
@@ -85,17 +108,21 @@ def import_triples(
     )
 
 
-def _show(screen: Screen, imported: Imported) -> None:
+def _show(screen: Screen, imported: Imported, known: Mapping[str, Sequence[str]]) -> None:
     """List what makes no edit."""
+    from kecore_datasets import triples as library
+
     if imported.unknown:
         total = sum(imported.unknown.values())
         first = list(imported.unknown.items())[:_SHOWN]
-        rows = [(relation, str(number)) for relation, number in first]
+        rows = [(relation, str(number), library.nearest_relation(relation, known)) for relation, number in first]
         title = f"Relations without a template: {len(imported.unknown)}, with {count_noun(total, 'triple')}"
-        screen.show(make_table("relation", "triples", rows=rows, title=title, right=(1,)))
+        screen.show(make_table("relation", "triples", "most like", rows=rows, title=title, right=(1,)))
     if imported.skipped:
         rows = [(item.reason,) for item in imported.skipped[:_SHOWN]]
         screen.show(make_table("reason", rows=rows, title=f"Left out: {count_noun(len(imported.skipped), 'triple')}"))
     hidden = max(0, len(imported.unknown) - _SHOWN) + max(0, len(imported.skipped) - _SHOWN)
     if hidden:
         screen.show(f"and {hidden} more; --json lists all")
+    if imported.unknown:
+        screen.show("Give these a template with --templates; --list-relations shows those that have one.")

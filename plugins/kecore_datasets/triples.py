@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ __all__ = [
     "Imported",
     "Triple",
     "import_triples",
+    "nearest_relation",
     "read_labels",
     "read_templates",
     "read_triples",
@@ -236,6 +238,15 @@ def _check_templates(templates: Sequence[str], where: str) -> tuple[str, ...]:
     if not templates:
         raise DataFormatError(f"{where}: expected at least one template")
     return tuple(dict.fromkeys(templates))
+
+
+def nearest_relation(relation: str, known: Iterable[str]) -> str:
+    """Return the known relation that a name is most like, or that holds all of its words; empty where none is."""
+    key = _key(relation)
+    for name in known:
+        if set(key.split()) <= set(name.split()):
+            return name
+    return next(iter(difflib.get_close_matches(key, list(known), n=1)), "")
 
 
 def _key(relation: str) -> str:

@@ -82,7 +82,9 @@ def check(
     else:
         loading = Loading(model, device, dtype, trust_remote_code, seed)
         editor = loading.edit(screen)
-        doubts += find_target_doubts(editor.encoder, records.requests)
+        doubts = sorted(
+            [*find_target_doubts(editor.encoder, records.requests), *doubts], key=lambda doubt: not doubt.stops
+        )
         values |= _check_with_model(screen, editor, records, accept=accept_subjects, fix=fix)
     values["doubts"] = [_doubt_to_json(doubt) for doubt in doubts]
     _show_doubts(screen, doubts)

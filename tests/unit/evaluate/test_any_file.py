@@ -121,6 +121,7 @@ WANTED = [("The capital of France is", "France", "Lyon", None)]
         {"src": FACT["prompt"], "subject": "France", "alt": "Lyon", "note": "asked by Ann"},
         {"prompt": FACT["prompt"], "subject": "France", "completion": "Lyon"},
         {"prompt": "The capital of {} is", "subject": "France", "target": "Lyon"},
+        {"case_id": 3, "prompt": FACT["prompt"], "subject": "France", "target_old": "", "target_new": "Lyon"},
     ],
 )  # fmt: skip
 def test_names_of_fields(tmp_path: Path, fact: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from kecore.api.errors import DataFormatError
 from kecore.cli import app
 from kecore.evaluate import load_records
-from kecore_datasets.triples import Triple, import_triples, read_labels, read_templates, read_triples
+from kecore_datasets.triples import Triple, import_triples, nearest_relation, read_labels, read_templates, read_triples
 
 ANN = ("Ann", "mother tongue", "French")
 TEMPLATES = {"mother tongue": ("{} speaks", "The language of {} is")}
@@ -153,3 +153,22 @@ def test_command_without_a_single_template(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "none of 1 triple" in result.stderr
     assert not (tmp_path / "facts.jsonl").exists()
+
+
+def test_lines_that_are_triples(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('["Ann", "mother tongue", "French"]\n["Bob", "mother tongue", "Greek"]\n', encoding="utf-8")
+    assert [triple.object for triple in read_triples(path)] == ["French", "Greek"]
+
+
+@pytest.mark.parametrize(
+    ("relation", "nearest"), [("CEO", "company ceo"), ("native_langage", "native language"), ("x", "")]
+)
+def test_the_relation_that_a_name_is_most_like(relation: str, nearest: str) -> None:
+    assert nearest_relation(relation, read_templates()) == nearest
+
+
+def test_known_relations_are_listed_without_triples() -> None:
+    done = CliRunner().invoke(app, ["import-triples", "--list-relations"])
+    assert done.exit_code == 0
+    assert "company ceo" in done.stdout
