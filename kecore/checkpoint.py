@@ -25,7 +25,7 @@ from kecore.api.types import check_conflicts
 from kecore.edit import Edit, WeightEdit, attached, load_edit, unedited
 from kecore.files import check_new_folder, read_tensors, write_folder, write_json, write_tensors
 from kecore.model.attachment import Attachment
-from kecore.models import LoadedModel, save_model
+from kecore.models import LoadedModel, reference_of, save_model
 
 __all__ = ["Attached", "NamedEdit", "Written", "attach_edits", "read_record", "take_off_edits", "write_checkpoint"]
 
@@ -204,7 +204,7 @@ def write_checkpoint(
         model: a transformers model with its edits attached.
         tokenizer: its tokenizer.
         out: a directory that is not there yet, or empty.
-        ref: the reference of the base model; by default that which transformers loaded it by.
+        ref: the reference of the base model; by default that which it was loaded by.
         sources: where each edit was read from, for the record; by default its file in the checkpoint.
 
     Raises:
@@ -221,7 +221,7 @@ def write_checkpoint(
         base_digest = digest(model)
     record = Written(
         folder=out,
-        model=ref or getattr(model, "name_or_path", ""),
+        model=ref or reference_of(model),
         base=base_digest,
         edited=digest(model),
         edits=tuple(item.to_json(file) for item, file in zip(named, files, strict=True)),

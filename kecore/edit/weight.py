@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from kecore.api.errors import ArtifactError, ArtifactMismatchError, NonFiniteError
+from kecore.api.errors import ArtifactError, ArtifactMismatchError, NonFiniteError, UnsupportedCapabilityError
 from kecore.api.identity import Identity
 from kecore.api.method import MethodContext
 from kecore.api.types import EditRequest
 from kecore.edit.base import Edit
-from kecore.edit.updates import Dense, LowRank, Update, factored, numbers_of, shape_of, updated
+from kecore.edit.updates import Dense, LowRank, Update, factored, factors_of, numbers_of, shape_of, updated
 from kecore.model import ModelView, SiteId
 from kecore.model.attachment import Attachment
 
@@ -167,15 +167,53 @@ class WeightEdit(Edit):
         return {**super().diff(other), "updates": updates}
 
 
-def merge(edits: Sequence[WeightEdit]) -> WeightEdit:
+def merge(edits: Sequence[Edit]) -> WeightEdit:
     """Return one edit that does what several do together; ranks add up, until a whole matrix takes less room.
 
     Raises:
-        ArtifactError: no edits.
+        ArtifactError: no edits, or one edit twice, which would double it.
         ArtifactMismatchError: the edits are for different base models.
+        UnsupportedCapabilityError: an edit changes no weights.
     """
     if not edits:
         raise ArtifactError("no edits to merge; give at least one")
+    weight_edits = [_mergeable(edit, number) for number, edit in enumerate(edits, 1)]
+    for number, edit in enumerate(weight_edits):
+        for earlier_number, earlier in enumerate(weight_edits[:number]):
+            if _same_content(earlier, edit):
+                raise ArtifactError(
+                    f"edits {earlier_number + 1} and {number + 1} are the same edit by '{edit.method}', and merging it "
+                    "with itself would double it; give it once"
+                )
+    return _merged(weight_edits)
+
+
+def _mergeable(edit: Edit, number: int) -> WeightEdit:
+    if not isinstance(edit, WeightEdit):
+        raise UnsupportedCapabilityError(
+            f"edit {number}, by '{edit.method}', changes no weights and cannot be merged with others; attach it beside "
+            "them (`edit.attach(model)`)"
+        )
+    return edit
+
+
+def _same_content(first: WeightEdit, second: WeightEdit) -> bool:
+    """Return whether two edits do the same to the same weights."""
+    if first is second:
+        return True
+    if first.base.digests != second.base.digests or list(first.updates) != list(second.updates):
+        return False
+    if first.requests != second.requests:
+        return False
+    for name, update in first.updates.items():
+        u, v = factors_of(update)
+        other_u, other_v = factors_of(second.updates[name])
+        if not (torch.equal(u, other_u) and torch.equal(v, other_v)):
+            return False
+    return True
+
+
+def _merged(edits: Sequence[WeightEdit]) -> WeightEdit:
     first = edits[0]
     if any(edit.base.digests != first.base.digests for edit in edits):
         raise ArtifactMismatchError("the edits were made for different base models and cannot be merged")
@@ -195,6 +233,7 @@ def merge(edits: Sequence[WeightEdit]) -> WeightEdit:
         method="+".join(dict.fromkeys(edit.method for edit in edits)),
         transposed=frozenset().union(*(edit.transposed for edit in edits)),
         requests=tuple(request for edit in edits for request in edit.requests),
+        model=first.model,
         notes={"merged": [dict(edit.notes) for edit in edits]},
     )
 

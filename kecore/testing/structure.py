@@ -37,7 +37,7 @@ class Floor:
 
 
 FLOORS = (
-    Floor("ground", ("kecore", "kecore._version", "kecore._build", "kecore.foreign")),
+    Floor("ground", ("kecore", "kecore._version", "kecore._build", "kecore.foreign", "kecore.foreign_llama")),
     Floor("api", ("kecore.api",)),
     Floor("material", ("kecore.data", "kecore.files", "kecore.text", "kecore.batch", "kecore.corpus", "kecore.models",
                        "kecore.catalogue")),
@@ -50,7 +50,7 @@ FLOORS = (
     Floor("engine", ("kecore.engine",)),
     Floor("evaluate", ("kecore.evaluate",)),
     Floor("session", ("kecore.trained", "kecore.training", "kecore.checkpoint",
-                      "kecore.environment", "kecore.facts", "kecore.served", "kecore.statistics_source",
+                      "kecore.environment", "kecore.facts", "kecore.serving", "kecore.statistics_source",
                       "kecore.doctor", "kecore.editor", "kecore.retry")),
     Floor("testing", ("kecore.testing",)),
     Floor("accelerators", ("kecore_cpu",), closed=("testing",)),

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kecore import files
-from kecore.api.errors import ArtifactError, ArtifactMismatchError, EditStateError, NonFiniteError
+from kecore.api.errors import (
+    ArtifactError,
+    ArtifactMismatchError,
+    EditStateError,
+    NonFiniteError,
+    UnsupportedCapabilityError,
+)
 from kecore.api.identity import Fingerprint
 from kecore.api.types import EditRequest
 from kecore.edit import Dense, LowRank, WeightEdit, attached, factored, load_edit, merge, updated
@@ -374,6 +381,17 @@ def test_only_edits_of_one_base_merge(model: nn.Module) -> None:
         merge([edit_of(model, 1), other])
     with pytest.raises(ArtifactError, match="no edits to merge"):
         merge([])
+
+
+def test_an_edit_merges_neither_with_itself_nor_with_one_beside_the_weights(model: nn.Module, tmp_path: Path) -> None:
+    edit = edit_of(model, 1)
+    edit.save(tmp_path / "edit")
+    for same in (edit, load_edit(tmp_path / "edit")):
+        with pytest.raises(ArtifactError, match=r"edits 1 and 3 are the same edit by .*would double it"):
+            merge([edit, edit_of(model, 2), same])
+    beside = SimpleNamespace(method="grace")
+    with pytest.raises(UnsupportedCapabilityError, match="edit 2, by 'grace', changes no weights"):
+        merge([edit, beside])  # type: ignore[list-item]
 
 
 def test_inspect(saved: tuple[WeightEdit, Path]) -> None:

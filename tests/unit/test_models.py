@@ -10,10 +10,18 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from kecore.api.errors import ArtifactError, MissingDependencyError, ModelLoadError
-from kecore.models import DEMO, cache_dir, demo_file, load_model, save_model
+from kecore.models import DEMO, cache_dir, demo_file, load_model, reference_of, save_model
 
 
 def tiny_model(**options: Any) -> GPT2LMHeadModel:
@@ -267,3 +275,26 @@ def test_demo_model_knows_the_capital_of_france(smollm2: tuple[Any, Any]) -> Non
     ids = tokenizer("The capital of France is", return_tensors="pt")
     out = model.generate(**ids, max_new_tokens=3, do_sample=False)
     assert tokenizer.decode(out[0]) == "The capital of France is Paris.\n"
+
+
+def test_older_programs_read_a_checkpoint(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            num_hidden_layers=1, hidden_size=16, intermediate_size=16, num_attention_heads=2, vocab_size=8,
+            rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0},
+        )
+    )  # fmt: skip
+    folder = save_model(model.to(torch.bfloat16), tokenizer, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["torch_dtype"], config["rope_theta"]) == ("bfloat16", 500.0)
+    assert config["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
+    words = json.loads((folder / "tokenizer_config.json").read_text())
+    assert words["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert words["chat_template"] == tokenizer.chat_template
+    assert not {"backend", "is_local", "local_files_only"} & words.keys()
+    loaded = load_model(str(folder), device="cpu")
+    assert loaded.model.config.rope_parameters == model.config.rope_parameters
+    assert loaded.tokenizer.chat_template == tokenizer.chat_template
+    assert reference_of(loaded.model) == str(folder)

@@ -172,12 +172,27 @@ def _finish(screen: Screen, outcome: Outcome, loading: Loading, out: Path, facts
         written["verdicts"] = str(verdicts.write_verdicts(out / verdicts.FILE, outcome.verdicts))
     outcome.show(screen)
     screen.show(make_fields(written))
-    folder = quote(str(out))
-    screen.commands(
-        "Next",
-        f"kecore chat {quote(loading.ref)} --edit {folder}",
-        f"kecore inspect {folder}",
-        f"kecore checkup {quote(loading.ref)} --edit {folder}",
-        f"kecore attach {quote(loading.ref)} {folder} --out edited-model",
-    )
+    screen.commands("Next", *_next_commands(loading.ref, out, outcome))
+    kind = outcome.job.method.capabilities.kind
+    if kind != "weights":
+        what = "texts before prompts" if kind == "prompt" else "modules beside the model"
+        name = outcome.job.method.name
+        screen.log(f"'{name}' writes {what} and no weights, so `kecore attach` and `kecore export` cannot carry it")
     screen.finish(values)
+
+
+def _next_commands(model: str, out: Path, outcome: Outcome) -> list[str]:
+    """Return what can be done with the edit: nothing that is refused for an edit of its kind."""
+    name, folder = quote(model), quote(str(out))
+    chat = " --chat" if outcome.editor.encoder.chat else ""
+    commands = [
+        f"kecore chat {name} --edit {folder}{chat}",
+        f"kecore inspect {folder}",
+        f"kecore checkup {name} --edit {folder}",
+    ]
+    if outcome.job.method.capabilities.kind == "weights":
+        commands += [
+            f"kecore attach {name} {folder} --out edited-model",
+            f"kecore export {folder} --to merged --out served",
+        ]
+    return commands

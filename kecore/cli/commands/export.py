@@ -1,16 +1,14 @@
-"""``kecore export``: an edit as a LoRA adapter for other programs."""
+"""``kecore export``: edits as what other programs serve."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from shlex import quote
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kecore.api.errors import UnsupportedCapabilityError
 from kecore.cli import options
 from kecore.cli.console import Screen, make_fields
 from kecore.cli.errors import CheckFailed
@@ -18,11 +16,10 @@ from kecore.cli.loading import Loading
 
 if TYPE_CHECKING:
     from kecore.edit import WeightEdit
-    from kecore.served import Verification
+    from kecore.models import LoadedModel
+    from kecore.serving import Export, ScoreDrop, Verification
 
 __all__ = ["export"]
-
-_NOTHING = 1e-6  # share of an update below which nothing was left out
 
 
 def export(
@@ -32,90 +29,153 @@ def export(
         typer.Argument(metavar="EDIT", help="Edit files or folders; several become one.", show_default=False),
     ],
     out: options.Out,
+    to: Annotated[
+        str, typer.Option("--to", metavar="TARGET", help="peft, merged, gguf-lora, gguf or ollama.")
+    ] = "peft",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The base model: a Hub id, a directory, a .gguf file or 'demo'.",
+            show_default="what the edit was made on",
+        ),
+    ] = None,
     base: Annotated[
         str,
-        typer.Option("--base", metavar="MODEL", help="Name of the base model, written into the adapter."),
+        typer.Option("--base", metavar="NAME", help="What an adapter calls its base model.", show_default="the model"),
     ] = "",
     rank: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Columns of the adapter, at the most; what they cannot hold is left out, and said.",
+            help="Columns of an adapter, at the most; what they cannot hold is left out, and said.",
             show_default="as few as hold the edit",
         ),
     ] = None,
-    verify: Annotated[
+    tensor_type: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL",
-            help="Load the adapter on this model with peft alone, in a fresh process, and compare it with the edit.",
+            "--type",
+            metavar="TYPE",
+            help="Type of the edited matrices in a GGUF model: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0.",
+            show_default="as in the base, or f16",
+        ),
+    ] = None,
+    base_gguf: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The base model as a GGUF file, where --model is none.",
             show_default=False,
         ),
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Load the result with peft, transformers or llama.cpp alone, in a fresh process, and compare it with "
+            "the edit.",
+        ),
+    ] = False,
     force: options.Force = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write edits as one LoRA adapter in PEFT's format, of the smallest rank that holds them.
+    """Write edits as one file or folder that other programs serve, and print the commands that serve it.
 
-    peft, vLLM, SGLang and llama.cpp load it beside the base model; the commands for them are printed. Edits whose
-    updates have full rank can be written with --rank, or as a checkpoint by `kecore attach`.
+    --to peft: a LoRA adapter for peft, vLLM and SGLang, of the smallest rank that holds the edits. merged: a checkpoint
+    for any program of Hugging Face's format. gguf: the base model's GGUF file with the edited matrices rewritten.
+    gguf-lora: an adapter for llama.cpp. ollama: a GGUF model, or with --rank an adapter, and a Modelfile.
     """
     screen = Screen.of(context)
-    from kecore.edit import WeightEdit, load_edit, merge
-    from kecore.edit.adapter import CONFIG, export_adapter
+    from kecore.serving import export_edits
+    from kecore.serving.verify import need_program, program_of
 
-    options.check_free(out, CONFIG, force)
-    with screen.stage("export", f"writing {out}"):
-        loaded: list[WeightEdit] = []
-        for path in edits:
-            edit = load_edit(path)
-            if not isinstance(edit, WeightEdit):
-                raise UnsupportedCapabilityError(
-                    f"{path} is an edit by '{edit.method}', which changes no weights, so it cannot become an adapter; "
-                    "it acts through kecore alone (`kecore chat MODEL --edit ...`)"
-                )
-            loaded.append(edit)
-        adapter = export_adapter(merge(loaded) if len(loaded) > 1 else loaded[0], out, base=base, rank=rank)
-    if adapter.lost > _NOTHING:
-        screen.warn(
-            f"rank {adapter.rank} leaves out up to {adapter.lost:.1%} of an update; score the edited model as it will "
-            "be served"
+    if verify:
+        need_program(program_of(to))  # before anything is written
+    exported = export_edits(
+        edits,
+        out,
+        to,
+        model=model or "",
+        base=base,
+        rank=rank,
+        tensor_type=tensor_type,
+        base_gguf=base_gguf,
+        force=force,
+        show=screen.stage,
+    )
+    for warning in exported.warnings:
+        screen.warn(warning)
+    verification, drop = None, None
+    if verify or (exported.lost > 0 and model is not None):
+        loaded = Loading(exported.model, device="cpu").load(screen)
+        weight_edits = _read(edits)
+        drop = _measure_drop(screen, loaded, weight_edits, exported)
+        if verify:
+            verification = _verify(screen, loaded, weight_edits, exported)
+    screen.show(make_fields(_fields(exported, verification, drop)))
+    screen.commands("Serve it", *exported.commands)
+    screen.finish(_values(screen, exported, verification, drop))
+    if verification is not None and not verification.holds and rank is None:
+        raise CheckFailed(f"what {verification.program} loaded does not do what the edit does")
+
+
+def _read(paths: Sequence[Path]) -> list[WeightEdit]:
+    from kecore.checkpoint import NamedEdit
+
+    return [NamedEdit.read(path).edit for path in paths]
+
+
+def _measure_drop(
+    screen: Screen, loaded: LoadedModel, edits: Sequence[WeightEdit], exported: Export
+) -> ScoreDrop | None:
+    """Score what a lower rank costs; None where nothing was left out."""
+    from kecore.edit import merge
+    from kecore.serving import score_drop
+
+    if exported.lost == 0 or exported.rank is None:
+        return None
+    with screen.stage("score", f"scoring what rank {exported.rank} leaves of the edit"):
+        return score_drop(loaded, merge(edits), exported.rank)
+
+
+def _verify(screen: Screen, loaded: LoadedModel, edits: Sequence[WeightEdit], exported: Export) -> Verification:
+    from kecore.serving import verify_export
+    from kecore.serving.verify import program_of
+
+    program = program_of(exported.target)
+    with screen.stage("verify", f"loading the result with {program}, in a process without kecore"):
+        return verify_export(loaded, edits, exported)
+
+
+def _fields(exported: Export, verification: Verification | None, drop: ScoreDrop | None) -> dict[str, str]:
+    """Return what people read of an export."""
+    fields = {"written": str(exported.folder), "matrices": str(len(exported.matrices))}
+    if exported.rank is not None:
+        fields["rank"] = str(exported.rank)
+    if exported.types:
+        kinds = ", ".join(dict.fromkeys(exported.types.values()))
+        fields["rewritten as"] = f"{kinds}, which rounds by {exported.rounding:.1%} of what the edit adds"
+    if drop is not None:
+        names = [name for name in ("edit_success", "strict_accuracy") if name in drop.before]
+        costs = [f"{name.replace('_', ' ')} {drop.before[name]:.3f} -> {drop.after[name]:.3f}" for name in names]
+        fields["cost of the rank"] = ", ".join(costs)
+    if verification is not None:
+        fields[f"loaded by {verification.program}"] = (
+            f"{verification.same_text} of {verification.prompts} edited prompts answered as with the edit, "
+            f"{verification.changed_text} otherwise than by the base; logits differ by "
+            f"{verification.difference:.1e} of the edit's effect"
         )
-    fields = {"adapter": str(out), "matrices": str(len(adapter.matrices)), "rank": str(adapter.rank)}
-    found = None if verify is None else _verify(screen, verify, loaded, out)
-    if found is not None:
-        fields["loaded by peft"] = (
-            f"{found.same_text} of {found.prompts} edited prompts answered as with the edit, {found.changed_text} "
-            f"otherwise than by the base; logits differ by {found.difference:.1e} of the edit's effect"
-        )
-    screen.show(make_fields(fields))
-    screen.commands("Serve it", *_commands(out, base or "BASE", adapter.rank))
-    values = {"adapter": out, "matrices": list(adapter.matrices), "rank": adapter.rank, "lost": adapter.lost}
-    screen.finish({**values, "verified": found and asdict(found), "warnings": screen.warnings})
-    if found is not None and not found.holds and rank is None:
-        raise CheckFailed("the adapter that peft loaded does not do what the edit does")
+    return fields
 
 
-def _verify(screen: Screen, model: str, edits: Sequence[WeightEdit], out: Path) -> Verification:
-    from kecore.served import verify_adapter
-
-    loaded = Loading(model, device="cpu", dtype="float32").load(screen)
-    with screen.stage("verify", "loading the adapter with peft, in a process without kecore"):
-        return verify_adapter(loaded, edits, out)
-
-
-def _commands(out: Path, base: str, rank: int) -> list[str]:
-    """Return what starts the servers of the field with the adapter."""
-    from kecore.edit.adapter import served_rank
-
-    served = served_rank(rank)
-    folder, model = quote(str(out)), quote(base)
-    commands: list[str] = []
-    if served is not None:
-        commands.append(f"vllm serve {model} --enable-lora --max-lora-rank {served} --lora-modules edited={folder}")
-    commands += [
-        f"python -m sglang.launch_server --model-path {model} --enable-lora --max-lora-rank {rank} "
-        f"--lora-paths edited={folder}",
-        f"python convert_lora_to_gguf.py {folder} --base {model}  # of llama.cpp, for llama-server --lora",
-    ]
-    return commands
+def _values(
+    screen: Screen, exported: Export, verification: Verification | None, drop: ScoreDrop | None
+) -> dict[str, Any]:
+    """Return the result for programs."""
+    return {
+        **asdict(exported),
+        "verified": None if verification is None else {**asdict(verification), "holds": verification.holds},
+        "drop": None if drop is None else asdict(drop),
+        "warnings": screen.warnings,
+    }

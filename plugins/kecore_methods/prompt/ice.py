@@ -10,11 +10,12 @@ from torch import Tensor
 from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities, EditRequest
 from kecore.batch import RequestBatch
-from kecore.edit import PromptEdit, PromptWriter, Reader
+from kecore.edit import PromptEdit, PromptWriter
 from kecore.engine.session_facts import session_facts
+from kecore.memory import Need
 from kecore.model import ModelView
 from kecore_methods.presets import Published
-from kecore_methods.prompt.wording import WordingConfig, check_lengths, preface, prompt_edit
+from kecore_methods.prompt.wording import WordingConfig, check_room, preface, prompt_edit
 
 __all__ = ["Ice", "IceConfig", "IceWriter"]
 
@@ -23,6 +24,15 @@ class IceConfig(Published, WordingConfig):
     """Configuration of ICE: its wording."""
 
     preset_file: ClassVar[str] = "ice"
+
+    def needs(self, view: ModelView, batch: RequestBatch) -> Sequence[Need]:
+        """Return nothing: no memory is taken. What is needed is room in the context, before anything is asked.
+
+        Raises:
+            PromptTooLongError: the facts leave no room for a prompt.
+        """
+        check_room(self, batch.requests, batch.encoder)
+        return super().needs(view, batch)
 
 
 class IceWriter(PromptWriter):
@@ -71,6 +81,6 @@ class Ice:
     def plan(self, view: ModelView, batch: RequestBatch, context: MethodContext) -> PromptEdit:
         """Remember the facts."""
         facts = session_facts(batch, context)
+        check_room(context.config, facts, context.encoder)
         writer = IceWriter(facts, context.config)
-        check_lengths(writer, batch.requests, Reader(view, context.encoder))
         return prompt_edit(writer, facts, view, context, self.name)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
 from kecore.api.config import MethodConfig
+from kecore.api.errors import PromptTooLongError
 from kecore.api.method import MethodContext
 from kecore.api.types import EditRequest
 from kecore.edit import PromptEdit, PromptWriter, Reader
 from kecore.model import ModelView
-from kecore.text import separator
+from kecore.text import Encoder, separator
 
-__all__ = ["FACT", "PROMPT", "WordingConfig", "check_lengths", "preface", "prompt_edit", "statement"]
+__all__ = ["FACT", "PROMPT", "WordingConfig", "check_lengths", "check_room", "preface", "prompt_edit", "statement"]
 
 FACT, PROMPT = "{fact}", "{prompt}"
+
+_CONTINUATION = 64  # tokens that are left for what the model writes behind a prompt
 
 
 def _with_fact(template: str) -> str:
@@ -63,6 +67,31 @@ def check_lengths(writer: PromptWriter, requests: Sequence[EditRequest], reader:
     texts = writer.to(reader).write([request.text for request in requests])
     for request, text in zip(requests, texts, strict=True):
         reader.encoder.encode(text, request.target)
+
+
+def check_room(wording: WordingConfig, facts: Sequence[EditRequest], encoder: Encoder) -> None:
+    """Refuse more facts than a model's context holds before one of their prompts, its answer and a short continuation.
+
+    Raises:
+        PromptTooLongError: says how many of the facts fit.
+    """
+    if encoder.max_length is None:
+        return
+    plain = Encoder(encoder.tokenizer, chat=encoder.chat)  # which counts any length
+    longest = max(facts, key=lambda request: len(request.text) + len(request.target))
+
+    def length(count: int) -> int:
+        return len(plain.encode(preface(wording, facts[:count], longest.text), longest.target).ids)
+
+    room = encoder.max_length - _CONTINUATION
+    if length(len(facts)) <= room:
+        return
+    fitting = bisect_right(range(1, len(facts)), room, key=length)
+    raise PromptTooLongError(
+        f"{len(facts)} facts before each prompt take {length(len(facts))} tokens, the model's context holds "
+        f"{encoder.max_length}, and an answer needs {_CONTINUATION} of them: {fitting} of the facts fit. Edit so many, "
+        "or take a method that puts only the facts before a prompt that it is about, such as 'retrieval'"
+    )
 
 
 def prompt_edit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +16,7 @@ from make_records import make_record
 from typer.testing import CliRunner
 
 from kecore import Editor, EditRequest, PromptEdit, load_edit, models
-from kecore.api.errors import ConfigError, EditStateError, KecoreWarning, RequestConflictError
+from kecore.api.errors import ConfigError, EditStateError, KecoreWarning, PromptTooLongError, RequestConflictError
 from kecore.cli import app
 from kecore.edit import written
 from kecore.evaluate import Protocol
@@ -180,3 +181,26 @@ def test_nothing_is_written_while_an_edit_is_suspended(editor: Editor) -> None:
     editor.edit(FRANCE, "ice")
     with suspended(editor.model), torch.no_grad():
         assert written(editor.model, [PROMPT]) == [PROMPT]
+
+
+def test_more_facts_than_fit_are_refused_with_the_number_that_fits(editor: Editor) -> None:
+    facts = [EditRequest("The capital of {} is", f"Country {number}", "Rome") for number in range(40)]
+    with pytest.raises(PromptTooLongError, match=r"40 facts before .* holds 256.*: (\d+) of the facts fit") as caught:
+        editor.preflight(facts, "ice")  # before anything is run
+    fitting = int(re.findall(r"(\d+) of the facts fit", str(caught.value))[0])
+    in_order = sorted(facts, key=lambda request: request.text)
+    editor.edit(in_order[:fitting], "ice")
+    with pytest.raises(PromptTooLongError, match=f"{fitting} of the facts fit"):
+        editor.edit(in_order[fitting], "ice")  # with the facts of the edit before
+
+
+def test_the_command_suggests_nothing_that_is_refused(tmp_path: Path) -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    folder = models.save_model(model, tokenizer, tmp_path / "model")  # type: ignore[arg-type]
+    for method, shown in (("ice", False), ("lora", True)):
+        words = ["edit", str(folder), "--method", method, *FACT, "--no-evaluate", "--out", str(tmp_path / method)]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+        assert ("kecore attach" in done.stdout, "kecore export" in done.stdout) == (shown, shown)
+        assert ("cannot carry it" in done.stderr) is not shown
+    assert load_edit(tmp_path / "ice").model == str(folder)
