@@ -129,17 +129,12 @@ def write_folder(path: Path) -> Iterator[Path]:
         StorageError: the system refuses.
     """
     check_new_folder(path)
-    with explain_write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        try:
-            yield folder
-            folder.chmod(0o755)  # mkdtemp makes it private
-            if path.is_dir():
-                path.rmdir()  # empty; some systems do not rename onto a directory
-            os.replace(folder, path)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    with _folder_beside(path) as folder:
+        yield folder
+        folder.chmod(0o755)  # mkdtemp makes it private
+        if path.is_dir():
+            path.rmdir()  # empty; some systems do not rename onto a directory
+        os.replace(folder, path)
 
 
 @contextmanager
@@ -157,15 +152,23 @@ def replace_files(path: Path) -> Iterator[Path]:
     """
     if path.exists() and not path.is_dir():
         raise ArtifactError(f"{path} is a file; name a directory")
+    check_writable(path)
+    with _folder_beside(path) as folder:
+        yield folder
+        for file in sorted(item for item in folder.rglob("*") if item.is_file()):
+            target = path / file.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
+
+
+@contextmanager
+def _folder_beside(path: Path) -> Iterator[Path]:
+    """Make an empty folder beside ``path`` for a block, and remove it where it still is behind the block."""
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             yield folder
-            for file in sorted(item for item in folder.rglob("*") if item.is_file()):
-                target = path / file.relative_to(folder)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(file, target)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

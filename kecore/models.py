@@ -41,6 +41,7 @@ __all__ = [
     "gguf_file",
     "load_encoder",
     "load_model",
+    "load_model_type",
     "load_tokenizer",
     "reference_of",
     "resolve",
@@ -137,7 +138,7 @@ def load_encoder(ref: str) -> tuple[nn.Module, Any]:
     from transformers import AutoModel
 
     source = _minilm_source() if ref == MINILM else resolve(ref)
-    options = {"local_files_only": not Path(source).is_dir() and _offline(source)}
+    options = _only_cached(source)
     try:
         with _quiet():
             model: Any = AutoModel.from_pretrained(source, dtype=torch.float32, **options)
@@ -276,6 +277,11 @@ def resolve(ref: str) -> str:
     return ref
 
 
+def _only_cached(source: str) -> dict[str, bool]:
+    """Return the option that keeps transformers from asking a Hub that is silent."""
+    return {"local_files_only": not Path(source).is_dir() and _offline(source)}
+
+
 def _offline(hub_id: str) -> bool:
     """Tell whether the Hub is silent: transformers tries again for half a minute before it reads the Hub's cache."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
@@ -379,6 +385,22 @@ def _from_pretrained(
     return model.eval(), _tokenizer(ref, source, options)
 
 
+def load_model_type(ref: str) -> str:
+    """Read what transformers calls the architecture of a model.
+
+    Raises:
+        ModelLoadError: the reference leads nowhere.
+    """
+    from transformers import AutoConfig
+
+    source = resolve(ref)
+    try:
+        config: Any = AutoConfig.from_pretrained(source, **_only_cached(source))
+    except Exception as error:  # as in _from_pretrained
+        raise ModelLoadError(f"cannot read the configuration of '{ref}': {_brief(error)}") from error
+    return str(config.model_type)
+
+
 def load_tokenizer(ref: str) -> Any:
     """Load the tokenizer of a model alone.
 
@@ -386,7 +408,7 @@ def load_tokenizer(ref: str) -> Any:
         ModelLoadError: the reference leads nowhere, or to no tokenizer.
     """
     source = resolve(ref)
-    return _tokenizer(ref, source, {"local_files_only": not Path(source).is_dir() and _offline(source)})
+    return _tokenizer(ref, source, _only_cached(source))
 
 
 def _tokenizer(ref: str, source: str, options: dict[str, Any]) -> Any:

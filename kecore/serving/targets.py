@@ -16,7 +16,7 @@ from kecore.api.progress import ShowStage, show_nothing
 from kecore.checkpoint import NamedEdit, attach_edits
 from kecore.edit import Edit, WeightEdit, load_edit, merge, updated
 from kecore.files import replace_files, write_folder
-from kecore.models import LoadedModel, gguf_file, load_model, load_tokenizer, resolve, save_tokenizer
+from kecore.models import LoadedModel, gguf_file, load_model, load_model_type, load_tokenizer, resolve, save_tokenizer
 from kecore.serving import commands
 from kecore.serving.adapter import Factors, factor_edit, write_adapter
 from kecore.serving.gguf_file import TENSOR_TYPES, GgufFile, Packed, copy_with_tensors, default_type, pack
@@ -205,7 +205,11 @@ class _Job:
 
     def merged(self, folder: Path) -> dict[str, Any]:
         """Write a checkpoint with the edits on it, in the type that the model is stored in."""
-        attach_edits(self._load(), self.edits, folder, show=self.show)
+
+        def show(name: str, doing: str) -> AbstractContextManager[None]:
+            return self.show(name, doing.replace(str(folder), str(self.out)))  # where it will be
+
+        attach_edits(self._load(), self.edits, folder, show=show)
         return {**self._common(self.model), "commands": tuple(commands.checkpoint_commands(self.out))}
 
     def gguf(self, folder: Path) -> dict[str, Any]:
@@ -311,10 +315,7 @@ class _Job:
                 "an adapter of llama.cpp names its base's architecture; name the model by --model MODEL or "
                 "--base-gguf FILE"
             )
-        from transformers import AutoConfig
-
-        config: Any = AutoConfig.from_pretrained(resolve(self.model))
-        return architecture_of(str(config.model_type))
+        return architecture_of(load_model_type(self.model))
 
     def _pack_matrices(self, base: GgufFile, loaded: LoadedModel) -> tuple[dict[str, Packed], float]:
         """Return the edited matrices by the names of their tensors, and how much their types round at the most."""
