@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from torch import Tensor, nn
 
 from kecore.api.config import ModelShape
-from kecore.api.errors import EditStateError
+from kecore.api.errors import EditStateError, UnsupportedModelError
 from kecore.api.identity import Fingerprint
 from kecore.api.line import MethodLine
 from kecore.api.method import MethodContext
@@ -58,6 +58,19 @@ class HistoryEntry:
     state_before: Mapping[str, Tensor] | None = field(repr=False)
 
 
+def _check_model(model: object) -> None:
+    """Refuse what is no model, such as the reference of one.
+
+    Raises:
+        UnsupportedModelError: says what came.
+    """
+    if not isinstance(model, nn.Module):
+        came = f"'{model}'" if isinstance(model, str) else type(model).__name__
+        raise UnsupportedModelError(
+            f"an Editor takes a model and its tokenizer, got {came}; Editor.from_pretrained(REF) loads both"
+        )
+
+
 class Editor:
     """Edits one model, keeps the history, and takes edits off again.
 
@@ -102,6 +115,7 @@ class Editor:
         memory: int | None = None,
         progress: Progress | Literal["auto"] | None = "auto",
     ) -> None:
+        _check_model(model)
         if attached(model):
             raise EditStateError(
                 f"the model carries {len(attached(model))} edit(s) already; revert them, "
@@ -294,6 +308,8 @@ class Editor:
         facts = "1 fact" if len(request_list) == 1 else f"{len(request_list)} facts"
         with log_stage(f"editing {facts} with {line.name}"):
             edit = replace(line.plan(self.view, batch, context), model=reference_of(self.model))
+            if self.encoder.chat:
+                edit = replace(edit, notes={**edit.notes, "form": "chat"})
             with context.stages("attach"):
                 edit.attach(self.model, base=self._identity)
         before = self._states.get(line.name, {})

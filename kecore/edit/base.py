@@ -71,12 +71,14 @@ class Edit(ABC):
 
     def _title(self) -> str:
         """Say in a line what the edit is."""
-        count = len(self.requests)
-        facts = f"{count} facts"
-        if count == 1:
-            facts = f"{shorten(self.requests[0].text)!r} -> {shorten(self.requests[0].target)!r}"
         base = self.base.digests.get(self.base.dtype, "")[:12]
-        return f"{type(self).__name__} by {self.method}: {facts}, for weights {base} ({self.base.dtype})"
+        return f"{type(self).__name__} by {self.method}: {self._facts()}, for weights {base} ({self.base.dtype})"
+
+    def _facts(self) -> str:
+        """Say which facts the edit is of: the one, or how many."""
+        if len(self.requests) == 1:
+            return f"{shorten(self.requests[0].text)!r} -> {shorten(self.requests[0].target)!r}"
+        return f"{len(self.requests)} facts"
 
     def attach(self, model: nn.Module, *, base: Identity | None = None) -> None:
         """Put the edit on ``model``; nothing is changed unless all of it can be.
@@ -127,9 +129,10 @@ class Edit(ABC):
         with unedited(model):
             difference = self.base.differs(base or Identity(model), dtype)
         if difference:
+            name = getattr(model, "name_or_path", "") or type(model).__name__
             raise ArtifactMismatchError(
-                f"the edit was made for other weights: fingerprint {difference}; attach it to the model it was "
-                "planned on, or edit this model anew"
+                f"the edit by {self.method} ({self._facts()}) was made for other weights than those of '{name}': "
+                f"fingerprint {difference}; attach it to the model it was planned on, or edit this model anew"
             )
 
     def save(self, path: str | Path) -> Path:

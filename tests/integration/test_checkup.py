@@ -199,4 +199,4 @@ def test_an_edit_of_another_model_is_refused_before_anything_is_asked(
     monkeypatch.setattr(Examination, "take", lambda *_, **__: pytest.fail("the model was asked"))
     done = run("checkup", tmp_path / "other", "--edit", folder / "one", *SHORT)
     assert done.exit_code == 2, done.output
-    assert "the edit was made for other weights" in " ".join(done.stderr.split())
+    assert "was made for other weights than those of" in " ".join(done.stderr.split())

@@ -173,6 +173,10 @@ class TestEdit:
     def test_in_the_chat_template(self, tiny: Path, tmp_path: Path) -> None:
         found = result("edit", tiny, *FACT, *QUICK, "--out", tmp_path / "out", "--chat")
         assert (found["form"], found["protocol"]["form"]) == ("chat", "chat")
+        asked = run("chat", tiny, "--edit", tmp_path / "out", "--max-new-tokens", 3, input="Paris is\n")
+        assert "the edit was made in the chat template, so prompts are put into it" in asked.stderr
+        shown = run("chat", tiny, "--edit", tmp_path / "out", "--chat", "--max-new-tokens", 3, input="Paris is\n")
+        assert shown.stdout == asked.stdout
 
     def test_a_method_without_statistics(self, tiny: Path, tmp_path: Path) -> None:
         done = run(
@@ -471,6 +475,14 @@ class TestChat:
         plain = result("chat", tiny, "--max-new-tokens", 5, input=lines)
         assert [turn["before"] for turn in plain["turns"]] == [None, None]
         assert [turn["after"] for turn in plain["turns"]] == [turn["before"] for turn in found["turns"]]
+
+    def test_words_that_are_no_prompts(self, tiny: Path, edited: Path) -> None:
+        lines = "/help\n/before\nParis is\n/before\nParis is\n"
+        words = ("chat", tiny, "--edit", edited / "rome", "--max-new-tokens", 3)
+        first, second = result(*words, input=lines)["turns"]
+        assert (first["before"], first["after"]) == (None, second["after"])
+        assert second["before"] is not None
+        assert "/before  ask the model before the edits too" in run(*words, input="/help\n").stderr
 
     def test_side_by_side(self, tiny: Path, edited: Path) -> None:
         done = run("chat", tiny, "--edit", edited / "rome", "--max-new-tokens", 3, input="Paris is")

@@ -339,3 +339,9 @@ def test_a_class_need_not_be_installed(editor: Editor) -> None:
     Mine.reference = ""
     with pytest.raises(errors.PluginError, match=r"reference must be the paper"):
         editor.edit(COOK, Mine, steps=1)
+
+
+@pytest.mark.parametrize("model", ["demo", None])
+def test_what_is_no_model_is_refused(model: Any) -> None:
+    with pytest.raises(errors.UnsupportedModelError, match=r"got .*; Editor\.from_pretrained\(REF\) loads both"):
+        Editor(model, None)

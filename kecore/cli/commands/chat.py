@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 __all__ = ["chat"]
 
 _QUIT = ("/quit", "/exit", "/q")
+_BEFORE = "/before"
+_HELP = ("/help", "/h", "/?")
+_HELP_TEXT = """\
+Type the beginning of a sentence (or a question, with --chat); the model goes on.
+/before  ask the model before the edits too, or no longer
+/help    show this
+/quit    leave"""
 
 
 def chat(
@@ -42,12 +49,15 @@ def chat(
     """Type prompts, see the model before and after.
 
     MODEL may be a checkpoint of `kecore attach`; then 'before' is its base. Prompts can also come through a pipe,
-    one a line. /quit or the end of the input leaves.
+    one a line. /help lists what else can be typed. Edits that were made in the chat template are asked in it.
     """
     screen = Screen.of(context)
     from kecore.edit import load_edit, suspended
 
     loaded_edits = [load_edit(path) for path in edits or []]
+    if not chat_template and any(edit.notes.get("form") == "chat" for edit in loaded_edits):
+        screen.log("the edit was made in the chat template, so prompts are put into it")
+        chat_template = True
     loaded = Loading(model, device, dtype, trust_remote_code, seed).load(screen)
     with screen.stage("read", "reading the model's structure"):
         from kecore.inference import generate
@@ -59,12 +69,20 @@ def chat(
         base = _attach_all(loaded.model, model, loaded_edits)
         edited = bool(base or loaded_edits)
     turns: list[dict[str, str | None]] = []
+    shows_before = True
     for prompt in _prompts(screen):
+        if prompt == _BEFORE:
+            shows_before = not shows_before
+            screen.log(f"the model before the edits is {'asked too' if shows_before else 'not asked'}")
+            continue
+        if prompt.startswith("/") and prompt.split()[0] in _HELP:
+            screen.log(_HELP_TEXT)
+            continue
         turn: dict[str, str | None] = {"prompt": prompt, "before": None}
         turns.append(turn)
         try:
             turn["after"] = generate(view, encoder, [prompt], max_new_tokens=max_new_tokens)[0].text
-            if edited:
+            if edited and shows_before:
                 with view.overlay(base), suspended(loaded.model):
                     turn["before"] = generate(view, encoder, [prompt], max_new_tokens=max_new_tokens)[0].text
         except RequestError as error:  # too long, for instance: the next prompt may be better
@@ -101,7 +119,7 @@ def _prompts(screen: Screen) -> Iterator[str]:
     if is_person:
         with suppress(ImportError):
             import_module("readline")  # gives input() its line editing
-        screen.err.print("[dim]Type the beginning of a sentence; /quit leaves.[/]")
+        screen.err.print("[dim]Type the beginning of a sentence; /help says more, /quit leaves.[/]")
     while True:
         try:
             line = input(prompt) if is_person else _read_line()
