@@ -181,7 +181,14 @@ def _yaml_loader() -> Any:
     import yaml  # pyright: ignore[reportMissingModuleSource] - as above
 
     class AsWritten(yaml.SafeLoader):
-        pass
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            names = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"field '{twice}' stands there twice", node.start_mark
+                )
+            return super().construct_mapping(node, deep)
 
     for tag in ("int", "float", "bool", "timestamp"):
         AsWritten.add_constructor(f"tag:yaml.org,2002:{tag}", lambda _loader, node: node.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -95,4 +96,6 @@ def _first(names: Iterable[str], test: Callable[[str], bool]) -> str | None:
 
 
 def _has_word(name: str, words: Sequence[str]) -> bool:
-    return any(word in name.casefold() for word in words)
+    """Return whether a name holds a word, or is one with a slip of the pen, as ``promt``."""
+    folded = name.casefold()
+    return any(word in folded for word in words) or bool(difflib.get_close_matches(folded, words, n=1, cutoff=0.8))

@@ -412,6 +412,8 @@ def test_a_single_record_is_not_taken_apart(tmp_path: Path) -> None:
         ("facts.json", '[{"prompt": "a", "target": ["b", {"x": 1}]}]', "must be a text or a list of texts"),
         ("facts.json", "[" * 100_000, "too deep in each other"),
         ("facts.json", '[{"prompt": "a\\ud800", "target": "b"}]', "not JSON"),
+        ("facts.yaml", "- prompt: a\n  prompt: b\n  target: c\n", "field 'prompt' stands there twice"),
+        ("facts.csv", "promt,traget\nWho?,Ann\n", '--map "prompt=promt,target=traget"'),
         ("facts.yaml", "- &x {prompt: p, target: t, n: *x}", "not YAML of records"),
         ("facts.csv", "prompt,target,Target\na,b,c\n", "fields 'target' and 'Target' have one name"),
         ("facts.bin", b"\x80\x04\x95", "got a Python pickle"),
