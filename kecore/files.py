@@ -25,6 +25,7 @@ __all__ = [
     "check_new_folder",
     "check_writable",
     "explain_write_errors",
+    "file_digest",
     "load_or_make",
     "read_kind",
     "read_tensors",
@@ -272,6 +273,15 @@ def _read_unverified(
     except (ValueError, TypeError) as error:
         raise ArtifactError(f"{path}: the header is corrupt ({error})") from error
     return header, tensors
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def cache_dir() -> Path:

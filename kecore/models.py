@@ -9,7 +9,6 @@ GGUF weights are unpacked to float32 once and kept in kecore's cache (``KECORE_C
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
@@ -26,7 +25,7 @@ import torch
 from torch import nn
 
 from kecore.api.errors import MissingDependencyError, ModelLoadError, StorageError
-from kecore.files import cache_dir, write_folder, write_json
+from kecore.files import cache_dir, file_digest, write_folder, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -303,7 +302,7 @@ def _unpacked(file: Path) -> Path:
     from filelock import FileLock
 
     major = transformers.__version__.partition(".")[0]
-    target = cache_dir() / "models" / f"{file.stem}-{_digest(file)}-transformers{major}"
+    target = cache_dir() / "models" / f"{file.stem}-{file_digest(file)[:16]}-transformers{major}"
     if target.is_dir():
         return target
     missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
@@ -443,14 +442,6 @@ def _quiet() -> Iterator[None]:
         notices.set_verbosity(verbosity)
         if bars:
             notices.enable_progress_bar()
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
 
 
 def _brief(error: BaseException) -> str:

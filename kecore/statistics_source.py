@@ -16,6 +16,7 @@ from kecore._version import __version__
 from kecore.api.errors import ArtifactError, KecoreWarning, PluginError, StatisticsMismatchError
 from kecore.api.progress import STAGES
 from kecore.corpus import Corpus
+from kecore.hub import STATISTICS, artifact_file
 
 # kecore.statistics is imported by the functions that compute: with torch it takes seconds, and a source is also made
 # by commands that end before a model is loaded.
@@ -26,12 +27,8 @@ if TYPE_CHECKING:
     from kecore.model import ModelView
     from kecore.statistics import KeyStatistics
 
-__all__ = ["BUNDLED_TEXT", "Provision", "StatisticsSource", "default_layers", "log_provision"]
+__all__ = ["Provision", "StatisticsSource", "default_layers", "log_provision"]
 
-BUNDLED_TEXT = "wikipedia_sample.jsonl.gz"
-"""The text of :mod:`kecore.data` that statistics are collected from where nobody names another."""
-
-_FILE = "statistics.safetensors"
 _CACHED_BYTES = 8  # of each number of a moment: four in the statistics, four in a factor
 
 
@@ -73,7 +70,8 @@ class StatisticsSource:
     """Where key statistics come from.
 
     Args:
-        saved: a file or folder of ``kecore stats``; None to collect them from text.
+        saved: a file or folder of ``kecore stats``, or ``hf:OWNER/NAME[@REVISION]``, which is fetched when it is
+            checked or read; None to collect them from text.
         texts: texts to collect them from, once for each model; by default the sample that kecore ships.
         tokens: how many tokens of them; by default by the key's width.
     """
@@ -95,12 +93,13 @@ class StatisticsSource:
         """Refuse files that are not there, before a model is loaded.
 
         Raises:
+            HubError: the hub cannot be reached, or has no such statistics.
             ArtifactError: there are no such statistics.
             DataFormatError: there is no such text.
         """
         if self.saved is None:
             self.corpus()
-        elif not self.saved.exists():
+        elif not artifact_file(self.saved, STATISTICS).exists():
             raise ArtifactError(
                 f"key statistics {self.saved}: no such file or directory; make them with `kecore stats`, or leave "
                 "them out and they are collected from text"
@@ -167,7 +166,7 @@ class StatisticsSource:
         Raises:
             DataFormatError: there is no such text.
         """
-        return Corpus.of(*(self.texts or (data.path(BUNDLED_TEXT),)))
+        return Corpus.of(*(self.texts or (data.path(data.TEXT),)))
 
     def _token_count(self, view: ModelView) -> int:
         from kecore.statistics import token_budget
@@ -204,7 +203,7 @@ def _cache_folder(base: Fingerprint, digest: str, layers: Sequence[int], tokens:
 def _read_cache(folder: Path) -> KeyStatistics | None:
     from kecore.statistics import KeyStatistics
 
-    if not (folder / _FILE).is_file():
+    if not (folder / STATISTICS).is_file():
         return None
     try:
         return KeyStatistics.load(folder)

@@ -14,18 +14,16 @@ from kecore._version import __version__
 from kecore.api.errors import ArtifactMismatchError
 from kecore.api.identity import Fingerprint
 from kecore.files import read_tensors, write_tensors
+from kecore.hub import TRAINED, artifact_file
 
 if TYPE_CHECKING:
     from kecore.api.config import MethodConfig
     from kecore.api.method import EditMethod
     from kecore.model import ModelView
 
-__all__ = ["TRAINED", "TrainedEditor", "model_facts"]
+__all__ = ["TrainedEditor", "model_facts"]
 
-TRAINED = "trained.safetensors"
-"""The file's name in a folder."""
-
-_KIND = "trained-editor"
+KIND = "trained-editor"
 _FORMAT = 1
 
 
@@ -139,17 +137,20 @@ class TrainedEditor:
             "model": dict(self.model),
             "record": dict(self.record),
         }
-        return write_tensors(file, _KIND, header, self.tensors)
+        return write_tensors(file, KIND, header, self.tensors)
 
     @classmethod
     def load(cls, path: str | Path) -> TrainedEditor:
         """Read a trained editor.
 
+        Args:
+            path: a file, a folder, or ``hf:OWNER/NAME[@REVISION]`` on the Hugging Face hub.
+
         Raises:
             ArtifactError: missing, truncated, corrupt, foreign, or from a newer kecore.
+            HubError: the hub cannot be reached, or has no such editor.
         """
-        path = Path(path)
-        header, tensors = read_tensors(path / TRAINED if path.is_dir() else path, _KIND, newest=_FORMAT)
+        header, tensors = read_tensors(artifact_file(path, TRAINED), KIND, newest=_FORMAT)
         return cls(
             tensors=tensors,
             method=header["method"],

@@ -79,7 +79,7 @@ class DataFormatError(KecoreError, ValueError):
 
 
 class HubError(KecoreError, OSError):
-    """The Hugging Face hub cannot be reached, or has no such data set, file or split."""
+    """The Hugging Face hub cannot be reached, refuses, or has no such repository, file or split."""
 
 
 class ModelLoadError(KecoreError, OSError):

@@ -11,6 +11,7 @@ from kecore.cli.loading import provide_statistics
 from kecore.cli.machine import measure_cost, show_plans
 from kecore.cli.outcome import Outcome
 from kecore.cli.samples import Ask, Sample, continue_prompts
+from kecore.hub import EDIT
 from kecore.statistics_source import StatisticsSource
 
 if TYPE_CHECKING:
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
     from kecore.retry import Retry
     from kecore.trained import TrainedEditor
 
-__all__ = ["EDIT", "EditJob"]
-
-EDIT = "edit.safetensors"
+__all__ = ["EditJob"]
 
 
 @dataclass(frozen=True)

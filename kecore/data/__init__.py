@@ -10,9 +10,12 @@ from pathlib import Path
 
 from kecore.api.errors import DataFormatError
 
-__all__ = ["path"]
+__all__ = ["TEXT", "path"]
 
-_NAMES = ("counterfact_sample.jsonl", "wikipedia_sample.jsonl.gz", "relation_templates.json", "measured.json")
+TEXT = "wikipedia_sample.jsonl.gz"
+"""The text that key statistics are collected from where nobody names another."""
+
+_NAMES = ("counterfact_sample.jsonl", TEXT, "relation_templates.json", "measured.json")
 
 
 def path(name: str) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kecore.api.errors import ArtifactError
-from kecore.edit.base import FILE, Edit, attached, unedited
+from kecore.edit.base import Edit, attached, unedited
 from kecore.edit.effect import (
     Effect,
     ModuleEdit,
@@ -26,6 +26,7 @@ from kecore.edit.effect import (
 from kecore.edit.updates import Dense, LowRank, Update, factored, factors_of, updated
 from kecore.edit.weight import WeightEdit, merge
 from kecore.files import read_kind
+from kecore.hub import EDIT, artifact_file
 
 __all__ = [
     "Dense",
@@ -57,14 +58,15 @@ def load_edit(path: str | Path, method: type[Any] | None = None) -> Edit:
     """Read an edit of whatever kind.
 
     Args:
-        path: a file, or a folder that holds ``edit.safetensors``.
+        path: a file, a folder that holds ``edit.safetensors``, or ``hf:OWNER/NAME[@REVISION]`` on the Hugging Face hub.
         method: the class that made an edit of modules or prompts; by default the installed method of that name.
 
     Raises:
         ArtifactError: the file is missing, truncated, corrupt or foreign.
+        HubError: the hub cannot be reached, or has no such edit.
         MethodNotFoundError: the method that reads it is not installed.
     """
-    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    file = artifact_file(path, EDIT)
     match read_kind(file, "edit"):
         case ModuleEdit.kind:
             return ModuleEdit.load(file, method)

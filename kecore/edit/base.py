@@ -19,12 +19,10 @@ from kecore.api.identity import DTYPES, Fingerprint, Identity, type_name
 from kecore.api.show import html_table, shorten
 from kecore.api.types import EditRequest
 from kecore.files import read_tensors, write_tensors
+from kecore.hub import EDIT, artifact_file
 from kecore.model.attachment import Attachment
 
-__all__ = ["FILE", "Edit", "attached", "unedited"]
-
-FILE = "edit.safetensors"
-"""Name of an edit's file in a folder."""
+__all__ = ["Edit", "attached", "unedited"]
 
 _FORMAT = 1
 _STATE = "state/"
@@ -145,7 +143,7 @@ class Edit(ABC):
             The file.
         """
         path = Path(path)
-        file = path if path.suffix == ".safetensors" else path / FILE
+        file = path if path.suffix == ".safetensors" else path / EDIT
         tensors = {_STATE + name: tensor for name, tensor in self.state.items()}
         content, header_fields = self._content()
         header = {
@@ -170,8 +168,7 @@ class Edit(ABC):
     @classmethod
     def _read(cls, path: str | Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
         """Return the common fields of a file as arguments, its header, and the tensors that only this kind has."""
-        path = Path(path)
-        header, tensors = read_tensors(path / FILE if path.is_dir() else path, cls.kind, newest=_FORMAT)
+        header, tensors = read_tensors(artifact_file(path, EDIT), cls.kind, newest=_FORMAT)
         state = {name.removeprefix(_STATE): tensors.pop(name) for name in list(tensors) if name.startswith(_STATE)}
         fields = {name: header[name] for name in ("method", "config", "seed", "notes", "created", "version")}
         requests = tuple(EditRequest(**request) for request in header["requests"])

@@ -19,8 +19,9 @@ from kecore.evaluate.fields import Fields
 from kecore.evaluate.formats import Layout, Part, default, layout_of, sniff
 from kecore.evaluate.mapping import FieldMap, read_map
 from kecore.evaluate.own_layout import record_to_json
-from kecore.evaluate.sources import HUB, Document, open_source
+from kecore.evaluate.sources import Document, open_source
 from kecore.evaluate.unknown import explain_unknown
+from kecore.hub import is_reference
 
 __all__ = ["RecordSet", "Skipped", "load_records"]
 
@@ -168,7 +169,7 @@ def load_records(
         raise ConfigError("no source of facts was named; give a file, a folder or hf:OWNER/NAME")
     documents = open_source(source, split, stream=True)
     path = Path(source)
-    name = str(source) if str(source).startswith(HUB) else path.name
+    name = str(source) if is_reference(source) else path.name
     digest = _check_digest(documents, sha256, name)
     named_layout = None if format is None else default().get(format)
     field_map = _field_map(path, mapping)

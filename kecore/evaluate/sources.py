@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -17,17 +18,10 @@ from kecore.evaluate.columnar import without_bytes
 from kecore.evaluate.decoding import decode, kind_of, refuse_foreign
 from kecore.evaluate.parsing import read_objects
 from kecore.evaluate.streams import open_stream
+from kecore.hub import HubReference, download, explain_hub_errors, is_reference
 
-__all__ = ["HUB", "Document", "open_source"]
+__all__ = ["Document", "open_source"]
 
-HUB = "hf:"
-"""What a reference to the hub begins with: ``hf:OWNER/NAME[@REVISION][:CONFIG]``,
-``hf:OWNER/NAME[@REVISION]/path/to/file.json``, or ``hf:OWNER/NAME[@REVISION]/path/to/folder``."""
-
-_REFERENCE = re.compile(
-    r"(?P<name>[^/@:]+/[^/@:]+)(@(?P<revision>refs/(pr|convert)/[^/@:]+|[^/@:]+))?"
-    r"(/(?P<file>[^:]+)|:(?P<config>.+))?"
-)
 _SUMS = "SHA256SUMS"
 """A list of digests beside the data, as ``sha256sum`` writes it."""
 
@@ -77,7 +71,8 @@ def open_source(source: str | Path, split: str | None, stream: bool = False) -> 
     """Read the documents that a source consists of.
 
     Args:
-        source: a file, a folder, or ``hf:...`` (see :data:`HUB`).
+        source: a file, a folder, ``hf:OWNER/NAME[@REVISION][:CONFIG]``, or ``hf:OWNER/NAME[@REVISION]/path`` of a file
+            or folder.
         split: of a folder: only files whose names hold this word (``val``, ``valid`` and ``dev`` mean
             ``validation``); of a hub data set: its split. ``train+test`` is both. Of a spreadsheet: its sheet. Of a
             text, it is left to whoever reads the document.
@@ -90,8 +85,8 @@ def open_source(source: str | Path, split: str | None, stream: bool = False) -> 
         MissingDependencyError: a hub data set is asked for and the ``datasets`` library is not installed.
         ConfigError: ``split`` selects nothing, or is given for a Parquet or Arrow file.
     """
-    if str(source).startswith(HUB):
-        return _hub(str(source).removeprefix(HUB), split, stream)
+    if is_reference(source):
+        return _hub(HubReference.parse(source), split, stream)
     path = Path(source)
     if path.is_dir():
         return _folder(path, split)
@@ -173,73 +168,50 @@ def _check_listed(path: Path, digest: str) -> None:
             return
 
 
-def _hub(reference: str, split: str | None, stream: bool) -> list[Document]:
-    match = _REFERENCE.fullmatch(reference)
-    if match is None:
-        raise ConfigError(
-            f"hf:{reference}: expected hf:OWNER/NAME[@REVISION][:CONFIG], hf:OWNER/NAME[@REVISION]/path/to/file.json, "
-            "or hf:OWNER/NAME[@REVISION]/path/to/folder"
+def _hub(reference: HubReference, split: str | None, stream: bool) -> list[Document]:
+    if not reference.inside:
+        return [_hub_rows(reference, split)]
+    if kind_of(Path(reference.inside)) not in _SUFFIXES:
+        return _folder(_fetch_folder(reference), split)
+    _no_split(split, str(reference))
+    return [_file(download(reference, reference.inside, repo_type="dataset"), reference.inside, stream=stream)]
+
+
+def _fetch_folder(reference: HubReference) -> Path:
+    """Fetch a folder of a data set's repository with its files."""
+    from huggingface_hub import snapshot_download
+
+    wanted = [f"{reference.inside}/*"]
+    with explain_hub_errors(str(reference)):
+        snapshot = snapshot_download(
+            reference.repository, repo_type="dataset", revision=reference.revision, allow_patterns=wanted
         )
-    name, revision = match["name"], match["revision"]
-    if not match["file"]:
-        return [_hub_rows(name, revision, match["config"], split)]
-    inside = match["file"].rstrip("/")
-    if kind_of(Path(inside)) not in _SUFFIXES:
-        return _folder(_fetched(name, revision, inside, folder=True), split)
-    _no_split(split, f"hf:{reference}")
-    return [_file(_fetched(name, revision, inside), inside, stream=stream)]
+    folder = Path(snapshot) / reference.inside
+    if not folder.is_dir():
+        repository = replace(reference, inside="")
+        raise HubError(f"{repository} has no folder '{reference.inside}'; look up its files on the hub")
+    return folder
 
 
-def _fetched(repository: str, revision: str | None, inside: str, folder: bool = False) -> Path:
-    """Fetch a file of a data set's repository, or a folder with its files, on this machine."""
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        if not folder:
-            return Path(hf_hub_download(repository, inside, repo_type="dataset", revision=revision))
-        wanted = [f"{inside}/*"]
-        snapshot = Path(snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        raise _unreachable(f"hf:{repository}{_at(revision)}/{inside}", error) from error
-    if not (snapshot / inside).is_dir():
-        raise HubError(f"hf:{repository}{_at(revision)} has no folder '{inside}'; look up its files on the hub")
-    return snapshot / inside
-
-
-def _at(revision: str | None) -> str:
-    return f"@{revision}" if revision else ""
-
-
-def _hub_rows(name: str, revision: str | None, config: str | None, split: str | None) -> Document:
-    where = name + _at(revision)
+def _hub_rows(reference: HubReference, split: str | None) -> Document:
+    where = replace(reference, config=None)
     try:
         import datasets  # pyright: ignore[reportMissingImports] - an extra
     except ImportError as error:
         raise MissingDependencyError(
-            f"hf:{where} needs the datasets library: pip install 'kecore[data]'; a single file of the repository can "
-            f"be read without it, as hf:{where}/path/to/file.json"
+            f"{where} needs the datasets library: pip install 'kecore[data]'; a single file of the repository can "
+            f"be read without it, as {where}/path/to/file.json"
         ) from error
     library = cast(Any, datasets)
-    try:
-        dataset = library.load_dataset(name, config, split=split, revision=revision)
-    except (OSError, ValueError, library.exceptions.DatasetsError) as error:  # names, splits, connections, tables
-        raise _unreachable(f"hf:{where}", error) from error
+    with explain_hub_errors(str(where), (library.exceptions.DatasetsError,)):
+        dataset = library.load_dataset(reference.repository, reference.config, split=split, revision=reference.revision)
     if hasattr(dataset, "keys"):
         splits = list(dataset)
         if len(splits) > 1:
             raise ConfigError(
-                f"hf:{where} has the splits {', '.join(splits)}; choose one by --split NAME (in Python split=)"
+                f"{where} has the splits {', '.join(splits)}; choose one by --split NAME (in Python split=)"
             )
         dataset = dataset[splits[0]]
     rows: list[dict[str, Any]] = [without_bytes(dict(row)) for row in dataset]
     text = json.dumps(rows, sort_keys=True, ensure_ascii=False, default=str)
-    return Document(f"hf:{where}", None, rows, (sha256(text.encode()).hexdigest(),))
-
-
-def _unreachable(what: str, error: Exception) -> HubError:
-    reason = str(error).partition("\n")[0]
-    return HubError(
-        f"{what} cannot be had from the Hugging Face hub: {type(error).__name__}: {reason}; check the name and the "
-        "connection, or download the file and give its path"
-    )
+    return Document(str(where), None, rows, (sha256(text.encode()).hexdigest(),))

@@ -15,7 +15,8 @@ from kecore.api.requirements import check_given
 from kecore.api.types import EditRecord
 from kecore.evaluate.protocol import AFTER, Protocol
 from kecore.evaluate.records import RecordSet, Skipped, load_records
-from kecore.trained import TRAINED, TrainedEditor
+from kecore.hub import EDIT, TRAINED, artifact_file
+from kecore.trained import TrainedEditor
 from kecore_bench.plan import BASELINES, UNEDITED, BenchPlan, DataEntry, MethodEntry
 from kecore_bench.references import with_references
 from kecore_bench.store import BEFORE, RunSpec, Store
@@ -116,7 +117,7 @@ def _cells_on(
     if UNEDITED not in plan.without:
         cells.append(Cell(RunSpec(label=UNEDITED, method=None, **common), records, records.skipped))
     if plan.edit is not None:
-        file = plan.edit / "edit.safetensors" if plan.edit.is_dir() else plan.edit
+        file = artifact_file(plan.edit, EDIT)
         spec = RunSpec(label=_edit_label(plan.edit), method=None, edit=_digest(file), **common)
         cells.append(Cell(spec, records, records.skipped, edit=file))
     for entry, fields in settings:
@@ -155,7 +156,7 @@ def _reference_texts(record: EditRecord) -> tuple[str, ...]:
 
 def _edit_label(path: Path) -> str:
     """Return an edit's name in tables: that of its file, or of its folder where the file has the usual name."""
-    return path.resolve().parent.name if path.name == "edit.safetensors" else path.stem
+    return path.resolve().parent.name if path.name == EDIT else path.stem
 
 
 def _digest(file: Path) -> dict[str, str]:
@@ -185,7 +186,7 @@ def _method_settings(entry: MethodEntry, plan: BenchPlan) -> dict[str, Any] | No
     check_given(method, trained=bool(trained), examples=plan.examples is not None)
     given: dict[str, Any] = {}
     if method.capabilities.needs_training:
-        files = [path / TRAINED if path.is_dir() else path for path in trained]
+        files = [artifact_file(path, TRAINED) for path in trained]
         given["trained"] = [_digest(file)["sha256"] for file in files]
     if method.capabilities.needs_examples and plan.examples is not None:
         given["examples"] = load(plan.examples).sha256

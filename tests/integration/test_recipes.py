@@ -12,7 +12,7 @@ from kecore import models
 from kecore.api.line import MethodLine
 from kecore.cli import app
 from kecore.evaluate.formats import default
-from kecore.evaluate.sources import HUB
+from kecore.hub import is_reference
 from kecore_bench.plan import BenchPlan, read_plan
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
@@ -35,7 +35,7 @@ def test_a_recipe_could_run(path: Path) -> None:
         assert not method.capabilities.needs_training
     for data in plan.facts:
         assert data.format is None or data.format in default().all()
-        assert data.path.startswith(HUB) or data.path.endswith((".json", ".jsonl"))
+        assert is_reference(data.path) or data.path.endswith((".json", ".jsonl"))
     run = {entry.title for entry in plan.rows} | {"unedited"}
     for table in plan.published:
         assert table.arxiv, "whose figures these are"

@@ -12,10 +12,11 @@ from rich.markup import escape
 from kecore.cli import options
 from kecore.cli.console import Screen, format_bytes, make_fields
 from kecore.cli.errors import CheckFailed
-from kecore.cli.job import EDIT, EditJob
+from kecore.cli.job import EditJob
 from kecore.cli.loading import Loading
 from kecore.cli.outcome import Outcome
 from kecore.cli.samples import Ask, choose_asks, continue_prompts
+from kecore.hub import EDIT
 
 if TYPE_CHECKING:
     from kecore.api.types import EditRecord

@@ -12,10 +12,11 @@ from kecore.cli import options, verdicts
 from kecore.cli.console import Screen, format_bytes, make_fields, to_plain_json
 from kecore.cli.errors import CheckFailed
 from kecore.cli.groups import ReadingOptions, take_groups
-from kecore.cli.job import EDIT, EditJob
+from kecore.cli.job import EditJob
 from kecore.cli.loading import Loading
 from kecore.cli.outcome import Outcome
 from kecore.cli.samples import choose_asks
+from kecore.hub import EDIT
 from kecore.statistics_source import StatisticsSource
 
 if TYPE_CHECKING:

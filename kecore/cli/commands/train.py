@@ -72,7 +72,7 @@ def train(
     """
     screen = Screen.of(context)
     from kecore.api.line import MethodLine
-    from kecore.trained import TRAINED
+    from kecore.hub import TRAINED
     from kecore.training import Trainable
     from kecore.training import train as run
 

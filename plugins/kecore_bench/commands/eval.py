@@ -12,6 +12,7 @@ from kecore.cli import options
 from kecore.cli.console import Screen
 from kecore.cli.groups import ReadingOptions, take_groups
 from kecore.cli.plugins import help_group
+from kecore.hub import EDIT, artifact_file
 from kecore_bench.commands.groups import RunOptions
 from kecore_bench.commands.shared import data_entry, make_plan, run_on_screen, show_tables
 
@@ -46,7 +47,7 @@ def evaluate(
     from kecore_bench.store import Store
 
     screen = Screen.of(context)
-    if edit is not None and not edit.exists():
+    if edit is not None and not artifact_file(edit, EDIT).exists():
         raise ArtifactError(f"--edit {edit}: no such file or directory; make it with `kecore edit`")
     if max(run_options.jobs, here().world) > 1 and store is None:
         raise typer.BadParameter("several processes meet in a store: give --store, or leave out --jobs and torchrun")

@@ -306,7 +306,7 @@ def test_rows_of_the_hubs_library_are_the_records_of_the_files(tmp_path: Path, m
 def test_hub_files_and_their_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def download(repository: str, file: str, repo_type: str, revision: str | None) -> str:
+    def download(repository: str, file: str, repo_type: str, revision: str | None, local_dir: None) -> str:
         asked.append((repository, file, repo_type, revision))
         return str(write(tmp_path / "cache" / "facts.json", published.ZSRE))
 
@@ -326,7 +326,7 @@ def test_hub_files_and_their_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(MissingDependencyError, match=r"pip install 'kecore\[data\]'"):
         load_records("hf:nobody/nothing")
     for bad in ("counterfact", "a/b@", "a/b@x@y"):
-        with pytest.raises(ConfigError, match=r"expected hf:OWNER/NAME\[@REVISION\]\[:CONFIG\]"):
+        with pytest.raises(ConfigError, match=r"expected hf:OWNER/NAME\[@REVISION\]"):
             load_records(f"hf:{bad}")
 
 
