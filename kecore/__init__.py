@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from kecore.evaluate import Protocol, load_records
     from kecore.model import ModelView
     from kecore.models import load_model, save_model
-    from kecore.statistics import KeyStatistics, collect_statistics
+    from kecore.statistics import KeyStatistics, collect_statistics, export_statistics, import_statistics
     from kecore.text import Encoder
     from kecore.trained import TrainedEditor
     from kecore.training import Schedule
@@ -62,6 +62,8 @@ _HOME = {
     "WeightEdit": "kecore.edit",
     "attached": "kecore.edit",
     "collect_statistics": "kecore.statistics",
+    "export_statistics": "kecore.statistics",
+    "import_statistics": "kecore.statistics",
     "load_edit": "kecore.edit",
     "load_model": "kecore.models",
     "load_records": "kecore.evaluate",
@@ -99,6 +101,8 @@ __all__ = [
     "__version__",
     "attached",
     "collect_statistics",
+    "export_statistics",
+    "import_statistics",
     "load_edit",
     "load_model",
     "load_records",

@@ -54,7 +54,7 @@ __all__ = [
     "layer_list",
     "names",
     "settings",
-    "spread_texts",
+    "spread_files",
 ]
 
 
@@ -268,26 +268,31 @@ def check_free_file(out: Path, option: str, force: bool) -> None:
         raise ArtifactError(f"{out} exists; choose another {option}, or overwrite it with --force")
 
 
-def spread_texts(args: list[str]) -> list[str]:
-    """Write ``--text a b`` as ``--text a --text b``, so that ``--text *.txt`` works.
+def spread_files(args: list[str]) -> list[str]:
+    """Write ``--text a b`` as ``--text a --text b``, and ``--import`` alike, so that ``--text *.txt`` works.
 
-    Only texts that are there are taken for further ones: a model that is named after them stays a model.
+    Only files that are there are taken for further ones: a model that is named after them stays a model.
     """
-    option = "--text"
+    is_further_by_option = {"--text": _is_text, "--import": _is_npz}
     spread: list[str] = []
-    values: int | None = None  # how many values of the current --text have been read; None outside of one
+    option = ""  # the option whose values are being read
+    values = 0  # how many of them have been read
     for arg in args:
-        if arg == option:
-            values = 0
-        elif values == 0:
+        if arg in is_further_by_option:
+            option, values = arg, 0
+        elif option and values == 0:
             values = 1
-        elif values is not None and _is_text(arg):
+        elif option and is_further_by_option[option](arg):
             spread.append(option)
         else:
-            values = None
+            option = ""
         spread.append(arg)
     return spread
 
 
 def _is_text(arg: str) -> bool:
     return arg.startswith("hf:") or (Path(arg).is_file() and not arg.endswith(".gguf"))
+
+
+def _is_npz(arg: str) -> bool:
+    return arg.endswith(".npz")

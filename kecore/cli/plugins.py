@@ -22,7 +22,7 @@ from kecore.api.errors import PluginError
 from kecore.api.plugins import Plugins, plugin_limits
 from kecore.cli.console import Screen
 from kecore.cli.errors import report_errors
-from kecore.cli.options import spread_texts
+from kecore.cli.options import spread_files
 
 __all__ = ["GROUP", "CommandGroup", "help_group", "make_command"]
 
@@ -108,7 +108,9 @@ class CommandGroup(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Make the screen before anything can fail."""
         ctx.obj = Screen(as_json="--json" in args)
-        return super().parse_args(ctx, spread_texts(args))
+        if args[:1] == ["stats"] and args[1:2] in (["push"], ["pull"]):
+            args = args[1:]  # statistics are shared as everything else is; a model of that name is ./push
+        return super().parse_args(ctx, spread_files(args))
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""

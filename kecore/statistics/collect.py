@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -115,9 +115,9 @@ def collect_statistics(
         partial=Path(out) / _PARTIAL if out is not None else None,
     )
     run.resume()
-    rows = _pack_rows(encoder, sample.passages, blank.sequence, budget)
+    rows = pack_rows(encoder, sample.passages, blank.sequence, budget)
     with view.frozen(), view.cast(precision):
-        run.add_rows(rows, _tokens_per_pass(view, layers, memory), progress)
+        run.add_rows(rows, tokens_per_pass(view, layers, memory), progress)
     result = run.result()
     del run  # its sums are the result's moments, which are mapped from the file in a moment
     if until is not None:
@@ -159,7 +159,7 @@ def _sites(view: ModelView, layers: Sequence[int]) -> list[ValueSite]:
     return [view.layer(layer).site for layer in sorted(set(layers))]
 
 
-def _tokens_per_pass(view: ModelView, layers: Sequence[int], memory: int | None) -> int:
+def tokens_per_pass(view: ModelView, layers: Sequence[int], memory: int | None) -> int:
     """Return how many tokens run at a time, within a budget in bytes if there is one."""
     most_tokens = pass_tokens(view)
     return most_tokens if memory is None else collection_need(view, layers, most_tokens).micro_batch(memory)
@@ -265,24 +265,15 @@ class _Run:
     @torch.no_grad()
     def _add(self, batch: list[list[int]]) -> None:
         """Run a batch of token rows through the model and add the keys of its real tokens to the sums."""
-        width = max(map(len, batch))
-        ids = torch.zeros(len(batch), width, dtype=torch.long)  # [rows, width]
-        mask = torch.zeros_like(ids)
-        for index, row in enumerate(batch):
-            ids[index, : len(row)] = torch.tensor(row)
-            mask[index, : len(row)] = 1
-        rows = Rows(ids, mask, torch.zeros(len(batch), dtype=torch.long))
-        taps = {site: Key(site.layer) for site in self.sums}
-        keys = self.view.run(rows, taps=taps.values(), last=max(taps).layer)  # each [rows, width, d_in]
-        is_real = mask.bool().flatten()  # [rows * width]
+        states = run_keys(self.view, list(self.sums), batch)
         for device in {moment.device for moment in self.sums.values()}:
             sites = [site for site, moment in self.sums.items() if moment.device == device]
-            site_keys = [keys[taps[site]].flatten(0, 1).to(device) for site in sites]  # each [rows * width, d_in]
+            site_keys = [states.keys[site].to(device) for site in sites]  # each [rows * width, d_in]
             if site_keys[0].dtype == torch.float64:
-                site_keys = [states.float() for states in site_keys]
-            second_moment_([self.sums[site] for site in sites], site_keys, mask=is_real.to(device))
+                site_keys = [keys.float() for keys in site_keys]
+            second_moment_([self.sums[site] for site in sites], site_keys, mask=states.is_real.to(device))
         self.rows += len(batch)
-        self.tokens += int(mask.sum())
+        self.tokens += int(states.is_real.sum())
 
     def result(self) -> KeyStatistics:
         """Return the statistics, in the memory of the sums.
@@ -329,7 +320,35 @@ class _Run:
                 self.half[site] = tensors[f"half/{site}"]
 
 
-def _pack_rows(encoder: Encoder, passages: Sequence[str], length: int, tokens: int) -> Iterator[list[int]]:
+@dataclass(frozen=True, slots=True)
+class KeyStates:
+    """The keys of a batch of token rows.
+
+    Args:
+        keys: site to the keys of all tokens, ``[rows * width, d_in]``.
+        is_real: which of them are no padding, ``[rows * width]``.
+    """
+
+    keys: dict[SiteId, Tensor]
+    is_real: Tensor
+
+
+def run_keys(view: ModelView, sites: Sequence[SiteId], batch: Sequence[Sequence[int]]) -> KeyStates:
+    """Run rows of token ids through a model, up to the last of some dense layers, and return the keys there."""
+    width = max(map(len, batch))
+    ids = torch.zeros(len(batch), width, dtype=torch.long)  # [rows, width]
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(batch):
+        ids[index, : len(row)] = torch.tensor(row)
+        mask[index, : len(row)] = 1
+    rows = Rows(ids, mask, torch.zeros(len(batch), dtype=torch.long))
+    taps = {site: Key(site.layer) for site in sites}
+    states = view.run(rows, taps=taps.values(), last=max(taps).layer)  # each [rows, width, d_in]
+    keys = {site: states[tap].flatten(0, 1) for site, tap in taps.items()}
+    return KeyStates(keys, mask.bool().flatten())
+
+
+def pack_rows(encoder: Encoder, passages: Sequence[str], length: int, tokens: int) -> Iterator[list[int]]:
     """Yield passages one after the other with an end token between them, cut into rows of equal length."""
     tokenizer = encoder.tokenizer
     end = tokenizer.eos_token_id

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -21,6 +21,7 @@ from kecore._version import __version__
 from kecore.api.errors import NumericalError, StatisticsMismatchError
 from kecore.api.identity import Fingerprint, Identity
 from kecore.files import load_or_make, read_tensors, write_tensors
+from kecore.hub import STATISTICS, artifact_file
 from kecore.model import ModelView, SiteId
 from kecore.statistics.triangular import (
     cholesky_,
@@ -30,14 +31,34 @@ from kecore.statistics.triangular import (
     unpack_triangle,
 )
 
-__all__ = ["KeyStatistics", "weights_below"]
+__all__ = ["KeyStatistics", "MomentOrigin", "PackedMoments", "weights_below"]
 
-_FILE = "statistics.safetensors"
 KIND = "key-statistics"
 _FORMAT = 1
 SEQUENCE = 512
 _WORTH_STORING = 1024  # columns below which a factor is made as quickly as it is read
 _METHOD = "1"  # of deriving factors and spectra: raised when other numbers would come out
+
+
+@dataclass(frozen=True, slots=True)
+class MomentOrigin:
+    """Where a moment came from that kecore did not collect.
+
+    Args:
+        file: name of the file.
+        sha256: digest of its bytes.
+        tokens: how many keys it says that it is the mean of.
+        dtype: type of the sums in it.
+        difference: how far it was from fresh keys of the model; see :class:`kecore.statistics.spot.SpotCheck`.
+        scale: by which factor the fresh keys were larger.
+    """
+
+    file: str
+    sha256: str
+    tokens: int
+    dtype: str
+    difference: float
+    scale: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,16 +68,17 @@ class KeyStatistics:
     Args:
         moments: site to ``[d_in, d_in]`` float64, the mean of ``k kᵀ``; symmetric. Those of a file are
             unpacked from it each time they are asked for.
-        tokens: how many keys each is the mean of.
+        tokens: how many keys each is the mean of; of several numbers the lowest.
         base: site to the fingerprint of the weights that the keys depend on.
         corpus: digest of the text.
         sources: where the text came from, for people.
         seed: seed of the sampling of passages.
-        sequence: tokens per packed row.
+        sequence: tokens per packed row; 0 where it is not known.
         precision: type that the model ran in, ``"bfloat16"`` say; None for its own.
         convergence: site to the relative change of ``C⁻¹`` on random keys from half the tokens to
             all of them.
         version: kecore that collected them.
+        origins: site to where its moment came from, where kecore did not collect it.
     """
 
     moments: Mapping[SiteId, Tensor]
@@ -69,6 +91,7 @@ class KeyStatistics:
     precision: str | None = None
     convergence: Mapping[SiteId, float] = field(default_factory=dict)
     version: str = __version__
+    origins: Mapping[SiteId, MomentOrigin] = field(default_factory=dict)
     _memo: dict[Any, Any] = field(default_factory=dict, repr=False, init=False)
 
     @property
@@ -171,7 +194,7 @@ class KeyStatistics:
     def _triangle(self, site: SiteId) -> Tensor:
         """Return the lower triangle of a site's moment, packed; see :mod:`kecore.statistics.triangular`."""
         self._need_site(site)
-        if isinstance(self.moments, _MappedMoments):
+        if isinstance(self.moments, PackedMoments):
             return self.moments.triangles[site]
         return pack_triangle(self.moments[site])
 
@@ -215,7 +238,7 @@ class KeyStatistics:
     def save(self, path: str | Path) -> Path:
         """Write ``statistics.safetensors`` into a folder (or to a ``.safetensors`` file), atomically."""
         path = Path(path)
-        file = path if path.suffix == ".safetensors" else path / _FILE
+        file = path if path.suffix == ".safetensors" else path / STATISTICS
         return write_tensors(file, KIND, self.header(), {f"{site}": self._triangle(site) for site in self.sites})
 
     def header(self) -> dict[str, Any]:
@@ -234,19 +257,23 @@ class KeyStatistics:
             "precision": self.precision,
             "convergence": {str(site): change for site, change in self.convergence.items()},
             "base": base,
+            "origins": {str(site): asdict(origin) for site, origin in self.origins.items()},
         }
 
     @classmethod
     def load(cls, path: str | Path) -> KeyStatistics:
         """Read statistics; those of kecore before it knew sites are named by layers, as a dense layer's site is.
 
+        Args:
+            path: a file, a folder, or ``hf:OWNER/NAME[@REVISION]`` on the Hugging Face hub.
+
         Raises:
             ArtifactError: missing, truncated, corrupt, foreign, or from a newer kecore.
+            HubError: the hub cannot be reached, or has no such statistics.
         """
-        path = Path(path)
-        header, tensors = read_tensors(path / _FILE if path.is_dir() else path, KIND, newest=_FORMAT)
+        header, tensors = read_tensors(artifact_file(path, STATISTICS), KIND, newest=_FORMAT)
         return cls(
-            moments=_MappedMoments({SiteId.parse(name): triangle for name, triangle in tensors.items()}),
+            moments=PackedMoments({SiteId.parse(name): triangle for name, triangle in tensors.items()}),
             tokens=header["tokens"],
             base={SiteId.parse(name): Fingerprint(**weights) for name, weights in header["base"].items()},
             corpus=header["corpus"],
@@ -256,11 +283,12 @@ class KeyStatistics:
             precision=header.get("precision"),
             convergence={SiteId.parse(name): change for name, change in header["convergence"].items()},
             version=header["version"],
+            origins={SiteId.parse(name): MomentOrigin(**origin) for name, origin in header.get("origins", {}).items()},
         )
 
 
-class _MappedMoments(Mapping[SiteId, Tensor]):
-    """Moments in a memory-mapped file; one is unpacked when asked for, and forgotten when nobody refers to it."""
+class PackedMoments(Mapping[SiteId, Tensor]):
+    """Moments as triangles, often of a mapped file; one is unpacked when asked for, and forgotten when unused."""
 
     def __init__(self, triangles: dict[SiteId, Tensor]) -> None:
         self.triangles = triangles

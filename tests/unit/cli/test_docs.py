@@ -16,7 +16,7 @@ import typer.main
 
 import kecore
 from kecore.cli import app
-from kecore.cli.options import spread_texts
+from kecore.cli.options import spread_files
 from kecore.testing.structure import PLUGINS
 
 
@@ -55,7 +55,7 @@ def test_shown_commands_parse(root: Path) -> None:
     assert len(commands) > 8
     for command in commands:
         _, name, *words = shlex.split(command.partition(" 2>")[0])
-        group.get_command(None, name).make_context(name, spread_texts(words))
+        group.get_command(None, name).make_context(name, spread_files(words))
 
 
 def test_quickstart_shows_outputs(docs_script: Callable[[str], ModuleType]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kecore.api.errors import ConfigError
-from kecore.cli.options import byte_count, layer_list, settings, spread_texts
+from kecore.cli.options import byte_count, layer_list, settings, spread_files
 
 
 @pytest.mark.parametrize(
@@ -70,11 +70,11 @@ def test_several_texts_after_one_option(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt", "model.gguf"):
         (tmp_path / name).touch()
     a, b, gguf = (str(tmp_path / name) for name in ("a.txt", "b.txt", "model.gguf"))
-    assert spread_texts(["stats", "demo", "--text", a, b, "hf:wikitext", "--out", "x"]) == [
+    assert spread_files(["stats", "demo", "--text", a, b, "hf:wikitext", "--out", "x"]) == [
         "stats", "demo", "--text", a, "--text", b, "--text", "hf:wikitext", "--out", "x",
     ]  # fmt: skip
     # A model that is named after the texts stays a model, whatever kind of reference it is.
     for model in ("demo", str(tmp_path), gguf):
-        assert spread_texts(["stats", "--text", a, model]) == ["stats", "--text", a, model]
-    assert spread_texts(["stats", "--text"]) == ["stats", "--text"]
-    assert spread_texts(["edit", a, b, "--force", a]) == ["edit", a, b, "--force", a]
+        assert spread_files(["stats", "--text", a, model]) == ["stats", "--text", a, model]
+    assert spread_files(["stats", "--text"]) == ["stats", "--text"]
+    assert spread_files(["edit", a, b, "--force", a]) == ["edit", a, b, "--force", a]
