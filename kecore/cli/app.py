@@ -19,6 +19,7 @@ from kecore.cli.commands import (
     inspect,
     new_method,
     probe,
+    share,
     stats,
     train,
 )
@@ -35,7 +36,7 @@ app = typer.Typer(
 )
 _COMMANDS = {
     "Edit facts": (demo.demo, edit.edit, chat.chat, inspect.inspect),
-    "Use edits elsewhere": (attach.attach, attach.revert, export.export),
+    "Use edits elsewhere": (attach.attach, attach.revert, export.export, share.push, share.pull),
     "Prepare": (stats.stats, train.train, probe.probe),
     "Write a method": (new_method.new_method,),
     "Find your way": (info.methods, info.doctor, explain.explain),

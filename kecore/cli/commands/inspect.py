@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kecore.api.errors import ArtifactError
 from kecore.cli import options
 from kecore.cli.commands.train import curve_table
 from kecore.cli.console import Screen, format_bytes, format_score, make_fields, make_table
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["inspect"]
 
-_FILES = ("edit.safetensors", "statistics.safetensors", "trained.safetensors")
 _SHOWN = 10  # requests, before "and so on"
 
 
@@ -40,6 +37,8 @@ def inspect(
     """Show what an edit, statistics or a checkpoint holds."""
     screen = Screen.of(context)
     from kecore.checkpoint import read_record
+    from kecore.files import read_kind
+    from kecore.sharing import find_artifact
 
     if diff is not None:
         _show_differences(screen, path, diff)
@@ -48,7 +47,8 @@ def inspect(
     if record is not None:
         _show_checkpoint(screen, record)
         return
-    file, kind = _find_file(path)
+    file = find_artifact(path)
+    kind = read_kind(file, "edit, key statistics or checkpoint")
     if kind == "key-statistics":
         _show_statistics(screen, file)
     elif kind == "trained-editor":
@@ -57,27 +57,13 @@ def inspect(
         _show_edit(screen, file)
 
 
-def _find_file(path: Path) -> tuple[Path, str]:
-    """Return the file that ``path`` leads to, and what it says it holds."""
-    from kecore.files import read_kind
-
-    file = path
-    if path.is_dir():
-        files = [path / name for name in _FILES if (path / name).is_file()]
-        if not files:
-            raise ArtifactError(
-                f"{path} holds no edit, no key statistics and no record of edits; `kecore probe` looks at plain models"
-            )
-        file = files[0]
-    return file, read_kind(file, "edit, key statistics or checkpoint")
-
-
 def _show_edit(screen: Screen, file: Path) -> None:
     from kecore.edit import load_edit
+    from kecore.sharing import read_result
 
     edit = load_edit(file)
     values: dict[str, Any] = {"kind": "edit", "path": str(file), **edit.inspect()}
-    result = _read_result(file) or {}
+    result = read_result(file) or {}
     screen.show(
         make_fields(
             {
@@ -118,18 +104,6 @@ def _shape(sizes: list[int]) -> str:
     return " x ".join(map(str, sizes))
 
 
-def _read_result(file: Path) -> dict[str, Any] | None:
-    """Read what ``kecore edit`` wrote about this very edit; None where there is nothing."""
-    path = file.parent / "result.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(values, dict) or Path(str(values.get("edit_path"))).name != file.name:
-        return None  # about another edit
-    return values
-
-
 def _show_statistics(screen: Screen, file: Path) -> None:
     from kecore.statistics import KeyStatistics
 
@@ -142,12 +116,13 @@ def _show_statistics(screen: Screen, file: Path) -> None:
         }
         for site in statistics.sites
     }
+    rows_in_words = f", in rows of {statistics.sequence}" if statistics.sequence else ""
     screen.show(
         make_fields(
             {
                 "statistics": f"{file} ({format_bytes(file.stat().st_size)})",
                 "layers": span(statistics.layers),
-                "tokens": f"{statistics.tokens:,}, in rows of {statistics.sequence}",
+                "tokens": f"{statistics.tokens:,}{rows_in_words}",
                 "text": ", ".join(statistics.sources),
                 "text digest": statistics.corpus,
                 "made by": f"kecore {statistics.version}, seed {statistics.seed}",
@@ -162,6 +137,13 @@ def _show_statistics(screen: Screen, file: Path) -> None:
     screen.show(
         make_table("layer", "width", "mean of diagonal", "convergence", rows=rows, title=title, right=(1, 2, 3))
     )
+    if statistics.origins:
+        figures = [
+            (str(site), f"{origin.tokens:,}", origin.dtype, f"{origin.difference:.3f}", origin.sha256[:12])
+            for site, origin in statistics.origins.items()
+        ]
+        headers = ("layer", "keys", "type", "difference", "sha256")
+        screen.show(make_table(*headers, rows=figures, title="Imported", right=(1, 3)))
     screen.finish({"kind": "statistics", "path": str(file), **statistics.header(), "layers": layers})
 
 
