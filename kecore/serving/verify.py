@@ -51,6 +51,7 @@ class Verification:
             llama.cpp, which computes in other precision, what the edit changes is compared, base against base.
         same_text: prompts behind which both write the same.
         changed_text: prompts behind which the program writes something else than the base.
+        said_target: prompts behind which the program writes the target, as far as eight tokens go.
     """
 
     program: str
@@ -58,6 +59,7 @@ class Verification:
     difference: float
     same_text: int
     changed_text: int
+    said_target: int
 
     @property
     def holds(self) -> bool:
@@ -119,10 +121,10 @@ def verify_export(loaded: LoadedModel, edits: Sequence[WeightEdit], export: Expo
     model: Any = loaded.model
     model.to(device="cpu", dtype=None if export.target == "merged" else torch.float32)
     encoder = Encoder(loaded.tokenizer)
-    texts = list(dict.fromkeys(request.text for edit in edits for request in edit.requests))
-    if not texts:
+    targets = {request.text: request.target for edit in edits for request in edit.requests}  # the last one of a prompt
+    if not targets:
         raise ArtifactError("the edit holds no requests, so there is no prompt to verify it on")
-    prompts = [list(encoder.encode(text).ids) for text in texts[:_PROMPTS]]
+    prompts = [list(encoder.encode(text).ids) for text in list(targets)[:_PROMPTS]]
     base = _Answers(*foreign.answer(model, prompts))
     for edit in edits:
         edit.attach(model)
@@ -132,16 +134,62 @@ def verify_export(loaded: LoadedModel, edits: Sequence[WeightEdit], export: Expo
         for edit in reversed(edits):
             edit.revert(model)
     if program == "llama.cpp":
-        return _compare_with_llama_cpp(export, prompts, base, edited)
+        found = _ask_llama_cpp(export, prompts, base, edited)
+    else:
+        found = _ask_transformers(loaded, export, prompts, base, edited)
+    tokens = found.served.tokens
+    same_tokens = (tokens == edited.tokens) | (tokens == foreign_llama.ENDED)  # [prompts, written]
+    effect = float((edited.logits - base.logits).norm())
+    return Verification(
+        program=program,
+        prompts=len(prompts),
+        difference=float(found.error.norm()) / effect if effect else float("inf"),
+        same_text=int(same_tokens.all(1).sum()),
+        changed_text=int((tokens != found.base_tokens).any(1).sum()),
+        said_target=_count_said(loaded.tokenizer, tokens, list(targets.values())),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """What a program says of an export.
+
+    Args:
+        served: its answers.
+        base_tokens: what the same program writes without the edit, ``[prompts, written]``.
+        error: how its logits are others than the edit's, ``[prompts, vocab]``.
+    """
+
+    served: _Answers
+    base_tokens: Tensor
+    error: Tensor
+
+
+def _count_said(tokenizer: Any, tokens: Tensor, targets: Sequence[str]) -> int:
+    """Count rows ``[prompts, written]`` that begin with the target of their prompt, as far as they go."""
+    said = 0
+    for row, target in zip(tokens.tolist(), targets, strict=False):  # more targets than prompts were asked
+        written = [token for token in row if token != foreign_llama.ENDED]
+        text = tokenizer.decode(written, skip_special_tokens=True).strip()
+        if text and (text.startswith(target.strip()) or target.strip().startswith(text)):
+            said += 1
+    return said
+
+
+def _ask_transformers(
+    loaded: LoadedModel, export: Export, prompts: list[list[int]], base: _Answers, edited: _Answers
+) -> _Comparison:
+    """Let transformers answer with a checkpoint, or peft with an adapter."""
+    program = program_of(export.target)
     with TemporaryDirectory() as folder:
         served_model = _Served(export.folder)
         if program == "peft":
             base_folder = Path(loaded.source)
             if not base_folder.is_dir():
-                base_folder = save_model(model, loaded.tokenizer, Path(folder) / "base")
+                base_folder = save_model(loaded.model, loaded.tokenizer, Path(folder) / "base")
             served_model = _Served(base_folder, export.folder)
         (served,) = _ask(program, [served_model], prompts, edited.logits.shape[1])
-    return _compare(program, base, edited, served, served.logits - edited.logits, base.tokens)
+    return _Comparison(served, base.tokens, served.logits - edited.logits)
 
 
 def program_of(target: str) -> str:
@@ -162,7 +210,8 @@ def need_program(program: str) -> None:
         )
 
 
-def _compare_with_llama_cpp(export: Export, prompts: list[list[int]], base: _Answers, edited: _Answers) -> Verification:
+def _ask_llama_cpp(export: Export, prompts: list[list[int]], base: _Answers, edited: _Answers) -> _Comparison:
+    """Let llama.cpp answer with a model or an adapter, and with the base."""
     if export.base_gguf is None:
         raise ArtifactError("llama.cpp needs the base model as a GGUF file to compare with: give --base-gguf FILE")
     if export.is_gguf_adapter:
@@ -175,21 +224,7 @@ def _compare_with_llama_cpp(export: Export, prompts: list[list[int]], base: _Ans
     # The server gives log-probabilities. Both programs' are compared by what the edit changes in them.
     change = edited.logits.log_softmax(-1) - base.logits.log_softmax(-1)  # [prompts, vocab]
     served_change = served.logits - served_base.logits
-    return _compare("llama.cpp", base, edited, served, served_change - change, served_base.tokens)
-
-
-def _compare(
-    program: str, base: _Answers, edited: _Answers, served: _Answers, error: Tensor, base_tokens: Tensor
-) -> Verification:
-    effect = float((edited.logits - base.logits).norm())
-    same_tokens = (served.tokens == edited.tokens) | (served.tokens == foreign_llama.ENDED)  # [prompts, written]
-    return Verification(
-        program=program,
-        prompts=len(served.tokens),
-        difference=float(error.norm()) / effect if effect else float("inf"),
-        same_text=int(same_tokens.all(1).sum()),
-        changed_text=int((served.tokens != base_tokens).any(1).sum()),
-    )
+    return _Comparison(served, served_base.tokens, served_change - change)
 
 
 def _ask(program: str, models: Sequence[_Served], prompts: list[list[int]], vocabulary: int) -> list[_Answers]:

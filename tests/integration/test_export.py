@@ -51,5 +51,6 @@ def test_the_other_program_says_what_the_edit_says(
     pytest.importorskip(package)
     exported = export_edits([edit], tmp_path / "out", to)
     found = verify_export(demo, [edit], exported)
-    assert found == Verification(program, prompts=2, difference=found.difference, same_text=2, changed_text=2)
+    said = {"prompts": 2, "same_text": 2, "changed_text": 2, "said_target": 2}
+    assert found == Verification(program, difference=found.difference, **said)
     assert found.holds

@@ -161,9 +161,10 @@ def _fields(exported: Export, verification: Verification | None, drop: ScoreDrop
         costs = [f"{name.replace('_', ' ')} {drop.before[name]:.3f} -> {drop.after[name]:.3f}" for name in names]
         fields["cost of the rank"] = ", ".join(costs)
     if verification is not None:
+        count = verification.prompts
         fields[f"loaded by {verification.program}"] = (
-            f"{verification.same_text} of {verification.prompts} edited prompts answered as with the edit, "
-            f"{verification.changed_text} otherwise than by the base; logits differ by "
+            f"{verification.said_target} of {count} edited prompts answered with the target, {verification.same_text} "
+            f"word for word as with the edit, {verification.changed_text} otherwise than by the base; logits differ by "
             f"{verification.difference:.1e} of the edit's effect"
         )
     return fields
