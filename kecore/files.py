@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kecore.api.errors import ArtifactError, KecoreError, StorageError
+from kecore.cache import mark_used, trim_cache
 
 __all__ = [
     "cache_dir",
@@ -310,11 +311,14 @@ def load_or_make(folder: str, name: str, kind: str, make: Callable[[], dict[str,
         with FileLock(file.with_suffix(".lock")):
             if file.is_file():
                 try:
-                    return read_tensors(file, kind)[1]
+                    stored = read_tensors(file, kind)[1]
+                    mark_used(file)
+                    return stored
                 except ArtifactError as error:
                     logger.info("made anew: %s", error)
             tensors = make()
             write_tensors(file, kind, {}, tensors)
+            trim_cache(cache_dir())
         return read_tensors(file, kind, verify=False)[1]
     except OSError as error:
         logger.info("not kept in the cache: %s", error)

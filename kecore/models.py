@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from kecore.api.errors import MissingDependencyError, ModelLoadError, StorageError
+from kecore.cache import mark_used, trim_cache
 from kecore.files import cache_dir, file_digest, write_folder, write_json
 
 if TYPE_CHECKING:
@@ -304,6 +305,7 @@ def _unpacked(file: Path) -> Path:
     major = transformers.__version__.partition(".")[0]
     target = cache_dir() / "models" / f"{file.stem}-{file_digest(file)[:16]}-transformers{major}"
     if target.is_dir():
+        mark_used(target)
         return target
     missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
     if missing:
@@ -327,6 +329,7 @@ def _unpacked(file: Path) -> Path:
                 str(file), str(file.parent), gguf_file=file.name, dtype=torch.float32, model_options=plain
             )
         save_model(model, tokenizer, target)
+    trim_cache(cache_dir())
     return target
 
 

@@ -134,6 +134,8 @@ class StatisticsSource:
         """
         if self.saved is not None:
             return self._read_saved(self.saved, layers)
+        from kecore.cache import mark_used, trim_cache
+        from kecore.files import cache_dir
         from kecore.forecast import forecast_seconds, measure_pace
         from kecore.statistics import collect_statistics, sample_text
 
@@ -142,6 +144,7 @@ class StatisticsSource:
         folder = _cache_folder(editor.base, sample.digest, chosen, tokens, editor.seed)
         cached = _read_cache(folder)
         if cached is not None:
+            mark_used(folder)
             announce(Provision(chosen, cached.tokens, folder, cached=True))
             return cached
         needs = self.needs(editor.view, chosen)
@@ -149,7 +152,7 @@ class StatisticsSource:
         squares = sum(editor.view.layer(layer).site.linear.d_in ** 2 for layer in chosen)
         seconds = forecast_seconds(measure_pace(editor.view), needs) or 0.0
         announce(Provision(chosen, tokens, folder, False, seconds, bytes=_CACHED_BYTES * squares))
-        return collect_statistics(
+        statistics = collect_statistics(
             editor.view,
             editor.encoder,
             sample,
@@ -159,6 +162,8 @@ class StatisticsSource:
             out=folder,
             progress=editor.progress,
         )
+        trim_cache(cache_dir())
+        return statistics
 
     def corpus(self) -> Corpus:
         """Return the texts; no model is asked about them yet.

@@ -148,7 +148,6 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="A field of the method's configuration; VALUE is JSON or text."),
 ]
 NoEvaluate = Annotated[bool, typer.Option("--no-evaluate", help="Do not ask the model before and after.")]
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 def byte_count(text: str) -> int | None:
@@ -159,9 +158,10 @@ def byte_count(text: str) -> int | None:
     """
     if text.strip() == "auto":
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip(), flags=re.IGNORECASE)
-    value = int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
-    if value < 1:
+    from kecore.cache import read_bytes
+
+    value = read_bytes(text)
+    if value is None:
         raise ConfigError(f"--memory must be a size such as 500MiB or 4GiB, or auto, got '{text}'")
     return value
 

@@ -39,20 +39,29 @@ def cache(
     Everything there is made again when it is asked for, at the cost of the time that took.
     """
     screen = Screen.of(context)
+    from kecore.cache import BOUND, cache_bound
     from kecore.files import cache_dir
 
-    root = cache_dir()
+    root, bound = cache_dir(), cache_bound()
     sizes = (
         {folder.name: _size(folder) for folder in sorted(root.iterdir()) if folder.is_dir()} if root.is_dir() else {}
     )
     freed = _clear(root, sizes, clear or [])
-    screen.show(make_fields({"cache": str(root), "to move it": "set KECORE_CACHE"}))
+    screen.show(
+        make_fields(
+            {
+                "cache": str(root),
+                "to move it": "set KECORE_CACHE",
+                "bound": f"{format_bytes(bound)}; what was used least recently goes first (set {BOUND})",
+            }
+        )
+    )
     rows = [(name, HOLDS.get(name, ""), format_bytes(size)) for name, size in sizes.items()]
     rows.append(("all", "", format_bytes(sum(sizes.values()))))
     screen.show(make_table("folder", "holds", "size", rows=rows, right=(2,)))
     if clear:
         screen.show(f"deleted: {format_bytes(freed)}")
-    screen.finish({"cache": root, "bytes": sizes, "freed": freed})
+    screen.finish({"cache": root, "bytes": sizes, "bound": bound, "freed": freed})
 
 
 def _size(folder: Path) -> int:
