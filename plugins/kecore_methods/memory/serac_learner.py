@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from kecore.api.errors import DataFormatError
 from kecore.api.method import MethodContext
 from kecore.api.types import EditRecord, EditRequest
+from kecore.engine.record_memo import RecordMemo
 from kecore.model import ModelView
 from kecore.model.sites import Output, Start
 from kecore.text import Encoded
@@ -78,11 +79,10 @@ class SeracLearner:
         self.config: Any = context.config
         self.network, self.view, self.layers, self.encoder = network, view, layers, context.encoder
         self.requests = [record.request for record in records]
-        self._stored: dict[Hashable, _Prepared] = {}
-        self._room = context.memory // 2  # bytes of records that may still be stored
+        self._memo: RecordMemo[_Prepared] = RecordMemo(context.memory // 2)
         observed: list[Tensor] = []
         for record in records[:_OBSERVED]:
-            observed += self._read(record).states
+            observed += self._memo.get(record, self._prepare).states
         network.observe(torch.cat(observed))
         scalars = list(network.scalars.parameters())
         scalar_ids = {id(scalar) for scalar in scalars}
@@ -95,7 +95,7 @@ class SeracLearner:
 
     def step(self, records: Sequence[EditRecord]) -> float:
         """Update both networks once and return the loss."""
-        prepared = [self._read(record) for record in records]
+        prepared = [self._memo.get(record, self._prepare) for record in records]
         with torch.enable_grad():
             batch = _Batch(self.network, prepared)
             loss = batch.scope_loss() + self._answers(batch, batch.owner).loss + batch.silence_loss()
@@ -113,7 +113,7 @@ class SeracLearner:
         (teacher-forced; by the model itself where no edit is in scope, and after a wrong edit where a wrong one is in
         scope), of rephrases that are in the scope of the right edit, and of unrelated texts that are in no scope.
         """
-        batch = _Batch(self.network, [self._read(record) for record in records])
+        batch = _Batch(self.network, [self._memo.get(record, self._prepare) for record in records])
         least, nearest = batch.at_prompt_end().min(-1)  # [wordings] each
         in_scope = (-least).exp() >= self.config.threshold
         chosen = torch.where(in_scope, nearest, -1)
@@ -204,20 +204,6 @@ class SeracLearner:
         first = Start(last, pad_sequence(below, batch_first=True)) if below else None
         out = view.run(rows, patches={Output(last): speak}, first=first, at=(row, column))
         return out.logits.float(), row, token
-
-    def _read(self, record: EditRecord) -> _Prepared:
-        """Return a record as the unedited model reads it, prepared once where there is room to store it.
-
-        It is prepared alone, so that the result depends on no other record.
-        """
-        key = (record.request, record.prompts_of("paraphrase"), record.probes_of("locality"))
-        if key in self._stored:
-            return self._stored[key]
-        prepared = self._prepare(record)
-        if prepared.bytes <= self._room:
-            self._room -= prepared.bytes
-            self._stored[key] = prepared
-        return prepared
 
     def _prepare(self, record: EditRecord) -> _Prepared:
         """Run the unedited model on the texts of a record.

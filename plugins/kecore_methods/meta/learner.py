@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar
@@ -18,6 +18,7 @@ from kecore.api.types import Capabilities, EditRecord
 from kecore.batch import RequestBatch
 from kecore.edit import LowRank, Update, WeightEdit
 from kecore.engine.layers import at_depth
+from kecore.engine.record_memo import RecordMemo
 from kecore.memory import Need, backward_bytes, logits_bytes
 from kecore.model import ModelView, SiteId
 from kecore.text import Encoded
@@ -160,9 +161,10 @@ class GradientLearner:
         self.config: GradientConfig = context.config
         self.network, self.view = network.to(view.device), view
         self.reader = Reader(view, context.encoder, self.config.edited_layers(view))
-        self._stored: dict[Hashable, _Prepared] = {}
-        self._room = context.memory // 2  # bytes of records that may still be stored
-        network.normalise(Factors.stack([self._read(record).factors for record in records[:_OBSERVED]]))
+        self._memo: RecordMemo[_Prepared] = RecordMemo(context.memory // 2)
+        network.normalise(
+            Factors.stack([self._memo.get(record, self._prepare).factors for record in records[:_OBSERVED]])
+        )
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=self.config.learning_rate)
 
@@ -215,7 +217,7 @@ class GradientLearner:
             records: what is edited, ``together`` consecutive ones by one update.
             together: requests of one update; their number is a multiple of it.
         """
-        prepared = [self._read(record) for record in records]
+        prepared = [self._memo.get(record, self._prepare) for record in records]
         factors = Factors.stack([record.factors for record in prepared])
         prompts = [record.wordings[0] for record in prepared]
         shifts = self.network.shifts(self.view, prompts, factors, together)
@@ -265,20 +267,6 @@ class GradientLearner:
         texts = self.reader.texts(list(chain.from_iterable(items)), list(chain.from_iterable(states)))
         group = torch.tensor([record // together for record in record_of_row], device=texts.row.device)
         return _JoinedTexts(texts, record_of_row, group)
-
-    def _read(self, record: EditRecord) -> _Prepared:
-        """Return a record as the unedited model reads it, prepared once where there is room to store it.
-
-        It is prepared alone, so that the result depends on no other record.
-        """
-        key = (record.request, record.prompts_of("paraphrase"), record.probes_of("locality"))
-        if key in self._stored:
-            return self._stored[key]
-        prepared = self._prepare(record)
-        if prepared.bytes <= self._room:
-            self._room -= prepared.bytes
-            self._stored[key] = prepared
-        return prepared
 
     def _prepare(self, record: EditRecord) -> _Prepared:
         """Run the unedited model on the texts of a record.

@@ -177,7 +177,7 @@ def test_training_sees_what_the_edited_model_does() -> None:
     with view.frozen():
         learner = Serac().prepare(view, RECORDS, MethodContext(config, encoder))
         assert isinstance(learner, SeracLearner)
-        parts = [learner._read(record) for record in RECORDS[:3]]
+        parts = [learner._prepare(record) for record in RECORDS[:3]]
         with torch.no_grad():
             batch = _Batch(learner.network, parts)
             found = learner._answers(batch, batch.owner)
@@ -216,7 +216,7 @@ def test_silence_is_learnt_behind_the_target() -> None:
         learner = Serac().prepare(view, RECORDS, MethodContext(SeracConfig(rank=16), encoder))
         probes = RECORDS[0].probes_of("locality")
         told, merged = (
-            _Batch(learner.network, [learner._read(record)])
+            _Batch(learner.network, [learner._prepare(record)])
             for record in (EditRecord(fact, probes), EditRecord(replace(fact, target="Rome"), probes))
         )
         assert told.wordings[0].ids[: told.ends[0]] == encoder.encode(fact.text, "Vienna").ids
@@ -233,7 +233,7 @@ def test_scope_loss_is_binary_cross_entropy() -> None:
     view, encoder = setting()
     with view.frozen(), torch.no_grad():
         learner = Serac().prepare(view, RECORDS, MethodContext(SeracConfig(rank=16), encoder))
-        batch = _Batch(learner.network, [learner._read(record) for record in RECORDS[:3]])
+        batch = _Batch(learner.network, [learner._prepare(record) for record in RECORDS[:3]])
         inside, outside = list[float](), list[float]()
         for row, each in enumerate(batch.distance):
             real = each[batch.mask[row]]
