@@ -226,7 +226,9 @@ def explain_hub_errors(
     except (OSError, ValueError, RuntimeError, *client_errors, *further) as error:
         response = getattr(error, "response", None)
         status = getattr(response, "status_code", None)
-        advice = "check the name and the connection, or download the file and give its path"
+        advice = "check the name and the connection"
+        if action == "had from":
+            advice += ", or download the file and give its path"
         if isinstance(error, LocalTokenNotFoundError | GatedRepoError) or status in (401, 403):
             advice = f"it may be private, gated or another's: {_LOGIN}"
         elif isinstance(error, RepositoryNotFoundError):
