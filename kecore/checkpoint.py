@@ -9,7 +9,6 @@ base is there bit for bit.
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from kecore._version import __version__
-from kecore.api.errors import ArtifactError, EditStateError, KecoreWarning, RequestConflictError
+from kecore.api.errors import ArtifactError, EditStateError, RequestConflictError
 from kecore.api.identity import Identity
 from kecore.api.progress import ShowStage, show_nothing
 from kecore.api.types import check_conflicts
 from kecore.edit import Edit, WeightEdit, attached, load_edit, unedited
+from kecore.edit.weight import same_content
 from kecore.files import check_new_folder, read_tensors, write_folder, write_json, write_tensors
 from kecore.model.attachment import Attachment
 from kecore.models import LoadedModel, reference_of, save_model
@@ -260,7 +260,8 @@ def attach_edits(
     Raises:
         ArtifactError: an edit cannot be read, or changes no weights; or ``out`` holds something.
         ArtifactMismatchError: an edit was made for another model.
-        EditStateError: the checkpoint was changed since its edits were attached.
+        RequestConflictError: two edits for the same base give one prompt two targets.
+        EditStateError: the checkpoint was changed since its edits were attached, or an edit would be on it twice.
         StorageError: the disk is full, or the place is not writable.
     """
     check_new_folder(Path(out))
@@ -270,6 +271,7 @@ def attach_edits(
         with show("restore", f"finding the base of {ref}"):
             ref, named = record.model, [*record.load_edits(), *named]
             record.restore(loaded.model)
+    _check_together(named)
     return _attach_and_write(loaded, named, out, ref, show)
 
 
@@ -309,7 +311,6 @@ def _attach_and_write(
 ) -> Written:
     noun = "edit" if len(edits) == 1 else "edits"
     with show("attach", f"attaching {len(edits)} {noun}" if edits else "no edits left to attach"):
-        _warn_of_conflicts(edits)
         identity = Identity(loaded.model)
         for named in edits:
             named.edit.attach(loaded.model, base=identity)
@@ -318,11 +319,25 @@ def _attach_and_write(
         return write_checkpoint(loaded.model, loaded.tokenizer, out, ref=ref, sources=sources)
 
 
-def _warn_of_conflicts(edits: Sequence[NamedEdit]) -> None:
+def _check_together(edits: Sequence[NamedEdit]) -> None:
+    """Refuse edits of one base that do not go together: their updates are summed.
+
+    An edit that was planned on an edited checkpoint may contradict what that one carries; it takes it for its base.
+    """
+    for position, named in enumerate(edits):
+        for earlier in edits[:position]:
+            if named.edit.is_copy_of(earlier.edit) or same_content(earlier.edit, named.edit):
+                raise EditStateError(
+                    f"'{named.source}' is the same edit as '{earlier.source}', and on the model twice it would count "
+                    "twice; give it once"
+                )
     requests = [request for named in edits for request in named.edit.requests]
     if not requests:
         return
     try:
         check_conflicts(requests)
     except RequestConflictError as error:
-        warnings.warn(f"{error} (both edits are attached all the same)", KecoreWarning, stacklevel=4)
+        raise RequestConflictError(
+            f"{error}. These edits were planned on one base, and together they would write neither; take the older one "
+            "off (`kecore revert`), or plan the newer one on the checkpoint that carries the older one"
+        ) from error

@@ -78,6 +78,13 @@ class Edit(ABC):
             return f"{shorten(self.requests[0].text)!r} -> {shorten(self.requests[0].target)!r}"
         return f"{len(self.requests)} facts"
 
+    def is_copy_of(self, other: Edit) -> bool:
+        """Return whether both are one edit, perhaps read from its file twice: planned at one moment, for one thing."""
+        if self is other:
+            return True
+        mine = (self.created, self.method, self.seed, self.base, self.requests)
+        return mine == (other.created, other.method, other.seed, other.base, other.requests)
+
     def attach(self, model: nn.Module, *, base: Identity | None = None) -> None:
         """Put the edit on ``model``; nothing is changed unless all of it can be.
 
@@ -91,7 +98,7 @@ class Edit(ABC):
             NonFiniteError: new weights overflow the model's type.
         """
         attachment = Attachment.of(model)
-        if any(edit is self for edit in attachment.edits):
+        if any(self.is_copy_of(edit) for edit in attachment.edits):
             raise EditStateError("this edit is attached to the model already; revert it before attaching it again")
         self.check_base(model, base)
         edits = (*attachment.edits, self)

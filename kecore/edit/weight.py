@@ -180,7 +180,7 @@ def merge(edits: Sequence[Edit]) -> WeightEdit:
     weight_edits = [_mergeable(edit, number) for number, edit in enumerate(edits, 1)]
     for number, edit in enumerate(weight_edits):
         for earlier_number, earlier in enumerate(weight_edits[:number]):
-            if _same_content(earlier, edit):
+            if same_content(earlier, edit):
                 raise ArtifactError(
                     f"edits {earlier_number + 1} and {number + 1} are the same edit by '{edit.method}', and merging it "
                     "with itself would double it; give it once"
@@ -197,7 +197,7 @@ def _mergeable(edit: Edit, number: int) -> WeightEdit:
     return edit
 
 
-def _same_content(first: WeightEdit, second: WeightEdit) -> bool:
+def same_content(first: WeightEdit, second: WeightEdit) -> bool:
     """Return whether two edits do the same to the same weights."""
     if first is second:
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from kecore import Editor, EditRequest, load_model, save_model
-from kecore.api.errors import ArtifactError
+from kecore.api.errors import ArtifactError, EditStateError, RequestConflictError
 from kecore.checkpoint import attach_edits, read_record, take_off_edits
-from kecore.edit import attached
+from kecore.edit import attached, load_edit
 from kecore.testing import tiny_model, tiny_tokenizer
 
 PARIS = EditRequest("{} is in the city of", "The tower", "Rome", "Paris")
@@ -69,6 +70,43 @@ def test_one_of_two_edits_is_taken_off(editor: Editor, tmp_path: Path) -> None:
     written = take_off_edits(loaded, tmp_path / "left", [2])
     assert len(written.edits) == 1
     assert same_weights(tmp_path / "left", tmp_path / "one")
+
+
+def test_an_edit_is_attached_once(base: Path, editor: Editor, tmp_path: Path) -> None:
+    edit = editor.edit(PARIS, "ft-m", steps=3)
+    edit.save(tmp_path / "edit")
+    editor.revert()
+    once = tmp_path / "once"
+    attach_edits(load_model(str(base)), [tmp_path / "edit"], once)
+    for model, edits in ((base, [tmp_path / "edit", tmp_path / "edit"]), (once, [tmp_path / "edit"])):
+        with pytest.raises(EditStateError, match=r"is the same edit as .*; give it once"):
+            attach_edits(load_model(str(model)), edits, tmp_path / "twice")
+    copy = load_edit(tmp_path / "edit")
+    edit.attach(editor.model)
+    with pytest.raises(EditStateError, match="attached to the model already"):
+        copy.attach(editor.model)
+    edit.revert(editor.model)
+    assert not (tmp_path / "twice").exists()
+
+
+def test_edits_that_contradict_are_attached_only_where_the_later_was_planned_on_the_earlier(
+    base: Path, editor: Editor, tmp_path: Path
+) -> None:
+    other = replace(PARIS, target="Danube")
+    editor.edit(PARIS, "ft-m", steps=3).save(tmp_path / "day-1")
+    editor.revert()
+    editor.edit(other, "ft-m", steps=3).save(tmp_path / "day-2")
+    editor.revert()
+    with pytest.raises(RequestConflictError, match="planned on one base, and together they would write neither"):
+        attach_edits(load_model(str(base)), [tmp_path / "day-1", tmp_path / "day-2"], tmp_path / "both")
+    attach_edits(load_model(str(base)), [tmp_path / "day-1"], tmp_path / "first")
+    with pytest.raises(RequestConflictError, match="cannot continue with both"):
+        attach_edits(load_model(str(tmp_path / "first")), [tmp_path / "day-2"], tmp_path / "both")
+    loaded = load_model(str(tmp_path / "first"))
+    with Editor(loaded.model, loaded.tokenizer) as corrected:
+        corrected.edit(other, "ft-m", steps=3).save(tmp_path / "correction")
+    written = attach_edits(load_model(str(tmp_path / "first")), [tmp_path / "correction"], tmp_path / "both")
+    assert len(written.edits) == 1
 
 
 def test_a_session_without_edits_writes_a_plain_checkpoint(base: Path, editor: Editor, tmp_path: Path) -> None:
