@@ -43,7 +43,6 @@ Labels = Annotated[
 ]
 
 
-@help_group("Prepare")
 def _list_relations(context: typer.Context, value: bool) -> None:
     """Show the relations that kecore has templates for, and end the command."""
     if not value:
@@ -57,6 +56,7 @@ def _list_relations(context: typer.Context, value: bool) -> None:
     raise typer.Exit
 
 
+@help_group("Prepare")
 def import_triples(
     context: typer.Context,
     triples: Source,
