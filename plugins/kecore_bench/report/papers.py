@@ -6,11 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from kecore.api.errors import KecoreError
+from kecore.api.line import MethodLine
 from kecore_bench.published import PaperTable
 
 if TYPE_CHECKING:
     from kecore_bench.report.results import Result
     from kecore_bench.report.table import Row, Table
+    from kecore_bench.store import RunSpec
 
 __all__ = ["PaperRow", "citations", "cite", "cited", "lines"]
 
@@ -115,7 +118,29 @@ def cite(paper: PaperTable, table: Table) -> str:
     differences = _differences(paper, table.first)
     if differences:
         text += f" Here: {', '.join(differences)}."
+    own = _with_own_settings(paper, table)
+    if own:
+        text += f" With kecore's own settings, not published ones: {', '.join(own)}."
     return f"{text} {paper.remark}".rstrip()
+
+
+def _with_own_settings(paper: PaperTable, table: Table) -> list[str]:
+    """Return the labels of the rows beside which a paper's stand, and that no published set-up was taken for."""
+    labels: list[str] = []
+    for row in table.rows:
+        spec = row.result.spec
+        if spec.method is not None and paper.rows.keys() & set(_names(row)) and not _is_published(spec):
+            labels.append(row.label)
+    return labels
+
+
+def _is_published(spec: RunSpec) -> bool:
+    """Return whether a run's configuration holds a published set-up of its method."""
+    try:
+        presets = MethodLine.of(spec.method or "").method.Config.presets().values()
+    except KecoreError:  # a store may come from where other methods are installed
+        return False
+    return any(preset.fields.items() <= spec.config.items() for preset in presets)
 
 
 def _differences(paper: PaperTable, result: Result) -> list[str]:

@@ -25,6 +25,7 @@ from kecore_bench.report.joined_text import joined_latex
 from kecore_bench.report.papers import PaperRow, citations, lines
 from kecore_bench.report.text import markdown
 from kecore_bench.store import BEFORE, RunSpec, Store
+from kecore_methods.locate.memit import Memit
 
 MADE_ON = {"versions": {"kecore": "0"}, "hardware": {"device": "cpu"}, "base": {}, "left_out": []}
 LEAST: dict[str, Any] = {"models": "demo", "facts": "facts.jsonl"}
@@ -39,9 +40,9 @@ def paper(**fields: Any) -> PaperTable:
     return PaperTable(**{"paper": "Meng & al.", "arxiv": "2210.07229", "table": "Table 2", "rows": rows, **fields})
 
 
-def run(store: Store, label: str, method: str | None, model: str = "EleutherAI/gpt-j-6b") -> None:
+def run(store: Store, label: str, method: str | None, model: str = "EleutherAI/gpt-j-6b", **fields: Any) -> None:
     data = {"name": "multi_CounterFact.json", "sha256": "0" * 64, "format": "counterfact"}
-    spec = RunSpec(label=label, method=method, model=model, data=data, size=1)
+    spec = RunSpec(label=label, method=method, model=model, data=data, size=1, **fields)
     store.add_run(spec, MADE_ON)
     half = ContinuationScore((math.log(0.5),), (1,), (1,))
     more = ContinuationScore((math.log(0.6),), (1,), (1,))
@@ -74,7 +75,8 @@ def test_rows_stand_below_those_of_the_same_method(store: Store, tmp_path: Path)
         "edit_success", "neighbourhood_success", "strict_accuracy", "neighbourhood_stability", "fluency",
     ]  # fmt: skip
     assert citations(table) == [
-        "[1] Meng & al., arXiv 2210.07229, Table 2: gpt-j, 10,000 records, one batch. Here: 1 record. By hand."
+        "[1] Meng & al., arXiv 2210.07229, Table 2: gpt-j, 10,000 records, one batch. Here: 1 record. "
+        "With kecore's own settings, not published ones: memit, one layer. By hand."
     ]
     assert "| memit [1] | 0.989 | 0.737 | - | - | 6.199 | - | - | - | - |" in markdown([table], found)
     assert "- [1] Meng & al., arXiv" in markdown([table], found)
@@ -114,7 +116,17 @@ def test_which_papers_belong_to_a_table(store: Store) -> None:
     assert [found.model for found in of_gptj.cited] == ["GPT-J"]
     assert [found.model for found in of_demo.cited] == ["GPT-J", "llama"], "of no paper's model: all, and it is said"
     assert [row.label for row in lines(of_demo) if isinstance(row, PaperRow)][:2] == ["memit [1]", "memit [2]"]
-    assert citations(of_demo)[1].endswith("Table 2: llama. Here: demo.")
+    assert citations(of_demo)[1].endswith(
+        "Table 2: llama. Here: demo. With kecore's own settings, not published ones: memit."
+    )
+
+
+def test_a_published_set_up_is_no_setting_of_ours(store: Store) -> None:
+    store.cite([paper(model="gpt-j")])
+    published = Memit.Config.make(Memit.Config.preset("gpt-j")).to_json()
+    run(store, "memit", "memit", config={**published, "seed": 1})
+    (table,) = tables(results(store))
+    assert citations(table)[0].endswith("not published ones: memit, one layer.")
 
 
 def test_a_plan_names_only_what_its_protocol_measures() -> None:
