@@ -110,7 +110,8 @@ def new_method(
         for file, text in files.items():
             (temporary / file).write_text(text, encoding="utf-8")
     screen.show(make_fields({"written": str(folder), "files": ", ".join(files)}))
-    place = quote(str(folder))
+    # Without a slash pip would look for a package of that name in its index.
+    place = quote(str(folder) if folder.is_absolute() else f"./{folder}")
     screen.commands(
         "Next",
         f"kecore edit demo --method {place}/{names.module}.py:{names.cls} --facts FILE --out my-edit",

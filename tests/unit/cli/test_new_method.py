@@ -54,6 +54,11 @@ def test_bad_names(kecore: Run, tmp_path: Path, name: str, said: str) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_pip_is_told_a_path_and_not_a_name(kecore: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "pip install ./kecore-toy " in kecore("new-method", "toy").stdout
+
+
 def test_nothing_is_overwritten(kecore: Run, tmp_path: Path) -> None:
     (tmp_path / "notes").touch()
     done = kecore("new-method", "mine", "--out", tmp_path)
