@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
-from kecore.api.config import ModelShape
 from kecore.api.errors import EditStateError, UnsupportedModelError
 from kecore.api.identity import Fingerprint
 from kecore.api.line import MethodLine
@@ -181,6 +180,8 @@ class Editor:
 
     def presets(self, method: str | type[Any] | MethodLine = "memit") -> dict[str, Preset]:
         """Return the method's published set-ups for a model of this shape, by name; told by structure, not by name."""
+        from kecore.api.config import ModelShape
+
         shape = ModelShape.of(self.view)
         presets = MethodLine.of(method).method.Config.presets()
         return {name: preset for name, preset in presets.items() if preset.model == shape}

@@ -160,7 +160,8 @@ def test_a_configuration_says_which_layers_it_reads() -> None:
         return statistics_layers(cls, cls.Config.make(config), view)
 
     assert layers("memit", layers=[2, 0, 1]) == (0, 1, 2)
-    assert layers("emmet", layers=[0, 2]) == (2,)
+    assert layers("emmet", layers=[0, 2]) == (0, 2)
+    assert len(layers("emmet")) == 1
     assert layers("rome", layers=[0, 2]) == (2,)
     assert layers("rome", layers=[0, 2], second_moment=False) == ()
     assert layers("ft-m") == ()
