@@ -87,9 +87,11 @@ def export(
     gguf-lora: an adapter for llama.cpp. ollama: a GGUF model, or with --rank an adapter, and a Modelfile.
     """
     screen = Screen.of(context)
+    from kecore.files import check_writable
     from kecore.serving import export_edits
     from kecore.serving.verify import need_program, program_of
 
+    check_writable(out)
     if verify:
         need_program(program_of(to))  # before anything is written
     exported = export_edits(

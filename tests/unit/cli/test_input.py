@@ -75,7 +75,7 @@ def test_refused(kecore: Run, tmp_path: Path, words: tuple[str, ...], said: str)
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ((GOOD, {**GOOD, "subject": "Oslo", "target": {}}), "facts.jsonl line 2: field 'target' must be text"),
+        ((GOOD, {**GOOD, "subject": "Oslo", "target": {}}), "facts.jsonl line 2: field 'target' must be a text"),
         ((GOOD, "{"), "facts.jsonl line 2: not JSON"),
         ((GOOD, {**GOOD, "prompt": "Rome"}), "facts.jsonl line 2: the subject 'Paris' is not in the prompt"),
         ((GOOD, {**GOOD, "target": "Lyon"}), "contradict each other"),
