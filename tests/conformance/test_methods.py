@@ -48,9 +48,9 @@ TRIALS: dict[str, dict[str, Any]] = {
         "config": {"encoder": "character-ngrams", "demonstrations": 1},
         "expected_failures": _EVERYWHERE,
     },
-    "adalora": {"config": {"steps": 50}},
     "calinet": {"config": {"contexts": 1, "context_tokens": 2, "passages": 8, "steps": 30}},
     "defer": {"config": {"steps": 30}},
+    "eamet": {"config": {**_FEW, "steps": 16}},
     "dpo": {"config": {"steps": 30}},
     "ft-l": {"config": {"steps": 18}},
     "ft-m": {"config": {"steps": 12}},
@@ -62,6 +62,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "kn": {"models": ("gpt2", "gptj"), "expected_failures": _ANY_PROMPT},
     # The tiny models are narrower than a block of 64; beyond the base, this is what LoRA does on all of them.
     "qlora": {"models": ("gpt2", "llama"), "config": {"block": 32, **_SHORTER}},
+    "pmet": {"config": {**_FEW, "steps": 16}},
     "retrieval": _PROMPT,
     "wise": {"config": _SHORTER},
     "t-patcher": {"config": {"passages": 16, "others": 4, "steps": 20}},

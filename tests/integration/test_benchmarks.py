@@ -88,9 +88,9 @@ def test_bench_evaluate(script: Script, tiny: Path) -> None:
 
 
 def test_bench_openings(script: Script, tiny: Path) -> None:
-    (found,) = script("bench_openings", "--facts", FACTS, "--model", tiny, "--edits", 4, "--records", 1)
+    (found,) = script("bench_openings", "--facts", FACTS, "--model", tiny, "--edits", 2, "--records", 1)
     (row,) = found["rows"]
-    assert (found["edits"], row["method"], row["records"]) == (4, "ice", 1)
+    assert (found["edits"], row["method"], row["records"]) == (2, "ice", 1)
     assert 0 <= row["largest_difference"] < 1e-4
     assert row["ratio_cpu"] > 0
     assert {"ES", "PS", "NS", "strict"} <= row["scores"].keys()

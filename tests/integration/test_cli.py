@@ -407,11 +407,13 @@ class TestCheckpoints:
             assert error("attach", model, edited / "rome", "--out", tmp_path / "x")[0] == "ArtifactMismatchError"
         assert not (tmp_path / "x").exists()
 
-    def test_contradicting_edits_are_warned_of(self, tiny: Path, edited: Path, tmp_path: Path) -> None:
+    def test_contradicting_edits_are_refused(self, tiny: Path, edited: Path, tmp_path: Path) -> None:
         fact = ("--prompt", "The rome tower is in", "--subject", "The rome tower", "--target", "Oslo")
         result("edit", tiny, *fact, *QUICK, "--out", tmp_path / "oslo", "--no-evaluate")
-        found = result("attach", tiny, edited / "rome", tmp_path / "oslo", "--out", tmp_path / "both")
-        assert any("contradict each other" in text for text in found["warnings"])
+        kind, message = error("attach", tiny, edited / "rome", tmp_path / "oslo", "--out", tmp_path / "both")
+        assert kind == "RequestConflictError"
+        assert "contradict each other" in message
+        assert not (tmp_path / "both").exists()
 
     def test_a_full_disk_leaves_nothing(
         self, tiny: Path, edited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

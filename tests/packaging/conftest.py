@@ -35,6 +35,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, root: Path, **environment: s
     for name in ("kecore", "plugins", "csrc"):
         if (root / name).is_dir():
             shutil.copytree(root / name, source / name, ignore=IGNORE)
+    shutil.copytree(root / "docs" / "errors", source / "docs" / "errors", ignore=IGNORE)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(root / name, source)
     out = tmp_path_factory.mktemp("wheel")

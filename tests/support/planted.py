@@ -14,7 +14,7 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
-from kecore.api.config import MethodConfig
+from kecore.api.config import MethodConfig, Preset
 from kecore.api.errors import ConfigError, NonFiniteError, PluginError, PromptTooLongError, UnsupportedCapabilityError
 from kecore.api.identity import Fingerprint
 from kecore.api.method import MethodContext
@@ -119,8 +119,8 @@ class IsLostInJson(Good):
         rate: float = Field(0.1, exclude=True, description="learning rate")
 
         @classmethod
-        def presets(cls) -> dict[str, dict[str, float]]:
-            return {"published": {"rate": 0.5}}
+        def presets(cls) -> dict[str, Preset]:
+            return {"published": Preset({"rate": 0.5}, "a paper")}
 
 
 # A plan.

@@ -167,7 +167,7 @@ def test_conditions_have_a_hash_of_their_content(
         ({"text": ["nowhere.txt"]}, DataFormatError, "no such text file"),
         ({"text": ["empty.txt"]}, DataFormatError, "no passages"),
         ({"prompts": "nowhere.txt"}, DataFormatError, "nowhere.txt: cannot be read"),
-        ({"prompts": "empty.txt"}, DataFormatError, "holds no prompts"),
+        ({"prompts": "empty.txt"}, DataFormatError, "empty.txt is empty"),
     ],
 )
 def test_bad_input(
