@@ -326,7 +326,7 @@ def _check_together(edits: Sequence[NamedEdit]) -> None:
     """
     for position, named in enumerate(edits):
         for earlier in edits[:position]:
-            if named.edit.is_copy_of(earlier.edit) or same_content(earlier.edit, named.edit):
+            if same_content(earlier.edit, named.edit):
                 raise EditStateError(
                     f"'{named.source}' is the same edit as '{earlier.source}', and on the model twice it would count "
                     "twice; give it once"

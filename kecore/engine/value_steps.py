@@ -53,14 +53,17 @@ def all_most_probable(logits: Tensor, token: Tensor, group: Tensor, context: Ten
     ENCORE's early stop (arXiv 2502.01636, section 4).
     """
     del context
-    missed = (logits.argmax(-1) != token).long()  # [k]
-    return torch.zeros(u, dtype=torch.long, device=logits.device).index_add(0, group, missed) == 0
+    return _none_of(logits.argmax(-1) != token, group, u)
 
 
 def most_probable_in_contexts(logits: Tensor, token: Tensor, group: Tensor, context: Tensor, u: int) -> Tensor:
     """Return the same, where the bare prompt is not asked: a :data:`Finished`, as ENCORE's released code has it."""
-    missed = ((logits.argmax(-1) != token) & (context > 0)).long()  # [k]
-    return torch.zeros(u, dtype=torch.long, device=logits.device).index_add(0, group, missed) == 0
+    return _none_of((logits.argmax(-1) != token) & (context > 0), group, u)
+
+
+def _none_of(missed: Tensor, group: Tensor, u: int) -> Tensor:
+    """Return the groups none of whose tokens was missed, ``[u]``; of ``missed [k]`` and ``group [k]``."""
+    return torch.zeros(u, dtype=torch.long, device=missed.device).index_add(0, group, missed.long()) == 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,11 +75,11 @@ def write_result(folder: Path, **values: Any) -> None:
         "scores": {"edit_success": 1.0, "strict_accuracy": None},
         "protocol": {"edits": "single", "form": "plain", "hash": "abc123"},
         "versions": {"kecore": "0.1.0"},
-        "facts": "/home/someone/secret/facts.jsonl",
-        "edit_path": "/home/someone/out/edit.safetensors",
-        "result_path": "/home/someone/out/result.json",
-        "warnings": ["read /home/someone/x"],
-        "statistics": {"sources": ["/home/someone/text.txt"]},
+        "facts": str(folder / "secret" / "facts.jsonl"),
+        "edit_path": str(folder / "edit.safetensors"),
+        "result_path": str(folder / "result.json"),
+        "warnings": [f"read {folder / 'x'}"],
+        "statistics": {"sources": [str(folder / "text.txt")]},
     }
     (folder / "result.json").write_text(json.dumps({**result, **values}))
 
@@ -99,7 +99,7 @@ def test_an_edit_is_shared_with_a_card_and_used_by_its_name(
     assert hub.repositories["someone/tower"].private
     files = hub.files("someone/tower")
     assert sorted(files) == ["README.md", "edit.safetensors", "result.json"]
-    assert b"/home/someone" not in b"".join(files.values())
+    assert str(tmp_path).encode() not in b"".join(files.values())
     head, _, body = files["README.md"].decode().removeprefix("---\n").partition("\n---\n")
     values = yaml.safe_load(head)
     assert values["library_name"] == "kecore"
