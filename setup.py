@@ -146,7 +146,16 @@ TRACKERS = [
     "mlflow = kecore_bench.trackers.mlflow:Mlflow",
 ]
 
-PLUGINS = ("kecore_methods", "kecore_datasets", "kecore_metrics", "kecore_bench", "kecore_analysis", "kecore_cpu")
+PLUGINS = (
+    "kecore_methods",
+    "kecore_datasets",
+    "kecore_metrics",
+    "kecore_bench",
+    "kecore_analysis",
+    "kecore_serve",
+    "kecore_studio",
+    "kecore_cpu",
+)
 
 ACCELERATORS = [
     "attention = kecore_cpu.attention:by_groups",

@@ -18,7 +18,16 @@ from pathlib import Path
 __all__ = ["CORE", "FLOORS", "PLUGINS", "Floor", "Import", "circles", "imports_of", "modules_of", "upward_imports"]
 
 CORE = "kecore"
-PLUGINS = ("kecore_methods", "kecore_datasets", "kecore_metrics", "kecore_analysis", "kecore_bench", "kecore_cpu")
+PLUGINS = (
+    "kecore_methods",
+    "kecore_datasets",
+    "kecore_metrics",
+    "kecore_analysis",
+    "kecore_bench",
+    "kecore_serve",
+    "kecore_studio",
+    "kecore_cpu",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,8 @@ FLOORS = (
     Floor("datasets", ("kecore_datasets",), closed=("testing", "methods")),
     Floor("analysis", ("kecore_analysis",), closed=("testing", "datasets")),
     Floor("bench", ("kecore_bench",), closed=("testing", "datasets", "methods", "analysis")),
+    Floor("serve", ("kecore_serve",), closed=("testing", "datasets", "methods", "bench")),
+    Floor("studio", ("kecore_studio",), closed=("testing", "datasets", "methods")),
 )  # fmt: skip
 """From the ground up."""
 

@@ -1,0 +1,1 @@
+"""The commands that keep a ledger and serve a model."""

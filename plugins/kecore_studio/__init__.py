@@ -1,0 +1,1 @@
+"""The studio: a local web page on which facts are edited, and seen before and after."""
