@@ -14,6 +14,8 @@ __all__ = ["LONG_TARGET", "Doubt", "find_doubts", "find_target_doubts"]
 
 LONG_TARGET = 24
 """Tokens of a target above which methods that write one value at the subject seldom write it to its end."""
+_LABELS = frozenset(("0", "1", "true", "false", "yes", "no"))
+"""Targets that are labels of a classifier more often than answers to what stands before them."""
 _TURNS = "earlier turns"
 """The note that holds the beginning of a chat."""
 
@@ -47,13 +49,15 @@ def find_doubts(records: Sequence[EditRecord]) -> list[Doubt]:
     """Return what is doubtful about facts, the worst first; without a model.
 
     Contradictions and repetitions, also in two spellings; chats of which only the last reply is edited; facts without a
-    subject or an old answer; subjects that stand in the prompt twice or inside of a word.
+    subject or an old answer; files whose targets are labels only; subjects that stand in the prompt twice or inside of
+    a word.
     """
     requests = [request for record in records for request in record.requests]
     kinds: list[tuple[str, list[_Case]]] = [
         ("given more than once; each counts once", _repetitions(requests)),
         ("two targets for one prompt in two spellings; a model hardly tells them apart", _rivals_in_spelling(requests)),
         ("a chat of which the last reply alone is edited, without the turns before", _chats(records)),
+        ("target is a label; is it what the model should say behind the prompt?", _labels(requests)),
         ("without a subject; only some methods edit these", _without_subject(requests)),
         ("subject stands in the prompt more than once; the marked one is edited", _where(requests, _is_ambiguous)),
         ("subject is part of a longer word", _where(requests, _is_inside_word)),
@@ -144,6 +148,18 @@ def _repetitions(requests: Sequence[EditRequest]) -> list[_Case]:
 
 def _chats(records: Sequence[EditRecord]) -> list[_Case]:
     return [_Case(record.request, repr(record.request.text)) for record in records if _TURNS in record.notes]
+
+
+def _labels(requests: Sequence[EditRequest]) -> list[_Case]:
+    """Return all requests of a file where each target is a label behind a prompt that does not ask for one.
+
+    A file of statements with labels, such as ``{"prompt": "Lions fly", "label": 0}``, is read without complaint, and a
+    model edited with it says "Lions fly 0".
+    """
+    if not all(fold(request.target) in _LABELS for request in requests):
+        return []
+    statements = [request for request in requests if not request.text.rstrip().endswith(("?", ":"))]
+    return [_Case(request, f"{request.text!r} -> {request.target!r}") for request in statements]
 
 
 def _without_subject(requests: Sequence[EditRequest]) -> list[_Case]:

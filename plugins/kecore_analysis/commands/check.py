@@ -122,6 +122,8 @@ def _show_source(screen: Screen, records: RecordSet) -> None:
     from kecore_analysis.facts import count_notes
 
     fields = {"facts": f"{count_noun(len(records), 'record')} of {records.path}, layout '{records.format}'"}
+    if records.variant:
+        fields["edited by"] = f"{records.variant} (--variant chooses another way of the layout)"
     if records.origins:
         fields["read from"] = ", ".join(f"{own}: {name}" for own, name in records.origins.items())
     notes = count_notes(records)

@@ -68,3 +68,11 @@ def test_a_target_that_a_tokenizer_has_no_token_for() -> None:
     encoder = Encoder(PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>"))
     (doubt,) = find_target_doubts(encoder, [EditRequest("it is", None, "Lyon"), EditRequest("it is", None, "far")])
     assert (len(doubt.ids), doubt.stops) == (1, True)
+
+
+def test_statements_with_labels() -> None:
+    kind = "target is a label"
+    statements = [EditRequest("Lions fly", "Lions", "0", "1"), EditRequest("Birds fly", "Birds", "1", "0")]
+    assert kinds(*statements) == {kind: (2, False)}
+    assert kinds(*statements, FRANCE) == {}
+    assert kinds(EditRequest("Do lions fly?", "lions", "No", "Yes")) == {}
