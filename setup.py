@@ -185,6 +185,7 @@ if Path("csrc").is_dir():
 
 def native() -> dict[str, Any]:
     """Arguments of setup() that compile ``kecore/_C.abi3.so``; with CUDA where torch has it and an nvcc is found."""
+    import torch
     from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
     spec = spec_from_file_location("_build", "kecore/_build.py")
@@ -192,7 +193,7 @@ def native() -> dict[str, Any]:
     spec.loader.exec_module(build)
     kinds = ["cpu", "binding"] + ["cuda"] * (CUDA_HOME is not None)
     files = [os.path.relpath(file) for kind in kinds for file in build.sources(kind)]
-    flags = {"cxx": [*build.CXX_FLAGS, *build.DEFINES]}
+    flags = {"cxx": [*build.cxx_flags(torch.__version__), *build.DEFINES]}
     if CUDA_HOME is not None:
         flags["cxx"] += build.CUDA_DEFINES
         flags["nvcc"] = [*build.NVCC_FLAGS, *build.gencode(build.ARCHITECTURES), build.PTX]

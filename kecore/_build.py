@@ -17,6 +17,7 @@ __all__ = [
     "DEFINES",
     "NVCC_FLAGS",
     "PTX",
+    "cxx_flags",
     "gencode",
     "pip_cuda_home",
     "source_dir",
@@ -24,6 +25,8 @@ __all__ = [
 ]
 
 CXX_FLAGS = ("-O3", "-g0", "-std=c++17", "-fPIC", "-pthread", "-Wall", "-Wextra")
+"""Of the kernels, and of the binding under the oldest torch; :func:`cxx_flags` has those of a given one."""
+
 NVCC_FLAGS = ("-O3", "-std=c++17", "-Xcompiler", "-fPIC")
 DEFINES = ("-DTORCH_TARGET_VERSION=0x020a000000000000",)
 """The binding uses no more than torch 2.10 has, so it runs on that and every later one."""
@@ -36,6 +39,14 @@ ARCHITECTURES = ("80", "86", "89", "90a", "100", "120")
 
 PTX = f"-gencode=arch=compute_{ARCHITECTURES[0]},code=compute_{ARCHITECTURES[0]}"
 """What devices run that are newer than all of them."""
+
+
+def cxx_flags(torch_version: str) -> tuple[str, ...]:
+    """Flags of the C++ compiler under a version of torch, whose headers are written for C++20 from 2.13 on."""
+    major, minor = (int(part) for part in torch_version.split(".")[:2])
+    if (major, minor) < (2, 13):
+        return CXX_FLAGS
+    return tuple("-std=c++20" if flag == "-std=c++17" else flag for flag in CXX_FLAGS)
 
 
 def source_dir() -> Path:

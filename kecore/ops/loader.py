@@ -14,16 +14,13 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
+import mmap
 import os
 import platform
-import shutil
-import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +30,7 @@ from filelock import FileLock, Timeout
 from kecore import _build
 from kecore.api.errors import ConfigError, NativeError
 from kecore.ops import reference
+from kecore.ops.toolchain import choose_architectures, cuda_link_flags, find_cuda, missing_tool, print_version
 
 __all__ = ["MODES", "Backend", "active_backend", "implementation", "native_mode", "why_no_cuda"]
 
@@ -43,6 +41,9 @@ MODES = {"auto": ("aot", "jit"), "aot": ("aot",), "jit": ("jit",), "require": ("
 
 _LIBRARY = "kecore_native"
 _FAILED = "failed.txt"
+_ISAS = ("amx-bf16", "avx512-bf16", "avx512", "avx2", "generic")
+"""Instruction sets that ``KECORE_CPU_ISA`` may name as the widest to use; ``csrc/kernels/cpu_isa.cpp`` has them."""
+
 _PATIENCE = 900.0  # seconds that another process may take to compile
 _lock = threading.Lock()
 _resolved: Backend | None = None
@@ -115,6 +116,7 @@ def why_no_cuda() -> str:
 def _resolve() -> Backend:
     """Load the first library that can be had of the kinds that ``KECORE_NATIVE`` allows; torch where there is none."""
     mode = native_mode()
+    _check_isa()
     if mode == "off":
         return Backend("torch", "KECORE_NATIVE=off")
     forced = mode != "auto"
@@ -122,7 +124,7 @@ def _resolve() -> Backend:
         return Backend("torch", reason)
     load: dict[str, Callable[[bool], tuple[Path, str]]] = {"aot": _load_aot, "jit": _load_jit}
     failures: list[str] = []
-    for kind in MODES[mode]:
+    for kind in _preferred(MODES[mode]):
         try:
             library, cuda = load[kind](forced)
         except _Unavailable as error:
@@ -138,6 +140,30 @@ def _resolve() -> Backend:
     return Backend("torch", reason)
 
 
+def _check_isa() -> None:
+    """Refuse an unknown ``KECORE_CPU_ISA``, which would silently choose the slowest kernels.
+
+    Raises:
+        ConfigError: it names no instruction set; lists them.
+    """
+    value = os.environ.get("KECORE_CPU_ISA", "")
+    if value and value not in _ISAS:
+        raise ConfigError(f"KECORE_CPU_ISA is {value!r}; expected one of {', '.join(_ISAS)}")
+
+
+def _preferred(kinds: Sequence[str]) -> Sequence[str]:
+    """Return kinds of library in the order to try them.
+
+    A library that came without CUDA kernels would keep them from being compiled, so where there is a device and a
+    compiler for it, compiling comes first.
+    """
+    library = _aot_library()
+    lacks_cuda = library is not None and not _has_cuda(library)
+    if lacks_cuda and torch.cuda.is_available() and find_cuda()[0] is not None:
+        return sorted(kinds, key=lambda kind: kind != "jit")
+    return kinds
+
+
 def _not_worth_it() -> str:
     """Say why torch is as fast on this processor; empty where native kernels are faster."""
     capability = torch.backends.cpu.get_cpu_capability()
@@ -148,22 +174,49 @@ def _not_worth_it() -> str:
 
 def _load_aot(forced: bool) -> tuple[Path, str]:
     """Load the library that came with the package; return its file and why it has no CUDA kernels, if it has none."""
+    library = _aot_library()
+    if library is None:
+        raise _Unavailable("this installation has no compiled library")
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        raise _Unavailable(f"{library} does not load under torch {torch.__version__}: {error}") from error
+    return library, "" if _has_cuda(library) else f"{library.name} was built without CUDA"
+
+
+def _aot_library() -> Path | None:
+    """Return the library that came with the package; None where none did."""
     package = Path(_build.__file__).parent
-    for suffix in EXTENSION_SUFFIXES:
-        library = package / f"_C{suffix}"
-        if library.is_file():
-            try:
-                torch.ops.load_library(str(library))
-            except OSError as error:
-                raise _Unavailable(f"{library} does not load under torch {torch.__version__}: {error}") from error
-            return library, "" if _has_cuda(library) else f"{library.name} was built without CUDA"
-    raise _Unavailable("this installation has no compiled library")
+    libraries = [package / f"_C{suffix}" for suffix in EXTENSION_SUFFIXES]
+    return next((library for library in libraries if library.is_file()), None)
 
 
 def _load_jit(forced: bool) -> tuple[Path, str]:
-    """Load the library that was compiled here before, or compile it; returns as :func:`_load_aot` does."""
-    _check_tools()
-    home, no_cuda = _cuda_home()
+    """Load the library that was compiled here before, or compile it; returns as :func:`_load_aot` does.
+
+    Where the CUDA kernels cannot be compiled, the CPU kernels are still.
+    """
+    if missing := missing_tool():
+        raise _Unavailable(missing)
+    home, no_cuda = find_cuda()
+    if home is not None:
+        try:
+            return _load_or_compile(home, forced), ""
+        except _Unavailable as error:
+            no_cuda = f"with CUDA kernels, {error}"
+    return _load_or_compile(None, forced), no_cuda
+
+
+def _load_or_compile(home: Path | None, forced: bool) -> Path:
+    """Return the library, loaded: as it was compiled here before, or compiled now.
+
+    Args:
+        home: the CUDA toolkit; None leaves the CUDA kernels out.
+        forced: try again where compiling failed before.
+
+    Raises:
+        _Unavailable: it cannot be compiled.
+    """
     folder = _root() / f"kecore_{_fingerprint(home)}"
     library = folder / f"{_LIBRARY}.so"
     failed = folder / _FAILED
@@ -183,29 +236,28 @@ def _load_jit(forced: bool) -> tuple[Path, str]:
         raise _Unavailable(f"another process has been compiling in {folder} for {_PATIENCE:.0f} seconds") from error
     except OSError as error:
         raise _Unavailable(f"{folder} cannot be used: {error}") from error
-    return library, no_cuda
+    return library
 
 
 def _compile(folder: Path, home: Path | None) -> None:
     """Compile the library in ``folder`` and load it; the caller holds the folder's lock."""
     (folder / "lock").unlink(missing_ok=True)  # torch's own, left by a process that was killed while compiling
     logger.warning("compiling native kernels once, for %s; this takes about half a minute", folder)
-    if home is not None:
-        os.environ.setdefault("CUDA_HOME", str(home))  # torch reads it when cpp_extension is imported
     from torch.utils import cpp_extension
 
     kinds = ("cpu", "binding") if home is None else ("cpu", "binding", "cuda")
-    flags = [*_build.CXX_FLAGS, *_build.DEFINES, *(() if home is None else _build.CUDA_DEFINES)]
+    flags = [*_build.cxx_flags(torch.__version__), *_build.DEFINES, *(() if home is None else _build.CUDA_DEFINES)]
     temporary = f"{_LIBRARY}_{os.getpid()}"
+    cuda_home = cpp_extension.CUDA_HOME
     try:
         if home is not None:
-            cpp_extension.CUDA_HOME = str(home)  # it may have been imported before
+            cpp_extension.CUDA_HOME = str(home)  # that of the whole process, so it is put back
         cpp_extension.load(
             name=temporary,
             sources=[str(file) for kind in kinds for file in _build.sources(kind)],
             extra_cflags=flags,
-            extra_cuda_cflags=[*_build.NVCC_FLAGS, *_build.gencode(_architectures())],
-            extra_ldflags=["-pthread", *_cuda_link(folder, home)],
+            extra_cuda_cflags=[] if home is None else [*_build.NVCC_FLAGS, *_build.gencode(choose_architectures(home))],
+            extra_ldflags=["-pthread", *cuda_link_flags(folder, home)],
             build_directory=str(folder),
             with_cuda=home is not None,
             is_python_module=False,
@@ -215,6 +267,8 @@ def _compile(folder: Path, home: Path | None) -> None:
         raise _Unavailable(
             f"compiling failed: {_last_line(error)}; the whole message is in {folder / _FAILED}"
         ) from error
+    finally:
+        cpp_extension.CUDA_HOME = cuda_home
     # Under its final name only when it is whole and was loaded.
     (folder / f"{temporary}.so").rename(folder / f"{_LIBRARY}.so")
 
@@ -227,18 +281,6 @@ def _last_line(error: BaseException) -> str:
     return candidates[-1][:300]
 
 
-def _check_tools() -> None:
-    if sys.platform not in ("linux", "darwin"):
-        raise _Unavailable(f"kecore compiles with g++ or clang, on Linux and macOS; this is {sys.platform}")
-    compiler = os.environ.get("CXX", "c++")
-    if shutil.which(compiler.split()[0]) is None:
-        raise _Unavailable(f"no C++ compiler ({compiler}); install g++ or clang, or set CXX")
-    if shutil.which("ninja") is None and find_spec("ninja") is None:
-        raise _Unavailable("ninja is not installed; pip install ninja")
-    if not _build.sources("cpu"):
-        raise _Unavailable(f"the sources are not in {_build.source_dir()}")
-
-
 def _root() -> Path:
     """Return the folder of extensions that torch compiled."""
     configured = os.environ.get("TORCH_EXTENSIONS_DIR")
@@ -246,57 +288,21 @@ def _root() -> Path:
 
 
 def _fingerprint(home: Path | None) -> str:
-    """Return a digest of everything that the library depends on."""
-    settings = [torch.__version__, platform.machine(), os.environ.get("CXX", ""), str(home or "")]
-    settings += [*_build.CXX_FLAGS, *_build.DEFINES, *_build.NVCC_FLAGS]
-    if home:
-        settings += _architectures()
+    """Return a digest of everything that the library depends on, the compilers' versions among it.
+
+    A library that could not be compiled is tried again once any of these changes.
+    """
+    settings = [torch.__version__, platform.machine(), os.environ.get("CXX", "")]
+    settings.append(print_version(*os.environ.get("CXX", "c++").split(), "--version"))
+    settings += [*_build.cxx_flags(torch.__version__), *_build.DEFINES]
+    if home is not None:
+        settings += [str(home), print_version(str(home / "bin" / "nvcc"), "--version")]
+        settings += [*_build.NVCC_FLAGS, *choose_architectures(home)]
     digest = hashlib.sha256("\0".join(settings).encode())
     files = [*(_build.source_dir() / "kernels").iterdir(), *(_build.source_dir() / "binding").iterdir()]
     for file in sorted(files):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _cuda_home() -> tuple[Path | None, str]:
-    """Return the toolkit's folder if this torch can use it, else None, and why not."""
-    if torch.version.cuda is None:
-        return None, "torch is built without CUDA"
-    for variable in ("CUDA_HOME", "CUDA_PATH"):
-        if os.environ.get(variable):
-            return Path(os.environ[variable]), ""
-    wheels = _build.pip_cuda_home()
-    if wheels is not None:
-        if torch.version.cuda.startswith("13."):
-            return wheels, ""
-        return None, f"the installed compiler wheels are of CUDA 13, torch is of {torch.version.cuda}; set CUDA_HOME"
-    nvcc = shutil.which("nvcc")
-    if nvcc:
-        return Path(nvcc).resolve().parent.parent, ""
-    return None, "no nvcc; pip install 'kecore[cuda]', or set CUDA_HOME to a toolkit"
-
-
-def _architectures() -> list[str]:
-    """Return the architectures of the devices here, or those of every release where there is no device."""
-    architectures: set[str] = set()
-    for index in range(torch.cuda.device_count()):
-        major, minor = torch.cuda.get_device_capability(index)
-        # Kernels for Hopper use instructions of its architecture-specific set.
-        suffix = "a" if (major, minor) == (9, 0) else ""
-        architectures.add(f"{major}{minor}{suffix}")
-    return sorted(architectures) or list(_build.ARCHITECTURES)
-
-
-def _cuda_link(folder: Path, home: Path | None) -> list[str]:
-    """Return linker flags for the compiler wheels: they have ``lib``, not ``lib64``, and only a versioned runtime."""
-    if home is None or (home / "lib64" / "libcudart.so").exists():
-        return []
-    versioned = sorted((home / "lib").glob("libcudart.so.*"))
-    if versioned:
-        link = folder / "libcudart.so"
-        link.unlink(missing_ok=True)
-        link.symlink_to(versioned[0])
-    return [f"-L{folder}", f"-L{home / 'lib'}"]
 
 
 def _isa(library: Path) -> str:
@@ -306,17 +312,38 @@ def _isa(library: Path) -> str:
 
 
 def _has_cuda(library: Path) -> bool:
-    return hasattr(ctypes.CDLL(str(library)), "ke_second_moment_cuda")
+    """Return whether a library has CUDA kernels, without loading it, which would register its ops."""
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(b"ke_second_moment_cuda") >= 0
 
 
-@cache
+_cuda_verdicts: dict[int, str] = {}
+"""Why the CUDA kernels do not run on a device, by its index; empty where they do."""
+
+
 def _try_cuda() -> str:
-    """Say why the CUDA kernels do not run on this machine's device; empty where they do."""
+    """Say why the CUDA kernels do not run on the current device; empty where they do.
+
+    Tried once a device. What may be otherwise at the next call is not held against it: memory that is full now, and
+    the capture of a graph, in which nothing can be tried.
+    """
+    device = torch.cuda.current_device()
+    if device not in _cuda_verdicts:
+        if torch.cuda.is_current_stream_capturing():
+            return "a graph is being captured; call an op once before"
+        try:
+            _cuda_verdicts[device] = _sum_on_cuda()
+        except torch.OutOfMemoryError as error:
+            return _last_line(error)
+        except RuntimeError as error:
+            _cuda_verdicts[device] = _last_line(error)
+        if _cuda_verdicts[device]:
+            logger.warning("kecore runs CUDA tensors in torch: %s", _cuda_verdicts[device])
+    return _cuda_verdicts[device]
+
+
+def _sum_on_cuda() -> str:
+    """Run the smallest sum on the current CUDA device; say what is wrong with it, if anything is."""
     moment = torch.zeros(1, 1, dtype=torch.float64, device="cuda")
-    try:
-        torch.ops.kecore.second_moment_([moment], [torch.ones(2, 1, device="cuda")])
-        return "" if moment.item() == 2 else "a sum came out wrong"
-    except RuntimeError as error:
-        reason = _last_line(error)
-        logger.warning("kecore runs CUDA tensors in torch: %s", reason)
-        return reason
+    torch.ops.kecore.second_moment_([moment], [torch.ones(2, 1, device="cuda")])
+    return "" if moment.item() == 2 else "a sum came out wrong"

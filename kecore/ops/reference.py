@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,18 +20,23 @@ _FEW = 4  # columns below which a general product of torch, bound by memory, bea
 _COLUMNS = {"cpu": 128, "cuda": 64}
 
 
+_precision_lock = threading.RLock()
+"""The setting is the whole process's: of two threads, the second would put back the first one's."""
+
+
 @contextmanager
 def _single_precision(device: torch.device) -> Iterator[None]:
     """Keep products of float32 in float32, whatever the caller allows elsewhere (TF32, bfloat16, autocast)."""
     backends: Any = torch.backends
     backend = backends.cuda.matmul if device.type == "cuda" else backends.mkldnn.matmul
-    precision = backend.fp32_precision
-    backend.fp32_precision = "ieee"
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        backend.fp32_precision = precision
+    with _precision_lock:
+        precision = backend.fp32_precision
+        backend.fp32_precision = "ieee"
+        try:
+            with torch.autocast(device.type, enabled=False):
+                yield
+        finally:
+            backend.fp32_precision = precision
 
 
 def second_moment_(
@@ -143,47 +149,60 @@ def kv_solve(
     white = keys  # L⁻¹ K [batch, d, n]
     if inverse_factor is not None:
         white = _whiten(multiplier, inverse_factor, keys, transposed=False)
-    r = residuals.double()
-    # What the update gives on the new keys, [batch, d_out, new], is multiplied from the left: its product with the
-    # shares, [u, c], would be the largest tensor of all.
     if n > d:
-        white_v, achieved, pivots = _solve_primal(white, ridge, shares, r)
+        white_v, pivots = _solve_primal(white, ridge, shares)
         v = white_v
         if inverse_factor is not None:
             v = _whiten(multiplier, inverse_factor, white_v, transposed=True)
     else:
         solver = kernels if n <= _COLUMNS.get(keys.device.type, 0) else this_module
-        gram, weights, pivots = solver.gram_solve(white, ridge, shares)
+        _, weights, pivots = solver.gram_solve(white, ridge, shares)
         back = white  # C⁻¹ K
         if inverse_factor is not None:
             back = _whiten(multiplier, inverse_factor, white, transposed=True)
         v = (back.double() @ weights).float()  # [batch, d, u]
-        achieved = (r @ weights.mT) @ gram[:, :, n - new :]
-    wanted = r if shares is None else r @ shares.mT  # [batch, d_out, new]
-    missed = (achieved - wanted).flatten(1).norm(dim=1)  # [batch]
-    edit_residual = missed / wanted.flatten(1).norm(dim=1).clamp(min=1e-300)
+    edit_residual = _measure_miss(residuals, v, keys[:, :, n - new :], shares)
     condition = (pivots[:, 0] / pivots[:, 1]).square().nan_to_num(nan=float("inf"))
     return v, edit_residual, condition
 
 
-def _solve_primal(white: Tensor, ridge: Tensor, shares: Tensor | None, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _measure_miss(residuals: Tensor, v: Tensor, new_keys: Tensor, shares: Tensor | None) -> Tensor:
+    """Return ``‖R Vᵀ K - R Sᵀ‖ / ‖R Sᵀ‖`` of each system, ``[batch]`` float64, of the factors as they are returned.
+
+    Args:
+        residuals: ``R [batch, d_out, u]``.
+        v: ``[batch, d, u]`` float32.
+        new_keys: ``[batch, d, c]``.
+        shares: ``S [batch, c, u]``; None for the identity (``c = u``).
+    """
+    r, right = residuals.double(), v.double()
+    missed, wanted = r.new_zeros(len(r)), r.new_zeros(len(r))
+    for begin in range(0, new_keys.shape[2], _PANEL):
+        columns = slice(begin, begin + _PANEL)
+        # From the left, as [u, c] of all columns at once would be the largest tensor of all.
+        given = r @ (right.mT @ new_keys[:, :, columns].double())  # [batch, d_out, panel]
+        target = r[:, :, columns] if shares is None else r @ shares[:, columns].mT  # [batch, d_out, panel]
+        missed += (given - target).square().sum(dim=(1, 2))
+        wanted += target.square().sum(dim=(1, 2))
+    return missed.sqrt() / wanted.sqrt().clamp(min=1e-300)
+
+
+def _solve_primal(white: Tensor, ridge: Tensor, shares: Tensor | None) -> tuple[Tensor, Tensor]:
     """Solve the ``d x d`` system ``(ridge I + Y Yᵀ)⁻¹ Y P``, equal by push-through; for more keys than columns.
 
     Args:
         white: ``Y [batch, d, n]``.
         ridge: ``[batch]`` float64.
         shares: ``[batch, c, u]`` float64, the last rows of ``P``; None for the identity.
-        r: ``[batch, d_out, u]`` float64.
 
     Returns:
-        Right factors in white coordinates ``[batch, d, u]``, what the update gives on the new keys
-        ``[batch, d_out, c]``, pivots ``[batch, 2]``.
+        Right factors in white coordinates ``[batch, d, u]`` float32, and pivots ``[batch, 2]``.
     """
     y = white.double()
     new_keys = y if shares is None else y[:, :, -shares.shape[1] :]  # [batch, d, c]
     right = new_keys if shares is None else new_keys @ shares  # [batch, d, u]
     v, pivots = _spd_solve(y @ y.mT, ridge, right)
-    return v.float(), (r @ v.mT) @ new_keys, pivots
+    return v.float(), pivots
 
 
 def _whiten(kernels: Any, factor: Tensor, x: Tensor, transposed: bool) -> Tensor:

@@ -328,6 +328,34 @@ def test_keys_inside_their_moment_are_refused() -> None:
         second_moment_(total, total[2:4])
 
 
+def test_moments_of_many_experts_are_told_apart() -> None:
+    """Keys may be one tensor for all; of moments side by side in one tensor, two that overlap are found."""
+    moments = list(torch.zeros(300, 2, 2))
+    second_moment_(moments, [torch.ones(1, 2)] * 300)
+    assert all(float(moment.tril().sum()) == 3 for moment in moments)
+    shared = torch.zeros(5, 2)
+    with pytest.raises(OperandError, match="share no memory"):
+        second_moment_([*moments, shared[:2], shared[3:], shared[1:3]], [torch.ones(1, 2)] * 303)
+
+
+def test_keys_whose_rows_overlap_are_keys() -> None:
+    for keys in (torch.arange(4.0).expand(3, 4), torch.arange(6.0).unfold(0, 4, 1)):
+        total = torch.zeros(4, 4)
+        second_moment_(total, keys)
+        assert torch.equal(total.tril(), (keys.T @ keys).tril())
+
+
+def test_the_residual_is_that_of_the_factors_as_returned() -> None:
+    """Of a system so ill-conditioned that float32 factors lose digits, which its Gram matrix does not know."""
+    keys = randn(40, 1, seed=0).expand(40, 6) + 3e-6 * randn(40, 6, seed=1)
+    residuals = randn(5, 6, seed=2)
+    solution = kv_solve(keys, residuals, 0.0)
+    given = solution.U.double() @ (solution.V.double().T @ keys.double())
+    missed = float((given - residuals.double()).norm() / residuals.double().norm())
+    assert missed > 1e-3
+    assert solution.edit_residual == pytest.approx(missed, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [

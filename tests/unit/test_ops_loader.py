@@ -15,7 +15,7 @@ import torch
 
 from kecore import _build
 from kecore.api.errors import ConfigError, NativeError
-from kecore.ops import OPS, loader, reference
+from kecore.ops import OPS, loader, reference, toolchain
 
 SOLVE = """
 import json, torch
@@ -73,8 +73,8 @@ def test_no_compiler_is_a_stated_fallback_or_an_error(fake_tools: Path, tmp_path
 
 def test_no_ninja_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     real = shutil.which
-    monkeypatch.setattr(loader.shutil, "which", lambda name: None if name == "ninja" else real(name))
-    monkeypatch.setattr(loader, "find_spec", lambda name: None)
+    monkeypatch.setattr(toolchain.shutil, "which", lambda name: None if name == "ninja" else real(name))
+    monkeypatch.setattr(toolchain, "find_spec", lambda name: None)
     monkeypatch.setattr(loader, "_resolved", None)
     monkeypatch.setenv("KECORE_NATIVE", "jit")
     with pytest.raises(NativeError, match="ninja is not installed; pip install ninja"):
@@ -85,7 +85,10 @@ def test_a_compiler_that_fails_is_not_tried_again_by_itself(fake_tools: Path, tm
     """Its message is kept; forcing tries again."""
     count = tmp_path / "count"
     compiler = fake_tools / "g++"
-    compiler.write_text(f'#!/bin/sh\necho run >> {count}\necho "k.cpp:1: error: this compiler is broken" >&2\nexit 1\n')
+    compiler.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && exit 0\necho run >> {count}\n'
+        'echo "k.cpp:1: error: this compiler is broken" >&2\nexit 1\n'
+    )
     compiler.chmod(0o755)
     place = {
         "PATH": f"{fake_tools}{os.pathsep}/usr/bin{os.pathsep}/bin",
@@ -110,7 +113,7 @@ def test_processes_that_start_together_compile_once(tmp_path: Path) -> None:
     """A lock that a killed process left does not stop them."""
     root = tmp_path / "extensions"
     environment = {**os.environ, "KECORE_NATIVE": "require", "TORCH_EXTENSIONS_DIR": str(root)}
-    home, _ = loader._cuda_home()
+    home, _ = toolchain.find_cuda()
     folder = root / f"kecore_{loader._fingerprint(home)}"
     folder.mkdir(parents=True)
     (folder / "lock").touch()
@@ -123,6 +126,113 @@ def test_processes_that_start_together_compile_once(tmp_path: Path) -> None:
     assert all(json.loads(out)["native"] for out, _ in ended)
     assert sum("compiling native kernels once" in err for _, err in ended) == 1
     assert [file.name for file in root.glob("*/kecore_native*.so")] == ["kecore_native.so"]
+
+
+def test_a_broken_nvcc_costs_no_cpu_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What nvcc said is the reason for CUDA alone; a toolkit that was repaired in its place is tried again."""
+    nvcc = tmp_path / "cuda" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text("#!/bin/sh\necho 'release 13.0'\n", encoding="utf-8")
+    nvcc.chmod(0o755)
+    compiled: list[Path | None] = []
+
+    def compile_library(folder: Path, home: Path | None) -> None:
+        compiled.append(home)
+        if home is not None:
+            (folder / "failed.txt").touch()
+            raise loader._Unavailable("compiling failed: ptxas fatal")
+        (folder / "kecore_native.so").touch()
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    monkeypatch.setattr(loader, "_compile", compile_library)
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    library, no_cuda = loader._load_jit(False)
+    assert library.is_file()
+    assert no_cuda == "with CUDA kernels, compiling failed: ptxas fatal"
+    library, no_cuda = loader._load_jit(False)
+    assert "compiling failed before" in no_cuda
+    assert compiled == [tmp_path / "cuda", None]
+    nvcc.write_text("#!/bin/sh\necho 'release 13.1'\n", encoding="utf-8")
+    toolchain.print_version.cache_clear()
+    assert loader._load_jit(False)[1] == "with CUDA kernels, compiling failed: ptxas fatal"
+    toolchain.print_version.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("devices", "known", "architectures"),
+    [
+        ([(7, 5)], "compute_75 compute_80 compute_90", []),
+        ([(7, 5), (9, 0)], "compute_75 compute_80 compute_90", ["90a"]),
+        ([(12, 0)], "compute_75 compute_80 compute_90", []),
+        ([], "compute_80 compute_86 compute_89 compute_90", ["80", "86", "89", "90a"]),
+        ([], "nvcc does not run", ["100", "120", "80", "86", "89", "90a"]),
+    ],
+)
+def test_architectures_are_what_kernels_compiler_and_devices_share(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    devices: list[tuple[int, int]],
+    known: str,
+    architectures: list[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(devices))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: devices[index])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla T4")
+    monkeypatch.setattr(toolchain, "print_version", lambda *command: known)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert toolchain.choose_architectures(tmp_path) == architectures
+    home, reason = toolchain.find_cuda()
+    assert (home is not None) == bool(architectures)
+    assert ("capability 8.0 or newer" in reason) != bool(architectures)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "compiler", "first"), [(True, True, "jit"), (True, False, "aot"), (False, True, "aot")]
+)
+def test_a_library_without_cuda_does_not_end_the_search(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: bool, compiler: bool, first: str
+) -> None:
+    library = tmp_path / "_C.so"
+    library.write_bytes(b"ke_second_moment_cpu")
+    monkeypatch.setattr(loader, "_aot_library", lambda: library)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(loader, "find_cuda", lambda: (tmp_path if compiler else None, ""))
+    assert loader._preferred(("aot", "jit"))[0] == first
+    library.write_bytes(b"... ke_second_moment_cuda ...")
+    assert loader._preferred(("aot", "jit"))[0] == "aot"
+
+
+def test_an_unknown_instruction_set_lists_the_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "_resolved", None)
+    monkeypatch.setenv("KECORE_CPU_ISA", "avx-512")
+    with pytest.raises(ConfigError, match="'avx-512'; expected one of amx-bf16, avx512-bf16, avx512, avx2, generic"):
+        loader.active_backend()
+    source = (_build.source_dir() / "kernels" / "cpu_isa.cpp").read_text(encoding="utf-8")
+    assert all(f'"{name}"' in source or name in ("avx512", "avx2", "generic") for name in loader._ISAS)
+
+
+def test_what_passes_is_not_held_against_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that is full now, and the capture of a graph: the next call asks again. A wrong sum stays wrong."""
+    answers = iter([torch.OutOfMemoryError("CUDA out of memory"), "a sum came out wrong"])
+    capturing = True
+
+    def add() -> str:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(loader, "_cuda_verdicts", {})
+    monkeypatch.setattr(loader, "_sum_on_cuda", add)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    assert "a graph is being captured" in loader._try_cuda()
+    capturing = False
+    assert loader._try_cuda() == "CUDA out of memory"
+    assert [loader._try_cuda(), loader._try_cuda()] == ["a sum came out wrong"] * 2
 
 
 def test_an_unwritable_cache_is_a_stated_fallback(tmp_path: Path) -> None:
@@ -193,8 +303,10 @@ def test_where_nvcc_is_looked_for(
     monkeypatch.delenv("CUDA_PATH", raising=False)
     monkeypatch.setattr(torch.version, "cuda", version)
     monkeypatch.setattr(_build, "pip_cuda_home", lambda: tmp_path / "wheels" if wheels else None)
-    monkeypatch.setattr(loader.shutil, "which", lambda _: str(tmp_path / "toolkit" / "bin" / "nvcc") if nvcc else None)
-    found, reason = loader._cuda_home()
+    monkeypatch.setattr(
+        toolchain.shutil, "which", lambda _: str(tmp_path / "toolkit" / "bin" / "nvcc") if nvcc else None
+    )
+    found, reason = toolchain.find_cuda()
     assert found == (tmp_path / home if home else None)
     assert words in reason
     assert bool(words) == bool(reason)
@@ -207,7 +319,9 @@ def test_cuda_tensors_run_in_torch_where_their_kernels_do_not(
     monkeypatch: pytest.MonkeyPatch, reason: str, fails: bool, native: bool
 ) -> None:
     """A kernel that does not run, for an old driver say, is found out before it is relied on."""
-    loader._try_cuda.cache_clear()
+    monkeypatch.setattr(loader, "_cuda_verdicts", {})
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     ones, zeros = torch.ones, torch.zeros
 
     def add(moments: list[torch.Tensor], keys: list[torch.Tensor]) -> None:
@@ -220,7 +334,6 @@ def test_cuda_tensors_run_in_torch_where_their_kernels_do_not(
     monkeypatch.setattr(torch, "zeros", lambda *shape, dtype, device: zeros(*shape))
     monkeypatch.setattr(torch.ops, "kecore", SimpleNamespace(second_moment_=add))
     chosen = loader.implementation(torch.device("cuda"))
-    loader._try_cuda.cache_clear()
     assert (chosen is torch.ops.kecore) == native
     assert (chosen is reference) != native
 
@@ -228,7 +341,8 @@ def test_cuda_tensors_run_in_torch_where_their_kernels_do_not(
 def test_cuda_home_of_the_environment_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    assert loader._cuda_home() == (tmp_path, "")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert toolchain.find_cuda() == (tmp_path, "")
 
 
 def test_the_wheels_runtime_library_gets_the_name_that_the_linker_wants(tmp_path: Path) -> None:
@@ -237,9 +351,9 @@ def test_the_wheels_runtime_library_gets_the_name_that_the_linker_wants(tmp_path
     folder.mkdir()
     (home / "lib" / "libcudart.so.13").touch()
     for _ in range(2):
-        assert loader._cuda_link(folder, home) == [f"-L{folder}", f"-L{home / 'lib'}"]
+        assert toolchain.cuda_link_flags(folder, home) == [f"-L{folder}", f"-L{home / 'lib'}"]
     assert (folder / "libcudart.so").resolve() == (home / "lib" / "libcudart.so.13").resolve()
-    assert loader._cuda_link(folder, None) == []
+    assert toolchain.cuda_link_flags(folder, None) == []
 
 
 def test_build_description_is_what_cmake_reads() -> None:
