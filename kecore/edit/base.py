@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,6 +80,15 @@ class Edit(ABC):
         if len(self.requests) == 1:
             return f"{shorten(self.requests[0].text)!r} -> {shorten(self.requests[0].target)!r}"
         return f"{len(self.requests)} facts"
+
+    @cached_property
+    def id(self) -> str:
+        """A short name that the edit keeps wherever it is copied to: 12 hexadecimal digits.
+
+        It is a digest of when, by what and for what the edit was planned, and of the base.
+        """
+        planned = [self.created, self.method, self.seed, dict(self.base.digests), [r.to_json() for r in self.requests]]
+        return hashlib.sha256(json.dumps(planned, sort_keys=True).encode()).hexdigest()[:12]
 
     def is_copy_of(self, other: Edit) -> bool:
         """Return whether both are one edit, perhaps read from its file twice: planned at one moment, for one thing."""
@@ -191,6 +203,7 @@ class Edit(ABC):
     def inspect(self) -> dict[str, Any]:
         """Return what the edit is, as JSON values."""
         return {
+            "id": self.id,
             "method": self.method,
             "model": self.model,
             "version": self.version,
