@@ -13,7 +13,7 @@ INSTALL := $(BIN)/pip install --no-compile
 # Tests start some hundred processes, which take five times as long to import torch and transformers from sources.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check quick lint bench clean
+.PHONY: demo test check quick lint docs bench clean
 
 demo: $(READY)
 	$(BIN)/kecore demo
@@ -34,6 +34,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Into out/docs/html: open index.html in a browser, or serve the folder. A warning or a broken link is an error.
+docs: $(READY)
+	$(BIN)/python docs/_site.py
 
 # Ten minutes on two cores, and 10 GB. The verbose table of pytest-benchmark would hide the ratios.
 bench: $(READY)

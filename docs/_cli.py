@@ -168,7 +168,8 @@ def _names(parameter: Any) -> str:
 
 
 def _text(parameter: Any) -> str:
-    return (parameter.help or "").replace("|", "\\|")
+    """Return a parameter's help as Markdown in a cell of a table; brackets side by side would be a link."""
+    return (parameter.help or "").replace("|", "\\|").replace("][", "]\\[")
 
 
 def _default(parameter: Any) -> str:

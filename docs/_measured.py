@@ -1,4 +1,4 @@
-"""Writes what was measured of all methods alike into docs/results.md and at the end of docs/methods/*.md.
+"""Writes what was measured of all methods alike into docs/results.md, docs/choose-a-method.md and docs/methods/*.md.
 
 docs/measured_batch.md and docs/measured_costs.md are ``table.md`` of ``kecore report`` on the stores that
 docs/results.md names the commands of; docs/measured_single.md puts together rows of several runs. Then run
@@ -39,7 +39,11 @@ def pages() -> dict[Path, str]:
     results = (DOCS / "results.md").read_text(encoding="utf-8")
     for name, lines in tables.items():
         results = _put(results, name, "".join(lines.values()))
-    contents = {DOCS / "results.md": results}
+    choice = (DOCS / "choose-a-method.md").read_text(encoding="utf-8")
+    contents = {
+        DOCS / "results.md": results,
+        DOCS / "choose-a-method.md": _put(choice, "choice", choice_table()),
+    }
     for path in sorted((DOCS / "methods").glob("*.md")):
         sections: list[str] = []
         for name, lines in tables.items():
@@ -53,6 +57,40 @@ def pages() -> dict[Path, str]:
     return contents
 
 
+def choice_table() -> str:
+    """Return one line for each method: what it changes and needs, by README.md, and the figures that decide."""
+    measured = {name: _cells_by_column(name) for name in _INTRO}
+    columns = [("single", name) for name in ("ES", "PS", "NS", "NS stable")]
+    columns += [("batch", name) for name in ("ES", "PS", "NS", "NS stable")]
+    columns += [("costs", "s/fact"), ("costs", "KiB/fact")]
+    title = {"single": "alone: ", "batch": "batch: ", "costs": ""}
+    head = ["method", "changes", "many at once", "needs", *(title[table] + name for table, name in columns)]
+    lines = [head, ["---"] * 4 + ["---:"] * len(columns)]
+    for name, abilities in {"unedited": ["-", "-", "-"], **_abilities()}.items():
+        figures = [measured[table].get(name, {}).get(column, "-") for table, column in columns]
+        link = name if name == "unedited" else f"[`{name}`](methods/{name}.md)"
+        if any(figure != "-" for figure in figures):
+            lines.append([link, *abilities, *(figure.split(" ")[0] for figure in figures)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cells_by_column(name: str) -> dict[str, dict[str, str]]:
+    """Return the cells of a table by method and column, as they are written there."""
+    head, _, *lines = (line.strip("| \n").split(" | ") for line in rows(name).values())
+    return {line[0]: dict(zip(head, line, strict=True)) for line in lines}
+
+
+def _abilities() -> dict[str, list[str]]:
+    """Return what README.md says a method changes, whether it takes many facts at once, and what it needs."""
+    table = (DOCS.parent / "README.md").read_text(encoding="utf-8").split("<!-- methods:")[1].split("<!-- /methods")[0]
+    abilities: dict[str, list[str]] = {}
+    for line in table.splitlines():
+        if line.startswith("| [`"):
+            name, changes, many, _, needs, _ = line.strip("| ").split(" | ")
+            abilities[name[2:].partition("`")[0]] = [changes, many, needs]
+    return abilities
+
+
 def _measured_json() -> str:
     """Return ``kecore/data/measured.json``: scores of facts each edited alone, and what a lone edit costs."""
     columns = {
@@ -61,11 +99,10 @@ def _measured_json() -> str:
     }
     measured: dict[str, dict[str, float]] = {}
     for name, fields in columns.items():
-        head, _, *lines = (line.strip("| \n").split(" | ") for line in rows(name).values())
-        for line in lines:
-            for column, cell in zip(head, line, strict=True):
-                if column in fields and line[0] != "unedited" and cell != "-":
-                    measured.setdefault(line[0], {})[fields[column]] = float(cell.split()[0])
+        for method, cells in _cells_by_column(name).items():
+            for column, field in fields.items():
+                if method != "unedited" and cells.get(column, "-") != "-":
+                    measured.setdefault(method, {})[field] = float(cells[column].split()[0])
     return json.dumps(measured, indent=1, sort_keys=True) + "\n"
 
 

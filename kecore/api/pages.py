@@ -47,7 +47,7 @@ def web_address(name: str) -> str:
     for entry in urls:
         label, _, address = entry.partition(",")
         if label.strip().casefold() == _URL_LABEL:
-            return f"{address.strip().rstrip('/')}/errors/{name}.md"
+            return f"{address.strip().rstrip('/')}/errors/{name}.html"
     return ""
 
 

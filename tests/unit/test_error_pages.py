@@ -51,4 +51,4 @@ def test_address_stands_in_the_metadata(monkeypatch: pytest.MonkeyPatch) -> None
     message["Project-URL"] = "Source, https://example.org/source"
     message["Project-URL"] = "Documentation, https://example.org/docs/"
     monkeypatch.setattr(pages, "metadata", lambda _: message)
-    assert web_address("ConfigError") == "https://example.org/docs/errors/ConfigError.md"
+    assert web_address("ConfigError") == "https://example.org/docs/errors/ConfigError.html"
