@@ -20,6 +20,8 @@ from kecore.model import SiteId
 
 __all__ = ["Past", "append", "fold", "gathered"]
 
+_FULL = 1.25  # times as many columns as rows, above which keys are folded: not at every edit of a long sequence
+
 
 def append(state: dict[str, Tensor], name: str, part: Tensor) -> None:
     """Add a part to a tensor that grows edit by edit along its last dimension.
@@ -36,7 +38,7 @@ def gathered(state: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def fold(state: dict[str, Tensor], name: str) -> None:
-    """Replace the parts of keys ``K [d_in, n]`` by a square root of ``K Kᵀ`` once there are more of them than rows.
+    """Replace the parts of keys ``K [d_in, n]`` by a square root of ``K Kᵀ`` once there are a quarter more than rows.
 
     Where only ``K Kᵀ`` counts, ``[d_in, d_in]`` says all there is to know, however many edits follow.
     """
@@ -45,7 +47,7 @@ def fold(state: dict[str, Tensor], name: str) -> None:
         return
     keys = gathered(state, name)
     d_in, columns = keys.shape
-    if columns <= d_in:
+    if columns <= _FULL * d_in:
         return
     upper = torch.linalg.qr(keys.double().t(), mode="r").R  # [d_in, d_in]
     for part in names:

@@ -21,52 +21,57 @@ from kecore.ops import Solution
 from kecore.statistics import KeyStatistics
 from kecore_methods.presets import Published
 
-__all__ = ["LeastSquares", "Memit"]
+__all__ = ["LeastSquares", "Memit", "PreservedConfig"]
+
+
+class PreservedConfig(Published, BatchConfig):
+    """Configuration of methods that weigh new keys against the second moment of natural ones."""
+
+    preservation: float = Field(
+        default=0.05,
+        ge=0,
+        description="Weight of preserved keys, relative to the new keys' own: a lone edit "
+        "realises 1 / (1 + preservation) of its residual.",
+    )
+    preservation_lambda: float | None = Field(
+        default=None,
+        gt=0,
+        description="MEMIT's lambda (mom2_update_weight), instead of the relative weight.",
+    )
+    norm_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the update's own norm beside the preserved keys, relative to their mean square "
+        "(ENCORE's constraint, arXiv 2502.01636).",
+    )
+    norm_lambda: float | None = Field(
+        default=None, gt=0, description="The same as ENCORE's absolute lambda_n; needs preservation_lambda."
+    )
+
+    @model_validator(mode="after")
+    def _norm_is_relative_to_a_lambda(self) -> Self:
+        if self.norm_lambda is not None and self.preservation_lambda is None:
+            raise ValueError("'norm_lambda' counts beside 'preservation_lambda'; give both, or use 'norm_weight'")
+        return self
+
+    def norm(self, statistics: KeyStatistics, site: SiteId) -> float:
+        """Return the weight of ``‖Δ‖²`` in units of the preserved keys' mean square at a site."""
+        if self.norm_lambda is None or self.preservation_lambda is None:
+            return self.norm_weight
+        return self.norm_lambda / (self.preservation_lambda * statistics.mean_square(site))
 
 
 class LeastSquares:
     """MEMIT's solve; the methods that add stages to it differ in name, paper and configuration only."""
 
-    class Config(Published, BatchConfig):
+    class Config(PreservedConfig):
         """Configuration that MEMIT shares with its relatives."""
 
-        preservation: float = Field(
-            default=0.05,
-            ge=0,
-            description="Weight of preserved keys, relative to the new keys' own: a lone edit "
-            "realises 1 / (1 + preservation) of its residual.",
-        )
-        preservation_lambda: float | None = Field(
-            default=None,
-            gt=0,
-            description="MEMIT's lambda (mom2_update_weight), instead of the relative weight.",
-        )
-        norm_weight: float = Field(
-            default=0.0,
-            ge=0,
-            description="Weight of the update's own norm beside the preserved keys, relative to their mean square "
-            "(ENCORE's constraint, arXiv 2502.01636).",
-        )
-        norm_lambda: float | None = Field(
-            default=None, gt=0, description="The same as ENCORE's absolute lambda_n; needs preservation_lambda."
-        )
         accumulate: bool = Field(
             default=False,
             description="Keep what the keys of this session's earlier edits are mapped to, so that edits one after "
             "another give what one edit of all would (arXiv 2605.26670).",
         )
-
-        @model_validator(mode="after")
-        def _norm_is_relative_to_a_lambda(self) -> Self:
-            if self.norm_lambda is not None and self.preservation_lambda is None:
-                raise ValueError("'norm_lambda' counts beside 'preservation_lambda'; give both, or use 'norm_weight'")
-            return self
-
-        def norm(self, statistics: KeyStatistics, site: SiteId) -> float:
-            """Return the weight of ``‖Δ‖²`` in units of the preserved keys' mean square at a site."""
-            if self.norm_lambda is None or self.preservation_lambda is None:
-                return self.norm_weight
-            return self.norm_lambda / (self.preservation_lambda * statistics.mean_square(site))
 
     name: ClassVar[str]
     capabilities = Capabilities(kind="weights", batch=True, sequential=True, needs_statistics=True)

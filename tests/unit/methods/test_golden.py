@@ -2,14 +2,15 @@
 
 Nothing here uses kecore's engine: the value is optimised through a hook with plain Adam, the systems are solved in
 float64 from the papers' formulas (ROME, arXiv 2202.05262, eq. 2 and 4; MEMIT, 2210.07229, eq. 14; EMMET, 2403.14236,
-eq. 9; AlphaEdit, 2410.02355, eq. 12). Where the released code settles what the papers leave open, it is followed: KL is
-read at the subject's last token of "{subject} is a"; ROME's norms are those of the projection's output, MEMIT's those
-of the hidden state.
+eq. 9; AlphaEdit, 2410.02355, eq. 12; RLSEdit, 2601.15686, section 4; BetaEdit, 2605.09285; LyapLock, 2505.15702). Where
+the released code settles what the papers leave open, it is followed: KL is read at the subject's last token of
+"{subject} is a"; ROME's norms are those of the projection's output, MEMIT's those of the hidden state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,24 +174,22 @@ def spread(
     solve: Callable[[int, Tensor, Tensor], Tensor],
     layers: Sequence[int],
 ) -> dict[int, Tensor]:
-    """Return each layer's update of MEMIT's procedure: values at the last, shares ``residual / (layers left)``."""
-    model = editor.model
+    """Return each layer's update of MEMIT's procedure: values at the last, shares ``residual / (layers left)``.
+
+    ``solve(layer, keys [d_in, u], missing [d_out, u])`` returns the update ``[d_out, d_in]`` of a layer.
+    """
+    model = deepcopy(editor.model)
     facts = [Fact.of(editor, request) for request in requests]
     last = model.transformer.h[layers[-1]]
     values = [optimised(model, last, fact, clamp=0.75) for fact in facts]
     wanted = torch.stack([delta + start for delta, start in values])  # [u, d_model]
-    originals = {layer: projection(model, layer).weight.detach().clone() for layer in layers}
     updates: dict[int, Tensor] = {}
-    try:
-        for index, layer in enumerate(layers):
-            keys = states(model, facts, projection(model, layer), of_input=True).T  # [d_in, u]
-            missing = (wanted - states(model, facts, last, of_input=False)).T / (len(layers) - index)  # [d_out, u]
-            updates[layer] = missing @ solve(layer, keys, missing)  # [d_out, d_in]
-            with torch.no_grad():
-                projection(model, layer).weight += updates[layer].T.float()
-    finally:
-        for layer, weight in originals.items():
-            projection(model, layer).weight.data.copy_(weight)
+    for index, layer in enumerate(layers):
+        keys = states(model, facts, projection(model, layer), of_input=True).T  # [d_in, u]
+        missing = (wanted - states(model, facts, last, of_input=False)).T / (len(layers) - index)  # [d_out, u]
+        updates[layer] = solve(layer, keys, missing)
+        with torch.no_grad():
+            projection(model, layer).weight += updates[layer].T.float()
     return updates
 
 
@@ -199,8 +198,8 @@ def spread(
 def test_memit(editor: Editor, requests: list[EditRequest]) -> None:
     weight = 20.0
 
-    def solve(layer: int, keys: Tensor, _missing: Tensor) -> Tensor:
-        return torch.linalg.solve(weight * moment(editor, layer) + keys @ keys.T, keys).T
+    def solve(layer: int, keys: Tensor, missing: Tensor) -> Tensor:
+        return missing @ torch.linalg.solve(weight * moment(editor, layer) + keys @ keys.T, keys).T
 
     wanted = spread(editor, requests, solve, MEMIT["layers"])
     found = planned(editor, "memit", requests, **MEMIT, preservation_lambda=weight)
@@ -214,12 +213,12 @@ def test_emmet(editor: Editor, requests: list[EditRequest], layers: list[int]) -
     """The softening counts only where there is more than one fact."""
     weight = 0.3
 
-    def solve(layer: int, keys: Tensor, _missing: Tensor) -> Tensor:
+    def solve(layer: int, keys: Tensor, missing: Tensor) -> Tensor:
         whitened = torch.linalg.solve(moment(editor, layer), keys)  # [d_in, u]
         gram = keys.T @ whitened
         if len(gram) > 1:
             gram = gram + weight * torch.eye(len(gram), dtype=gram.dtype)
-        return torch.linalg.solve(gram, whitened.T)
+        return missing @ torch.linalg.solve(gram, whitened.T)
 
     wanted = spread(editor, requests, solve, layers)
     config = {**MEMIT, "layers": layers, "ridge_lambda": weight}
@@ -233,18 +232,105 @@ def test_alphaedit(editor: Editor) -> None:
     """The first batch: the projection onto eigenvectors below the threshold, and the length penalty."""
     threshold, penalty = 0.02, 0.5
 
-    def solve(layer: int, keys: Tensor, _missing: Tensor) -> Tensor:
+    def solve(layer: int, keys: Tensor, missing: Tensor) -> Tensor:
         values, vectors = torch.linalg.eigh(moment(editor, layer))
         kept = vectors[:, values < threshold]
         assert 0 < kept.shape[1] < len(values)
         project = kept @ kept.T
         system = project @ keys @ keys.T + penalty * torch.eye(len(keys), dtype=keys.dtype)
-        return torch.linalg.solve(system, project @ keys).T
+        return missing @ torch.linalg.solve(system, project @ keys).T
 
     wanted = spread(editor, FACTS, solve, MEMIT["layers"])
     found = planned(editor, "alphaedit", FACTS, **MEMIT, eigenvalue_threshold=threshold, l2_lambda=penalty)
     for layer, update in wanted.items():
         close(found[f"transformer.h.{layer}.mlp.c_proj.weight"], update)
+
+
+SEQUENCE = [FACTS[:1], FACTS[1:], [EditRequest("The food of {} is", "Anna", "Danube")]]
+
+
+def follow(editor: Editor, method: str, solve: Callable[[int, Tensor, Tensor], Tensor], **config: Any) -> None:
+    """Edit one batch after another, and compare each with the procedure by hand."""
+    with editor:
+        for requests in SEQUENCE:
+            wanted = spread(editor, requests, solve, MEMIT["layers"])
+            edit = editor.edit(requests, method, **MEMIT, **config)
+            assert isinstance(edit, WeightEdit)
+            for layer, update in wanted.items():
+                close(edit.updates[f"transformer.h.{layer}.mlp.c_proj.weight"].matrix().double(), update)
+
+
+@pytest.mark.filterwarnings("ignore::kecore.api.errors.KecoreWarning")
+def test_rlsedit(editor: Editor) -> None:
+    """The objective's normal equations over all edits so far, instead of the recursion."""
+    pretrained, anchor = 0.3, 20.0  # lambda squared and mu squared
+    systems: dict[int, Tensor] = {}
+
+    def solve(layer: int, keys: Tensor, missing: Tensor) -> Tensor:
+        identity = torch.eye(len(keys), dtype=keys.dtype)
+        earlier = systems.get(layer, pretrained * identity + anchor * moment(editor, layer))
+        systems[layer] = earlier + keys @ keys.T
+        return missing @ torch.linalg.solve(systems[layer], keys).T
+
+    follow(editor, "rlsedit", solve, preservation_lambda=anchor, norm_lambda=pretrained)
+
+
+@pytest.mark.filterwarnings("ignore::kecore.api.errors.KecoreWarning")
+def test_betaedit(editor: Editor) -> None:
+    """The released system with whole projectors; the null space is found anew after the second fact."""
+    threshold, penalty, leakage = 0.02, 0.5, 30.0
+    history: dict[int, list[Tensor]] = {}
+
+    def solve(layer: int, keys: Tensor, missing: Tensor) -> Tensor:
+        preserved, edits = moment(editor, layer), history.setdefault(layer, [])
+        cache = sum((one @ one.T for one in edits), torch.zeros_like(preserved))
+        protected = preserved
+        if len(edits) == 2:
+            protected = (cache / 2 + leakage * preserved) / (leakage + 1)
+        values, vectors = torch.linalg.eigh(protected)
+        kept = vectors[:, values < threshold]
+        assert 0 < kept.shape[1] < len(values)
+        project = kept @ kept.T
+        system = project @ (keys @ keys.T + cache + leakage * preserved)
+        system = system + penalty * torch.eye(len(keys), dtype=keys.dtype)
+        edits.append(keys)
+        return missing @ torch.linalg.solve(system, project @ keys).T
+
+    numbers = {"eigenvalue_threshold": threshold, "l2_lambda": penalty, "leakage_lambda": leakage, "refresh": 2}
+    follow(editor, "betaedit", solve, **numbers)
+
+
+@pytest.mark.filterwarnings("ignore::kecore.api.errors.KecoreWarning")
+def test_lyaplock(editor: Editor) -> None:
+    """The released recursion in whole weights: ``left A⁻¹`` with the sums of values and keys, and the queue ``a Z``."""
+    weight, bound = 5.0, 1.01
+    first = {layer: projection(editor.model, layer).weight.detach().double().T.clone() for layer in MEMIT["layers"]}
+    sums: dict[int, tuple[Tensor, Tensor]] = {}
+    queues: dict[int, float] = dict.fromkeys(MEMIT["layers"], 1.0)
+    first_losses: dict[int, float] = {}
+    pending: dict[int, Tensor] = {}
+
+    def solve(layer: int, keys: Tensor, missing: Tensor) -> Tensor:
+        # All layers before it have been written in the copy that `spread` works on; this one is as in the model.
+        current = projection(editor.model, layer).weight.detach().double().T  # W [d_out, d_in]
+        preserved = moment(editor, layer)
+        if layer in pending:  # what follows each edit in the released code
+            deviation, last = current - first[layer], pending[layer]
+            loss = float((deviation @ preserved @ deviation.T).trace())
+            limit = bound * first_losses.setdefault(layer, loss)
+            queues[layer] = max(queues[layer] + loss / limit - 1, 1.0)
+            values, moments = sums.get(layer, (torch.zeros_like(current), torch.zeros_like(preserved)))
+            sums[layer] = (values + current @ last @ last.T, moments + last @ last.T)
+        pending[layer] = keys
+        system = keys @ keys.T + queues[layer] * weight * preserved
+        left = missing @ keys.T + queues[layer] * weight * (first[layer] - current) @ preserved
+        if layer in sums:
+            values, moments = sums[layer]
+            system, left = system + moments, left + values - current @ moments
+        return torch.linalg.solve(system, left.T).T
+
+    follow(editor, "lyaplock", solve, preservation_lambda=weight, bound=bound)
+    assert max(queues.values()) > 1
 
 
 @pytest.mark.parametrize("switch", [{"kl_position": "last"}, {"relative_to": "hidden"}])
