@@ -143,6 +143,8 @@ COMMANDS = [
     "import-triples = kecore_datasets.import_triples:import_triples",
 ]
 
+JOURNALS = ["ledger = kecore_serve.ledger:open_if_ledger"]
+
 TRACKERS = [
     "trackio = kecore_bench.trackers.trackio:Trackio",
     "wandb = kecore_bench.trackers.wandb:Wandb",
@@ -222,6 +224,7 @@ setup(
         "kecore.metrics": METRICS,
         "kecore.datasets": DATASETS,
         "kecore.commands": COMMANDS,
+        "kecore.journals": JOURNALS,
         "kecore.accelerators": ACCELERATORS,
         "kecore.trackers": TRACKERS,
     },

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
-from kecore.api.errors import EditStateError, UnsupportedModelError
+from kecore.api.errors import ArtifactMismatchError, EditStateError, UnsupportedModelError
 from kecore.api.identity import Fingerprint
 from kecore.api.line import MethodLine
 from kecore.api.method import MethodContext
@@ -19,9 +19,10 @@ from kecore.api.requirements import check_model, check_request, missing_statisti
 from kecore.api.types import EditRecord, EditRequest, check_conflicts
 from kecore.batch import RequestBatch
 from kecore.checkpoint import Written, write_checkpoint
-from kecore.edit import Edit, acting, attached, without_edits
+from kecore.edit import Edit, acting, attached, set_edits, without_edits
 from kecore.facts import Facts, FactsReport, as_records, as_requests, report_facts
 from kecore.forecast import forecast_seconds, measure_pace
+from kecore.journal import Journal, common_length, open_journal
 from kecore.memory import MemoryPlan, Need, make_plan, measure_held, scoring_need
 from kecore.model import ModelView
 from kecore.models import reference_of
@@ -48,7 +49,8 @@ class HistoryEntry:
         edit: the edit, attached to the model.
         method: the method's name.
         stages: wall seconds by stage.
-        state_before: the method's state that taking the edit off brings back; None of an edit that was resumed.
+        state_before: the method's state that taking the edit off brings back; None of an edit that was resumed, or that
+            a journal keeps.
     """
 
     edit: Edit
@@ -133,6 +135,8 @@ class Editor:
         self.trained = trained
         self.examples = tuple(examples)
         self._history: list[HistoryEntry] = []
+        self._journal: Journal | None = None
+        self._journal_state = ""
         self._states: dict[str, Mapping[str, Tensor]] = {}
         self._memo: dict[Any, Any] = {}
         self._held = measure_held(self.view)
@@ -155,6 +159,76 @@ class Editor:
         editor = cls(loaded.model, loaded.tokenizer, **options)
         progress("reading the model's structure", 1, 1)
         return editor
+
+    @classmethod
+    def on(cls, journal: Journal | str | Path, *, device: str = "auto", dtype: str = "auto", **options: Any) -> Editor:
+        """Load the model of a ledger and open a session that goes on with it; see :meth:`follow`.
+
+        Args:
+            journal: a ledger, or its folder.
+            device: as :meth:`from_pretrained` takes it.
+            dtype: as :meth:`from_pretrained` takes it.
+            options: those of the class.
+
+        Raises:
+            ArtifactError: the folder holds no ledger, or a damaged one.
+            ArtifactMismatchError: the model is no longer the one that the ledger is of.
+            ModelLoadError: the model's reference leads nowhere.
+        """
+        opened = open_journal(journal) if isinstance(journal, (str, Path)) else journal
+        editor = cls.from_pretrained(opened.model, device=device, dtype=dtype, **options)
+        editor.follow(opened)
+        return editor
+
+    def follow(self, journal: Journal) -> None:
+        """Put a ledger's edits on the model, and write to the ledger what this session edits and takes off.
+
+        Edits by other processes are put on the model before each edit of this session; :meth:`synchronise` does so at
+        any time. What methods remember between edits goes on where the ledger's last edit left it.
+
+        Raises:
+            EditStateError: the session has edits already, or follows a ledger.
+            ArtifactMismatchError: the ledger is of other weights.
+        """
+        if self._history or self._journal is not None:
+            raise EditStateError("the session has edits or a ledger already; open another one to go on with a ledger")
+        difference = journal.base.differs(self._identity, self.view.dtype)
+        if difference:
+            raise ArtifactMismatchError(
+                f"the ledger is of other weights than this model: fingerprint {difference}; open it on "
+                f"'{journal.model}' as it was when the ledger was begun"
+            )
+        self._journal = journal
+        try:
+            self.synchronise()
+        except BaseException:
+            self._journal = None
+            raise
+
+    def synchronise(self) -> bool:
+        """Put on the model what the session's ledger has in effect by now, and nothing else.
+
+        Returns:
+            Whether the model was changed.
+
+        Raises:
+            EditStateError: the session follows no ledger.
+            ArtifactError: an edit of the ledger cannot be read.
+        """
+        journal = self._journal
+        if journal is None:
+            raise EditStateError("the session follows no ledger; open it with Editor.on(ledger)")
+        state, ids = journal.state, journal.active_ids()
+        if state == self._journal_state:
+            return False
+        stays = common_length([entry.edit.id for entry in self._history], ids)
+        history = self._history[:stays]
+        for id_ in ids[stays:]:
+            edit = journal.load_edit(id_)
+            history.append(HistoryEntry(edit, edit.method, {}, None))
+        set_edits(self.model, [entry.edit for entry in history], base=self._identity)
+        self._history, self._states, self._journal_state = history, {}, state
+        return True
 
     @property
     def model(self) -> nn.Module:
@@ -281,8 +355,21 @@ class Editor:
             ArtifactMismatchError: the configuration is not the one that the method was trained with.
             RequestError: no request, something else than requests, or two that contradict each other.
             MemoryBudgetError: the session's budget cannot hold what the edit needs.
+            StoreInUseError: another process is writing to the session's ledger.
         """
-        line = MethodLine.of(method)
+        if self._journal is None:
+            return self._edit(requests, MethodLine.of(method), preset, config)
+        if self._journal.base.digests != self.base.digests:
+            raise ArtifactMismatchError(
+                f"the ledger's base is stored in {self._journal.base.dtype}, and this session has it in "
+                f"{self.base.dtype}: edits that were planned on rounded weights would not be edits of the base; open "
+                "the session in the ledger's type to edit"
+            )
+        with self._journal.writing():  # so that no other edit comes in between planning and writing
+            self.synchronise()
+            return self._edit(requests, MethodLine.of(method), preset, config)
+
+    def _edit(self, requests: Facts, line: MethodLine, preset: str | None, config: Mapping[str, Any]) -> Edit:
         method_config = self._config(line, preset, config)
         request_list = as_requests(requests)
         self._check(line, method_config, request_list)
@@ -300,7 +387,7 @@ class Editor:
             examples=self.examples,
             earlier=acting(entry.edit for entry in self._history if entry.method == line.name),
             base=self.base,
-            state=dict(self._states.get(line.name, {})),
+            state=dict(self.remembered(line.name)),
             memo=self._memo,
             progress=self.progress,
             stages=Stages(),
@@ -313,10 +400,22 @@ class Editor:
                 edit = replace(edit, notes={**edit.notes, "form": "chat"})
             with context.stages("attach"):
                 edit.attach(self.model, base=self._identity)
-        before = self._states.get(line.name, {})
+        before: Mapping[str, Tensor] | None = self._states.get(line.name, {})
+        if self._journal is not None:
+            before = None  # the ledger knows
+            self._record(self._journal, replace(edit, state=context.state))
         self._states[line.name] = context.state
         self._history.append(HistoryEntry(edit, line.name, dict(context.stages.seconds), before))
         return edit
+
+    def _record(self, journal: Journal, edit: Edit) -> None:
+        """Write an edit that is on the model to the ledger; on failure it is on neither."""
+        try:
+            journal.append(edit, planned_on=self._journal_state)
+        except BaseException:
+            set_edits(self.model, [entry.edit for entry in self._history], base=self._identity)
+            raise
+        self._journal_state = journal.state
 
     def check(self, facts: Facts) -> FactsReport:
         """Ask the model as it is now whether it answers the facts already, before they are edited.
@@ -402,6 +501,9 @@ class Editor:
         """
         if not 0 < count <= len(self._history):
             raise EditStateError(f"cannot revert {count} edit(s); the session has {len(self._history)}")
+        if self._journal is not None:
+            self.withdraw([entry.edit.id for entry in self._history[-count:]])
+            return
         resumed = sum(entry.state_before is None for entry in self._history)
         if 0 < len(self._history) - count < resumed:
             raise EditStateError(
@@ -414,28 +516,52 @@ class Editor:
             self._states[entry.method] = entry.state_before or {}
             self._history.pop()
 
-    def remembered(self, method: str) -> Mapping[str, Tensor]:
-        """Return what a method will find in its state at its next edit."""
-        return dict(self._states.get(method, {}))
-
-    def resume(self, method: str, edits: Sequence[Edit], state: Mapping[str, Tensor]) -> None:
-        """Go on with a session of one method that ended: its edits are put on, and the method remembers what it did.
+    def withdraw(self, ids: str | Sequence[str]) -> None:
+        """Take edits of the session's ledger back, any of them, on the ledger and on the model.
 
         Args:
-            method: the method's name.
-            edits: those that acted, oldest first.
-            state: what :meth:`remembered` gave then.
+            ids: beginnings of their ids.
 
         Raises:
-            EditStateError: this session has edits already.
+            EditStateError: the session follows no ledger, or an edit is not in effect.
+            ArtifactError: no such edit, or more than one that begins so.
+        """
+        if self._journal is None:
+            raise EditStateError("the session follows no ledger; take edits off with Editor.revert(count)")
+        with self._journal.writing():
+            self._journal.revert(ids)
+            self.synchronise()
+
+    def remembered(self, method: str) -> Mapping[str, Tensor]:
+        """Return what a method will find in its state at its next edit.
+
+        Raises:
+            EditStateError: its ledger does not know that; see ``Ledger.method_state``.
+        """
+        if self._journal is not None and method not in self._states:
+            self._states[method] = self._journal.method_state(method)
+        return dict(self._states.get(method, {}))
+
+    def resume(self, edits: Sequence[Edit], states: Mapping[str, Mapping[str, Tensor]] | None = None) -> None:
+        """Go on where earlier sessions ended: their edits are put on, and methods remember what they did.
+
+        Args:
+            edits: those that acted, oldest first.
+            states: by method, what :meth:`remembered` gave then; by default what each method's last edit carries.
+
+        Raises:
+            EditStateError: this session has edits already, or an edit is given twice.
             ArtifactMismatchError: an edit is for another model.
         """
-        if self._history:
+        if self._history or self._journal is not None:
             raise EditStateError(f"the session has {len(self._history)} edit(s) already; revert them first")
+        set_edits(self.model, edits, base=self._identity)
         for edit in edits:
-            edit.attach(self.model, base=self._identity)
-            self._history.append(HistoryEntry(edit, method, {}, None))
-        self._states[method] = dict(state)
+            self._history.append(HistoryEntry(edit, edit.method, {}, None))
+            if states is None:
+                self._states[edit.method] = edit.state
+        for method, state in (states or {}).items():
+            self._states[method] = dict(state)
 
     def ask(self, prompt: str, *, max_new_tokens: int = 32) -> str:
         """Return what the model as it is now writes behind a prompt: its most probable tokens, to the end of the line.
@@ -521,7 +647,10 @@ class Editor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._history:
+        if self._journal is not None:  # what the ledger has in effect stays in effect there
+            set_edits(self.model, (), base=self._identity)
+            self._journal, self._history, self._states, self._journal_state = None, [], {}, ""
+        elif self._history:
             self.revert(len(self._history))
 
     def _config(self, line: MethodLine, preset: str | None, fields: Mapping[str, Any]) -> MethodConfig:

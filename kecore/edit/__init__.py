@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kecore.api.errors import ArtifactError
-from kecore.edit.base import Edit, attached, unedited
+from kecore.edit.base import Edit, attached, set_edits, unedited
 from kecore.edit.effect import (
     Effect,
     ModuleEdit,
@@ -46,6 +46,7 @@ __all__ = [
     "factors_of",
     "load_edit",
     "merge",
+    "set_edits",
     "suspended",
     "unedited",
     "updated",

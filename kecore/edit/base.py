@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +25,7 @@ from kecore.files import read_tensors, write_tensors
 from kecore.hub import EDIT, artifact_file
 from kecore.model.attachment import Attachment
 
-__all__ = ["Edit", "attached", "unedited"]
+__all__ = ["Edit", "attached", "set_edits", "unedited"]
 
 _FORMAT = 1
 _STATE = "state/"
@@ -225,6 +225,41 @@ class Edit(ABC):
             "only_in_first": [request.to_json() for key, request in mine.items() if key not in theirs],
             "only_in_second": [request.to_json() for key, request in theirs.items() if key not in mine],
         }
+
+
+def set_edits(model: nn.Module, edits: Sequence[Edit], *, base: Identity | None = None) -> None:
+    """Let exactly these edits be on ``model``, in this order; all of them or, on failure, those of before.
+
+    The result is that of taking all others off and attaching these one by one, bit for bit, in one go.
+
+    Args:
+        model: the model the edits were planned on, in any weight type.
+        edits: the edits; those that are attached already stay.
+        base: identity of the unedited model, if it is at hand (saves hashing the weights).
+
+    Raises:
+        ArtifactMismatchError: the model is another one.
+        EditStateError: an edit is given twice, or the weights were changed by something else.
+        NonFiniteError: new weights overflow the model's type.
+    """
+    attachment = Attachment.of(model)
+    before, after = attachment.edits, tuple(edits)
+    if len({edit.id for edit in after}) < len(after):
+        raise EditStateError("an edit is given twice; on the model twice it would count twice")
+    for edit in after:
+        if edit not in before:
+            edit.check_base(model, base)
+    kinds = {edit.kind: edit for edit in (*before, *after)}  # one of each kind, which sets all of its kind
+    done: list[Edit] = []
+    try:
+        for edit in kinds.values():
+            edit._set(model, after)  # pyright: ignore[reportPrivateUsage]
+            done.append(edit)
+    except BaseException:
+        for edit in done:
+            edit._set(model, before)  # pyright: ignore[reportPrivateUsage]
+        raise
+    attachment.edits = after
 
 
 def attached(model: nn.Module) -> tuple[Edit, ...]:

@@ -265,7 +265,7 @@ class _Worker:
         progress = self._load_progress(saved)
         if progress is None:
             return 0
-        self.editor.resume(str(self.spec.method), progress.edits, progress.state)
+        self.editor.resume(progress.edits, {str(self.spec.method): progress.state})
         self.workplace.log(f"{self.spec.label}: going on after step {progress.steps}, whose edits were kept")
         return progress.steps
 

@@ -39,7 +39,7 @@ from kecore_serve.history import History
 from kecore_serve.records import Entry, Event, StateRecord, digest_of_state, facts_of
 from kecore_serve.states import ancestors, read_state, write_state
 
-__all__ = ["Difference", "Ledger", "Withdrawal"]
+__all__ = ["Difference", "Ledger", "Withdrawal", "open_if_ledger"]
 
 DATABASE, LOCK = "ledger.sqlite", "ledger.lock"
 _FORMAT = 1
@@ -209,6 +209,14 @@ class Ledger:
             raise ArtifactError(f"{path}, edit {entry.id} of the ledger, was changed; restore it from a copy")
         return load_edit(path)
 
+    def active_ids(self) -> tuple[str, ...]:
+        """Return the ids of the edits in effect, in order."""
+        return tuple(self._refresh().active)
+
+    def load_edit(self, id_: str) -> Edit:
+        """Read an edit by its id; see :meth:`load`."""
+        return self.load(self.find(id_))
+
     def method_state(self, method: str) -> dict[str, Tensor]:
         """Return what a method's next edit has to know of those in effect.
 
@@ -222,6 +230,21 @@ class Ledger:
         """
         history = self._refresh()
         return read_state(self.folder, history.entries, self._state_owner(history, method))
+
+    def states_behind(self, count: int) -> dict[str, dict[str, Tensor]]:
+        """Return what each method remembered when the first ``count`` edits in effect were all there were.
+
+        Raises:
+            ArtifactError: a file is missing or damaged.
+            EditStateError: it is not known; see :meth:`method_state`.
+        """
+        history = self._refresh()
+        active = history.active[:count]
+        methods = dict.fromkeys(history.entries[id_].method for id_ in active)
+        return {
+            method: read_state(self.folder, history.entries, self._state_owner(history, method, active))
+            for method in methods
+        }
 
     def diff(self, a: str, b: str = "head") -> Difference:
         """Return how two moments differ.
@@ -560,17 +583,18 @@ class Ledger:
                     "neither; plan it on the ledger"
                 ) from error
 
-    def _state_owner(self, history: History, method: str) -> str | None:
-        """Return the last edit of a method in effect, whose state is the one to go on with; None where there is none.
+    def _state_owner(self, history: History, method: str, active: Sequence[str] | None = None) -> str | None:
+        """Return the last edit of a method among those in effect, whose state is gone on with; None for none.
 
         Raises:
             EditStateError: its state was made with edits that are not in effect.
         """
-        last = _last_of(history, history.active, method)
+        active = history.active if active is None else active
+        last = _last_of(history, active, method)
         if last is None:
             return None
         known = ancestors(history.entries, last)
-        expected = [id_ for id_ in history.active if history.entries[id_].method == method]
+        expected = [id_ for id_ in active if history.entries[id_].method == method]
         remembers = any(history.entries[id_].state.written for id_ in {*known, *expected})
         if known != expected and remembers:
             withdrawn = [id_ for id_ in known if id_ not in expected]
@@ -596,6 +620,11 @@ def _last_of(history: History, active: Sequence[str], method: str) -> str | None
         if history.entries[id_].method == method:
             return id_
     return None
+
+
+def open_if_ledger(folder: Path) -> Ledger | None:
+    """Open the ledger in a folder; return None where there is none. What ``kecore edit --ledger`` finds it by."""
+    return Ledger.open(folder) if Ledger.is_ledger(folder) else None
 
 
 def user_name() -> str:

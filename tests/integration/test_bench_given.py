@@ -314,9 +314,9 @@ def test_a_resumed_session_gives_its_edits_back_together() -> None:
     weights = {name: tensor.clone() for name, tensor in first.model.state_dict().items()}
     second = Editor(tiny_model("llama"), tiny_tokenizer())
     before = {name: tensor.clone() for name, tensor in second.model.state_dict().items()}
-    second.resume("ft-m", edits[:2], first.remembered("ft-m"))
+    second.resume(edits[:2], {"ft-m": first.remembered("ft-m")})
     with pytest.raises(EditStateError, match="already"):
-        second.resume("ft-m", edits, {})
+        second.resume(edits, {})
     second.edit(records[2], "ft-m", steps=1)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in second.model.state_dict().items())
     with pytest.raises(EditStateError, match="2 edits were resumed"):
@@ -326,4 +326,4 @@ def test_a_resumed_session_gives_its_edits_back_together() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in second.model.state_dict().items())
     other = Editor(tiny_model("llama", seed=1), tiny_tokenizer())
     with pytest.raises(ArtifactMismatchError):
-        other.resume("ft-m", edits, {})
+        other.resume(edits, {})

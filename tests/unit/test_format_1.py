@@ -67,7 +67,7 @@ def test_a_session_goes_on_from_the_state_of_the_first_edit(model: nn.Module, me
     first, second = edits(method)
     statistics = KeyStatistics.load(FILES) if method in WITH_STATISTICS else None
     editor = Editor(model, tiny_tokenizer(), statistics=statistics)
-    editor.resume(method, [first], first.state)
+    editor.resume([first])
     fact = EditRequest("{} is a company that makes the", "iPhone", "Apple")
     again = editor.edit(fact, method, **second.config)
     assert isinstance(again, WeightEdit)
