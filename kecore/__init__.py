@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kecore.edit import Edit, LowRank, ModuleEdit, PromptEdit, WeightEdit, attached, load_edit, merge
     from kecore.editor import Editor
     from kecore.evaluate import Protocol, load_records
+    from kecore.hparams import read_hparams
     from kecore.model import ModelView
     from kecore.models import load_model, save_model
     from kecore.statistics import KeyStatistics, collect_statistics, export_statistics, import_statistics
@@ -69,6 +70,7 @@ _HOME = {
     "load_records": "kecore.evaluate",
     "merge": "kecore.edit",
     "methods": "kecore.catalogue",
+    "read_hparams": "kecore.hparams",
     "save_model": "kecore.models",
 }
 
@@ -108,6 +110,7 @@ __all__ = [
     "load_records",
     "merge",
     "methods",
+    "read_hparams",
     "save_model",
 ]
 

@@ -393,14 +393,22 @@ def load_model_type(ref: str) -> str:
     Raises:
         ModelLoadError: the reference leads nowhere.
     """
+    return str(load_config(ref).model_type)
+
+
+def load_config(ref: str) -> Any:
+    """Read a model's configuration, without its weights.
+
+    Raises:
+        ModelLoadError: the reference leads nowhere.
+    """
     from transformers import AutoConfig
 
     source = resolve(ref)
     try:
-        config: Any = AutoConfig.from_pretrained(source, **_only_cached(source))
+        return AutoConfig.from_pretrained(source, **_only_cached(source))
     except Exception as error:  # as in _from_pretrained
         raise ModelLoadError(f"cannot read the configuration of '{ref}': {_brief(error)}") from error
-    return str(config.model_type)
 
 
 def load_tokenizer(ref: str) -> Any:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kecore.api.errors import ConfigError
 
 if TYPE_CHECKING:
+    from kecore.api.hparams import Translation
     from kecore.batch import RequestBatch
     from kecore.memory import Need
     from kecore.model import ModelView
@@ -85,6 +86,12 @@ class ModelShape:
         model: Any = view.model
         return cls(len(view.layers), view.width, model.get_output_embeddings().weight.shape[0])
 
+    @classmethod
+    def of_config(cls, config: Any) -> ModelShape:
+        """Return the shape that a transformers configuration tells, by the names that all of them answer to."""
+        text = config.get_text_config()
+        return cls(text.num_hidden_layers, text.hidden_size, text.vocab_size)
+
 
 @dataclass(frozen=True, slots=True)
 class Preset:
@@ -142,6 +149,16 @@ class MethodConfig(BaseModel):
         if name not in known:
             raise ConfigError(f"unknown preset '{name}'; known: {', '.join(sorted(known)) or 'none'}")
         return known[name].fields
+
+    @classmethod
+    def read_hparams(cls, algorithm: str | None, values: Mapping[str, Any]) -> Translation | None:
+        """Read the values of a hyper-parameter file of another tool; None if it is not for this method.
+
+        Args:
+            algorithm: what the file calls its algorithm; None takes the file as one for this method.
+            values: its values; keys of nested ones are joined by dots.
+        """
+        return None
 
     @classmethod
     def known_keys(cls) -> list[str]:

@@ -86,6 +86,15 @@ class EditJob:
         requests = as_requests(self.records)
         check_request(self.method, config, requests, trained=self.trained is not None, examples=bool(self.examples))
 
+    def suggest_presets(self, screen: Screen, editor: Editor) -> None:
+        """Name the published set-ups for a model of this shape, where nothing was chosen; none is ever applied."""
+        if self.preset is not None or self.values:
+            return
+        presets = editor.presets(self.method)
+        if presets:
+            names = ", ".join(f"--preset {name}" for name in presets)
+            screen.log(f"published for a model of this shape: {names} (`kecore methods {self.method.method.name}`)")
+
     def run(self, screen: Screen, editor: Editor, out: Path, asks: Sequence[Ask]) -> Outcome:
         """Edit the model and write the edit.
 

@@ -27,6 +27,7 @@ __all__ = [
     "Force",
     "Format",
     "GroundTruth",
+    "Hparams",
     "Limit",
     "Map",
     "Memory",
@@ -143,6 +144,14 @@ Examples = Annotated[
     ),
 ]
 Preset = Annotated[str | None, typer.Option(metavar="NAME", help="A published set-up of the method to start from.")]
+Hparams = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="A hyper-parameter file of EasyEdit (YAML) or of the MEMIT family (JSON) to start from, as it is; it "
+        "names the method unless --method does.",
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A field of the method's configuration; VALUE is JSON or text."),

@@ -75,7 +75,7 @@ class ClosedForm:
     Args:
         layers: layers that may be edited, ascending; the spread decides which of them are.
         contexts: number of sampled context prefixes.
-        context_tokens: length of each.
+        context_tokens: length of each, or several lengths that equal shares of them have.
         values: numbers of the target stage.
         solve: the preservation stage.
         spread: which layers share one optimised value, and what each of them writes of it.
@@ -85,11 +85,12 @@ class ClosedForm:
         grouping: which requests share key and value.
         bare: weight of the bare prompt's key among its contexts'; see :class:`KeyPass`.
         gain: factor of the values, since a prompt whose key differs from the fitted ones receives a part only.
+        bare_residual: what is left to write is measured on the bare prompts alone; see :class:`Prompts`.
     """
 
     layers: tuple[int, ...]
     contexts: int
-    context_tokens: int
+    context_tokens: int | tuple[int, ...]
     values: ValueSettings
     solve: Solve
     spread: Spread = field(default_factory=Evenly)
@@ -99,6 +100,7 @@ class ClosedForm:
     grouping: Grouping = by_subject
     bare: float | None = 0.5
     gain: float = 1.0
+    bare_residual: bool = False
 
     @property
     def edited_layers(self) -> tuple[int, ...]:
@@ -153,7 +155,7 @@ class ClosedForm:
         context: MethodContext,
     ) -> tuple[Values, dict[SiteId, Update], dict[str, dict[str, float]]]:
         """Optimise values and write them: the values, the layers' updates, and how each system was solved."""
-        prompts = Prompts(view, batch, prefixes, context.memory, self.bare)
+        prompts = Prompts(view, batch, prefixes, context.memory, self.bare, self.bare_residual)
         anchor = self.spread.anchor(part)
         with context.stages("values"), torch.enable_grad():
             coupling = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["BatchConfig", "LocateConfig"]
 
 
+_Length = Annotated[int, Field(ge=1, le=64)]
+
+
 class LocateConfig(StagedConfig):
     """Stages that every closed-form method shares; defaults are relative, so they carry over to any model."""
 
@@ -41,13 +44,22 @@ class LocateConfig(StagedConfig):
         description="Context prefixes sampled from the model (kecore's choice: for the keys 15 changed nothing, "
         "docs/design/0001-values-and-keys.md; ROME's hparams: 20).",
     )
-    context_tokens: int = Field(default=10, ge=1, le=64, description="Length of a context prefix in tokens.")
+    context_tokens: _Length | Annotated[tuple[_Length, ...], Field(min_length=1)] = Field(
+        default=10,
+        description="Length of a context prefix in tokens, 1 to 64; several lengths are given to equal shares of the "
+        "contexts ([5, 10] with 20 contexts in ROME's hparams).",
+    )
     bare_weight: float | None = Field(
         default=0.5,
         ge=0,
         lt=1,
         description="Weight of the bare prompt's key, its contexts sharing the rest (half in MEMIT's released code); "
         "None counts it as one of them (ROME's).",
+    )
+    residual: Literal["mean", "bare"] = Field(
+        default="mean",
+        description="Where what is left to write is measured: the mean of all contexts, or the bare prompt alone "
+        "(MEMIT's released code).",
     )
     merge_subjects: bool = Field(
         default=True,
@@ -187,7 +199,7 @@ class LocateConfig(StagedConfig):
         return Shape(
             layers=form.layers,
             contexts=self.contexts,
-            context_tokens=self.context_tokens,
+            context_tokens=self.context_tokens if isinstance(self.context_tokens, int) else max(self.context_tokens),
             each=False,
             kl=self.kl_weight > 0,
             precision=self.value_settings().precision,
@@ -208,6 +220,7 @@ class LocateConfig(StagedConfig):
             context_tokens=self.context_tokens,
             bare=self.bare_weight,
             gain=self.gain,
+            bare_residual=self.residual == "bare",
             values=self.value_settings(),
             grouping=by_subject if self.merge_subjects else each_alone,
             **choices,

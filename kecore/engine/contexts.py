@@ -21,7 +21,7 @@ from kecore.inference.decoding import Decoding
 from kecore.model import ModelView
 from kecore.text import Encoder
 
-__all__ = ["of_session", "sample"]
+__all__ = ["context_lengths", "of_session", "sample"]
 
 _OPENINGS = ("The", "Therefore", "Because", "I", "You")
 _TOP_K = 5
@@ -30,14 +30,14 @@ _WORTH_KEEPING = 1 << 24  # parameters; smaller models write contexts as quickly
 
 
 @torch.no_grad()
-def sample(view: ModelView, encoder: Encoder, count: int, tokens: int, seed: int) -> tuple[str, ...]:
+def sample(view: ModelView, encoder: Encoder, count: int, tokens: int | tuple[int, ...], seed: int) -> tuple[str, ...]:
     """Return the empty context and ``count`` sampled ones.
 
     Args:
         view: the model that writes the contexts.
         encoder: its tokenizer; contexts are always sampled as plain text.
         count: number of sampled contexts.
-        tokens: length of each in tokens.
+        tokens: length of each in tokens; of several lengths, each goes to an equal share of the contexts, in order.
         seed: seeds the top-5 sampling.
     """
     if count == 0:
@@ -48,29 +48,36 @@ def sample(view: ModelView, encoder: Encoder, count: int, tokens: int, seed: int
     opening_ids = [list(plain.encode(opening).ids) for opening in openings]
     decoding = Decoding(view, plain.rows(opening_ids, [len(ids) - 1 for ids in opening_ids]))
     sampled: list[list[int]] = [[] for _ in openings]
-    for step in range(tokens):
+    lengths = context_lengths(count, tokens)
+    for step in range(max(lengths)):
         best, ids = decoding.logits().float().cpu().topk(_TOP_K)  # [count, _TOP_K] each
         chosen = ids.gather(1, torch.multinomial(best.softmax(-1), 1, generator=generator)).flatten()  # [count]
         for row, token in zip(sampled, chosen.tolist(), strict=True):
             row.append(int(token))
-        if step + 1 < tokens:
+        if step + 1 < max(lengths):
             decoding.append(chosen)
     contexts = [""]
-    for opening, row in zip(openings, sampled, strict=True):
-        text = opening + plain.tokenizer.decode(row, skip_special_tokens=True)
+    for opening, row, length in zip(openings, sampled, lengths, strict=True):
+        text = opening + plain.tokenizer.decode(row[:length], skip_special_tokens=True)
         # Braces would collide with the subject's slot, and line breaks end a prompt for some models.
         contexts.append(" ".join(text.replace("{", " ").replace("}", " ").split()))
     return tuple(contexts)
 
 
-def of_session(view: ModelView, context: MethodContext, count: int, tokens: int) -> tuple[str, ...]:
+def context_lengths(count: int, tokens: int | tuple[int, ...]) -> list[int]:
+    """Return the length of each of ``count`` contexts: ``(5, 10)`` gives the first half 5 tokens, the other 10."""
+    lengths = (tokens,) if isinstance(tokens, int) else tokens
+    return [lengths[index * len(lengths) // count] for index in range(count)]
+
+
+def of_session(view: ModelView, context: MethodContext, count: int, tokens: int | tuple[int, ...]) -> tuple[str, ...]:
     """Return the contexts that all edits of a session share, and all sessions on the same unedited model.
 
     Args:
         view: the model that writes the contexts, frozen by the caller.
         context: holds tokenizer, seed and what earlier edits sampled.
         count: number of sampled contexts.
-        tokens: length of each in tokens.
+        tokens: length of each in tokens, or several; see :func:`sample`.
     """
     key = ("contexts", count, tokens, context.seed)
     if key not in context.memo:
@@ -78,7 +85,7 @@ def of_session(view: ModelView, context: MethodContext, count: int, tokens: int)
     return context.memo[key]
 
 
-def _of_model(view: ModelView, context: MethodContext, count: int, tokens: int) -> tuple[str, ...]:
+def _of_model(view: ModelView, context: MethodContext, count: int, tokens: int | tuple[int, ...]) -> tuple[str, ...]:
     def sample_unedited() -> tuple[str, ...]:
         with without_edits(view.model):
             return sample(view, context.encoder, count, tokens, context.seed)

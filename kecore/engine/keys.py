@@ -106,15 +106,24 @@ class KeyPass:
         view: the model, frozen by the caller.
         layers: edited layers, ascending.
         weight: ``[u, rows]`` sparse, how much each row's key counts for a group.
+        output_weight: ``[u, rows]`` sparse, how much each row counts where outputs are measured.
         chunks: the rows.
         projection: measure what the last edited layer gives at its value projection, not at its output, where the
             layers below also have a part (PMET's targets).
     """
 
     def __init__(
-        self, view: ModelView, layers: Sequence[int], weight: Tensor, chunks: list[Chunk], *, projection: bool
+        self,
+        view: ModelView,
+        layers: Sequence[int],
+        *,
+        weight: Tensor,
+        output_weight: Tensor,
+        chunks: list[Chunk],
+        projection: bool,
     ) -> None:
-        self.view, self.layers, self.weight, self.chunks = view, list(layers), weight, chunks
+        self.view, self.layers, self.chunks = view, list(layers), chunks
+        self.weight, self.output_weight = weight, output_weight
         self.scale = None if projection else view.layers[self.layers[-1]].residual_scale
         self.below: int | None = None  # the layer whose output the chunks hold
 
@@ -147,7 +156,7 @@ class KeyPass:
             outputs.append(self._output_at_lookup(out))
         if layer:
             self.below = layer - 1
-        moved = self.weight @ self._in_order(outputs) - self.original  # [u, d_model]
+        moved = self.output_weight @ self._in_order(outputs) - self.original  # [u, d_model]
         return Keys(self._in_order(keys), self.weight), moved
 
     def _outputs(self, last: int) -> Tensor:
@@ -157,7 +166,7 @@ class KeyPass:
             for chunk in self.chunks:
                 out = self.view.run(chunk.rows, taps=[Output(last), Value(last)], last=last)
                 outputs.append(self._output_at_lookup(out))
-        return self.weight @ self._in_order(outputs)  # [u, d_model]
+        return self.output_weight @ self._in_order(outputs)  # [u, d_model]
 
     def _output_at_lookup(self, out: Pass) -> Tensor:
         """Return what the last edited layer gives at the lookup token, in units of its value projection."""
@@ -183,6 +192,8 @@ class Prompts:
         contexts: prefixes of every prompt; the first is empty.
         memory: bytes of activations per chunk of rows.
         bare: share of the bare prompt's key in the weight of all contexts; None counts it as one of them.
+        bare_outputs: outputs are measured on the bare prompts alone (MEMIT's released code), and not on the mean of
+            all contexts.
     """
 
     view: ModelView
@@ -190,6 +201,7 @@ class Prompts:
     contexts: Sequence[str]
     memory: int = 2 << 30
     bare: float | None = 0.5
+    bare_outputs: bool = False
 
     def begin_pass(self, layers: Sequence[int], *, projection: bool = False) -> KeyPass:
         """Begin a pass over some layers, ascending; what the last one gives now is measured at once.
@@ -200,10 +212,16 @@ class Prompts:
         """
         rows, occurrences = distinct_rows(self.batch, self.contexts)
         weights = context_weights(len(self.contexts) - 1, self.bare)
-        weight = group_weights(occurrences, weights, groups=len(self.batch.subjects), rows=len(rows))
+        counts = {"groups": len(self.batch.subjects), "rows": len(rows)}
+        weight = group_weights(occurrences, weights, **counts)
+        output_weight = weight
+        if self.bare_outputs:
+            output_weight = group_weights(occurrences, [1.0] + [0.0] * (len(weights) - 1), **counts)
         tokens = max(1, min(pass_tokens(self.view), self.memory // forward_bytes(self.view)))
         chunks = pack(self.view, self.batch.encoder, rows, tokens)
-        key_pass = KeyPass(self.view, layers, weight, chunks, projection=projection)
+        key_pass = KeyPass(
+            self.view, layers, weight=weight, output_weight=output_weight, chunks=chunks, projection=projection
+        )
         key_pass.start()
         return key_pass
 

@@ -297,8 +297,9 @@ def train(
     *,
     stop: float = 0.0,
     after: Callable[[int], None] = lambda _: None,
+    optimizer: Literal["adam", "sgd"] = "adam",
 ) -> list[float]:
-    """Minimise a loss by Adam, one update a batch.
+    """Minimise a loss, one update a batch.
 
     Args:
         context: told of progress.
@@ -310,6 +311,7 @@ def train(
         stop: training ends when a pass has a mean loss below this. Where every request has a value of its own, none
             may be above it, and one that is below takes no part in the update, so that no fact pays for another.
         after: called after every update, with the number of updates so far.
+        optimizer: Adam, or plain gradient descent.
 
     Returns:
         The mean loss of each pass.
@@ -317,13 +319,14 @@ def train(
     Raises:
         NonFiniteError: the loss became NaN or infinite.
     """
-    optimizer = torch.optim.Adam(parameters, lr=rate)
+    kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    optimiser = kinds[optimizer](parameters, lr=rate)
     epoch_losses: list[float] = []
     updates = 0
     for epoch in range(epochs):
         loss_sum, requests, worst = 0.0, 0, -math.inf
         for batch in batches(epoch):
-            optimizer.zero_grad()
+            optimiser.zero_grad()
             batch_loss = loss(batch)  # [count], or their mean
             if not bool(batch_loss.isfinite().all()):
                 raise NonFiniteError("the fine-tuning loss became NaN or infinite; lower the learning rate")
@@ -332,7 +335,7 @@ def train(
                 objective = batch_loss * (batch_loss.detach() >= stop)
                 worst = max(worst, float(batch_loss.detach().max()))
             objective.mean().backward()
-            optimizer.step()
+            optimiser.step()
             updates += 1
             after(updates)
             loss_sum += float(batch_loss.detach().mean()) * batch.count

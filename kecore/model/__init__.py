@@ -2,7 +2,7 @@
 
 from kecore.model.layer import LayerView, ValueSite
 from kecore.model.linear import LinearView
-from kecore.model.sites import Beside, Key, ModuleOutput, Output, SiteId, Start, Value
+from kecore.model.sites import Beside, Key, ModuleInput, ModuleOutput, Output, SiteId, Start, Value
 from kecore.model.view import ModelView, Pass
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "LayerView",
     "LinearView",
     "ModelView",
+    "ModuleInput",
     "ModuleOutput",
     "Output",
     "Pass",

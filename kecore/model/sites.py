@@ -13,7 +13,7 @@ from typing import TypeAlias
 from torch import Tensor, nn
 from typing_extensions import Self
 
-__all__ = ["Beside", "Key", "ModuleOutput", "Output", "Patch", "Site", "SiteId", "Start", "Value"]
+__all__ = ["Beside", "Key", "ModuleInput", "ModuleOutput", "Output", "Patch", "Site", "SiteId", "Start", "Value"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -72,7 +72,14 @@ class ModuleOutput:
     module: nn.Module
 
 
-Site: TypeAlias = Output | Key | Value | ModuleOutput
+@dataclass(frozen=True, slots=True)
+class ModuleInput:
+    """The first input of any module of the model, which must be a state of the tokens, ``[rows, width, n]``."""
+
+    module: nn.Module
+
+
+Site: TypeAlias = Output | Key | Value | ModuleOutput | ModuleInput
 
 
 @dataclass(frozen=True, slots=True, eq=False)

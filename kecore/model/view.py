@@ -20,7 +20,7 @@ from kecore.model.caches import cache_keyword, kept_cache
 from kecore.model.layer import LayerView, ValueSite
 from kecore.model.layout import RightPadding
 from kecore.model.probe import probe
-from kecore.model.sites import Beside, Key, ModuleOutput, Output, Patch, Site, SiteId, Start, Value
+from kecore.model.sites import Beside, Key, ModuleInput, ModuleOutput, Output, Patch, Site, SiteId, Start, Value
 from kecore.model.verify import BROKEN, continues, verified
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ class ModelView:
     def _module(self, site: Site) -> nn.Module:
         """Return the module that writes a site, or reads it if it is a key."""
         match site:
-            case ModuleOutput(module):
+            case ModuleOutput(module) | ModuleInput(module):
                 return module
             case Output(layer):
                 return self.layer(layer).module
@@ -275,7 +275,7 @@ class ModelView:
 
     def _captured(self, site: Site) -> AbstractContextManager[list[Tensor]]:
         """Return a context that gives the tensor at a site, in a list of one, once the pass has reached it."""
-        return hooks.capture([self._module(site)], inputs=isinstance(site, Key))
+        return hooks.capture([self._module(site)], inputs=isinstance(site, Key | ModuleInput))
 
     def _patched(
         self, site: Site, patch: Patch, shape: torch.Size, layout: RightPadding | None
@@ -283,7 +283,7 @@ class ModelView:
         """Return a context in which a patch acts at a site."""
         module = self._module(site)
         if not isinstance(patch, Beside):
-            return hooks.substitute(module, _on_rows(patch, shape, layout), inputs=isinstance(site, Key))
+            return hooks.substitute(module, _on_rows(patch, shape, layout), inputs=isinstance(site, Key | ModuleInput))
         if isinstance(patch.change, Tensor):
             return hooks.beside(module, patch.change)
         return hooks.beside(module, _on_rows(patch.change, shape, layout))
@@ -292,7 +292,9 @@ class ModelView:
         self, last: int, taps: Collection[Site], patches: Mapping[Site, Patch]
     ) -> AbstractContextManager[None]:
         """Return a context that ends a pass after a layer, or before its value projection where that is enough."""
-        needs_value = any(site in (Output(last), Value(last)) or isinstance(site, ModuleOutput) for site in taps)
+        needs_value = any(
+            site in (Output(last), Value(last)) or isinstance(site, ModuleOutput | ModuleInput) for site in taps
+        )
         if Key(last) in taps and not needs_value and not patches:
             return hooks.stopped(self._module(Key(last)), inputs=True)
         return hooks.stopped(self._module(Output(last)))

@@ -49,7 +49,7 @@ FLOORS = (
     Floor("ground", ("kecore", "kecore._version", "kecore._build", "kecore.foreign", "kecore.foreign_llama")),
     Floor("api", ("kecore.api",)),
     Floor("material", ("kecore.data", "kecore.files", "kecore.hub", "kecore.text", "kecore.batch", "kecore.corpus",
-                       "kecore.models", "kecore.catalogue", "kecore.cache")),
+                       "kecore.models", "kecore.catalogue", "kecore.cache", "kecore.hparams")),
     Floor("ops", ("kecore.ops",)),
     Floor("model", ("kecore.model",)),
     Floor("memory", ("kecore.memory", "kecore.forecast")),

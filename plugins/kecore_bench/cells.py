@@ -193,7 +193,7 @@ def _method_settings(entry: MethodEntry, plan: BenchPlan) -> dict[str, Any] | No
     editor = next(iter(trained.values()), None)
     return {
         "method": method.name,
-        "config": method.make_config(entry.set, preset=entry.preset, trained=editor).to_json(),
+        "config": method.make_config(entry.fields, preset=entry.preset, trained=editor).to_json(),
         "statistics": _describe_statistics(plan) if method.capabilities.needs_statistics else None,
         "given": given or None,
     }

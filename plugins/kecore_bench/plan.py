@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from kecore.api.config import validate_config
 from kecore.api.errors import ConfigError, DataFormatError, MissingDependencyError
 from kecore.evaluate.protocol import Protocol
+from kecore.hparams import read_hparams
 from kecore_bench.published import PaperTable, unmeasured
 
 __all__ = ["BASELINES", "UNEDITED", "BenchPlan", "DataEntry", "MethodEntry", "read_plan"]
@@ -33,12 +34,31 @@ class MethodEntry(BaseModel):
     name: str = Field(description="name of an installed method")
     label: str = Field(default="", description="its name in tables; by default name, preset and settings")
     preset: str | None = Field(default=None, description="a published set-up to start from")
+    hparams: Path | None = Field(
+        default=None, description="a hyper-parameter file of another tool to start from, which also gives the name"
+    )
     set: Mapping[str, Any] = Field(default_factory=dict, description="fields of the method's configuration")
 
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, Mapping) and value.get("hparams") is not None and value.get("name") is None:
+            return {**value, "name": read_hparams(value["hparams"]).method}
+        return value
+
+    @model_validator(mode="after")
+    def _one_start(self) -> MethodEntry:
+        if self.preset and self.hparams:
+            raise ValueError(f"'{self.name}' has a preset and a file of hparams; both set the same fields")
+        return self
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Fields of the configuration beside the preset's: those of the file, and those that were set."""
+        of_file = {} if self.hparams is None else read_hparams(self.hparams, self.name).fields
+        return {**of_file, **self.set}
 
     @property
     def title(self) -> str:
@@ -48,6 +68,8 @@ class MethodEntry(BaseModel):
         words = [self.name]
         if self.preset:
             words.append(self.preset)
+        if self.hparams:
+            words.append(self.hparams.name)
         words += [f"{key}={value}" for key, value in self.set.items()]
         return " ".join(words)
 

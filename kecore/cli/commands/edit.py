@@ -12,6 +12,7 @@ from kecore.cli import options, verdicts
 from kecore.cli.console import Screen, format_bytes, make_fields, to_plain_json
 from kecore.cli.errors import CheckFailed
 from kecore.cli.groups import ReadingOptions, take_groups
+from kecore.cli.hparams import take_hparams
 from kecore.cli.job import EditJob
 from kecore.cli.loading import Loading
 from kecore.cli.outcome import Outcome
@@ -22,6 +23,7 @@ from kecore.statistics_source import StatisticsSource
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from kecore.api.hparams import Hparams
     from kecore.api.line import MethodLine
     from kecore.api.types import EditRecord
     from kecore.trained import TrainedEditor
@@ -51,6 +53,7 @@ def edit(
     trained: options.Trained = None,
     examples: options.Examples = None,
     preset: options.Preset = None,
+    hparams: options.Hparams = None,
     set_: options.Settings = None,
     no_evaluate: options.NoEvaluate = False,
     require: Annotated[
@@ -85,12 +88,13 @@ def edit(
         raise typer.BadParameter(f"--{'require' if required else 'retry'} needs scores; leave out --no-evaluate")
     of_facts = reading.given() if limit is None else ["--limit", *reading.given()]
     _check_usage(facts, single, of_facts, stats, text or tokens)
+    theirs = take_hparams(screen, context, hparams, method=method, preset=preset)
     job = EditJob(
-        method=_method(method),
+        method=_method(method if theirs is None else theirs.method),
         records=_single(single) if facts is None else reading.load(facts, limit),
         source=StatisticsSource(stats, tuple(text or ()), tokens),
         preset=preset,
-        values=options.settings(set_),
+        values={**(theirs.fields if theirs is not None else {}), **options.settings(set_)},
         trained=_trained(trained),
         examples=_examples(examples),
         evaluate=not no_evaluate,
@@ -104,8 +108,10 @@ def edit(
     editor = loading.edit(
         screen, statistics=job.source, trained=job.trained or (), examples=job.examples, chat=chat, memory=budget
     )
+    if theirs is None:
+        job.suggest_presets(screen, editor)
     outcome = job.run(screen, editor, out, choose_asks(job.records))
-    _finish(screen, outcome, loading, out, facts)
+    _finish(screen, outcome, loading, out, facts, theirs)
     if required and outcome.after is not None and (missed := verdicts.unmet(required, outcome.after)):
         raise CheckFailed("; ".join(missed))
 
@@ -161,12 +167,16 @@ def _single(parts: Mapping[str, str | None]) -> Sequence[EditRecord]:
     return [EditRecord(EditRequest(**{name: value or "" for name, value in parts.items()}))]
 
 
-def _finish(screen: Screen, outcome: Outcome, loading: Loading, out: Path, facts: Path | None) -> None:
+def _finish(
+    screen: Screen, outcome: Outcome, loading: Loading, out: Path, facts: Path | None, hparams: Hparams | None
+) -> None:
     """Write the result file, print the result, and say what can be done with it."""
     from kecore.files import write_json
 
     result = out / RESULT
     values = {**outcome.to_json(screen, loading.ref), "facts": facts, "result_path": result}
+    if hparams is not None:
+        values["hparams"] = hparams.to_json()
     write_json(result, to_plain_json({**values, "records": outcome.rows()}))
     written = {"edit": f"{outcome.path} ({format_bytes(outcome.path.stat().st_size)})", "result": str(result)}
     if outcome.after is not None:

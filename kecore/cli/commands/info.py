@@ -29,16 +29,21 @@ def methods(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="Show what can be set of this one.", show_default=False)
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="Say which set-ups are for one of its shape.", show_default=False),
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """List the installed editing methods, and what to take when.
 
     And the stages that can be added to them. With NAME, such as memit or 'memit + blue', what the method does, can,
-    needs and costs, its fields with type, default, bounds and meaning, and its published set-ups.
+    needs and costs, its fields with type, default, bounds and meaning, and its published set-ups; with MODEL, too,
+    which of these are for a model of that many layers, that width and that vocabulary.
     """
     screen = Screen.of(context)
     if name is not None:
-        _show_method(screen, name)
+        _show_method(screen, name, model)
         return
     from kecore.api import registry
     from kecore.api.stage import installed_stages
@@ -56,11 +61,21 @@ def methods(
     )
 
 
-def _show_method(screen: Screen, name: str) -> None:
+def _fitting_presets(card: MethodCard, model: str) -> list[str]:
+    """Return the names of the published set-ups for a model of one's shape, which is read without its weights."""
+    from kecore.api.config import ModelShape
+    from kecore.models import load_config
+
+    shape = ModelShape.of_config(load_config(model))
+    return [name for name, preset in card.presets.items() if preset.model == shape]
+
+
+def _show_method(screen: Screen, name: str, model: str | None) -> None:
     """Show what is to know of one method, and of the stages behind it."""
     from kecore.catalogue import methods as catalogue
 
     card = catalogue(name)
+    fitting = None if model is None else _fitting_presets(card, model)
     screen.show(make_fields(card.about()))
     rows = [(field.name, field.type, _shown(field.default), field.bounds, field.meaning) for field in card.fields]
     screen.show(make_table("field", "type", "default", "bounds", "meaning", rows=rows, title="--set FIELD=VALUE"))
@@ -77,7 +92,12 @@ def _show_method(screen: Screen, name: str) -> None:
                 }
             )
         )
-    screen.finish({**card.about(), **card.to_json()})
+    values = {**card.about(), **card.to_json()}
+    if fitting is not None:
+        shown = ", ".join(f"--preset {preset}" for preset in fitting) or "none"
+        screen.show(f"\n[bold]published for a model of {escape(str(model))}'s shape:[/] {escape(shown)}")
+        values["fitting_presets"] = fitting
+    screen.finish(values)
 
 
 def _shown(value: object) -> str:

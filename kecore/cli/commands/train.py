@@ -15,6 +15,7 @@ from kecore.api.errors import UnsupportedCapabilityError
 from kecore.cli import options
 from kecore.cli.console import Screen, count_noun, format_bytes, format_score, make_fields, make_table
 from kecore.cli.groups import ReadingOptions, take_groups
+from kecore.cli.hparams import take_hparams
 from kecore.cli.loading import Loading
 from kecore.cli.machine import measure_cost, show_cost
 from kecore.environment import environment
@@ -57,6 +58,7 @@ def train(
         typer.Option(metavar="N", help="Updates between two measurements.", min=1, show_default="the method's own"),
     ] = None,
     preset: options.Preset = None,
+    hparams: options.Hparams = None,
     set_: options.Settings = None,
     chat: options.Chat = False,
     seed: options.Seed = 0,
@@ -76,7 +78,8 @@ def train(
     from kecore.training import Trainable
     from kecore.training import train as run
 
-    line = MethodLine.of(method)
+    theirs = take_hparams(screen, context, hparams, method=method, preset=preset)
+    line = MethodLine.of(method if theirs is None else theirs.method)
     cls, instance = line.method, line.method()
     if not isinstance(instance, Trainable):
         raise UnsupportedCapabilityError(f"method '{cls.name}' needs no training; use it with `kecore edit` as it is")
@@ -88,7 +91,8 @@ def train(
     }
     changes = {name: value for name, value in options_of_schedule.items() if value is not None}
     schedule = replace(instance.schedule, **changes)
-    config = line.make_config(options.settings(set_), preset=preset)
+    given = theirs.fields if theirs is not None else {}
+    config = line.make_config({**given, **options.settings(set_)}, preset=preset)
     config.check_installed()
     records = reading.load(data, limit)
     options.check_free(out, TRAINED, force)

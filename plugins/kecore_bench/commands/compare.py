@@ -34,6 +34,7 @@ def compare(
         typer.Option(metavar="DIR", help="Directory for the result.", show_default="compare-MODEL-FACTS"),
     ] = None,
     presets: bench_options.MethodPresets = None,
+    hparams: bench_options.MethodHparams = None,
     set_: bench_options.MethodSettings = None,
     limit: options.Limit = None,
     reading: ReadingOptions,
@@ -54,7 +55,7 @@ def compare(
     out = out or Path(f"compare-{_file_name(model.removesuffix('.gguf'))}-{_file_name(facts.partition('.json')[0])}")
     fields = {
         "models": model,
-        "methods": bench_options.method_entries(options.names(methods), presets, set_),
+        "methods": bench_options.method_entries(options.names(methods), presets, set_, hparams),
         "facts": data_entry(facts, reading),
         "sizes": limit,
         **method_options.fields(),

@@ -13,6 +13,7 @@ from kecore.cli.options import METHODS_HELP, settings
 
 __all__ = [
     "Jobs",
+    "MethodHparams",
     "MethodNames",
     "MethodPresets",
     "MethodSettings",
@@ -36,6 +37,14 @@ Methods = Annotated[str | None, typer.Option(metavar="NAME,NAME", help=f"Editing
 MethodPresets = Annotated[
     list[str] | None,
     typer.Option("--preset", metavar="METHOD=NAME", help="A published set-up of one of --methods to start from."),
+]
+MethodHparams = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--hparams",
+        metavar="METHOD=FILE",
+        help="A hyper-parameter file of EasyEdit or the MEMIT family for one of --methods to start from.",
+    ),
 ]
 MethodSettings = Annotated[
     list[str] | None,
@@ -78,9 +87,12 @@ References = Annotated[
 
 
 def method_entries(
-    methods: Sequence[str], presets: Sequence[str] | None, pairs: Sequence[str] | None
+    methods: Sequence[str],
+    presets: Sequence[str] | None,
+    pairs: Sequence[str] | None,
+    hparams: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Join methods with what ``--preset METHOD=NAME`` and ``--set METHOD.KEY=VALUE`` say of them, for a plan.
+    """Join methods with what ``--preset METHOD=NAME``, ``--hparams METHOD=FILE`` and ``--set METHOD.KEY=VALUE`` say.
 
     Raises:
         ConfigError: an option names none of the methods, or is said twice.
@@ -98,13 +110,26 @@ def method_entries(
     for text in pairs or ():
         method, pair = split_method(text, ".", "--set takes METHOD.KEY=VALUE")
         fields[method].append(pair)
-    preset_of_method: dict[str, str] = {}
-    for text in presets or ():
-        method, preset = split_method(text, "=", "--preset takes METHOD=NAME")
-        if method in preset_of_method:
-            raise ConfigError(f"--preset of '{method}' is given twice")
-        preset_of_method[method] = preset
-    return [{"name": name, "preset": preset_of_method.get(name), "set": settings(fields[name])} for name in methods]
+
+    def of_methods(option: str, value: str, texts: Sequence[str] | None) -> dict[str, str]:
+        """Return what an option says of each method that it names."""
+        of_method: dict[str, str] = {}
+        for text in texts or ():
+            method, said = split_method(text, "=", f"{option} takes METHOD={value}")
+            if method in of_method:
+                raise ConfigError(f"{option} of '{method}' is given twice")
+            of_method[method] = said
+        return of_method
+
+    preset_of = of_methods("--preset", "NAME", presets)
+    file_of = of_methods("--hparams", "FILE", hparams)
+    entries: list[dict[str, Any]] = []
+    for name in methods:
+        entry = {"name": name, "preset": preset_of.get(name), "set": settings(fields[name])}
+        if name in file_of:
+            entry["hparams"] = file_of[name]
+        entries.append(entry)
+    return entries
 
 
 def _without_spaces(name: str) -> str:

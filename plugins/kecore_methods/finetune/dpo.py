@@ -18,7 +18,9 @@ from kecore.edit import WeightEdit
 from kecore.engine.tuning import Preserved, Targets, Wording
 from kecore.model import ModelView
 from kecore.text import Encoded, Encoder
+from kecore_methods import hparams
 from kecore_methods.finetune.adapter import Adapter, AdapterConfig, AdapterTraining, plan_adapter
+from kecore_methods.hparams import HparamsTable
 from kecore_methods.presets import Published
 
 __all__ = ["Dpo", "dpo_loss"]
@@ -28,6 +30,7 @@ class DpoConfig(Published, AdapterConfig):
     """Configuration of DPO; beta from the paper."""
 
     preset_file: ClassVar[str] = "dpo"
+    hparams_table: ClassVar[HparamsTable | None] = hparams.DPO
 
     beta: float = Field(default=0.1, gt=0, description="How much a difference to the unedited model counts.")
     likelihood: float = Field(

@@ -16,6 +16,8 @@ from kecore.edit import Dense, WeightEdit
 from kecore.engine.tuning import Objective, PreservingConfig, Targets, batch_need, choose_layer, estimate_items, train
 from kecore.memory import Need
 from kecore.model import ModelView
+from kecore_methods import hparams
+from kecore_methods.hparams import HparamsTable
 from kecore_methods.presets import Published
 
 __all__ = ["FtL", "FtM", "MatrixConfig", "tune_matrix"]
@@ -106,6 +108,7 @@ class FtL(_FineTune):
         """Configuration of FT-L."""
 
         preset_file: ClassVar[str] = "ft-l"
+        hparams_table: ClassVar[HparamsTable | None] = hparams.FT_L
 
     name = "ft-l"
     objective = "prompt_last"
@@ -119,6 +122,7 @@ class FtM(_FineTune):
         """Configuration of FT-M."""
 
         preset_file: ClassVar[str] = "ft-m"
+        hparams_table: ClassVar[HparamsTable | None] = hparams.FT_M
 
     name = "ft-m"
     objective = "target_new"

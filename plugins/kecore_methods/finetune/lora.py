@@ -18,12 +18,17 @@ from kecore_methods.presets import Published
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+from kecore_methods import hparams
+from kecore_methods.hparams import HparamsTable
 
 __all__ = ["AdaLora", "AdaLoraConfig", "Lora", "LoraConfig"]
 
 
-class LoraConfig(AdapterConfig):
+class LoraConfig(Published, AdapterConfig):
     """Configuration of LoRA; layers, contexts and where to stop were chosen for neighbours, see its page."""
+
+    preset_file: ClassVar[str] = "lora"
+    hparams_table: ClassVar[HparamsTable | None] = hparams.LORA
 
     depth_first: float = Field(default=0.03, ge=0, le=1, description="Depth of the first adapted layer.")
     depth_last: float = Field(default=0.17, ge=0, le=1, description="Depth of the last adapted layer.")
@@ -39,6 +44,7 @@ class AdaLoraConfig(Published, AdapterConfig):
     """Configuration of AdaLoRA; defaults of its paper where none of EasyEdit's is named."""
 
     preset_file: ClassVar[str] = "adalora"
+    hparams_table: ClassVar[HparamsTable | None] = hparams.ADALORA
 
     alpha: float = Field(default=8, gt=0, description="Triplets are scaled by alpha / initial rank.")
     learning_rate: float | None = Field(default=5e-3, gt=0, description="Of Adam (EasyEdit: 5e-3).")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -18,20 +18,26 @@ from kecore.batch import RequestBatch
 from kecore.edit import WeightEdit
 from kecore.memory import Need
 from kecore.model import LinearView, ModelView
+from kecore_methods import hparams
 from kecore_methods.finetune.adapter import (
     AdapterConfig,
     AdapterTraining,
     linear_maps,
     plan_adapter,
 )
+from kecore_methods.hparams import HparamsTable
+from kecore_methods.presets import Published
 
 __all__ = ["QLora", "QLoraConfig", "bitsandbytes_package", "quantised"]
 
 _FLAG = "is_loaded_in_4bit"  # by which peft tells such a base
 
 
-class QLoraConfig(AdapterConfig):
+class QLoraConfig(Published, AdapterConfig):
     """Configuration of QLoRA: the base as in the paper, the adapter a plain LoRA."""
+
+    preset_file: ClassVar[str] = "qlora"
+    hparams_table: ClassVar[HparamsTable | None] = hparams.QLORA
 
     code: Literal["nf4", "fp4"] = Field(
         default="nf4", description="The sixteen values of a weight: those of a normal distribution, or floats."

@@ -22,6 +22,8 @@ from kecore.engine.needs import Shape
 from kecore.model import ModelView, SiteId
 from kecore.ops import Solution, kv_solve
 from kecore.statistics import KeyStatistics
+from kecore_methods import hparams
+from kecore_methods.hparams import HparamsTable
 from kecore_methods.presets import Published
 
 __all__ = ["AlphaEdit", "InNullSpace", "NullSpace", "Projected"]
@@ -149,6 +151,7 @@ class AlphaEdit(InNullSpace):
         """Configuration of AlphaEdit."""
 
         preset_file: ClassVar[str] = "alphaedit"
+        hparams_table: ClassVar[HparamsTable | None] = hparams.ALPHAEDIT
 
     name = "alphaedit"
     reference = (

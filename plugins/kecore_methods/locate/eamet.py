@@ -6,7 +6,7 @@ values are not, one of the facts is lost; with thousands of facts there are many
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -15,6 +15,8 @@ from torch.nn.functional import normalize
 
 from kecore.engine.closed_form import ClosedForm
 from kecore.engine.value_steps import Coupling
+from kecore_methods import hparams
+from kecore_methods.hparams import HparamsTable
 from kecore_methods.locate.memit import LeastSquares
 
 __all__ = ["Alignment", "Eamet"]
@@ -98,6 +100,8 @@ class Eamet(LeastSquares):
     class Config(LeastSquares.Config):
         """Configuration of EAMET; factors and temperature are those of the released Qwen-2.5 set-up."""
 
+        preset_file: ClassVar[str] = "eamet"
+        hparams_table: ClassVar[HparamsTable | None] = hparams.EAMET
         align_divergence: float = Field(
             default=1.0, ge=0, description="Factor of KL(values' cosines | keys' cosines) in the value loss."
         )

@@ -16,6 +16,8 @@ from kecore.engine.keys import Keys
 from kecore.engine.solve import least_squares
 from kecore.model import ModelView, SiteId
 from kecore.ops import Solution
+from kecore_methods import hparams
+from kecore_methods.hparams import HparamsTable
 from kecore_methods.presets import Published
 
 __all__ = ["Emmet"]
@@ -32,6 +34,7 @@ class Emmet:
         """Configuration of EMMET."""
 
         preset_file: ClassVar[str] = "emmet"
+        hparams_table: ClassVar[HparamsTable | None] = hparams.EMMET
 
         ridge: float = Field(
             default=1e-3,

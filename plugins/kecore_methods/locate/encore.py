@@ -6,6 +6,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from kecore_methods import hparams
+from kecore_methods.hparams import HparamsTable
 from kecore_methods.locate.memit import LeastSquares
 
 __all__ = ["Encore"]
@@ -22,6 +24,7 @@ class Encore(LeastSquares):
         """Configuration of ENCORE."""
 
         preset_file: ClassVar[str] = "encore"
+        hparams_table: ClassVar[HparamsTable | None] = hparams.ENCORE
 
         stop_most_probable: bool = Field(default=True, description="The early stop; see MEMIT's.")
         norm_weight: float = Field(

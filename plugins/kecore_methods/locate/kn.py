@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from kecore.api.config import MethodConfig
 from kecore.api.errors import NumericalError, UnsupportedModelError
 from kecore.api.method import MethodContext
 from kecore.api.requirements import check_count
@@ -22,7 +21,10 @@ from kecore.engine import contexts
 from kecore.memory import Need
 from kecore.model import ModelView, SiteId
 from kecore.text import Encoder, join_context
+from kecore_methods import hparams
+from kecore_methods.hparams import HparamsTable
 from kecore_methods.locate.neurons import Neuron, attribute, attribution_need, knowledge_neurons, next_tokens
+from kecore_methods.presets import Published
 
 __all__ = ["Kn"]
 
@@ -30,8 +32,10 @@ __all__ = ["Kn"]
 class Kn:
     """Knowledge neurons: found by integrated gradients, then overwritten with the new answer, or erased."""
 
-    class Config(MethodConfig):
+    class Config(Published):
         """Configuration; numbers of the paper, but for lengths, which are relative."""
+
+        hparams_table: ClassVar[HparamsTable | None] = hparams.KN
 
         operation: Literal["update", "erase"] = Field(
             default="update", description="Write the target into the neurons' values, or set these to zero."

@@ -19,6 +19,8 @@ from kecore.engine.solve import least_squares
 from kecore.model import ModelView, SiteId
 from kecore.ops import Solution
 from kecore.statistics import KeyStatistics
+from kecore_methods import hparams
+from kecore_methods.hparams import HparamsTable
 from kecore_methods.presets import Published
 
 __all__ = ["LeastSquares", "Memit", "PreservedConfig"]
@@ -106,6 +108,7 @@ class Memit(LeastSquares):
         """Configuration of MEMIT."""
 
         preset_file: ClassVar[str] = "memit"
+        hparams_table: ClassVar[HparamsTable | None] = hparams.MEMIT
 
     name = "memit"
     reference = "Meng et al., Mass-Editing Memory in a Transformer, ICLR 2023, arXiv:2210.07229"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from kecore.engine.closed_form import ClosedForm
 from kecore.engine.keys import Keys, Prompts
 from kecore.engine.spread import Residuals, Spread
 from kecore.model import Output, SiteId, Value
+from kecore_methods import hparams
+from kecore_methods.hparams import HparamsTable
 from kecore_methods.locate.memit import LeastSquares
 
 __all__ = ["ForwardReplay", "MemitFE", "replayed_targets"]
@@ -96,6 +98,9 @@ class MemitFE(LeastSquares):
 
     class Config(LeastSquares.Config):
         """Configuration of MEMIT-FE."""
+
+        preset_file: ClassVar[str] = "memit-fe"
+        hparams_table: ClassVar[HparamsTable | None] = hparams.MEMIT_FE
 
         def engine(self, layers: tuple[int, ...], **choices: Any) -> ClosedForm:
             """Return the engine with targets from the first layer."""

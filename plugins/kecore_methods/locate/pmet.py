@@ -15,6 +15,8 @@ from kecore.engine.spread import AnchorResiduals, Residuals, Spread
 from kecore.engine.value_steps import ValueSettings
 from kecore.model import SiteId
 from kecore.model.mixer import mixer
+from kecore_methods import hparams
+from kecore_methods.hparams import HparamsTable
 from kecore_methods.locate.memit import LeastSquares
 
 __all__ = ["BySquareRoot", "Pmet"]
@@ -47,6 +49,7 @@ class Pmet(LeastSquares):
         """Configuration of PMET; lengths are relative to the norms of the two blocks' outputs."""
 
         preset_file: ClassVar[str] = "pmet"
+        hparams_table: ClassVar[HparamsTable | None] = hparams.PMET
 
         # Of two vectors one is forgotten, so the other has to be learnt well: MEMIT's 20 steps write fewer targets.
         steps: int = Field(default=25, ge=1, description="Evaluations of the value loss (Adam makes one update fewer).")

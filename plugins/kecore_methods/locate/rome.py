@@ -17,6 +17,8 @@ from kecore.engine.keys import Keys, Prompts
 from kecore.engine.solve import one_by_one
 from kecore.model import ModelView, SiteId
 from kecore.ops import Solution
+from kecore_methods import hparams
+from kecore_methods.hparams import HparamsTable
 from kecore_methods.presets import Published
 
 __all__ = ["Rome"]
@@ -33,6 +35,7 @@ class Rome:
         """Configuration of ROME."""
 
         preset_file: ClassVar[str] = "rome"
+        hparams_table: ClassVar[HparamsTable | None] = hparams.ROME
 
         consistent_key: bool = Field(
             default=True,

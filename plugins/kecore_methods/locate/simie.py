@@ -13,6 +13,8 @@ from kecore.engine.accumulate import append, gathered
 from kecore.engine.closed_form import ClosedForm
 from kecore.engine.post import EditedSite, Post
 from kecore.ops import kv_solve
+from kecore_methods import hparams
+from kecore_methods.hparams import HparamsTable
 from kecore_methods.locate.rome import Rome
 
 __all__ = ["SimIE", "SimulatedIdeal", "simulated_ideal"]
@@ -25,6 +27,7 @@ class SimIE(Rome):
         """Configuration of SimIE."""
 
         preset_file: ClassVar[str] = ""
+        hparams_table: ClassVar[HparamsTable | None] = hparams.SIMIE
         own_stages: ClassVar[tuple[str, ...]] = ("simie",)
 
     name = "simie"

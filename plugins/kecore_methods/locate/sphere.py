@@ -11,6 +11,8 @@ from kecore.api.config import StageSettings
 from kecore.edit import Dense, LowRank, Update, factors_of
 from kecore.engine.closed_form import ClosedForm
 from kecore.engine.post import EditedSite, Post
+from kecore_methods import hparams
+from kecore_methods.hparams import HparamsTable
 from kecore_methods.locate.alphaedit import AlphaEdit
 
 __all__ = ["BesidesPrincipalDirections", "Sphere", "besides_principal_directions"]
@@ -25,7 +27,8 @@ class Sphere(AlphaEdit):
     class Config(AlphaEdit.Config):
         """Configuration of SPHERE."""
 
-        preset_file: ClassVar[str] = ""
+        preset_file: ClassVar[str] = "sphere"
+        hparams_table: ClassVar[HparamsTable | None] = hparams.SPHERE
         own_stages: ClassVar[tuple[str, ...]] = ("sphere",)
 
     name = "sphere"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kecore.api.config import MethodConfig
 from kecore.api.errors import ConfigError
 from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities
@@ -24,14 +23,19 @@ from kecore.memory import Need
 from kecore.model import ModelView
 from kecore.model.sites import Key
 from kecore.text import Encoded
+from kecore_methods import hparams
+from kecore_methods.hparams import HparamsTable
+from kecore_methods.presets import Published
 
 __all__ = ["Defer", "DeferConfig", "SideNetwork"]
 
 _TENSORS = ("gate", "bias", "side", "shift")
 
 
-class DeferConfig(MethodConfig):
+class DeferConfig(Published):
     """Configuration of DEFER; EasyEdit's numbers are for Llama-2-7B. docs/methods/defer.md gives the reasons."""
+
+    hparams_table: ClassVar[HparamsTable | None] = hparams.DEFER
 
     layer: int | None = Field(
         default=None, ge=0, description="Layer with the side network; None goes by depth (kecore's choice)."

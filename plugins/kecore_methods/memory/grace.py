@@ -23,6 +23,8 @@ from kecore.memory import Need
 from kecore.model import ModelView
 from kecore.model.sites import Key, Value
 from kecore.text import Encoded
+from kecore_methods import hparams
+from kecore_methods.hparams import HparamsTable
 from kecore_methods.presets import Published
 
 __all__ = ["Codebook", "Entries", "Grace", "GraceConfig", "nearest"]
@@ -37,6 +39,7 @@ class GraceConfig(Published):
     """Configuration of GRACE; the published set-ups are for Llama-2-7B (EasyEdit) and GPT2-XL (the paper)."""
 
     preset_file: ClassVar[str] = "grace"
+    hparams_table: ClassVar[HparamsTable | None] = hparams.GRACE
 
     layer: int | None = Field(default=None, ge=0, description="Layer with the codebook; None goes by depth.")
     depth: float = Field(default=0.87, ge=0, le=1, description="Depth of that layer (27 of 32 in EasyEdit).")

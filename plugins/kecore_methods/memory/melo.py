@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from kecore.api.config import MethodConfig
 from kecore.api.errors import ConfigError
 from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities
@@ -24,13 +23,18 @@ from kecore.engine.tuning import Targets, batch_need, choose_layer, train
 from kecore.memory import Need
 from kecore.model import ModelView
 from kecore.model.sites import Key, Output, Value
+from kecore_methods import hparams
+from kecore_methods.hparams import HparamsTable
 from kecore_methods.memory.dynamic_lora import Clusters, DynamicLora
+from kecore_methods.presets import Published
 
 __all__ = ["Melo", "MeloConfig"]
 
 
-class MeloConfig(MethodConfig):
+class MeloConfig(Published):
     """Configuration of MELO."""
+
+    hparams_table: ClassVar[HparamsTable | None] = hparams.MELO
 
     layer: int | None = Field(default=None, ge=0, description="Layer that keys are read at; None goes by depth.")
     depth: float = Field(default=0.17, ge=0, le=1, description="Depth of that layer.")

@@ -10,7 +10,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kecore.api.config import MethodConfig
 from kecore.api.errors import ConfigError
 from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities, EditRecord, EditRequest
@@ -26,8 +25,11 @@ from kecore.model.hooks import first_tensor
 from kecore.model.sites import Output
 from kecore.text import Encoded, Encoder
 from kecore.training import Schedule
+from kecore_methods import hparams
+from kecore_methods.hparams import HparamsTable
 from kecore_methods.memory.serac_learner import SeracLearner
 from kecore_methods.memory.serac_network import Entries, SeracNetwork
+from kecore_methods.presets import Published
 
 __all__ = ["EditMemory", "Serac", "SeracConfig"]
 
@@ -35,8 +37,10 @@ _TOGETHER = 32  # edits that are read in one pass
 _NOWHERE = 0.5  # attention to nowhere above which an edit has nothing more to say
 
 
-class SeracConfig(MethodConfig):
+class SeracConfig(Published):
     """Configuration; all but the threshold is fixed by the training."""
+
+    hparams_table: ClassVar[HparamsTable | None] = hparams.SERAC
 
     free: ClassVar[frozenset[str]] = frozenset({"threshold"})
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from kecore.api.config import MethodConfig
 from kecore.api.errors import ConfigError
 from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities, EditRequest
@@ -25,7 +24,10 @@ from kecore.memory import Need
 from kecore.model import ModelView
 from kecore.model.sites import Key, Value
 from kecore.text import Encoded, Rows
+from kecore_methods import hparams
+from kecore_methods.hparams import HparamsTable
 from kecore_methods.memory.side_memories import SideMemories, ties
+from kecore_methods.presets import Published
 
 __all__ = ["Wise", "WiseConfig"]
 
@@ -34,8 +36,11 @@ _TINY = 1e-12
 _TENSORS = ("shards", "merged", "keys", "owner")
 
 
-class WiseConfig(MethodConfig):
+class WiseConfig(Published):
     """Configuration of WISE; published numbers are those of the paper's Table 10 for Llama-2-7B."""
+
+    preset_file: ClassVar[str] = "wise"
+    hparams_table: ClassVar[HparamsTable | None] = hparams.WISE
 
     layer: int | None = Field(default=None, ge=0, description="Layer with the side memory; None goes by depth.")
     depth: float = Field(default=0.87, ge=0, le=1, description="Depth of that layer (27 of 32 in the paper).")
@@ -53,6 +58,11 @@ class WiseConfig(MethodConfig):
     )
     beta: float = Field(default=1.0, gt=0, description="Least activation of an edit, in the same units (20).")
     gamma: float = Field(default=0.5, ge=0, description="Least distance between the two, in the same units (10).")
+    absolute_margins: bool = Field(
+        default=False,
+        description="These three are numbers, as published, and no multiples of the output's length; with a "
+        "margin_weight of 1 the routing loss is then the paper's.",
+    )
     margin_weight: float = Field(
         default=20.0, ge=0, description="Weight of the routing loss; with units of 20 it is the paper's own."
     )
@@ -64,14 +74,27 @@ class WiseConfig(MethodConfig):
     irrelevant: int = Field(
         default=8,
         ge=2,
-        description="Irrelevant prompts of each edit: half are openings of packaged Wikipedia passages, half are the "
-        "request's own prompt about somebody else.",
+        description="Irrelevant prompts of each edit: openings of packaged Wikipedia passages, and with about_others "
+        "as many of the request's own prompt about somebody else.",
+    )
+    about_others: bool = Field(
+        default=True,
+        description="Half of them are the request's prompt about others, which protects its neighbours; the released "
+        "code has none of these.",
     )
     steps: int = Field(default=70, ge=1, description="Gradient steps of an edit, at the most (EasyEdit: 70).")
     relative_learning_rate: float = Field(
-        default=0.1, gt=0, description="Of Adam, relative to the matrix's root mean square."
+        default=0.1, gt=0, description="Learning rate, relative to the matrix's root mean square."
     )
-    learning_rate: float | None = Field(default=None, gt=0, description="Of Adam; None takes the relative one.")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="The same as a number (1 in EasyEdit); None takes the relative one."
+    )
+    optimizer: Literal["adam", "sgd"] = Field(
+        default="adam", description="Adam, or plain gradient descent (EasyEdit's, with a learning rate of 1)."
+    )
+    norm_constraint: float | None = Field(
+        default=None, gt=0, description="Largest change of any weight (1 in EasyEdit); None for no bound."
+    )
     stop_loss: float = Field(default=2e-2, ge=0, description="An edit is finished at a loss below this.")
 
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
@@ -249,18 +272,18 @@ class _Writer:
         self.irrelevant_keys, _ = _read_keys(view, rows, layer)  # [prompts, width, d_in]
         self.irrelevant_mask = rows.attention_mask.to(self.irrelevant_keys)
         if not memory.unit:
-            memory.unit = length
+            memory.unit = 1.0 if self.config.absolute_margins else length
         self.shard_keys = memory.keys[memory.owner == memory.last].to(self.irrelevant_keys.device)  # [edits, d_in]
 
     def _irrelevant_prompts(self, request: EditRequest) -> list[str]:
-        """Return openings of passages, and the request's prompt about others than its subject."""
+        """Return openings of passages, and the request's prompt about others than its subject if these are wanted."""
         generator = torch.Generator().manual_seed(self.context.seed + len(self.memory.keys))
         passages = load_passages()
         order = torch.randperm(len(passages), generator=generator)
         chosen = [passages[i] for i in order[: self.config.irrelevant]]
-        half = len(chosen) // 2
-        openings = [" ".join(words[:_OPENING_WORDS]) for words in chosen[:half]]
-        return [*openings, *prompts_about_others(request, chosen[half:])]
+        count = len(chosen) // 2 if self.config.about_others else len(chosen)
+        openings = [" ".join(words[:_OPENING_WORDS]) for words in chosen[:count]]
+        return [*openings, *prompts_about_others(request, chosen[count:])]
 
     def write(self) -> float:
         """Tune the shard and return the last loss."""
@@ -278,6 +301,11 @@ class _Writer:
             side = batch.loss({memory.layer: lambda keys: self.acts * (keys.to(delta.dtype) @ delta.t())})
             return side + self.routing_loss(delta)
 
+        @torch.no_grad()
+        def bound(_updates: int) -> None:
+            if config.norm_constraint is not None:
+                step.clamp_(-config.norm_constraint - base, config.norm_constraint - base)
+
         losses = train(
             self.context,
             parameters=[step],
@@ -286,6 +314,8 @@ class _Writer:
             batches=lambda _: [self.batch],
             loss=loss,
             stop=config.stop_loss,
+            after=bound,
+            optimizer=config.optimizer,
         )
         delta = (base + mask * step).detach()
         memory.shards[-1] = delta.cpu()

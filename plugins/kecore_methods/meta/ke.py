@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -11,14 +11,19 @@ from torch import Tensor, nn
 
 from kecore.model import LinearView, ModelView
 from kecore.text import Encoded
+from kecore_methods import hparams
+from kecore_methods.hparams import HparamsTable
 from kecore_methods.meta.factors import Factors, Shifts, group_requests, unit_step
 from kecore_methods.meta.learner import GradientConfig, GradientEditor, Network
+from kecore_methods.presets import Published
 
 __all__ = ["Ke", "KeConfig"]
 
 
-class KeConfig(GradientConfig):
+class KeConfig(Published, GradientConfig):
     """Configuration; sizes that suit a model of a hundred million parameters."""
+
+    hparams_table: ClassVar[HparamsTable | None] = hparams.KE
 
     hidden: int = Field(
         default=128, ge=1, description="Width of each direction of the LSTM and of what follows it (kecore's choice)."

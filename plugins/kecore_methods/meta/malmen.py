@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from kecore.model import ModelView
 from kecore.text import Encoded
 from kecore.training import Schedule
+from kecore_methods import hparams
+from kecore_methods.hparams import HparamsTable
 from kecore_methods.meta.factors import Factors, Shifts, group_requests
 from kecore_methods.meta.learner import GradientConfig, GradientEditor, Network
 from kecore_methods.meta.mend import MendConfig, MendNetwork
@@ -21,6 +23,8 @@ __all__ = ["Malmen", "MalmenConfig"]
 
 class MalmenConfig(MendConfig):
     """MEND's network, and the regularisation of the normal equation."""
+
+    hparams_table: ClassVar[HparamsTable | None] = hparams.MALMEN
 
     together: int = Field(
         default=4, ge=1, description="Requests of one edit while it is trained; an edit may have any number of them."

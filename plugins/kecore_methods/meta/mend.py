@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -12,14 +12,19 @@ from torch import Tensor, nn
 from kecore.engine.normaliser import Normaliser
 from kecore.model import ModelView
 from kecore.text import Encoded
+from kecore_methods import hparams
+from kecore_methods.hparams import HparamsTable
 from kecore_methods.meta.factors import Factors, Shifts, group_requests, unit_step
 from kecore_methods.meta.learner import GradientConfig, GradientEditor, Network
+from kecore_methods.presets import Published
 
 __all__ = ["Mend", "MendConfig", "SharedMLP"]
 
 
-class MendConfig(GradientConfig):
+class MendConfig(Published, GradientConfig):
     """Configuration; the paper's numbers where they do not depend on the model's size."""
+
+    hparams_table: ClassVar[HparamsTable | None] = hparams.MEND
 
     rank: int = Field(default=128, ge=1, description="Rank of the network's two maps (1920 in the paper).")
     edit_rate: float = Field(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from importlib.resources import files
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from kecore.api.config import MethodConfig, ModelShape, Preset
+from kecore.api.hparams import Translation
+from kecore_methods.hparams import HparamsTable
 
 __all__ = ["Published"]
 
@@ -17,6 +19,15 @@ class Published(MethodConfig):
 
     preset_file: ClassVar[str] = ""
     """Name of the file, without its ending; empty where nothing was published for the method itself."""
+
+    hparams_table: ClassVar[HparamsTable | None] = None
+    """How files of other tools are read; of the class itself, never inherited."""
+
+    @classmethod
+    def read_hparams(cls, algorithm: str | None, values: Mapping[str, Any]) -> Translation | None:
+        """Read the values of another tool's hyper-parameter file; see the base."""
+        table = cls.__dict__.get("hparams_table")
+        return None if table is None else table.read(algorithm, values)
 
     @classmethod
     def presets(cls) -> Mapping[str, Preset]:

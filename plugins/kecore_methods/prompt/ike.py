@@ -15,6 +15,8 @@ from kecore.batch import RequestBatch
 from kecore.edit import PromptEdit, PromptWriter, Reader, without_edits
 from kecore.engine.session_facts import session_facts
 from kecore.model import ModelView
+from kecore_methods import hparams
+from kecore_methods.hparams import HparamsTable
 from kecore_methods.presets import Published
 from kecore_methods.prompt.encoders import load_sentence_encoder
 from kecore_methods.prompt.store import ScopeConfig, ScopeWriter, embed_facts
@@ -34,6 +36,7 @@ class IkeConfig(Published, ScopeConfig):
     """Configuration of IKE."""
 
     preset_file: ClassVar[str] = "ike"
+    hparams_table: ClassVar[HparamsTable | None] = hparams.IKE
 
     demonstrations: int = Field(
         default=16, ge=1, description="Demonstrations before each prompt (16 in EasyEdit, 32 in the paper)."

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from kecore import Corpus, Editor, EditRequest, WeightEdit
+from kecore.engine.contexts import context_lengths
 from kecore.statistics import collect_statistics
 from kecore.testing import tiny_model, tiny_tokenizer
 
@@ -58,17 +59,20 @@ class Fact:
     essence_lookup: int
 
     @classmethod
-    def of(cls, editor: Editor, request: EditRequest) -> Fact:
+    def of(cls, editor: Editor, request: EditRequest, context: str = "") -> Fact:
+        """Locate a request behind a context, joined as in the released code."""
+
         def tokens(text: str) -> list[int]:
             return editor.encoder.tokenizer(text)["input_ids"]
 
         assert request.subject is not None
-        before, _, _ = request.prompt.partition("{}")
-        ids = tokens(f"{request.text} {request.target}")
+        joined = f"{context}. " if context else ""
+        before = joined + request.prompt.partition("{}")[0]
+        ids = tokens(f"{joined}{request.text} {request.target}")
         return cls(
             torch.tensor([ids]),
             lookup=len(tokens(before + request.subject)) - 1,
-            start=len(tokens(request.text)),
+            start=len(tokens(joined + request.text)),
             essence=torch.tensor([tokens(f"{request.subject} is a")]),
             essence_lookup=len(tokens(request.subject)) - 1,
         )
@@ -87,8 +91,15 @@ def adding(module: torch.nn.Module, column: int, vector: Tensor, seen: list[Tens
     return module.register_forward_hook(hook)
 
 
-def optimised(model: Any, module: torch.nn.Module, fact: Fact, clamp: float) -> tuple[Tensor, Tensor]:
-    """Return the value that is added, and the vector that it is added to: ROME's and MEMIT's released loop."""
+def optimised(model: Any, module: torch.nn.Module, facts: Sequence[Fact], clamp: float) -> tuple[Tensor, Tensor]:
+    """Return the value that is added, and the vector that it is added to: ROME's and MEMIT's released loop.
+
+    Args:
+        model: the model.
+        module: whose output the value is added to.
+        facts: one request in all contexts, the bare prompt first.
+        clamp: the value's largest length, relative to the output's at the bare prompt.
+    """
     delta = torch.zeros(model.config.n_embd, requires_grad=True)
     adam = torch.optim.Adam([delta], lr=RATE)
     start: Tensor | None = None
@@ -96,14 +107,18 @@ def optimised(model: Any, module: torch.nn.Module, fact: Fact, clamp: float) -> 
     for step in range(STEPS):
         adam.zero_grad()
         seen: list[Tensor] = []
-        with adding(module, fact.lookup, delta, seen):
-            logits = model(input_ids=fact.ids[:, :-1]).logits[0]
-        with adding(module, fact.essence_lookup, delta, []):
-            essence = model(input_ids=fact.essence).logits[0, fact.essence_lookup].log_softmax(-1)
+        likelihoods: list[Tensor] = []
+        for fact in facts:
+            with adding(module, fact.lookup, delta, seen):
+                logits = model(input_ids=fact.ids[:, :-1]).logits[0]
+            targets = fact.ids[0, fact.start :]
+            likelihoods.append(logits.log_softmax(-1)[fact.start - 1 :].gather(1, targets[:, None]).mean())
+        bare = facts[0]
+        with adding(module, bare.essence_lookup, delta, []):
+            essence = model(input_ids=bare.essence).logits[0, bare.essence_lookup].log_softmax(-1)
         start = seen[0] if start is None else start
         kl_start = essence.detach() if kl_start is None else kl_start
-        targets = fact.ids[0, fact.start :]
-        nll = -logits.log_softmax(-1)[fact.start - 1 :].gather(1, targets[:, None]).mean()
+        nll = -torch.stack(likelihoods).mean()
         kl = (essence.exp() * (essence - kl_start)).sum()
         loss = nll + KL * kl + DECAY * delta.norm() / start.norm() ** 2
         if loss < 0.05 or step == STEPS - 1:
@@ -160,7 +175,7 @@ def projection(model: Any, layer: int) -> torch.nn.Module:
 def test_rome(editor: Editor) -> None:
     model, fact = editor.model, Fact.of(editor, FACTS[0])
     module = projection(model, 2)
-    delta, _ = optimised(model, model.transformer.h[2].mlp, fact, clamp=1.5)
+    delta, _ = optimised(model, model.transformer.h[2].mlp, [fact], clamp=1.5)
     key = states(model, [fact], module, of_input=True)[0]
     left = torch.linalg.solve(moment(editor, 2), key)
     wanted = torch.outer(delta / (key @ left), left)  # [d_out, d_in]
@@ -173,19 +188,28 @@ def spread(
     requests: Sequence[EditRequest],
     solve: Callable[[int, Tensor, Tensor], Tensor],
     layers: Sequence[int],
+    contexts: Sequence[str] = (),
 ) -> dict[int, Tensor]:
     """Return each layer's update of MEMIT's procedure: values at the last, shares ``residual / (layers left)``.
 
+    A key is half the bare prompt's and half the contexts' mean; what is missing is that of the bare prompt.
     ``solve(layer, keys [d_in, u], missing [d_out, u])`` returns the update ``[d_out, d_in]`` of a layer.
     """
     model = deepcopy(editor.model)
     facts = [Fact.of(editor, request) for request in requests]
+    behind = [[Fact.of(editor, request, context) for request in requests] for context in contexts]
     last = model.transformer.h[layers[-1]]
-    values = [optimised(model, last, fact, clamp=0.75) for fact in facts]
+    values = [
+        optimised(model, last, [fact, *(in_context[i] for in_context in behind)], clamp=0.75)
+        for i, fact in enumerate(facts)
+    ]
     wanted = torch.stack([delta + start for delta, start in values])  # [u, d_model]
     updates: dict[int, Tensor] = {}
     for index, layer in enumerate(layers):
         keys = states(model, facts, projection(model, layer), of_input=True).T  # [d_in, u]
+        if behind:
+            of_contexts = [states(model, of, projection(model, layer), of_input=True).T for of in behind]
+            keys = (keys + torch.stack(of_contexts).mean(0)) / 2
         missing = (wanted - states(model, facts, last, of_input=False)).T / (len(layers) - index)  # [d_out, u]
         updates[layer] = solve(layer, keys, missing)
         with torch.no_grad():
@@ -205,6 +229,25 @@ def test_memit(editor: Editor, requests: list[EditRequest]) -> None:
     found = planned(editor, "memit", requests, **MEMIT, preservation_lambda=weight)
     for layer, update in wanted.items():
         close(found[f"transformer.h.{layer}.mlp.c_proj.weight"], update)
+
+
+@pytest.mark.filterwarnings("ignore::kecore.api.errors.KecoreWarning")
+def test_memit_in_contexts(editor: Editor) -> None:
+    """Contexts of two lengths; what is left to write is measured on the bare prompt, as released."""
+    weight = 20.0
+
+    def solve(layer: int, keys: Tensor, missing: Tensor) -> Tensor:
+        return missing @ torch.linalg.solve(weight * moment(editor, layer) + keys @ keys.T, keys).T
+
+    config = {**MEMIT, "contexts": 2, "context_tokens": [3, 5], "residual": "bare", "preservation_lambda": weight}
+    with editor:
+        edit = editor.edit(FACTS, "memit", **config)
+    assert isinstance(edit, WeightEdit)
+    bare, *contexts = edit.notes["contexts"]
+    assert bare == ""
+    wanted = spread(editor, FACTS, solve, MEMIT["layers"], contexts)
+    for layer, update in wanted.items():
+        close(edit.updates[f"transformer.h.{layer}.mlp.c_proj.weight"].matrix().double(), update)
 
 
 @pytest.mark.filterwarnings("ignore::kecore.api.errors.KecoreWarning")
@@ -339,3 +382,9 @@ def test_the_switches_change_the_edit(editor: Editor, switch: dict[str, Any]) ->
     (published,) = planned(editor, "rome", FACTS[:1], **ROME).values()
     (other,) = planned(editor, "rome", FACTS[:1], **{**ROME, **switch}).values()
     assert float((published - other).norm() / published.norm()) > 1e-2
+
+
+def test_contexts_of_several_lengths() -> None:
+    """ROME's ten contexts of 5 tokens and ten of 10 are as many lengths, the shorter ones first."""
+    assert context_lengths(20, (5, 10)) == [5] * 10 + [10] * 10
+    assert context_lengths(3, 7) == [7, 7, 7]

@@ -9,7 +9,7 @@ from kecore import EditRequest
 from kecore.model import ModelView
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore.text import Encoder
-from kecore_methods.locate.lifelong import Running, features
+from kecore_methods.locate.lifelong import Running, features, value_matrices
 
 FACTS = [
     EditRequest("The company of {} is", "Tim Cook", "French people"),
@@ -30,8 +30,8 @@ def test_keys_times_gradients_are_the_weights_gradient(architecture: str, memory
     texts = [encoder.encode(fact.text, fact.target) for fact in FACTS]
     top = len(view.layers) - 1
     with view.frozen():
-        found = features(view, encoder, texts, (1, top), memory)
-    assert [len(found[top].keys), len(found[1].gradients)] == [sum(len(t.ids) - t.start for t in texts)] * 2
+        lower, upper = features(view, encoder, texts, value_matrices(view, (1, top)), memory)
+    assert [len(upper.keys), len(lower.gradients)] == [sum(len(t.ids) - t.start for t in texts)] * 2
     projection = view.layers[top].site.linear
     total = torch.zeros(projection.d_out, projection.d_in)
     for text in texts:
@@ -40,7 +40,7 @@ def test_keys_times_gradients_are_the_weights_gradient(architecture: str, memory
         loss = sum(nll[i - 1, text.ids[i]] for i in range(text.start, len(text.ids)))
         (gradient,) = torch.autograd.grad(loss, projection.parameter)
         total += gradient.t() if projection.transposed else gradient
-    torch.testing.assert_close(found[top].gradients.t() @ found[top].keys, total, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(upper.gradients.t() @ upper.keys, total, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("full", [False, True])
