@@ -204,7 +204,7 @@ def test_a_line_keeps_the_presets_of_its_method() -> None:
     assert line.make_config(line.method.Config.preset("llama-2-7b")).to_json()["rect_kept"] == 0.4
 
 
-@pytest.mark.parametrize("method", ["rect", "prune", "ote-se", "eamet", "memit-fe", "sphere", "simie", "evoedit"])
+@pytest.mark.parametrize("method", ["rect", "prune", "ote-se", "simie", "evoedit"])
 def test_what_another_method_published_is_no_preset(method: str) -> None:
     with pytest.raises(ConfigError, match=r"unknown preset 'llama-2-7b'; known: none"):
         MethodLine.of(method).method.Config.preset("llama-2-7b")
