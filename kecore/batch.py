@@ -26,7 +26,8 @@ class Located:
     Args:
         ids: token ids of context, prompt and target, special tokens included.
         start: index of the target's first token; ``len(ids)`` where there is no target.
-        lookup: index of the subject's last token.
+        lookup: index of the subject's last token; of an encoder-decoder that of the token from which the decoder
+            answers.
     """
 
     ids: tuple[int, ...]
@@ -58,9 +59,17 @@ class _Tokens:
             encoded = self.encoder.encode(text, request.target) if context else self.encode(request)
             start, end = request.subject_span
             shift = len(text) - len(request.text)
-            lookup = encoded.last_token_of((start + shift, end + shift))
+            lookup = self._lookup(encoded, (start + shift, end + shift))
             self._located[key] = Located(encoded.ids, encoded.start, lookup)
         return self._located[key]
+
+    def _lookup(self, encoded: Encoded, subject_span: tuple[int, int]) -> int:
+        """Return the index of the token that an edit acts on."""
+        if self.encoder.handover:
+            # The subject stands in the encoder. The decoder, whose layers are edited, has read of it at its first
+            # token, which is the last one before the answer.
+            return encoded.start - 1
+        return encoded.last_token_of(subject_span)
 
     def locate_about(self, template: str, subject: str) -> Located:
         """Return a text about a subject, without a target."""
@@ -68,7 +77,7 @@ class _Tokens:
         if key not in self._about:
             encoded = self.encoder.encode(template.replace("{}", subject))
             start = template.index("{}")
-            lookup = encoded.last_token_of((start, start + len(subject)))
+            lookup = self._lookup(encoded, (start, start + len(subject)))
             self._about[key] = Located(encoded.ids, encoded.start, lookup)
         return self._about[key]
 
@@ -115,7 +124,11 @@ class RequestBatch:
     @classmethod
     def _grouped(cls, requests: Sequence[EditRequest], tokens: _Tokens) -> RequestBatch:
         groups: dict[str, int] = {}
-        group_of_request = [groups.setdefault(request.subject or request.text, len(groups)) for request in requests]
+        group_of_request: list[int] = []
+        for request in requests:
+            # A decoder's key depends on the whole prompt, a subject's key on the subject alone.
+            shares_key = request.subject if not tokens.encoder.handover else None
+            group_of_request.append(groups.setdefault(shares_key or request.text, len(groups)))
         return cls(tuple(requests), tuple(group_of_request), tokens)
 
     def __len__(self) -> int:

@@ -123,7 +123,7 @@ class Editor:
                 "or use the Editor that made them"
             )
         self.view = ModelView.of(model)
-        self.encoder = Encoder(tokenizer, chat=chat, max_length=self.view.max_length)
+        self.encoder = Encoder(tokenizer, chat=chat, max_length=self.view.max_length, handover=self.view.handover_ids)
         self.seed, self.memory = seed, memory
         self.progress = choose_progress(progress)
         self._identity = self.view.identity()

@@ -90,7 +90,7 @@ class LoadedModel:
 
 
 def load_model(ref: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False) -> LoadedModel:
-    """Load a causal language model and its tokenizer.
+    """Load a language model and its tokenizer: a causal one, an encoder-decoder, or one that reads images as well.
 
     Args:
         ref: a Hub id, a directory with ``config.json``, a ``.gguf`` file, or ``demo``. A directory that is
@@ -100,7 +100,7 @@ def load_model(ref: str, *, device: str = "auto", dtype: str = "auto", trust_rem
         trust_remote_code: run model code that comes with the checkpoint.
 
     Raises:
-        ModelLoadError: the reference leads nowhere or to something that is not a causal language model.
+        ModelLoadError: the reference leads nowhere or to something that is not a language model.
         MissingDependencyError: a ``.gguf`` file is given and the packages that read it are not installed.
     """
     if dtype != "auto" and dtype not in _DTYPES:
@@ -366,25 +366,52 @@ def _from_pretrained(
     ref: str, source: str, *, dtype: Any, model_options: dict[str, Any] | None = None, **options: Any
 ) -> tuple[PreTrainedModel, Any]:
     """Load model and tokenizer with transformers; whatever goes wrong becomes a ModelLoadError."""
-    from transformers import AutoModelForCausalLM
-
     try:
         with _quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = _auto_class(source, options).from_pretrained(
                 source, dtype=dtype, output_loading_info=True, **options, **(model_options or {})
             )
     except Exception as error:  # a checkpoint's own code or a broken file may raise anything
         raise ModelLoadError(
-            f"cannot load '{ref}' as a causal language model: {_brief(error)}; expected a Hub id that is "
+            f"cannot load '{ref}' as a language model: {_brief(error)}; expected a Hub id that is "
             "reachable or in the Hub's cache, a model directory, a .gguf file, or demo"
         ) from error
     model, info = loaded
     if lost := sorted(info["missing_keys"]):
         raise ModelLoadError(
-            f"'{ref}' is not a complete causal language model: the checkpoint lacks {len(lost)} weights that "
+            f"'{ref}' is not a complete language model: the checkpoint lacks {len(lost)} weights that "
             f"{type(model).__name__} needs, such as {lost[0]}; name a checkpoint with a language-model head"
         )
     return model.eval(), _tokenizer(ref, source, options)
+
+
+def _auto_class(source: str, options: dict[str, Any]) -> Any:
+    """Return the class of transformers that loads a checkpoint with its language-model head.
+
+    The class that the checkpoint names decides, since one kind of configuration may belong to several: BART's to a
+    decoder alone and to the whole. Where it names another, such as one without a head, the kind of configuration does.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
+    from transformers.models.auto import modeling_auto
+
+    if "gguf_file" in options:  # such a file holds a causal model, and its configuration
+        return AutoModelForCausalLM
+    loaders: list[tuple[Any, dict[str, str]]] = [
+        (AutoModelForCausalLM, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+        (AutoModelForImageTextToText, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
+    ]
+    encoder_decoders = (AutoModelForSeq2SeqLM, modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
+    known = {name: options[name] for name in ("trust_remote_code", "local_files_only") if name in options}
+    config: Any = AutoConfig.from_pretrained(source, **known)
+    if getattr(config, "is_encoder_decoder", False):
+        loaders.insert(0, encoder_decoders)
+    else:
+        loaders.append(encoder_decoders)
+    for class_name in config.architectures or ():
+        for loader, classes in loaders:
+            if classes.get(config.model_type) == class_name:
+                return loader
+    return next((loader for loader, classes in loaders if config.model_type in classes), AutoModelForCausalLM)
 
 
 def load_model_type(ref: str) -> str:

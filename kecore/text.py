@@ -118,12 +118,22 @@ class Encoder:
         chat: put prompts as the user's message into the tokenizer's chat template; continuations then
             open the assistant's answer.
         max_length: longest row accepted, in tokens; None for no limit.
+        handover: of an encoder-decoder the tokens between what its encoder reads, the prompt, and what its decoder
+            writes (:attr:`kecore.model.ModelView.handover`). They close every prompt, and a continuation is then
+            tokenised as a text of its own.
 
     Raises:
         TokenizerError: the tokenizer gives no offsets, or ``chat`` is asked for without a template.
     """
 
-    def __init__(self, tokenizer: Any, *, chat: bool = False, max_length: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        chat: bool = False,
+        max_length: int | None = None,
+        handover: Sequence[int] = (),
+    ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise TokenizerError(
                 f"{type(tokenizer).__name__} gives no character offsets, which kecore needs to find the "
@@ -132,6 +142,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.chat = chat
         self.max_length = max_length
+        self.handover = tuple(handover)
         self._prefix, self._suffix = self._template() if chat else ("", "")
 
     def _template(self) -> tuple[str, str]:
@@ -175,9 +186,12 @@ class Encoder:
             PromptTooLongError: more than ``max_length`` tokens.
         """
         boundary = len(self.text(prompt))
-        ids, spans = self._tokens(self.text(prompt, target), special=not self.chat)
-        start = len(ids)
-        if target:
+        if self.handover:
+            ids, spans, start = self._apart(prompt, target)
+        else:
+            ids, spans = self._tokens(self.text(prompt, target), special=not self.chat)
+            start = len(ids)
+        if target and not self.handover:
             start = next((i for i, (_, end) in enumerate(spans) if end > boundary), len(ids))
             if start < len(ids) and spans[start][0] < boundary:
                 ids, spans = self._tokens(self.text(prompt), special=not self.chat)
@@ -185,14 +199,34 @@ class Encoder:
                 tail, tail_spans = self._tail(self.text(prompt, target)[boundary:])
                 ids += tail
                 spans += [(start + boundary, end + boundary) for start, end in tail_spans]
-            if start == len(ids):
-                raise RequestError(f"the tokenizer gives no tokens for the target {target!r}")
+        if target and start == len(ids):
+            raise RequestError(f"the tokenizer gives no tokens for the target {target!r}")
         if self.max_length is not None and len(ids) > self.max_length:
             raise PromptTooLongError(
                 f"prompt and target take {len(ids)} tokens, the model's context holds {self.max_length}; "
                 f"shorten the prompt that begins {prompt[:60]!r}"
             )
         return Encoded(tuple(ids), tuple(spans), start, len(self._prefix))
+
+    def _apart(self, prompt: str, target: str) -> tuple[list[int], list[tuple[int, int]], int]:
+        """Tokenise a prompt for the encoder and a continuation for the decoder, with the handover between them.
+
+        Returns:
+            Token ids, their character spans in the whole text, and the index of the continuation's first token.
+        """
+        text = self.text(prompt)
+        ids, spans = self._tokens(text, special=not self.chat, closed=True)
+        closing, *opening = self.handover
+        added = opening if ids and ids[-1] == closing else [closing, *opening]
+        ids += added
+        spans += [(len(text), len(text))] * len(added)
+        start = len(ids)
+        if target:
+            tail, tail_spans = self._tokens(target.lstrip(), special=False)
+            before = len(self.text(prompt, target)) - len(target.lstrip())
+            ids += tail
+            spans += [(first + before, end + before) for first, end in tail_spans]
+        return ids, spans, start
 
     def _tail(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Tokenise a text as it stands inside another one: at a text's start, some tokenizers would add a space."""
@@ -203,8 +237,8 @@ class Encoder:
         shifted = [(start - len(_LINE), end - len(_LINE)) for start, end in spans[begin:]]
         return ids[begin:], shifted
 
-    def _tokens(self, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
-        """Return token ids and their character spans."""
+    def _tokens(self, text: str, *, special: bool, closed: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return token ids and their character spans; with the tokens that close a text where that is ``closed``."""
         out = self.tokenizer(
             text,
             add_special_tokens=special,
@@ -214,7 +248,7 @@ class Encoder:
         ids: list[int] = list(out["input_ids"])
         spans: list[tuple[int, int]] = [(int(start), int(end)) for start, end in out["offset_mapping"]]
         is_special: list[int] = list(out["special_tokens_mask"])
-        while special and ids and is_special[-1] and spans[-1][0] == spans[-1][1]:
+        while special and not closed and ids and is_special[-1] and spans[-1][0] == spans[-1][1]:
             # A closing token (EOS, SEP) would end the text before the model continues it.
             del ids[-1], spans[-1], is_special[-1]
         return ids, spans

@@ -37,12 +37,14 @@ class Passes:
 
     Attributes:
         mask: ``[rows, width]``, the real tokens of the present pass; None between passes.
+        follows_text: the present pass is a decoder's, whose first token has seen what the encoder read.
         text_state: what side modules decided about the present texts in earlier passes; they read and write it.
         handles: the hooks, for the caller to remove.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.mask: Tensor | None = None
+        self.follows_text = False
         self.text_state: dict[str, Tensor] = {}
         self._states: WeakKeyDictionary[Any, dict[str, Tensor]] = WeakKeyDictionary()  # by key-value cache
         self.handles: list[RemovableHandle] = [
@@ -55,6 +57,7 @@ class Passes:
         arguments = dict(kwargs)
         if args:
             arguments = {**inspect.signature(model.forward).bind_partial(*args).arguments, **kwargs}
+        self.follows_text = _reads_in_decoder(arguments)
         self.mask = _real_tokens(arguments)
         cache = given_cache(arguments)
         self.text_state = {}
@@ -81,12 +84,21 @@ class Passes:
         return x.reshape(*mask.shape, x.shape[-1]), mask.to(x.device)
 
 
+def _reads_in_decoder(arguments: dict[str, Any]) -> bool:
+    """Return whether the named arguments of a pass are those of an encoder-decoder."""
+    return bool(arguments.keys() & {"decoder_input_ids", "decoder_inputs_embeds"})
+
+
 def _real_tokens(arguments: dict[str, Any]) -> Tensor:
-    """Return the mask ``[rows, width]`` of a pass's real tokens, given the named arguments of the model."""
-    rows = arguments.get("input_ids")
+    """Return the mask ``[rows, width]`` of a pass's real tokens, given the named arguments of the model.
+
+    Of an encoder-decoder, those that the decoder reads: side modules act in its layers.
+    """
+    prefix = "decoder_" if _reads_in_decoder(arguments) else ""
+    rows = arguments.get(f"{prefix}input_ids")
     if rows is None:
-        rows = arguments["inputs_embeds"][..., 0]  # [rows, width]
-    mask = arguments.get("attention_mask")
+        rows = arguments[f"{prefix}inputs_embeds"][..., 0]  # [rows, width]
+    mask = arguments.get(f"{prefix}attention_mask")
     if isinstance(mask, Tensor) and mask.ndim == 2:
         return mask[:, -rows.shape[1] :].bool()  # the mask covers what the cache holds as well
     return torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)

@@ -177,8 +177,10 @@ def _noise_bank(view: ModelView, encoder: Encoder, contexts: Sequence[str], laye
         return torch.zeros(1, view.width, device=view.device)
     rows = encoder.rows(texts)
     hidden = view.run(rows, taps=[Output(layer)], last=layer)[Output(layer)]  # [contexts, width, d_model]
-    # The first token of a text is an outlier in most models: attention rests on it.
-    counted = (rows.attention_mask.cumsum(-1) > 1) & rows.attention_mask.bool()  # [contexts, width]
+    counted = view.tokens_read(rows)  # [contexts, width]
+    if view.handover is None:
+        # The first token of a text is an outlier in most models: attention rests on it.
+        counted &= counted.cumsum(-1) > 1
     states = hidden[counted.to(hidden.device)].float()  # [counted tokens, d_model]
     if len(states) < 2:  # one token shows no spread
         return torch.zeros(1, view.width, device=view.device)

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from kecore.api.errors import NonFiniteError, UnsupportedModelError
 from kecore.model import hooks
+from kecore.model.handover import Handover
 from kecore.model.layer import LayerView, ValueSite
 from kecore.model.linear import LinearView, orientation
 from kecore.model.verify import BROKEN, TOKENS, probe_ids
+from kecore.text import Rows
 
 __all__ = ["Structure", "probe"]
 
@@ -48,11 +50,11 @@ class Structure:
     logits: Tensor
 
 
-def probe(model: nn.Module, value_projection: str | None = None) -> Structure:
+def probe(model: nn.Module, value_projection: str | None = None, handover: Handover | None = None) -> Structure:
     """Read a model's structure; see :meth:`kecore.model.view.ModelView.of`, which freezes the model before."""
     _refuse_out_of_reach(model)
     unembedding = _unembedding(model)
-    trace = _Trace(model)
+    trace = _Trace(model, handover)
     logits = trace.run()
     runs = _decoder_stack(type(model).__name__, trace)
     if value_projection is None:
@@ -159,12 +161,16 @@ class _Run:
 class _Trace:
     """Records one forward pass: leaf modules in order of execution, and the members of module lists."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, handover: Handover | None) -> None:
         self.model = model
+        self.handover = handover
         self.calls: list[_Call] = []
         self.runs: dict[str, list[_Run]] = {}  # by the name of the module list
         self.lists: dict[str, nn.ModuleList] = {}
+        inside_encoder = _encoder_modules(model) if handover is not None else set[nn.Module]()
         for name, module in model.named_modules():  # parents come before their children
+            if module in inside_encoder:
+                continue
             # Module lists inside a decoder layer (experts, norms) are not stacks, so only outermost lists compete.
             is_inside = any(name.startswith(f"{outer}.") for outer in self.lists)
             if isinstance(module, nn.ModuleList) and len(module) and not is_inside:
@@ -189,11 +195,15 @@ class _Trace:
                 for index, module in enumerate(members):
                     handles.append(module.register_forward_hook(self._member(name, f"{name}.{index}")))
             ids = probe_ids(self.model)
-            logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+            rows = Rows(ids, torch.ones_like(ids), torch.zeros(1, dtype=torch.long))
+            arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": rows.attention_mask}
+            if self.handover is not None:
+                arguments = self.handover.arguments(rows)
+            logits = self.model(**arguments, use_cache=False).logits
         except BROKEN as error:
             raise UnsupportedModelError(
                 f"{type(self.model).__name__} does not run on token ids alone ({type(error).__name__}: {error}); "
-                "kecore edits causal language models"
+                "kecore edits language models that can read text alone"
             ) from error
         finally:
             for handle in handles:
@@ -222,6 +232,16 @@ class _Trace:
         """Return the calls of modules without children inside a layer, with their paths, in order of execution."""
         paths = {id(module): path for path, module in layer.named_modules()}
         return [replace(call, path=paths[id(call.module)]) for call in self.calls if id(call.module) in paths]
+
+
+def _encoder_modules(model: nn.Module) -> set[nn.Module]:
+    """Return all modules of an encoder-decoder that its decoder does not hold and that its encoder does."""
+    parts: dict[str, set[nn.Module]] = {}
+    for name in ("get_encoder", "get_decoder"):
+        getter = getattr(model, name, None)
+        part = getter() if getter is not None else None
+        parts[name] = set(part.modules()) if isinstance(part, nn.Module) else set()
+    return parts["get_encoder"] - parts["get_decoder"]
 
 
 def _decoder_stack(model_name: str, trace: _Trace) -> list[_Run]:

@@ -86,6 +86,8 @@ def continues(view: ModelView, *, dropping: bool = False) -> bool:
         view: the model.
         dropping: take the first row out of the cache on the way.
     """
+    if view.handover is not None:
+        return False  # the encoder's part of a row is not in the decoder's cache
     ids = probe_ids(view.model)
     ids = torch.cat([ids, ids.roll(1, dims=1)])
     mask = torch.ones_like(ids)
@@ -112,7 +114,7 @@ def continues(view: ModelView, *, dropping: bool = False) -> bool:
 
 def _positioned(view: ModelView, rows: Rows, logits: Tensor) -> ModelView:
     """Return the view, with ``positions`` off if the model takes none or counts in another way."""
-    takes_position_ids = "position_ids" in inspect.signature(view.model.forward).parameters
+    takes_position_ids = view.positions and "position_ids" in inspect.signature(view.model.forward).parameters
     candidates = [True, False] if takes_position_ids else [False]
     for positions in candidates:
         view = replace(view, positions=positions)
@@ -261,6 +263,8 @@ def _ordered(view: ModelView, expected: Tensor) -> ModelView:
             f"{seen:.1e})"
         )
     behind, behind_other = states[2:, _PADDING:]  # [tokens, d_model] each, behind one padding and behind another
+    if view.handover is not None:
+        return view  # its rows are always given with all padding on the right
     is_ignored = difference(behind_other, behind) <= _close(view) and difference(behind, expected) <= rounding(view)
     return replace(view, left_padding=is_ignored)
 

@@ -1,4 +1,4 @@
-"""ModelView: a causal language model as editing methods see it."""
+"""ModelView: a language model as editing methods see it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from kecore.model import hooks
 from kecore.model.accelerators import accelerated
 from kecore.model.attachment import Attachment
 from kecore.model.caches import cache_keyword, kept_cache
+from kecore.model.handover import Handover, SplitRows
 from kecore.model.layer import LayerView, ValueSite
 from kecore.model.layout import RightPadding
 from kecore.model.probe import probe
@@ -66,6 +67,9 @@ class Pass:
 class ModelView:
     """A causal language model read by structure; make one with :meth:`of`.
 
+    An encoder-decoder is one too: its layers are the decoder's, and a row of tokens holds what the encoder reads before
+    what the decoder reads (:mod:`kecore.model.handover`).
+
     Args:
         model: the transformers model.
         layers: the decoder stack.
@@ -78,6 +82,7 @@ class ModelView:
             first column, recurrent states), passes are run with all padding on the right.
         positions: position ids are passed to the model. Off where its own are others than the token's place in
             its row.
+        handover: the tokens between what the encoder and what the decoder reads; None for a model without an encoder.
     """
 
     model: nn.Module
@@ -88,13 +93,15 @@ class ModelView:
     skips: bool = True
     left_padding: bool = True
     positions: bool = True
+    handover: Handover | None = None
 
     @classmethod
     def of(cls, model: nn.Module, *, value_projection: str | None = None) -> ModelView:
         """Read a model's structure and verify it by perturbation.
 
         Args:
-            model: any transformers causal language model.
+            model: any transformers language model: causal, encoder-decoder, or the language tower of one that reads
+                images as well.
             value_projection: path of the value projection inside a layer (such as ``mlp.down_proj``),
                 to overrule the search.
 
@@ -103,13 +110,17 @@ class ModelView:
         """
         # What acts beside the model is no part of its structure.
         with Attachment.of(model).suspended(), hooks.frozen(model), torch.no_grad():
-            structure = probe(model, value_projection)
+            handover = Handover.of(model)
+            structure = probe(model, value_projection, handover)
             view = cls(
                 model,
                 layers=structure.layers,
                 width=structure.width,
                 final_norm=structure.final_norm,
                 unembedding=structure.unembedding,
+                left_padding=handover is None,
+                positions=handover is None,
+                handover=handover,
             )
             try:
                 return verified(view, structure.logits)
@@ -147,6 +158,11 @@ class ModelView:
                 # RoBERTa and its kin count positions from behind the padding token's.
                 unused = max(unused, int(table.padding_idx) + 1)
         return length - unused
+
+    @property
+    def handover_ids(self) -> tuple[int, ...]:
+        """The tokens between what the encoder and what the decoder reads; none of a model without an encoder."""
+        return () if self.handover is None else self.handover.ids
 
     @cached_property
     def continues(self) -> bool:
@@ -233,9 +249,9 @@ class ModelView:
         Raises:
             LayerError: the model has no such layer, or the pass did not reach a tapped site.
         """
-        layout = None
-        if past is None and not self.left_padding:
-            layout = RightPadding(rows)
+        layout = self._layout(rows) if past is None else None
+        source = layout.source if isinstance(layout, SplitRows) else None
+        if layout is not None:
             rows, first, at, use_cache = layout.rows(rows), layout.start(first), layout.places(at), False
         taps, patches = tuple(taps), patches or {}
         shape = rows.input_ids.shape  # [rows, width]
@@ -252,7 +268,7 @@ class ModelView:
             if last is not None:
                 stack.enter_context(self._stopped(last, taps, patches))
             stack.enter_context(accelerated(self.model))
-            output = self.model(**self.arguments(rows, past, use_cache))
+            output = self.model(**self.arguments(rows, past, use_cache, source))
             result.scores = output.logits if at is None else output.logits[0]
             result.cache = kept_cache(output) if use_cache else None
         if result.cache is not None and not self.continues:
@@ -262,6 +278,12 @@ class ModelView:
         if layout is not None and result.scores is not None and at is None:
             result.scores = layout.to_left(result.scores)
         return result
+
+    def _layout(self, rows: Rows) -> RightPadding | None:
+        """Return how the model has to be given these rows; None where they can be given as they are."""
+        if self.handover is not None:
+            return SplitRows(rows, self.handover)
+        return None if self.left_padding else RightPadding(rows)
 
     def _module(self, site: Site) -> nn.Module:
         """Return the module that writes a site, or reads it if it is a key."""
@@ -299,9 +321,32 @@ class ModelView:
             return hooks.stopped(self._module(Key(last)), inputs=True)
         return hooks.stopped(self._module(Output(last)))
 
-    def arguments(self, rows: Rows, past: tuple[Any, Tensor] | None = None, use_cache: bool = False) -> dict[str, Any]:
-        """Return what the model's own ``forward`` is called with for a pass; see :meth:`run`."""
+    def tokens_read(self, rows: Rows) -> Tensor:
+        """Return which tokens the layers read, ``[rows, width]``: all that are no padding, or those of the decoder."""
+        if self.handover is None:
+            return rows.attention_mask.bool()
+        column = torch.arange(rows.input_ids.shape[1])
+        begin = SplitRows(rows, self.handover).offset
+        return (column >= begin[:, None]).to(rows.attention_mask.device) & rows.attention_mask.bool()
+
+    def arguments(
+        self,
+        rows: Rows,
+        past: tuple[Any, Tensor] | None = None,
+        use_cache: bool = False,
+        source: Rows | None = None,
+    ) -> dict[str, Any]:
+        """Return what the model's own ``forward`` is called with for a pass.
+
+        Args:
+            rows: as in :meth:`run`; of an encoder-decoder what the decoder reads, padded on the right.
+            past: as in :meth:`run`.
+            use_cache: as in :meth:`run`.
+            source: what the encoder of an encoder-decoder reads.
+        """
         rows = rows.to(self.device)
+        if self.handover is not None:
+            return {**self.handover.arguments(rows, source), "use_cache": False}
         arguments: dict[str, Any] = {
             "input_ids": rows.input_ids,
             "attention_mask": rows.attention_mask,

@@ -271,7 +271,7 @@ def score_drop(loaded: LoadedModel, edit: WeightEdit, rank: int) -> ScoreDrop:
         rank: columns of the adapter.
     """
     view = ModelView.of(loaded.model)
-    encoder = Encoder(loaded.tokenizer, max_length=view.max_length)
+    encoder = Encoder(loaded.tokenizer, max_length=view.max_length, handover=view.handover_ids)
     records = as_records(edit.requests)
     scores: list[dict[str, float]] = []
     for candidate in (edit, reduced(edit, rank)):

@@ -149,7 +149,7 @@ class Bench:
 
     def encoder(self, view: ModelView) -> Encoder:
         """Return an encoder over the model's tokenizer."""
-        return Encoder(_tokenizer(self.architecture), max_length=view.max_length)
+        return Encoder(_tokenizer(self.architecture), max_length=view.max_length, handover=view.handover_ids)
 
     def statistics(self) -> KeyStatistics | None:
         """Return key statistics, for methods that declare a need of them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -17,7 +17,7 @@ from torch import nn
 
 from kecore.api.progress import quiet_logger
 
-__all__ = ["VOCABULARY", "architectures", "tiny_model", "tiny_tokenizer"]
+__all__ = ["VOCABULARY", "Family", "architectures", "tiny_model", "tiny_tokenizer"]
 
 VOCABULARY = 512
 """Token ids of every tiny model."""
@@ -127,33 +127,52 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
 _PER_LAYER = ("layer_types", "layers_block_type", "mlp_layer_types")  # a pattern here is repeated to the depth
 
 
-def architectures() -> dict[str, str]:
-    """Return every causal language model that the installed transformers knows: model type to class name."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+Family = Literal["causal", "encoder-decoder", "image-text"]
+"""Kinds of language models: those that continue a text, translate one, or read images with it."""
 
-    return dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+_MAPPINGS: dict[Family, tuple[str, str]] = {
+    "causal": ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "AutoModelForCausalLM"),
+    "encoder-decoder": ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "AutoModelForSeq2SeqLM"),
+    "image-text": ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "AutoModelForImageTextToText"),
+}
 
 
-def tiny_model(architecture: str, *, seed: int = 0, layers: int = 4, **fields: Any) -> nn.Module:
+def architectures(family: Family = "causal") -> dict[str, str]:
+    """Return every language model of a family that the installed transformers knows: model type to class name."""
+    from transformers.models.auto import modeling_auto
+
+    return dict(getattr(modeling_auto, _MAPPINGS[family][0]))
+
+
+def tiny_model(
+    architecture: str, *, family: Family = "causal", seed: int = 0, layers: int = 4, **fields: Any
+) -> nn.Module:
     """Make a random model of a given architecture with a few ten thousand parameters, in evaluation mode.
 
     Args:
         architecture: a transformers model type, such as ``"llama"``; see :func:`architectures`.
+        family: which of its models: a type may be one of several families.
         seed: seeds the weights; the global random state is left alone.
         layers: decoder layers.
         **fields: further fields of the configuration.
     """
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+    import transformers
+    from transformers import CONFIG_MAPPING
 
+    auto_class: Any = getattr(transformers, _MAPPINGS[family][1])
     kind = CONFIG_MAPPING[architecture]
     with quiet_logger("transformers"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         values = {**_shrink(kind(), layers), **_OVERRIDES.get(architecture, {}), **fields}
+        if family != "causal":
+            values.pop("is_decoder", None)
+        if family == "encoder-decoder":
+            values.setdefault("decoder_start_token_id", 0)
         for name in values.keys() & _PER_LAYER:
             pattern = values[name]
             values[name] = [pattern[i % len(pattern)] for i in range(layers)]
         config = kind(**values)
-        model = AutoModelForCausalLM.from_config(config).eval()
+        model = auto_class.from_config(config).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 # Norms, biases and gates are born as ones and zeros, behind which mistakes would hide.

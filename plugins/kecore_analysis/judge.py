@@ -108,7 +108,9 @@ class LocalJudge:
         loaded = load_model(ref)
         chat = bool(getattr(loaded.tokenizer, "chat_template", None))
         self._view = ModelView.of(loaded.model)
-        self._encoder = Encoder(loaded.tokenizer, chat=chat, max_length=self._view.max_length)
+        self._encoder = Encoder(
+            loaded.tokenizer, chat=chat, max_length=self._view.max_length, handover=self._view.handover_ids
+        )
 
     def verdicts(self, cases: Sequence[Case]) -> list[bool | None]:
         """Say whether each reply is right; None where both letters are equally probable."""

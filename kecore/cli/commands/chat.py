@@ -65,7 +65,7 @@ def chat(
         from kecore.text import Encoder
 
         view = ModelView.of(loaded.model)
-        encoder = Encoder(loaded.tokenizer, chat=chat_template, max_length=view.max_length)
+        encoder = Encoder(loaded.tokenizer, chat=chat_template, max_length=view.max_length, handover=view.handover_ids)
         base = _attach_all(loaded.model, model, loaded_edits)
         edited = bool(base or loaded_edits)
     turns: list[dict[str, str | None]] = []

@@ -126,7 +126,7 @@ def stats(
         from kecore.text import Encoder
 
         view = ModelView.of(loaded.model)
-        encoder = Encoder(loaded.tokenizer, max_length=view.max_length)
+        encoder = Encoder(loaded.tokenizer, max_length=view.max_length, handover=view.handover_ids)
         chosen = default_layers(view) if indices is None else [view.layer(index).index for index in indices]
     wanted = tokens or token_budget(view)
     dtype_of_pass = DTYPES.get(precision)
@@ -165,7 +165,7 @@ def _import(screen: Screen, loading: Loading, sources: Sequence[str], source: St
         from kecore.text import Encoder
 
         view = ModelView.of(loaded.model)
-        encoder = Encoder(loaded.tokenizer, max_length=view.max_length)
+        encoder = Encoder(loaded.tokenizer, max_length=view.max_length, handover=view.handover_ids)
     tokens = source.tokens or SPOT_TOKENS
     with screen.stage("import", f"comparing {count_noun(len(files), 'file')} with keys of the model"):
         statistics = import_statistics(

@@ -102,7 +102,7 @@ def train(
         from kecore.text import Encoder
 
         view = ModelView.of(loaded.model)
-        encoder = Encoder(loaded.tokenizer, chat=chat, max_length=view.max_length)
+        encoder = Encoder(loaded.tokenizer, chat=chat, max_length=view.max_length, handover=view.handover_ids)
     doing = (
         f"training {cls.name} for {count_noun(schedule.steps, 'step')} of {count_noun(schedule.batch_size, 'record')}"
     )

@@ -89,7 +89,7 @@ def trace(
         from kecore_analysis.tracer import Tracer
 
         view = ModelView.of(loaded.model)
-        encoder = Encoder(loaded.tokenizer, max_length=view.max_length)
+        encoder = Encoder(loaded.tokenizer, max_length=view.max_length, handover=view.handover_ids)
         spread = Tracer.spread_of(view, encoder, [question.known for question in questions])
         tracer = Tracer(
             view, encoder, spread=spread, noise=noise, samples=samples, window=window, kinds=chosen_kinds, seed=seed

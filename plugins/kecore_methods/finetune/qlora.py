@@ -143,9 +143,17 @@ def quantised(view: ModelView, code: str = "nf4", block: int = 64, *, double: bo
 
 
 def _quantisable_maps(view: ModelView, block: int) -> dict[str, LinearView]:
-    """Return the linear maps of the decoder layers whose rows are whole blocks, by module path."""
+    """Return the linear maps of the decoder layers whose rows are whole blocks, by module path.
+
+    What the architecture says has to be computed in float32 stays as it is: its code reads the type of that weight.
+    """
     maps = linear_maps(view, range(len(view.layers)))
-    return {path: linear for path, linear in maps.items() if linear.d_in % block == 0}
+    in_float32 = set(getattr(view.model, "_keep_in_fp32_modules", None) or ())
+    quantisable: dict[str, LinearView] = {}
+    for path, linear in maps.items():
+        if linear.d_in % block == 0 and in_float32.isdisjoint(path.split(".")):
+            quantisable[path] = linear
+    return quantisable
 
 
 def _make_four_bit(bnb: Any, linear: LinearView, options: dict[str, Any]) -> nn.Module:

@@ -194,7 +194,7 @@ class _Slots:
         view, blocks = self.view, self.blocks
         layers = [block.layer for block in blocks]
         first = self.batches[0]
-        real = first.rows.attention_mask.bool()  # [rows, width]
+        real = view.tokens_read(first.rows)  # [rows, width]
         with torch.no_grad():
             taps = [*map(Output, layers), *map(Value, layers)]
             out = view.run(first.rows, taps=taps, first=first.first, last=layers[-1])

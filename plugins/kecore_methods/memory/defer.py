@@ -212,9 +212,11 @@ def _tune(
     batch = Targets(view, context.encoder, [item], layer, "target_new")
     with torch.no_grad():
         run = view.run(batch.rows, taps=[Key(layer)], first=batch.first, last=layer)
-    keys = run[Key(layer)][0, : len(item.ids) - 1].float()  # the gate does not change what it reads
+    is_read = view.tokens_read(batch.rows)[0, :-1]  # [width - 1], without the target's last token
+    keys = run[Key(layer)][0, :-1][is_read].float()  # [tokens, d_in]; the gate does not change what it reads
     # The gate has to be open at the tokens that predict the target, and closed at those of the prompt before them.
-    predicts_target = torch.arange(len(keys), device=keys.device) >= item.start - 1  # [tokens]
+    column = torch.arange(len(is_read), device=is_read.device)[is_read]  # [tokens]
+    predicts_target = column >= item.start - 1  # [tokens]
     units = _units(view, layer, config)
     before = {name: getattr(network, name).clone() for name in _TENSORS}
     # Trained in units of their steps, so that one rate serves all four tensors.
@@ -230,7 +232,7 @@ def _tune(
         # Binary cross-entropy of the gate, softplus(-x) = -log sigmoid(x).
         open_loss = nn.functional.softplus(-logit[predicts_target]).mean()
         closed_loss = 0.0
-        if item.start > 1:
+        if not bool(predicts_target.all()):
             closed_loss = nn.functional.softplus(logit[~predicts_target]).mean()
         return batch.loss() + open_loss + closed_loss
 

@@ -91,10 +91,12 @@ class DynamicLora(SideModule):
         return passes.handles
 
     def _read(self, keys: Tensor, out: Tensor, mask: Tensor, passes: Passes) -> Tensor:
-        passes.text_state["active"] = self.active(keys, mask, passes.text_state.get("active"))
+        passes.text_state["active"] = self.active(
+            keys, mask, passes.text_state.get("active"), follows_text=passes.follows_text
+        )
         return out
 
-    def active(self, keys: Tensor, mask: Tensor, before: Tensor | None) -> Tensor:
+    def active(self, keys: Tensor, mask: Tensor, before: Tensor | None, *, follows_text: bool = False) -> Tensor:
         """Return which block is active at each token, -1 for none: ``[rows, width]``.
 
         The first token of a text never hits: it has seen nothing, and which token it is hardly shows in its key.
@@ -103,11 +105,13 @@ class DynamicLora(SideModule):
             keys: ``[rows, width, d_key]``.
             mask: ``[rows, width]`` real tokens.
             before: what was active at the tokens of an earlier pass over the same cache.
+            follows_text: the first token has seen an encoder's text after all, and may hit.
         """
         hit_block = torch.where(mask, self.hits(keys), -1)  # [rows, width]
         if before is None:
-            first_token = mask.int().argmax(1, keepdim=True)  # [rows, 1]
-            hit_block.scatter_(1, first_token, -1)
+            if not follows_text:
+                first_token = mask.int().argmax(1, keepdim=True)  # [rows, 1]
+                hit_block.scatter_(1, first_token, -1)
         else:
             hit_block = torch.cat([before[:, -1:].to(hit_block), hit_block], 1)  # [rows, 1 + width]
         # A block stays active until the next hit: each token takes the column of the last hit up to it.

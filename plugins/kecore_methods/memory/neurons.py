@@ -14,9 +14,9 @@ from torch.utils.hooks import RemovableHandle
 
 from kecore.api.errors import UnsupportedModelError
 from kecore.edit import SideModule
-from kecore.model import ModelView, hooks
+from kecore.model import ModelView
 from kecore.model.hooks import first_tensor
-from kecore.model.sites import Key, ModuleOutput, Start
+from kecore.model.sites import Key, ModuleInput, ModuleOutput, Start
 from kecore.model.verify import BROKEN, probe_ids
 from kecore.text import Rows
 
@@ -122,10 +122,8 @@ def read_queries(view: ModelView, rows: Rows, block: Block, first: Start | None 
         block: the block.
         first: the hidden states below it, if they are at hand; see :meth:`ModelView.run`.
     """
-    with hooks.capture([view.model.get_submodule(block.reader)], inputs=True) as inputs:
-        view.run(rows, first=first, last=block.layer)
-    # Some architectures flatten rows and columns before the block.
-    return inputs[0].reshape(*rows.input_ids.shape, block.d_in).float()  # [rows, width, d_in]
+    site = ModuleInput(view.model.get_submodule(block.reader))
+    return view.run(rows, taps=[site], first=first, last=block.layer)[site].float()
 
 
 class Neurons(SideModule):

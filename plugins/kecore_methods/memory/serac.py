@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kecore.api.errors import ConfigError
+from kecore.api.errors import ConfigError, UnsupportedModelError
 from kecore.api.method import MethodContext
 from kecore.api.types import Capabilities, EditRecord, EditRequest
 from kecore.batch import RequestBatch
@@ -293,7 +293,17 @@ class Serac:
     schedule = Schedule(steps=400, batch_size=8)
 
     def prepare(self, view: ModelView, records: Sequence[EditRecord], context: MethodContext) -> SeracLearner:
-        """Return a learner of both networks for this model."""
+        """Return a learner of both networks for this model.
+
+        Raises:
+            UnsupportedModelError: the subject is read by an encoder, which these networks do not see.
+        """
+        if view.handover is not None:
+            raise UnsupportedModelError(
+                f"{type(view.model).__name__} is an encoder-decoder: serac compares subjects and prompts token by "
+                "token in the edited layers, and the decoder's layers read neither; use another method that acts "
+                "beside the model, such as grace"
+            )
         config: SeracConfig = context.config
         network = SeracNetwork(view.width, config.rank).to(view.device)
         return SeracLearner(network, config.read_layers(view), view, records, context)

@@ -95,4 +95,4 @@ def read_token_queries(view: ModelView, encoder: Encoder, ids: Sequence[Sequence
     """Return the block's inputs at the tokens of some texts, ``[tokens, d_in]``; the model is frozen by the caller."""
     rows = encoder.rows(ids)
     queries = read_queries(view, rows, block)  # [rows, width, d_in]
-    return queries[rows.attention_mask.bool().to(queries.device)]
+    return queries[view.tokens_read(rows).to(queries.device)]

@@ -270,7 +270,7 @@ class _Writer:
         ids = [encoder.encode(text).ids for text in self._irrelevant_prompts(request)]
         rows = encoder.rows(ids)
         self.irrelevant_keys, _ = _read_keys(view, rows, layer)  # [prompts, width, d_in]
-        self.irrelevant_mask = rows.attention_mask.to(self.irrelevant_keys)
+        self.irrelevant_mask = view.tokens_read(rows).to(self.irrelevant_keys)
         if not memory.unit:
             memory.unit = 1.0 if self.config.absolute_margins else length
         self.shard_keys = memory.keys[memory.owner == memory.last].to(self.irrelevant_keys.device)  # [edits, d_in]
@@ -348,7 +348,7 @@ def _read_keys(view: ModelView, rows: Rows, layer: int) -> tuple[Tensor, float]:
     """Return ``[rows, width, d_in]`` keys at the layer, which no side memory changes, and the output's mean length."""
     with torch.no_grad():
         out = view.run(rows, taps=[Key(layer), Value(layer)], last=layer)
-    length = out[Value(layer)].float().norm(dim=-1)[rows.attention_mask.bool()].mean()
+    length = out[Value(layer)].float().norm(dim=-1)[view.tokens_read(rows)].mean()
     return out[Key(layer)].float(), float(length)
 
 

@@ -187,7 +187,7 @@ class Reader:
             gradients = torch.autograd.grad(loss, list(zeros.values()))
         if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
             raise NonFiniteError("a gradient is NaN or infinite; load the model in float32 or bfloat16")
-        mask = texts.rows.attention_mask.bool()
+        mask = self.view.tokens_read(texts.rows)
         deltas = dict(zip(self.layers, gradients, strict=True))
         likeliest = logits.argmax(-1)  # [targets]
         answers: list[tuple[int, ...]] = []
