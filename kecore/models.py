@@ -396,11 +396,14 @@ def _auto_class(source: str, options: dict[str, Any]) -> Any:
 
     if "gguf_file" in options:  # such a file holds a causal model, and its configuration
         return AutoModelForCausalLM
-    loaders: list[tuple[Any, dict[str, str]]] = [
+    loaders: list[tuple[Any, Any]] = [
         (AutoModelForCausalLM, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
         (AutoModelForImageTextToText, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
     ]
-    encoder_decoders = (AutoModelForSeq2SeqLM, modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
+    encoder_decoders: tuple[Any, Any] = (
+        AutoModelForSeq2SeqLM,
+        modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    )
     known = {name: options[name] for name in ("trust_remote_code", "local_files_only") if name in options}
     config: Any = AutoConfig.from_pretrained(source, **known)
     if getattr(config, "is_encoder_decoder", False):

@@ -128,9 +128,9 @@ def test_other_file_is_refused(tmp_path: Path) -> None:
         load_model(str(tmp_path / "model.bin"))
 
 
-def test_architecture_without_a_causal_head(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
-    with pytest.raises(ModelLoadError, match="causal language model: ValueError: Unrecognized configuration"):
+def test_architecture_without_a_language_model_head(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    with pytest.raises(ModelLoadError, match="language model: ValueError: Unrecognized configuration"):
         load_model(str(tmp_path), device="cpu")
 
 
