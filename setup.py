@@ -133,6 +133,7 @@ DATASETS = [
 COMMANDS = [
     "trace = kecore_analysis.commands.trace:trace",
     "cache = kecore_analysis.commands.cache:cache",
+    "serve = kecore_serve.commands.serve:serve",
     "check = kecore_analysis.commands.check:check",
     "checkup = kecore_analysis.commands.checkup:checkup",
     "eval = kecore_bench.commands.eval:evaluate",

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from kecore.inference.opening import NO_OPENING, Opening
+from kecore.model.caches import join_caches, shift_cache
 from kecore.model.hooks import hooked
 from kecore.text import Rows
 
@@ -86,4 +88,40 @@ class Decoding:
         cache, mask = self._past
         cache.reorder_cache(index)
         self._step, self._past = step.select(index), (cache, mask[index])
+        return True
+
+    @property
+    def width(self) -> int:
+        """Columns that the next pass looks at, padding included."""
+        return int((self._step.attention_mask if self._past is None else self._past[1]).shape[1])
+
+    def join(self, other: Decoding) -> bool:
+        """Take in the rows of another loop below the own ones, if that cannot change what either of them says.
+
+        Both have to stand behind :meth:`append`. Columns that are padding in every row then are dropped.
+
+        Args:
+            other: a loop over the same model; it is spent if it was taken in.
+
+        Returns:
+            Whether it was done. Not without a cache or over one that cannot be joined, nor with hooks, which may hold
+            something for each row.
+        """
+        if self._past is None or other._past is None or hooked(self.view.model) or not self.view.joins_rows:
+            return False
+        (cache, mask), (other_cache, other_mask) = self._past, other._past
+        if not join_caches(cache, other_cache):
+            return False
+        width = max(mask.shape[1], other_mask.shape[1])  # what the caches hold, and the tokens that are read next
+        mask = torch.cat([pad(mask, (width - mask.shape[1], 0)), pad(other_mask, (width - other_mask.shape[1], 0))])
+        dead = int(mask.any(0).int().argmax())  # columns before the first one that a row needs
+        if dead:
+            shift_cache(cache, -dead)
+        step, other_step = self._step, other._step
+        self._step = Rows(
+            torch.cat([step.input_ids, other_step.input_ids]),
+            torch.cat([step.attention_mask, other_step.attention_mask]),
+            torch.cat([step.offset, other_step.offset]),
+        )
+        self._past = cache, mask[:, dead:]
         return True

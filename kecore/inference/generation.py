@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kecore.model import ModelView
     from kecore.text import Encoder
 
-__all__ = ["Generation", "generate"]
+__all__ = ["Generation", "closing_ids", "generate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def generate(
     room = math.inf if encoder.max_length is None else encoder.max_length + 1  # the last token is written, not read
     limits = [int(min(new_tokens[prompt], room - len(row))) for prompt, row in zip(unique, ids, strict=True)]
     stops = (*stop, "\n") if stop_at_newline else tuple(stop)
-    ending = _Ending(encoder, _closing_ids(view, encoder), stops)
+    ending = _Ending(encoder, closing_ids(view, encoder), stops)
     streams: list[random.Random] = []  # one a prompt, where tokens are drawn
     if top_k > 1:
         streams = [random.Random(f"{seed} {prompt}") for prompt in unique]  # noqa: S311 - no secret
@@ -117,7 +117,7 @@ def _most_new_tokens(prompts: Sequence[str], max_new_tokens: int | Sequence[int]
     return dict(zip(prompts, max_new_tokens, strict=False))
 
 
-def _closing_ids(view: ModelView, encoder: Encoder) -> frozenset[int]:
+def closing_ids(view: ModelView, encoder: Encoder) -> frozenset[int]:
     """Return the tokens that end a text: the tokenizer's, and those of the model's generation settings."""
     settings = getattr(view.model, "generation_config", None)
     of_model: Any = getattr(settings, "eos_token_id", None)  # a token, a list of tokens, or None

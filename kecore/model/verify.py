@@ -16,20 +16,20 @@ import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from kecore.api.errors import UnsupportedModelError
-from kecore.model.caches import kept_cache
+from kecore.model.caches import join_caches, kept_cache
 from kecore.model.sites import Output, Patch, Site, Start, Value
 from kecore.text import Rows
 
 if TYPE_CHECKING:
     from kecore.model.view import LayerView, ModelView, Pass
 
-__all__ = ["BROKEN", "TOKENS", "continues", "difference", "probe_ids", "rounding", "verified"]
+__all__ = ["BROKEN", "TOKENS", "continues", "difference", "joins", "probe_ids", "rounding", "verified"]
 
 TOKENS = 6
 """Tokens of the probe: enough to tell "this token only" from "later tokens too"."""
@@ -107,6 +107,43 @@ def continues(view: ModelView, *, dropping: bool = False) -> bool:
                 if dropping and end == _COLUMN + 1:
                     cache.reorder_cache(torch.tensor([1], device=view.device))
                     ids, mask, expected = ids[1:], mask[1:], expected[1:]
+    except BROKEN:
+        return False
+    return all(difference(row, whole) <= rounding(view) for row, whole in zip(logits, expected, strict=True))
+
+
+@torch.no_grad()
+def joins(view: ModelView) -> bool:
+    """Return whether rows of different lengths go on over one joined cache as each does by itself.
+
+    Args:
+        view: a model that :func:`continues`.
+    """
+    ids = probe_ids(view.model)
+    texts = [ids, ids.roll(1, dims=1)[:, 1:]]  # [1, TOKENS] and [1, TOKENS - 1]
+    mask = torch.ones_like(ids).repeat(2, 1)
+    mask[1, 0] = 0
+    offset = torch.zeros(2, dtype=torch.long)
+    written = 2  # tokens of each row that are run one by one over the joined cache
+    expected: list[Tensor] = []
+    caches: list[Any] = []
+    try:
+        with view.frozen():
+            for text in texts:
+                whole = Rows(text, torch.ones_like(text), offset[:1])
+                expected.append(view.model(**view.arguments(whole)).logits[0, -1])  # [vocab]
+                begun = Rows(text[:, :-written], torch.ones_like(text[:, :-written]), offset[:1])
+                caches.append(kept_cache(view.model(**view.arguments(begun, use_cache=True))))
+            cache, other = caches
+            if not join_caches(cache, other):
+                return False
+            ends = torch.cat([text[:, -written:] for text in texts])  # [rows, written]
+            logits = ends
+            for column in range(written):
+                step = Rows(ends[:, column, None], torch.ones_like(ends[:, :1]), offset)
+                past = cache, mask[:, : TOKENS - written + column + 1]
+                result = view.model(**view.arguments(step, past, use_cache=True))
+                cache, logits = kept_cache(result), result.logits[:, -1]  # [rows, vocab]
     except BROKEN:
         return False
     return all(difference(row, whole) <= rounding(view) for row, whole in zip(logits, expected, strict=True))

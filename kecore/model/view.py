@@ -22,7 +22,7 @@ from kecore.model.layer import LayerView, ValueSite
 from kecore.model.layout import RightPadding
 from kecore.model.probe import probe
 from kecore.model.sites import Beside, Key, ModuleInput, ModuleOutput, Output, Patch, Site, SiteId, Start, Value
-from kecore.model.verify import BROKEN, continues, verified
+from kecore.model.verify import BROKEN, continues, joins, verified
 
 if TYPE_CHECKING:
     from kecore.text import Rows
@@ -173,6 +173,11 @@ class ModelView:
     def drops_rows(self) -> bool:
         """Whether rows can be taken out of the model's cache without changing the others; tried out when first read."""
         return self.continues and continues(self, dropping=True)
+
+    @cached_property
+    def joins_rows(self) -> bool:
+        """Whether rows can join the model's cache while others are being written; tried out when first read."""
+        return self.left_padding and self.continues and joins(self)
 
     def layer(self, index: int) -> LayerView:
         """Return one layer.
