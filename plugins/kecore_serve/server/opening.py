@@ -12,6 +12,7 @@ from pathlib import Path
 from kecore.edit import Edit
 from kecore.editor import Editor
 from kecore.memory import cached_share, scoring_need
+from kecore_serve.ledger import Ledger
 from kecore_serve.server.live import LiveModel, ServedLedger
 from kecore_serve.server.metrics import Metrics
 from kecore_serve.server.service import Service
@@ -54,8 +55,9 @@ def open_ledger(folder: Path | None, editor: Editor, model: str) -> Iterator[Ser
         if folder is None:
             temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="kecore-serve-"))
             folder = Path(temporary) / "ledger"
-        is_there = ServedLedger.is_ledger(folder)
-        ledger = ServedLedger.open(folder) if is_there else ServedLedger.create(folder, model, editor.base)
+        if not Ledger.is_ledger(folder):
+            Ledger.create(folder, model, editor.base).close()
+        ledger = ServedLedger(folder)
         yield stack.enter_context(ledger)
 
 
