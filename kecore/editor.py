@@ -49,8 +49,8 @@ class HistoryEntry:
         edit: the edit, attached to the model.
         method: the method's name.
         stages: wall seconds by stage.
-        state_before: the method's state that taking the edit off brings back; None of an edit that was resumed, or that
-            a journal keeps.
+        state_before: the method's state that taking the edit off brings back; None of an edit that was resumed, that
+            a journal keeps, or that was made without stepwise undo.
     """
 
     edit: Edit
@@ -93,6 +93,11 @@ class Editor:
             shows such a bar in a terminal or a notebook and nothing elsewhere; None shows nothing. What stage begins
             also goes to the log ``kecore.stages``.
 
+    Attributes:
+        stepwise_undo: edits keep what their method remembered, so that any number of them can be taken off and further
+            ones made. False spares that memory in a long sequence: such edits come off together, and are not saved
+            with what a further edit would need.
+
     Raises:
         UnsupportedModelError: the model's structure cannot be read.
         TokenizerError: the tokenizer gives no offsets, or has no chat template when ``chat`` is asked for.
@@ -134,6 +139,7 @@ class Editor:
         self._trained: dict[str, TrainedEditor] = {}
         self.trained = trained
         self.examples = tuple(examples)
+        self.stepwise_undo = True
         self._history: list[HistoryEntry] = []
         self._journal: Journal | None = None
         self._journal_state = ""
@@ -396,11 +402,15 @@ class Editor:
         facts = "1 fact" if len(request_list) == 1 else f"{len(request_list)} facts"
         with log_stage(f"editing {facts} with {line.name}"):
             edit = replace(line.plan(self.view, batch, context), model=reference_of(self.model))
+            if not self.stepwise_undo:
+                edit = replace(edit, state={})
             if self.encoder.chat:
                 edit = replace(edit, notes={**edit.notes, "form": "chat"})
             with context.stages("attach"):
                 edit.attach(self.model, base=self._identity)
         before: Mapping[str, Tensor] | None = self._states.get(line.name, {})
+        if not self.stepwise_undo:
+            before = None
         if self._journal is not None:
             before = None  # the ledger knows
             self._record(self._journal, replace(edit, state=context.state))
@@ -507,8 +517,8 @@ class Editor:
         resumed = sum(entry.state_before is None for entry in self._history)
         if 0 < len(self._history) - count < resumed:
             raise EditStateError(
-                f"{resumed} edits were resumed, and what the method remembered between them is not known; revert all "
-                f"{len(self._history)} edits, or only those that came after"
+                f"{resumed} edits were resumed, or made without stepwise_undo, and what the method remembered between "
+                f"them is not known; revert all {len(self._history)} edits, or only those that came after"
             )
         for _ in range(count):
             entry = self._history[-1]

@@ -51,6 +51,11 @@ class Protocol(BaseModel):
         ge=0,
         description="how often, at even distances along a sequence, all facts edited so far are scored again",
     )
+    sample: int = Field(
+        default=0,
+        ge=0,
+        description="most facts of a sequence that are scored at each moment, drawn once for all moments; 0 for all",
+    )
     form: Literal["plain", "chat"] = Field(
         default="plain",
         description="prompts as bare text, or as the user's message in the model's chat template",
@@ -105,7 +110,7 @@ class Protocol(BaseModel):
     def _no_field_without_effect(self) -> Protocol:
         # A field without effect must not give two hashes to one protocol.
         if self.edits != "sequential":
-            for name in ("step", "when", "retention"):
+            for name in ("step", "when", "retention", "sample"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"'{name}' is of sequential editing only; leave it out, or set edits: sequential")
         for name in ("instruction", "stop"):
@@ -152,6 +157,25 @@ class Protocol(BaseModel):
         at = [round(i * steps / (self.retention + 1)) for i in range(1, self.retention + 1)]
         return {step: f"after-{step * self.step}" for step in at if 0 < step < steps}
 
+    def drawn(self, records: int) -> list[int]:
+        """Return the positions of the facts that are scored of the first ``records`` of a sequence.
+
+        Each position has a place in one random order, and the first ones of that order are taken: what was drawn of
+        few facts and is drawn of more is followed all along, and what is scored at the end was scored at its edit.
+
+        Examples:
+            >>> Protocol(edits="sequential", sample=3).drawn(20), Protocol(edits="sequential").drawn(4)
+            ([6, 7, 14], [0, 1, 2, 3])
+        """
+        positions = range(records)
+        if not 0 < self.sample < records:
+            return list(positions)
+
+        def place_in_order(position: int) -> bytes:
+            return sha256(f"{self.seed}/{position}".encode()).digest()
+
+        return sorted(sorted(positions, key=place_in_order)[: self.sample])
+
     def ask(self, prompt: str) -> str:
         """Return what the model is asked where it answers ``prompt`` freely: the prompt in :attr:`instruction`.
 
@@ -170,6 +194,8 @@ class Protocol(BaseModel):
             "sequential": f"one edit of {some} after another on the same model, scored "
             + " and ".join({AT_EDIT: "right after each", AT_END: "after the last"}[moment] for moment in self.when),
         }[self.edits]
+        if self.sample:
+            how += f", {self.sample} facts drawn of those that there are"
         kinds = ", ".join(self.generate)
         ends = " or ".join([*["the end of the line"] * self.stop_at_newline, *map(repr, self.stop)])
         text = f"{how}; {self.form} prompts; P of an answer by the {self.probability} of its log-probabilities"
@@ -192,7 +218,7 @@ class Protocol(BaseModel):
         extra = values.pop("extra")
         if "judge" not in extra:
             del values["judge"]
-        for name in ("instruction", "stop"):  # protocols without them are older than the fields
+        for name in ("instruction", "stop", "sample"):  # protocols without them are older than the fields
             if not values[name]:
                 del values[name]
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kecore.api.errors import ConfigError, DataFormatError
+from kecore.api.errors import ConfigError
 from kecore.api.progress import Progress, silent
 from kecore.edit import WeightEdit, attached, unedited
+from kecore.evaluate.held_out import HeldOutText
 from kecore.evaluate.intervals import Z
 from kecore.evaluate.metrics import divergence
-from kecore.inference.scoring import BATCH_TOKENS, next_tokens, score_tokens
+from kecore.inference.scoring import BATCH_TOKENS, next_tokens
 from kecore_analysis.harness import harness_scores
 from kecore_analysis.tasks import TaskResult, TaskSet, run_tasks
 
@@ -88,20 +89,9 @@ def perplexity(
         ConfigError: the window is below 2.
         DataFormatError: no passage has two tokens.
     """
-    if window < 2:
-        raise ConfigError(f"the window must hold at least 2 tokens, got {window}")
-    longest = min(window, encoder.max_length or window)
-    rows: list[tuple[tuple[int, ...], int]] = []  # a passage's tokens, and the first one that is scored
-    for text in passages:
-        ids = encoder.tokenizer(text)["input_ids"][:longest]
-        if len(ids) > 1:
-            rows.append((tuple(ids), 1))
-    if not rows:
-        raise DataFormatError("no passage has two tokens or more; perplexity needs text")
-    scores = score_tokens(view, encoder, rows, batch_tokens, progress)
-    losses = tuple(-score.total for score in scores)
-    tokens = tuple(len(score.ids) for score in scores)
-    return Perplexity(losses, tokens)
+    text = HeldOutText.of(encoder, passages, window)
+    reading = text.read(view, encoder, batch_tokens=batch_tokens, progress=progress)
+    return Perplexity(reading.losses, tuple(map(len, reading.next_tokens)))
 
 
 @dataclass(frozen=True, slots=True)

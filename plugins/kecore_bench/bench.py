@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +45,8 @@ from kecore_bench.store import BEFORE, Store
 from kecore_bench.workplace import Workplace
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from kecore.editor import Editor
 
 __all__ = ["BLOCK", "forget_failures", "run_cells"]
@@ -179,6 +181,7 @@ class _Worker:
         finally:
             if self.editor.history:
                 self.editor.revert(len(self.editor.history))
+            self.editor.stepwise_undo = True
         return True
 
     def _score_as_it_is(self) -> None:
@@ -233,22 +236,28 @@ class _Worker:
 
     def _run_sequence(self) -> None:
         records, step = self.cell.records, self.protocol.step
-        wanted = self.cell.wanted(self.protocol)
+        wanted = self.cell.positions(self.protocol)
         checkpoints = self.protocol.checkpoints(len(records))
         folder = self.store.edit_folder(self.key)
         saved = None if folder is None else SavedSequence(folder)
+        watch = self.workplace.watch(self.editor)  # of the model before its edits
+        self.editor.stepwise_undo = False  # all edits come off together, at the end
         steps_done = self._resume(saved)
         steps = math.ceil(len(records) / step)
         for number in range(steps_done + 1, steps + 1):
             start, stop = (number - 1) * step, min(number * step, len(records))
             cost = self._make_edit(records[start:stop])
+            cost["state_bytes"] = _tensor_bytes(self.editor.remembered(str(self.spec.method)))
             if number == steps:  # a memory of many edits may take longer to look up than one of few
                 cost |= self._measure_latency()
+            if watch is not None and (number in checkpoints or number in (1, steps)):
+                cost["held_out"] = watch(self.editor).to_json()
             self.store.add_cost(self.key, f"step-{number}", cost)
             if AT_EDIT in wanted:
-                self._score(AT_EDIT, start, stop)
+                self._score(AT_EDIT, [position for position in wanted[AT_EDIT] if start <= position < stop])
             if number in checkpoints:
-                self._score(checkpoints[number], 0, stop)
+                moment = checkpoints[number]
+                self._score(moment, wanted[moment], self._answers_at_edit(start, stop))
             self.workplace.note("")
             if not self.cell.missing(self.store):
                 break
@@ -256,9 +265,14 @@ class _Worker:
                 edits = [entry.edit for entry in self.editor.history]
                 saved.keep(number, edits, self.editor.remembered(str(self.spec.method)), last=number == steps)
         if AT_END in wanted:
-            self._score(AT_END)
+            self._score(AT_END, wanted[AT_END], self._answers_at_edit((steps - 1) * step, len(records)))
         if saved is not None:
             saved.remove()
+
+    def _answers_at_edit(self, start: int, stop: int) -> dict[int, RecordResult]:
+        """Return the answers of a step's facts right after it: while no further edit is made, they are still those."""
+        rows = self.store.rows(self.key, AT_EDIT, range(start, stop))
+        return rows if AT_EDIT in self.protocol.when else {}
 
     def _resume(self, saved: SavedSequence | None) -> int:
         """Put the edits of steps that were done before on the model, and return the number of these steps."""
@@ -281,10 +295,11 @@ class _Worker:
         step, size = self.protocol.step, len(self.cell.records)
         expected: dict[str, int] = {}  # records that the store has to hold, by moment
         if AT_EDIT in self.protocol.when:
-            expected[AT_EDIT] = min(progress.steps * step, size)
+            facts = min(progress.steps * step, size)
+            expected[AT_EDIT] = sum(position < facts for position in self.protocol.drawn(size))
         for number, moment in self.protocol.checkpoints(size).items():
             if number <= progress.steps:
-                expected[moment] = number * step
+                expected[moment] = len(self.protocol.drawn(number * step))
         # A store that was deleted and begun anew has none of what its predecessor's edits were asked.
         if any(len(self.store.done(self.key, moment)) < count for moment, count in expected.items()):
             return None
@@ -316,18 +331,30 @@ class _Worker:
         latency = added_latency(self.editor.view, self.editor.encoder, prompts, tokens=TIMED_TOKENS, rounds=1)
         return {"latency": latency.to_json()}
 
-    def _score(self, moment: str, start: int = 0, stop: int | None = None) -> None:
-        """Score what is missing of some records, block by block."""
+    def _score(
+        self, moment: str, positions: Sequence[int] | None = None, known: Mapping[int, RecordResult] | None = None
+    ) -> None:
+        """Score what is missing of some records, block by block.
+
+        Args:
+            moment: the moment.
+            positions: the records; None for those of the run that are wanted at this moment.
+            known: answers by position that the model as it is has given already, and is not asked for again.
+        """
         records = self.cell.records
-        stop = len(records) if stop is None else stop
+        if positions is None:
+            positions = self.cell.positions(self.protocol)[moment]
         done = self.store.done(self.key, moment)
+        again = {position: row for position, row in (known or {}).items() if position in {*positions} - done}
+        if again:
+            self.store.add(self.key, moment, again)
+            done = done | again.keys()
         index, processes = self.share
-        for number, first in enumerate(range(start, stop, BLOCK)):
-            block = range(first, min(first + BLOCK, stop))
-            pending = [position for position in block if position not in done]
+        for number, first in enumerate(range(0, len(positions), BLOCK)):
+            pending = [position for position in positions[first : first + BLOCK] if position not in done]
             if not pending or number % processes != index:
                 continue
-            self.progress(f"scoring {moment}", first - start, stop - start)
+            self.progress(f"scoring {moment}", first, len(positions))
             rows = self._score_records([records[position] for position in pending])
             self.store.add(self.key, moment, dict(zip(pending, rows, strict=True)))
 
@@ -356,6 +383,11 @@ def _attach_file(editor: Editor, file: Path) -> Iterator[Edit]:
         yield edit
     finally:
         edit.revert(editor.model)
+
+
+def _tensor_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Return the bytes of what a method remembers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def _describe_edit(edit: Edit) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +54,24 @@ class Cell:
 
     def wanted(self, protocol: Protocol) -> dict[str, int]:
         """Return the number of records to be scored at each moment."""
+        return {moment: len(positions) for moment, positions in self.positions(protocol).items()}
+
+    def positions(self, protocol: Protocol) -> dict[str, list[int]]:
+        """Return the positions of the records to be scored at each moment, ascending."""
         size = len(self.records)
         if self.absent:
             return {}
-        if self.spec.method is None:
-            return {BEFORE if self.edit is None else AFTER: size}
-        counts = dict.fromkeys(protocol.moments, size)
-        if protocol.edits == "sequential":
-            for step, moment in protocol.checkpoints(size).items():
-                counts[moment] = step * protocol.step
-        return counts
+        if protocol.edits != "sequential":
+            moments = protocol.moments
+            if self.spec.method is None:
+                moments = (BEFORE if self.edit is None else AFTER,)
+            return {moment: list(range(size)) for moment in moments}
+        positions = {moment: protocol.drawn(size) for moment in protocol.moments}
+        for step, moment in protocol.checkpoints(size).items():
+            positions[moment] = protocol.drawn(step * protocol.step)
+        if self.spec.method is None:  # the unedited model is compared with at all moments
+            positions = {BEFORE: sorted(set(chain.from_iterable(positions.values())))}
+        return positions
 
 
 def load(data: DataEntry, limit: int | None = None) -> RecordSet:

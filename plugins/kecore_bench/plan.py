@@ -14,7 +14,7 @@ from kecore.evaluate.protocol import Protocol
 from kecore.hparams import read_hparams
 from kecore_bench.published import PaperTable, unmeasured
 
-__all__ = ["BASELINES", "UNEDITED", "BenchPlan", "DataEntry", "MethodEntry", "read_plan"]
+__all__ = ["BASELINES", "UNEDITED", "BenchPlan", "DataEntry", "HeldOutEntry", "MethodEntry", "read_plan"]
 
 UNEDITED = "unedited"
 """The label of the model as it is, and the name to leave its row out by."""
@@ -94,6 +94,23 @@ class DataEntry(BaseModel):
         return {"path": str(value)} if isinstance(value, str | Path) else value
 
 
+class HeldOutEntry(BaseModel):
+    """Text that a model reads while a sequence of edits grows."""
+
+    model_config = _STRICT
+
+    text: tuple[str, ...] = Field(
+        default=(), description="files or hub data sets; kecore's sample of Wikipedia where none is given"
+    )
+    passages: int = Field(default=32, ge=2, description="passages that are drawn from it")
+    window: int = Field(default=128, ge=2, description="most tokens of a passage")
+
+    @field_validator("text", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
 class BenchPlan(BaseModel):
     """Everything that a benchmark runs: methods x models x data sets x sizes, by one protocol.
 
@@ -118,6 +135,9 @@ class BenchPlan(BaseModel):
     examples: DataEntry | None = Field(default=None, description="facts that demonstrations are taken from")
     references: Path | None = Field(
         default=None, description="CounterFact's attribute_snippets.json: texts about the targets, for consistency"
+    )
+    held_out: HeldOutEntry | None = Field(
+        default=None, description="text that is read again and again along a sequence: perplexity, and next words"
     )
     published: tuple[PaperTable, ...] = Field(default=(), description="figures of papers, to stand beside the runs'")
     edit: Path | None = Field(default=None, description="an edit that was made before, to be scored as it is")
@@ -149,6 +169,8 @@ class BenchPlan(BaseModel):
             raise ValueError(f"two methods have the same label among {', '.join(titles)}; give one a label of its own")
         if self.edit is not None and self.protocol.edits != "batch":
             raise ValueError("an edit that was made before is scored as it is; leave 'edits' at batch")
+        if self.held_out is not None and self.protocol.edits != "sequential":
+            raise ValueError("'held_out' is read along a sequence; leave it out, or set protocol: edits: sequential")
         if self.published:
             self._check_published()
         if self.references is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -309,10 +310,12 @@ class Store:
         query = f"SELECT count(*) FROM answers WHERE run IN ({marks})"  # noqa: S608 - marks only
         return self._fetch(query, *runs)[0][0]
 
-    def rows(self, run: str, moment: str) -> dict[int, RecordResult]:
-        """Return the answers by position, in the order of the data set."""
-        query = "SELECT position, row FROM answers WHERE run = ? AND moment = ? ORDER BY position"
-        return {position: RecordResult.load(row) for position, row in self._fetch(query, run, moment)}
+    def rows(self, run: str, moment: str, positions: range | None = None) -> dict[int, RecordResult]:
+        """Return the answers by position, in the order of the data set; of all positions, or of some in a row."""
+        query = "SELECT position, row FROM answers WHERE run = ? AND moment = ? AND position >= ? AND position < ?"
+        chosen = range(sys.maxsize) if positions is None else positions
+        rows = self._fetch(f"{query} ORDER BY position", run, moment, chosen.start, chosen.stop)
+        return {position: RecordResult.load(row) for position, row in rows}
 
     def costs(self, run: str) -> dict[str, dict[str, Any]]:
         """Return what each edit of a run cost, by the part of the run."""

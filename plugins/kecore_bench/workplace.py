@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 
+from kecore import data
 from kecore.api.errors import ConfigError
 from kecore.api.line import MethodLine
 from kecore.api.progress import Progress, silent
+from kecore.corpus import Corpus
 from kecore.editor import Editor
 from kecore.environment import environment
+from kecore.evaluate.held_out import Drift, HeldOutText, drift
 from kecore.models import load_model
 from kecore.statistics_source import Provision, StatisticsSource
 from kecore.trained import TrainedEditor
@@ -104,6 +107,28 @@ class Workplace:
         _check_one_each(fitting)
         editor.trained = fitting
         return editor
+
+    def watch(self, editor: Editor) -> Callable[[Editor], Drift] | None:
+        """Let the unedited model read the plan's held-out text, and return what compares an edited one with it.
+
+        Returns:
+            From the session, as it is by then, to how far it is from now; None where the plan names no such text.
+
+        Raises:
+            DataFormatError: the text cannot be read.
+        """
+        entry = self.plan.held_out
+        if entry is None:
+            return None
+        sources = entry.text or (str(data.path(data.TEXT)),)
+        passages = Corpus.of(*sources).sample(entry.passages, self.plan.protocol.seed).passages
+        text = HeldOutText.of(editor.encoder, passages, entry.window)
+        base = text.read(editor.view, editor.encoder)
+
+        def compare(session: Editor) -> Drift:
+            return drift(base, text.read(session.view, session.encoder))
+
+        return compare
 
     def prepare(self, editor: Editor, method: str, config: Mapping[str, Any]) -> None:
         """Give a session the key statistics that a method reads.

@@ -33,6 +33,8 @@ from kecore_bench.cells import Cell, cells_of
 from kecore_bench.plan import BenchPlan
 from kecore_bench.processes import run_plan
 from kecore_bench.report import FORMATS, results, tables, write_report
+from kecore_bench.report.growth import growth_lines, growth_rows
+from kecore_bench.sequence import SavedSequence
 from kecore_bench.store import BEFORE, Store
 from kecore_bench.workplace import Workplace
 
@@ -186,8 +188,9 @@ def test_a_sequence_goes_on_and_scores_nothing_twice(
         patch.setattr(Editor, "evaluate", dying)
         with pytest.raises(Cut):
             bench(tmp_path / "cut.sqlite", wanted)
-    left = len(expected) - sum(scored)
-    assert len(answers(tmp_path / "cut.sqlite")) == sum(scored)
+    # Right after a step its facts are not asked again: two for the checkpoint, and two for the end.
+    left = len(expected) - sum(scored) - 2 - 2
+    assert len(answers(tmp_path / "cut.sqlite")) == sum(scored) + 2
     counted: list[int] = []
     monkeypatch.setattr(
         Editor, "evaluate", lambda self, records, *v: counted.append(len(records)) or evaluate(self, records, *v)
@@ -202,6 +205,48 @@ def test_a_sequence_goes_on_and_scores_nothing_twice(
     assert sequence.evaluations["at-end"].compared
     assert sequence.evaluations["after-4"].compared
     assert before.evaluations[BEFORE].scores["edit_success"].records == 6
+
+
+def test_a_long_life_is_drawn_from_and_read_along(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few facts are asked, those at the end are those at their edit, and text, seconds and bytes have curves."""
+    protocol = Protocol(max_new_tokens=0, edits="sequential", step=2, retention=1, sample=3)
+    values = plan(tiny, 8).model_dump() | {"protocol": protocol, "held_out": {"passages": 3, "window": 12}}
+    kept: list[int] = []
+    keep = SavedSequence.keep
+    monkeypatch.setattr(SavedSequence, "keep", lambda *v, **f: kept.append(v[1]) or keep(*v, **f))
+    bench(tmp_path / "s.sqlite", BenchPlan.make(values))
+    drawn, half = protocol.drawn(8), protocol.drawn(4)
+    assert (len(drawn), len(half)) == (3, 3)
+    places = {(label, moment): [] for label, moment, _ in answers(tmp_path / "s.sqlite")}
+    for label, moment, place in answers(tmp_path / "s.sqlite"):
+        places[label, moment].append(place)
+    assert places == {
+        ("unedited", "before"): sorted({*drawn, *half}),
+        ("ft-m", "at-edit"): drawn,
+        ("ft-m", "at-end"): drawn,
+        ("ft-m", "after-4"): half,
+    }
+    assert kept == [1, 2, 3, 4]
+    with Store(tmp_path / "s.sqlite") as store:
+        found = results(store)
+        (line,) = growth_lines(found)
+        assert [point.facts for point in line.points] == [2, 4, 6, 8]
+        assert [point.drift is not None for point in line.points] == [True, True, False, True]
+        assert all(point.state_bytes == 0 for point in line.points)  # fine-tuning remembers nothing
+        read = line.points[-1].drift
+        assert read is not None
+        assert read.tokens == 3 * 11
+        assert 0 <= read.low <= read.agreement <= read.high <= 1
+        assert len(growth_rows([line])) == 3
+        written = write_report([store], tmp_path / "report", ["html", "markdown", "svg"])
+    assert "As the sequence grows" in written["html"][0].read_text(encoding="utf-8")
+    assert "same next word" in written["markdown"][0].read_text(encoding="utf-8")
+    assert "growth-2.svg" in {path.name for path in written["svg"]}
+
+
+def test_held_out_text_belongs_to_a_sequence(tiny: Path) -> None:
+    with pytest.raises(ConfigError, match="'held_out' is read along a sequence"):
+        BenchPlan.make(plan(tiny).model_dump() | {"held_out": {}})
 
 
 @pytest.mark.parametrize(

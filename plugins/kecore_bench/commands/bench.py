@@ -38,6 +38,14 @@ def bench(
     sizes: Annotated[
         str | None, typer.Option(metavar="N,M", help="Numbers of records; all where none is given.")
     ] = None,
+    lifelong: Annotated[
+        bool,
+        typer.Option(
+            "--lifelong",
+            help="One step of 10 facts after another: drawn facts, held-out text, seconds and bytes as they add up. "
+            "A plan's file and --protocol go before it.",
+        ),
+    ] = False,
     method_options: MethodOptions,
     run_options: RunOptions,
     as_json: options.AsJson = False,
@@ -71,7 +79,7 @@ def bench(
     }
     from kecore_bench.store import Store
 
-    bench_plan = make_plan(fields, run_options, plan)
+    bench_plan = make_plan(fields, run_options, plan, lifelong=lifelong)
     with Store(store, bench_plan.protocol) as results:
         cells = run_on_screen(screen, bench_plan, results, run_options)
         show_tables(screen, results, {cell.spec.key for cell in cells})

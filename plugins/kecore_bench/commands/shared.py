@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from kecore_bench.plan import BenchPlan
     from kecore_bench.store import Store
 
-__all__ = ["data_entry", "make_plan", "run_on_screen", "show_tables"]
+__all__ = ["LIFELONG", "data_entry", "make_plan", "run_on_screen", "show_tables"]
+
+
+LIFELONG = {"edits": "sequential", "step": 10, "retention": 9, "sample": 100, "max_new_tokens": 0}
+"""The protocol of ``--lifelong``, where neither a plan's file nor ``--protocol`` says otherwise."""
 
 
 def data_entry(path: str, reading: ReadingOptions) -> dict[str, Any]:
@@ -36,13 +40,16 @@ def data_entry(path: str, reading: ReadingOptions) -> dict[str, Any]:
     }
 
 
-def make_plan(fields: Mapping[str, Any], run_options: RunOptions, file: Path | None = None) -> BenchPlan:
+def make_plan(
+    fields: Mapping[str, Any], run_options: RunOptions, file: Path | None = None, *, lifelong: bool = False
+) -> BenchPlan:
     """Make a plan from options and a file; options go before it.
 
     Args:
         fields: the fields of the plan that are the command's own; None and what is empty count as not given.
         run_options: the other options.
         file: the plan's YAML file.
+        lifelong: measure a long sequence, by :data:`LIFELONG` and with held-out text.
 
     Raises:
         ConfigError: a bad field.
@@ -57,6 +64,9 @@ def make_plan(fields: Mapping[str, Any], run_options: RunOptions, file: Path | N
     protocol = values.get("protocol") or {}
     if not isinstance(protocol, dict):
         raise ConfigError(f"'protocol' holds fields, got {protocol!r}")
+    if lifelong:
+        protocol = {**LIFELONG, **protocol}
+        values.setdefault("held_out", {})
     values["protocol"] = Protocol.make({**protocol, **options.settings(run_options.protocol, "--protocol")})
     return BenchPlan.make(values)
 

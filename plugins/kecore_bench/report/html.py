@@ -13,7 +13,8 @@ from kecore.evaluate.protocol import AFTER
 from kecore_bench.report.drill import drill
 from kecore_bench.report.html_tables import further_table, glossary, main_table, missing
 from kecore_bench.report.marks import LEGEND
-from kecore_bench.report.plots import INSTALL, Plot, drawn_plots
+from kecore_bench.report.plot import INSTALL, Plot
+from kecore_bench.report.plots import drawn_plots
 from kecore_bench.report.results import Result
 from kecore_bench.report.table import MOMENTS, Table, last_moments
 from kecore_bench.report.text import INTERVALS, conditions, notes

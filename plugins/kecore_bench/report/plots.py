@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from html import escape
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from kecore.api.errors import MissingDependencyError
 from kecore.evaluate.result import Score
-from kecore.files import write_atomic
 from kecore_bench.report.figures import (
-    UNEDITED_MARKER,
     Curve,
     Scatter,
     Stages,
@@ -26,104 +20,25 @@ from kecore_bench.report.figures import (
     stages,
     styles,
 )
+from kecore_bench.report.growth import growth_lines
+from kecore_bench.report.growth_plot import draw_growth
+from kecore_bench.report.plot import MARK, Plot, look_of, make_panels, name_beside, need_matplotlib
 from kecore_bench.report.results import Result
 from kecore_bench.report.seeds import join_tables
 from kecore_bench.report.spread import spread_out
 from kecore_bench.report.table import Table, last_moments
 from kecore_bench.report.text import shown
 
-__all__ = ["INSTALL", "Plot", "drawn_plots", "need_matplotlib", "write_plots"]
+__all__ = ["drawn_plots", "write_plots"]
 
-INSTALL = "figures are drawn by matplotlib, which is not installed: pip install 'kecore[plot]'"
-
-_ACROSS = 3
-"""Panels beside each other; further ones stand below."""
-_MARK = 6.5
-"""Size of a mark in points."""
-_APART = 1.6 * _MARK
+_APART = 1.6 * MARK
 """Least distance of two marks, in points: the widest of them, a square on its corner, is 1.41 times its size wide."""
 _DODGE = 6.0
 """Most points by which the marks of two curves over one number of facts stand apart."""
 _CURVE_POINTS = 270.0
 """Width of a panel of curves between its axes, in points."""
-_NAMES_INCHES = 2.2
-"""Room for the names of the colours, beside the panels."""
 _BAR_INCHES = 0.28
 """Height of a method's bar."""
-
-
-@dataclass
-class Plot:
-    """One plot of a table: a matplotlib figure, and what it says where the pointer is held over a part of it.
-
-    Args:
-        name: ``scatter``, ``retention`` or ``stages``.
-        title: what it shows.
-        figure: the :class:`matplotlib.figure.Figure`.
-        caption: stands below it.
-        tips: the text for each part, by the id that the part has in the SVG.
-    """
-
-    name: str
-    title: str
-    figure: Any
-    caption: str = ""
-    tips: dict[str, str] = field(default_factory=dict)
-
-    def tell(self, artist: Any, text: str) -> None:
-        """Show ``text`` where the pointer is held over a part of the figure."""
-        gid = f"tip-{len(self.tips)}"
-        artist.set_gid(gid)
-        self.tips[gid] = text
-
-    def to_svg(self) -> str:
-        """Return the figure as an ``<svg>`` element for an HTML page; its text stays text."""
-        import matplotlib
-
-        buffer = io.StringIO()
-        # Without the salt the ids in two files of one figure would differ.
-        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "kecore"}):
-            nothing = dict.fromkeys(["Creator", "Date", "Format", "Type"])
-            self.figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
-        text = buffer.getvalue()
-        text = text[text.index("<svg") :]  # an XML declaration has no place inside a page
-        for gid, tip in self.tips.items():
-            text = text.replace(f'<g id="{gid}">', f"<g><title>{escape(tip)}</title>")
-        return text.replace("<svg", f'<svg role="img" aria-label="{escape(self.title)}"', 1)
-
-    def write(self, path: Path, format: str) -> Path:
-        """Write the figure as a file that needs no other one: letters are outlines in SVG, and TrueType fonts in PDF.
-
-        Args:
-            path: the file.
-            format: ``png``, ``pdf`` or ``svg``.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
-        import matplotlib
-
-        # Without dates and with a fixed salt two files of one store are the same.
-        dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-
-        def save(file: Path) -> None:
-            self.figure.savefig(file, dpi=200, format=format, metadata=dated.get(format))
-
-        with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "kecore"}):
-            return write_atomic(path, save)
-
-
-def need_matplotlib() -> Any:
-    """Return matplotlib's class ``Figure``.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingDependencyError(INSTALL) from None
-    return Figure
 
 
 def drawn_plots(tables: Sequence[Table], results: Sequence[Result], last: bool) -> list[Plot]:
@@ -154,6 +69,9 @@ def drawn_plots(tables: Sequence[Table], results: Sequence[Result], last: bool) 
     curve_panels = curves(runs)
     if curve_panels:
         plots.append(_draw_curves(curve_panels, looks, bars))
+    grown = growth_lines(runs)
+    if grown:
+        plots.append(draw_growth(grown, looks))
     spent = stages(*tables)
     if spent.rows:
         plots.append(_draw_stages(spent))
@@ -194,14 +112,6 @@ def write_plots(
     return written
 
 
-def _panels(count: int, width: float) -> tuple[Any, list[Any]]:
-    """Make a figure with so many panels, each of ``width`` inches, and room for names beside them."""
-    across = min(count, _ACROSS)
-    down = math.ceil(count / across)
-    figure = need_matplotlib()(figsize=(width * across + _NAMES_INCHES, 4.2 * down), layout="constrained")
-    return figure, [figure.add_subplot(down, across, index + 1) for index in range(count)]
-
-
 @dataclass(frozen=True)
 class _Mark:
     """A mark of a scatter plot.
@@ -221,7 +131,7 @@ class _Mark:
 
 def _draw_scatters(panels: Sequence[Scatter], looks: Mapping[str, Style], bars: str) -> Plot:
     """Draw both scores from 0 to 1 with their intervals, a mark a method; rings are figures of papers."""
-    figure, axes = _panels(len(panels), 4.6)
+    figure, axes = make_panels(len(panels), 4.6)
     caption = f"{bars} Top right is best."
     if any(panel.published for panel in panels):
         caption += " Rings: figures of papers."
@@ -249,22 +159,16 @@ def _marks(panel: Scatter, looks: Mapping[str, Style]) -> list[_Mark]:
     marks: list[_Mark] = []
     for point in panel.points:
         tip = f"{point.label}: {panel.x} {shown(point.x)}, {panel.y} {shown(point.y)}"
-        marks.append(_Mark(point.x.value, point.y.value, tip, _look(looks[point.label])))
+        marks.append(_Mark(point.x.value, point.y.value, tip, look_of(looks[point.label])))
     for ring in panel.published:
         tip = f"{ring.label}: {panel.x} {ring.x:.3f}, {panel.y} {ring.y:.3f}"
         marks.append(_Mark(ring.x, ring.y, tip, _ring(looks.get(ring.beside, Style()))))
     return marks
 
 
-def _look(style: Style) -> dict[str, Any]:
-    """Return how a method's marks are drawn."""
-    size = _MARK * (1.4 if style.marker == UNEDITED_MARKER else 1)  # a star has little inside
-    return {"marker": style.marker, "color": style.colour, "ms": size, "mec": "white", "mew": 0.4, "ls": "none"}
-
-
 def _ring(style: Style) -> dict[str, Any]:
     """Return how a figure of a paper is drawn."""
-    return {"marker": "o", "color": style.colour, "ms": _MARK, "mfc": "none", "ls": "none"}
+    return {"marker": "o", "color": style.colour, "ms": MARK, "mfc": "none", "ls": "none"}
 
 
 def _draw_marks(plot: Plot, axis: Any, marks: Sequence[_Mark]) -> bool:
@@ -300,7 +204,7 @@ def _name_marks(figure: Any, panels: Sequence[Scatter], looks: Mapping[str, Styl
     from matplotlib.lines import Line2D
 
     labels = dict.fromkeys(point.label for panel in panels for point in panel.points)
-    handles = [Line2D([], [], **_look(looks[label]), label=label) for label in labels]
+    handles = [Line2D([], [], **look_of(looks[label]), label=label) for label in labels]
     if any(panel.published for panel in panels):
         handles.append(Line2D([], [], **_ring(Style()), label="rings: papers"))
     figure.legend(handles=handles, loc="outside right upper", fontsize=8)
@@ -308,7 +212,7 @@ def _name_marks(figure: Any, panels: Sequence[Scatter], looks: Mapping[str, Styl
 
 def _draw_curves(panels: Sequence[Curve], looks: Mapping[str, Style], bars: str) -> Plot:
     """Draw a score of all facts edited so far over their number, a line a method."""
-    figure, axes = _panels(len(panels), 4.6)
+    figure, axes = make_panels(len(panels), 4.6)
     caption = f"{bars} Methods stand beside each other over one number of facts."
     plot = Plot("retention", "Retention: all facts edited so far, scored again on the way", figure, caption)
     for axis, panel in zip(axes, panels, strict=True):
@@ -322,7 +226,7 @@ def _draw_curves(panels: Sequence[Curve], looks: Mapping[str, Style], bars: str)
             counts = [point.facts + shift for point in line.points]
             scores = [point.score for point in line.points]
             values = [score.value for score in scores]
-            look = {**_look(looks[line.label]), "ms": dodge * _MARK / _APART, "ls": "-"}
+            look = {**look_of(looks[line.label]), "ms": dodge * MARK / _APART, "ls": "-"}
             axis.errorbar(counts, values, _whiskers(scores), **look, elinewidth=1, lw=1, label=line.label)
             for count, point in zip(counts, line.points, strict=True):
                 (dot,) = axis.plot(count, point.score.value, **look)
@@ -330,7 +234,7 @@ def _draw_curves(panels: Sequence[Curve], looks: Mapping[str, Style], bars: str)
         axis.set(xlabel="facts edited so far", ylabel=panel.y, ylim=(-0.05, 1.05), xticks=panel.ticks)
         axis.set_xlim(first - span / 12, end + span / 12)
         axis.grid(alpha=0.3)
-    _name_beside(figure, axes[0])
+    name_beside(figure, axes[0])
     return plot
 
 
@@ -353,7 +257,7 @@ def _draw_stages(spent: Stages) -> Plot:
     axis.invert_yaxis()
     axis.margins(x=0.08)
     axis.set(xlabel="seconds of editing for each fact")
-    _name_beside(figure, axis)
+    name_beside(figure, axis)
     return plot
 
 
@@ -366,9 +270,3 @@ def _whiskers(scores: Sequence[Score]) -> list[list[float]]:
         below.append(score.value - low)
         above.append(high - score.value)
     return [below, above]
-
-
-def _name_beside(figure: Any, axis: Any) -> None:
-    """Name the colours beside the panels: inside one the names would lie where the best points are."""
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=8)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kecore.evaluate.columns import described
 from kecore.evaluate.result import Score
 from kecore_bench.report.gaps import gap_notes
+from kecore_bench.report.growth import HEADS, growth_lines, growth_rows
 from kecore_bench.report.papers import PaperRow, citations, lines
 from kecore_bench.report.results import Result, versions
 from kecore_bench.report.table import Row, Table
@@ -193,6 +194,9 @@ def markdown(tables: Sequence[Table], results: Sequence[Result]) -> str:
         table_notes = notes(table)
         if table_notes:
             blocks.append(markdown_list(table_notes))
+    growth = growth_rows(growth_lines(results))
+    if growth:
+        blocks += ["As the sequence grows:", markdown_table(HEADS, growth)]
     blocks.append(markdown_list(conditions(results)))
     return "\n\n".join(blocks) + "\n"
 

@@ -16,6 +16,7 @@ from hashlib import sha256
 from typing import Any
 
 from kecore.api.errors import KecoreWarning
+from kecore.evaluate.held_out import Drift
 from kecore.evaluate.protocol import AFTER, AT_END
 from kecore_bench.cells import Cell
 from kecore_bench.report.costs import COSTS
@@ -124,6 +125,9 @@ class Follower:
             told.parts.add(part)
             facts = min(int(part.removeprefix("step-")) * self._store.protocol.step, cell.spec.size)
             values = {"step/seconds": cost["seconds"], "step/bytes": cost["edit_bytes"]}
+            if "held_out" in cost:
+                drift = Drift.from_json(cost["held_out"])
+                values |= {"step/perplexity": drift.perplexity, "step/agreement": drift.agreement}
             self._log(told, values, facts)
 
     def _tell_scores(self, cell: Cell, told: _Told) -> None:
@@ -136,10 +140,10 @@ class Follower:
         if not complete:
             return
         result = self._result(cell)
-        for moment in sorted(complete, key=wanted.__getitem__):
+        for moment in sorted(complete, key=lambda moment: _facts_by(moment, cell.spec.size)):
             told.moments.add(moment)
             if result is not None and moment in result.evaluations:
-                self._log(told, _scores(result, moment), 0 if moment == BEFORE else wanted[moment])
+                self._log(told, _scores(result, moment), _facts_by(moment, cell.spec.size))
 
     def _finish(self, cell: Cell, told: _Told, is_done: bool) -> None:
         key = cell.spec.key
@@ -200,6 +204,13 @@ def follow(trackers: Sequence[Tracker], cells: Sequence[Cell], store: Store) -> 
     finally:
         for follower in followers:
             follower.end()
+
+
+def _facts_by(moment: str, size: int) -> int:
+    """Return the number of facts that were edited by a moment, of ``size`` in all."""
+    if moment == BEFORE:
+        return 0
+    return int(moment.removeprefix("after-")) if moment.startswith("after-") else size
 
 
 def _scores(result: Result, moment: str) -> dict[str, float | None]:

@@ -20,6 +20,7 @@ def test_every_field_changes_the_hash() -> None:
         Protocol(edits="sequential", step=2),
         Protocol(edits="sequential", when=("at-end",)),
         Protocol(edits="sequential", retention=3),
+        Protocol(edits="sequential", sample=5),
         Protocol(probability="sum"),
         Protocol(generate=("edit",)),
         Protocol(max_new_tokens=8),
