@@ -23,7 +23,7 @@ from kecore.testing import architectures, tiny_model, tiny_tokenizer
 from kecore.text import Encoder
 
 PAGE = Path(__file__).with_name("architectures.md")
-EDITED, REFUSED, NOT_BUILT = "yes", "refused", "not built"
+EDITED, BESIDE, REFUSED, NOT_BUILT = "yes", "beside", "refused", "not built"
 # Token rows, some longer than the tiny models' attention windows, and where a value would be written.
 _IDS = (tuple(range(30, 480, 30)), (8, 450, 63, 17, 280), (300, 41, 41, 509, 66, 120, 7))
 _LOOKUPS = (11, 1, 6)
@@ -37,9 +37,12 @@ the outcome of the probe, so a model that is not listed is read in the same way.
 
 | column | meaning |
 | --- | --- |
-| edited | `{edited}`, `{refused}` with UnsupportedModelError, or `{not_built}`: no tiny model can be made of it here |
-| value projection | the linear map whose weight edits change; `*` stands for the layer |
-| stored | how the module keeps that weight: `Linear` is `[d_out, d_in]`, `Conv1D` is `[d_in, d_out]` |
+| edited | `{edited}`, `{beside}`: by methods that change no weights, `{refused}` with UnsupportedModelError, or \
+`{not_built}`: no tiny model can be made of it here |
+| value projection | the linear map whose weight edits change; `*` stands for the layer, `[*]` for each \
+of several experts |
+| stored | how the module keeps that weight: `Linear` is `[d_out, d_in]`, `Conv1D` is `[d_in, d_out]`; `stacked` and \
+`stacked, transposed` are the same for the experts of a layer, in one parameter |
 | residual scale | what arrives in the residual stream for 1 at the projection's output; `norm` where a norm or a gate \
 stands between (of several layers to edit, only the last one is edited then) |
 | replay | how target values are optimised: `cached` (upper layers, tokens from the subject on), `upper` (upper \
@@ -88,9 +91,9 @@ def row(architecture: str) -> Row:
     return Row(
         architecture,
         name,
-        EDITED,
-        _list_distinct(f"`{_path(layer)}`" for layer in view.layers),
-        _list_distinct("Conv1D" if layer.site.linear.transposed else "Linear" for layer in view.layers),
+        EDITED if view.sites else BESIDE,
+        _list_distinct(f"`{_path(layer)}`" for layer in view.layers if layer.sites),
+        _list_distinct(_storage(layer) for layer in view.layers if layer.sites),
         _list_distinct(map(_scale, view.layers)),
         *_describe_driving(view),
     )
@@ -102,7 +105,17 @@ def _list_distinct(values: Iterable[str]) -> str:
 
 
 def _path(layer: LayerView) -> str:
-    return f"{layer.name.rpartition('.')[0]}.*{layer.site.linear.name.removeprefix(layer.name)}"
+    path = layer.sites[0].linear.name.removeprefix(layer.name)
+    if layer.experts is not None:
+        path = f"{layer.sites[0].linear.matrix_name.parameter.removeprefix(layer.name)}[*]"
+    return f"{layer.name.rpartition('.')[0]}.*{path}"
+
+
+def _storage(layer: LayerView) -> str:
+    transposed = layer.sites[0].linear.transposed
+    if layer.experts is not None:
+        return "stacked, transposed" if transposed else "stacked"
+    return "Conv1D" if transposed else "Linear"
 
 
 def _scale(layer: LayerView) -> str:
@@ -112,6 +125,9 @@ def _scale(layer: LayerView) -> str:
 def _describe_driving(view: ModelView) -> tuple[str, str]:
     """Return the replay mode, and what is unusual about driving the model."""
     remarks = []
+    reason = next((layer.no_sites for layer in view.layers if layer.no_sites), None)
+    if reason is not None:
+        remarks.append(f"not all layers' weights: {_brief(reason)}" if view.sites else _brief(reason))
     if not view.left_padding:
         remarks.append("padding always on the right")
     if not view.positions:
@@ -122,9 +138,9 @@ def _describe_driving(view: ModelView) -> tuple[str, str]:
         warnings.simplefilter("always", KecoreWarning)
         replay = Replay(view, Encoder(tiny_tokenizer()), _IDS, _LOOKUPS, 1)
     for warning in caught:
-        reason = re.search(r"cached: (?:ValueError: )?(.*?)(?:; upper: .*)?[)]$", str(warning.message))
-        if reason and view.left_padding:
-            remarks.append(_brief(reason[1]))
+        slower = re.search(r"cached: (?:ValueError: )?(.*?)(?:; upper: .*)?[)]$", str(warning.message))
+        if slower and view.left_padding:
+            remarks.append(_brief(slower[1]))
     return replay.mode, "; ".join(remarks)
 
 
@@ -145,10 +161,11 @@ def page(rows: Iterable[Row]) -> str:
     return _TEXT.format(
         version=transformers.__version__,
         edited=EDITED,
+        beside=BESIDE,
         refused=REFUSED,
         not_built=NOT_BUILT,
         counts=f"{len(rows)} architectures: "
-        + ", ".join(f"{counts[kind]} {kind}" for kind in (EDITED, REFUSED, NOT_BUILT))
+        + ", ".join(f"{counts[kind]} {kind}" for kind in (EDITED, BESIDE, REFUSED, NOT_BUILT))
         + "; replay "
         + ", ".join(f"{mode} {count}" for mode, count in modes.most_common())
         + ".",

@@ -216,7 +216,7 @@ def write_checkpoint(
     edits = [_as_weight_edit(edit, f"edit {number}") for number, edit in enumerate(attached(model), 1)]
     files = [f"edit-{number}.safetensors" for number in range(1, len(edits) + 1)]
     named = [NamedEdit(edit, source) for edit, source in zip(edits, sources or files, strict=True)]
-    parameters = tuple(dict.fromkeys(name for edit in edits for name in edit.updates))
+    parameters = tuple(dict.fromkeys(name for edit in edits for name in edit.parameters))
     with unedited(model):
         base_digest = digest(model)
     record = Written(

@@ -120,7 +120,11 @@ def logits_bytes(view: ModelView) -> int:
 
 
 def _key_width(view: ModelView) -> int:
-    return max(site.linear.d_in for site in view.sites)
+    widths = [view.width]
+    for layer in view.layers:
+        at_once = 1 if layer.experts is None else layer.experts.top_k
+        widths += [at_once * site.linear.d_in for site in layer.sites]
+    return max(widths)
 
 
 def measure_held(view: ModelView) -> dict[str, int]:

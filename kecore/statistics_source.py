@@ -149,7 +149,7 @@ class StatisticsSource:
             return cached
         needs = self.needs(editor.view, chosen)
         plan = editor.memory_plan(needs)
-        squares = sum(editor.view.layer(layer).site.linear.d_in ** 2 for layer in chosen)
+        squares = sum(site.linear.d_in**2 for layer in chosen for site in editor.view.layer(layer).sites)
         seconds = forecast_seconds(measure_pace(editor.view), needs) or 0.0
         announce(Provision(chosen, tokens, folder, False, seconds, bytes=_CACHED_BYTES * squares))
         statistics = collect_statistics(

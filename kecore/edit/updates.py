@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kecore.api.errors import NonFiniteError
+from kecore.model.linear import MatrixName
 
 __all__ = [
     "Dense",
@@ -20,6 +21,7 @@ __all__ = [
     "shape_of",
     "smallest_factors",
     "updated",
+    "updated_parameter",
 ]
 
 _ROUNDING = 1e-6  # of the largest singular value: what float32 factors say nothing about
@@ -143,6 +145,33 @@ def updated(name: str, data: Tensor, changes: Sequence[Update], transposed: bool
     new = total.to(data.dtype)
     if not bool(torch.isfinite(new).all()):
         raise NonFiniteError(f"{name} would overflow {data.dtype}; nothing was attached")
+    return new
+
+
+def updated_parameter(
+    data: Tensor, changes: Mapping[MatrixName, Sequence[Update]], transposed: Collection[MatrixName]
+) -> Tensor:
+    """Return a parameter with updates added to its matrix, or to some of the matrices that it stacks.
+
+    Args:
+        data: the parameter as it is stored.
+        changes: updates of each matrix, all of this one parameter, in ``[d_out, d_in]`` orientation.
+        transposed: the matrices that are stored ``[d_in, d_out]``.
+
+    Returns:
+        New data; a matrix without updates has the bits that it had.
+
+    Raises:
+        NonFiniteError: the new weight overflows its type.
+    """
+    new = data
+    for matrix, updates in changes.items():
+        total = updated(str(matrix), matrix.of(data), updates, matrix in transposed)
+        if matrix.index is None:
+            return total
+        if new is data:
+            new = data.clone()
+        new[matrix.index] = total
     return new
 
 

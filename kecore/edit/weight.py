@@ -20,11 +20,11 @@ from kecore.api.identity import Identity
 from kecore.api.method import MethodContext
 from kecore.api.types import EditRequest
 from kecore.edit.base import Edit
-from kecore.edit.updates import Dense, LowRank, Update, factored, factors_of, numbers_of, shape_of, updated
-from kecore.model import ModelView, SiteId
+from kecore.edit.updates import Dense, LowRank, Update, factored, factors_of, numbers_of, shape_of, updated_parameter
+from kecore.model import MatrixName, ModelView, SiteId
 from kecore.model.attachment import Attachment
 
-__all__ = ["WeightEdit", "merge"]
+__all__ = ["WeightEdit", "merge", "planned_weights"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -32,8 +32,9 @@ class WeightEdit(Edit):
     """Updates of weight matrices.
 
     Args:
-        updates: parameter name to update, in ``[d_out, d_in]`` orientation.
-        transposed: names of parameters that the model stores as ``[d_in, d_out]``.
+        updates: name of a matrix to its update, in ``[d_out, d_in]`` orientation. The name is that of a parameter,
+            or of one of the matrices that a parameter stacks; see :class:`~kecore.model.MatrixName`.
+        transposed: names of matrices that the model stores as ``[d_in, d_out]``.
 
     Raises:
         NonFiniteError: an update holds NaN or infinity.
@@ -81,6 +82,11 @@ class WeightEdit(Edit):
             state=dict(context.state),
         )
 
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the parameters that the edit changes, in order."""
+        return tuple(dict.fromkeys(MatrixName.parse(name).parameter for name in self.updates))
+
     def __post_init__(self) -> None:
         for name, update in self.updates.items():
             tensors = [update.U, update.V] if isinstance(update, LowRank) else [update.delta]
@@ -98,9 +104,11 @@ class WeightEdit(Edit):
         """
         parameters = dict(model.named_parameters())
         for name, update in self.updates.items():
-            if name not in parameters:
+            matrix_name = MatrixName.parse(name)
+            stored = parameters.get(matrix_name.parameter)
+            if stored is None or (matrix_name.index is not None and matrix_name.index >= len(stored)):
                 raise ArtifactMismatchError(f"the edit changes {name}, which {type(model).__name__} does not have")
-            shape = tuple(parameters[name].shape)
+            shape = tuple(matrix_name.of(stored).shape)
             matrix = tuple(reversed(shape)) if name in self.transposed else shape
             expected = shape_of(update)
             if matrix != expected:
@@ -248,11 +256,30 @@ def _edited_weights(attachment: Attachment, edits: Sequence[WeightEdit]) -> dict
     Raises:
         NonFiniteError: a new weight overflows the model's type.
     """
-    changes: dict[str, list[Update]] = {}
-    transposed: set[str] = set()
+    changes: dict[str, dict[MatrixName, list[Update]]] = {}
+    transposed: set[MatrixName] = set()
     for edit in edits:
-        transposed |= edit.transposed
+        transposed |= {MatrixName.parse(name) for name in edit.transposed}
         for name, update in edit.updates.items():
-            changes.setdefault(name, []).append(update)
+            matrix = MatrixName.parse(name)
+            changes.setdefault(matrix.parameter, {}).setdefault(matrix, []).append(update)
     base = attachment.base_data(changes)
-    return {name: updated(name, base[name], updates, name in transposed) for name, updates in changes.items()}
+    return {name: updated_parameter(base[name], matrices, transposed) for name, matrices in changes.items()}
+
+
+def planned_weights(view: ModelView, updates: Mapping[SiteId, Update]) -> dict[nn.Parameter, Tensor]:
+    """Return the data that parameters would have with updates of some sites, for :meth:`ModelView.overlay`.
+
+    Raises:
+        NonFiniteError: a new weight overflows the model's type.
+    """
+    changes: dict[nn.Parameter, dict[MatrixName, list[Update]]] = {}
+    transposed: set[MatrixName] = set()
+    for site, update in updates.items():
+        linear = view.site(site).linear
+        changes.setdefault(linear.parameter, {})[linear.matrix_name] = [update]
+        if linear.transposed:
+            transposed.add(linear.matrix_name)
+    return {
+        parameter: updated_parameter(parameter.data, matrices, transposed) for parameter, matrices in changes.items()
+    }

@@ -28,7 +28,7 @@ from torch import Tensor
 from kecore.api.errors import EditStateError, KecoreWarning
 from kecore.api.method import MethodContext
 from kecore.batch import RequestBatch
-from kecore.edit import Update, WeightEdit, factored, updated
+from kecore.edit import Update, WeightEdit, factored, planned_weights
 from kecore.engine import contexts as contexts_module
 from kecore.engine.keys import Keys, Prompts
 from kecore.engine.post import EditedSite, Post, chained, untouched
@@ -131,7 +131,7 @@ class ClosedForm:
             solved: dict[str, dict[str, float]] = {}
             values_of_parts: list[Values] = []
             for part in parts:
-                with view.overlay(self._overlay(view, updates)):
+                with view.overlay(planned_weights(view, updates)):
                     values, written, how = self._write(view, batch, prefixes, part, context)
                 updates, solved = updates | written, solved | how
                 values_of_parts.append(values)
@@ -209,27 +209,21 @@ class ClosedForm:
             residuals = self.spread.residuals(prompts, part, delta)
         for written, layer in enumerate(part):
             context.progress("layers", written, len(part))
-            site = view.layers[layer].site
-            with context.stages("keys"), view.overlay(self._overlay(view, updates)):
+            view.layers[layer].check_sites()
+            with context.stages("keys"), view.overlay(planned_weights(view, updates)):
                 keys, missing = residuals.read(layer)
-                share = self.spread.share(site.id, keys, missing, len(part) - written)
-            weight = site.linear.weight
-            with context.stages("solve"):
-                solution = self.solve(site.id, keys, share.t())
-                edited = EditedSite(site.id, weight, keys, context.state)
-                updates[site.id] = self.post(edited, factored(solution.U, solution.V))
-            solved[str(site.id)] = {
-                "edit_residual": solution.edit_residual,
-                "condition": solution.condition,
-                "relative_norm": updates[site.id].norm() / float(weight.norm()),
-            }
+                share = self.spread.share(SiteId(layer), keys, missing, len(part) - written)  # [u, d_model]
+                site_keys = keys.sites(layer)
+            for item in site_keys:
+                weight = view.site(item.site).linear.weight
+                with context.stages("solve"):
+                    solution = self.solve(item.site, item.keys, (share * item.share[:, None].to(share)).t())
+                    edited = EditedSite(item.site, weight, item.keys, context.state)
+                    updates[item.site] = self.post(edited, factored(solution.U, solution.V))
+                solved[str(item.site)] = {
+                    "edit_residual": solution.edit_residual,
+                    "condition": solution.condition,
+                    "relative_norm": updates[item.site].norm() / float(weight.norm()),
+                }
         context.progress("layers", len(part), len(part))
         return updates, solved
-
-    @staticmethod
-    def _overlay(view: ModelView, updates: dict[SiteId, Update]) -> dict[torch.nn.Parameter, Tensor]:
-        overlay: dict[torch.nn.Parameter, Tensor] = {}
-        for site, update in updates.items():
-            linear = view.site(site).linear
-            overlay[linear.parameter] = updated(linear.name, linear.parameter.data, [update], linear.transposed)
-        return overlay

@@ -16,14 +16,16 @@ from torch import Tensor
 from kecore.api.errors import NonFiniteError
 from kecore.batch import RequestBatch
 from kecore.memory import forward_bytes, pass_tokens
-from kecore.model import ModelView
-from kecore.model.sites import Key, Output, Site, Start, Value
+from kecore.model import ModelView, Routing, SiteId
+from kecore.model.sites import Key, Output, Routed, Site, Start, Value
 from kecore.model.view import Pass
 from kecore.statistics.triangular import cholesky_
 from kecore.text import Encoder, Rows
 
-__all__ = ["KeyPass", "Keys", "Prompts"]
+__all__ = ["KeyPass", "Keys", "Prompts", "RoutedKeys", "SiteKeys", "expert_shares"]
 
+_TOGETHER = 512  # rows whose experts are asked for their keys at a time
+_LEAST_DIRECTION = 1e-6  # of the largest: experts that hardly count decide nothing
 _CHUNK = 8192  # keys that are widened to float64 at a time
 
 
@@ -42,6 +44,19 @@ class Keys:
     def mean(self) -> Tensor:
         """Return one key a group, its mean over contexts: ``[d_in, u]``."""
         return (self.weight @ self.rows).t()
+
+    @property
+    def group_count(self) -> int:
+        """How many groups have a key here; all of them in a dense layer."""
+        return len(self.weight.to_sparse().coalesce().indices()[0].unique())
+
+    def sites(self, layer: int) -> list[SiteKeys]:
+        """Return the keys of each site of the layer that is to be written, with its part of the layer's residual."""
+        return [SiteKeys(SiteId(layer), self, torch.ones(len(self.weight)))]
+
+    def at(self, _site: SiteId) -> Keys:
+        """Return the keys at one site of the layer: all of them, in a dense layer."""
+        return self
 
     def each(self, *, compact: bool = False) -> tuple[Tensor, Tensor]:
         """Return every key as an equation of its own, scaled by the root of its weight.
@@ -64,6 +79,82 @@ class Keys:
             return columns, shares
         lower = _root(columns)  # [d_in, d_in]
         return lower.float(), torch.linalg.solve_triangular(lower, self.mean().double(), upper=False).float()
+
+
+@dataclass(frozen=True, slots=True)
+class SiteKeys:
+    """Keys at one site, and how much of what the layer is to write is written there.
+
+    Args:
+        site: the site.
+        keys: of the same ``u`` groups as the layer's; those that do not use an expert have no key there.
+        share: ``[u]``, part of each group's residual. Over the sites that a row uses, the parts add up to 1.
+    """
+
+    site: SiteId
+    keys: Keys
+    share: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedKeys(Keys):
+    """Keys of ``u`` groups at a layer with experts.
+
+    Args:
+        rows: ``[r, d]`` float32, what the experts read.
+        weight: ``[u, r]``, as in a dense layer.
+        experts: ``[r, k]``, the experts that each row is routed to.
+        expert_keys: ``[r, k, d_in]`` float32, the weighted keys there; see :mod:`kecore.model.experts`.
+        routing_weights: ``[r, k]`` float32, how much of each expert's output counts.
+    """
+
+    experts: Tensor
+    expert_keys: Tensor
+    routing_weights: Tensor
+
+    def sites(self, layer: int) -> list[SiteKeys]:
+        """Return the keys of each expert that some row is routed to, with its part of the residual."""
+        weight = self.weight.to_dense()  # [u, r]
+        used = self.experts[self.routing_weights != 0].unique().tolist()
+        size = torch.zeros(len(self.experts), len(used), dtype=torch.float64)  # [r, experts], 0 where it is not used
+        for column, expert in enumerate(used):
+            is_here = self.experts == expert  # [r, k]
+            size[:, column] = (self.routing_weights.double() * is_here).sum(1).square()
+        shares = torch.stack([expert_shares(row_weights, size) for row_weights in weight])  # [u, experts]
+        sites: list[SiteKeys] = []
+        for column, expert in enumerate(used):
+            site = SiteId(layer, expert)
+            sites.append(SiteKeys(site, self.at(site), shares[:, column].float()))
+        return sites
+
+    def at(self, site: SiteId) -> Keys:
+        """Return the keys at one expert; each group's weights add up to 1 over the rows that are routed there."""
+        row, slot = ((self.experts == site.expert) & (self.routing_weights != 0)).nonzero(as_tuple=True)  # [n] each
+        weight = self.weight.to_dense()[:, row]  # [u, n]
+        total = weight.sum(1, keepdim=True)  # [u, 1], 0 for groups that have no row here
+        weight = torch.where(total > 0, weight / total.clamp(min=torch.finfo(weight.dtype).tiny), 0)
+        return Keys(self.expert_keys[row, slot], weight.to_sparse())
+
+
+def expert_shares(row_weights: Tensor, size: Tensor) -> Tensor:
+    """Share one group's residual among experts, so that every row receives all of it.
+
+    Of all ways to do so it is the one that changes what the experts return least (in the sum of squares). A row that
+    uses experts with routing weights ``w`` gives ``w_e² / Σ w²`` to each; where a group's rows use different experts,
+    the parts of each row's experts add up to 1 as nearly as they can.
+
+    Args:
+        row_weights: ``[r]``, how much each row counts for the group.
+        size: ``[r, e]`` float64, squared routing weight of each row at each expert; 0 where it is not routed there.
+
+    Returns:
+        ``[e]`` float64.
+    """
+    counted = row_weights > 0
+    root_weight = row_weights[counted].double().sqrt()  # [n]
+    mass = (root_weight.square()[:, None] * size[counted]).sum(0).sqrt()  # [e]
+    system = root_weight[:, None] * (size[counted] > 0) * mass  # [n, e]
+    return mass * (torch.linalg.pinv(system, rtol=_LEAST_DIRECTION) @ root_weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,24 +231,44 @@ class KeyPass:
             model, in units of its value projection.
         """
         last = self.layers[-1]
-        keys: list[Tensor] = []
+        key_sites: list[Site] = [Key(layer)]
+        if self.view.layers[layer].experts is not None:
+            key_sites = [Routed(layer, "states"), Routed(layer, "experts"), Routed(layer, "weights")]
+        key_parts: dict[Site, list[Tensor]] = {site: [] for site in key_sites}
         outputs: list[Tensor] = []
         for chunk in self.chunks:
             first = None
             if self.below is not None and chunk.hidden is not None:
                 first = Start(self.below + 1, chunk.hidden)
             lowest = 0 if first is None else first.layer
-            taps: list[Site] = [Key(layer), Output(last), Value(last)]
+            taps: list[Site] = [*key_sites, Output(last), Value(last)]
             if layer - 1 >= lowest:
                 taps.append(Output(layer - 1))
             out = self.view.run(chunk.rows, taps=taps, first=first, last=last)
             chunk.hidden = out.taps.get(Output(layer - 1), chunk.hidden)
-            keys.append(_last_token(out[Key(layer)]))
+            for site in key_sites:
+                key_parts[site].append(_last_token(out[site]))
             outputs.append(self._output_at_lookup(out))
         if layer:
             self.below = layer - 1
         moved = self.output_weight @ self._in_order(outputs) - self.original  # [u, d_model]
-        return Keys(self._in_order(keys), self.weight), moved
+        return self._keys(layer, [self._in_order(key_parts[site]) for site in key_sites]), moved
+
+    def _keys(self, layer: int, rows: list[Tensor]) -> Keys:
+        """Return a layer's keys from what was read there: the keys themselves, or the routing to its experts."""
+        if len(rows) == 1:
+            return Keys(rows[0], self.weight)
+        states, experts, weights = rows
+        view_experts = self.view.experts(layer)
+        device = view_experts.parameter.device
+        routing = Routing(states.to(device, self.view.dtype), experts.long().to(device), weights.to(device))
+        keys: list[Tensor] = []
+        for index in torch.arange(len(states), device=device).split(_TOGETHER):
+            keys.append(view_experts.keys(routing.at(index)).cpu())
+        scaled_weights = view_experts.scale * weights
+        return RoutedKeys(
+            states, self.weight, experts=experts.long(), expert_keys=torch.cat(keys), routing_weights=scaled_weights
+        )
 
     def _outputs(self, last: int) -> Tensor:
         """Return what a layer gives now, ``[u, d_model]``."""

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from kecore.model import ModelView
 from kecore.model.caches import given_cache, kept_cache
-from kecore.model.hooks import first_tensor
+from kecore.model.hooks import first_argument, first_tensor
 from kecore.model.sites import Output, Value
 from kecore.model.view import Pass
 
@@ -123,15 +123,16 @@ def hook_projection(model: nn.Module, path: str, act: Act) -> list[RemovableHand
 
 
 def hook_map(passes: Passes, projection: nn.Module, act: Act) -> RemovableHandle:
-    """Hook a function of key and value into a linear map of a model whose passes are followed."""
+    """Hook a function of key and value into a layer's block, or another map, of a model whose passes are followed."""
 
-    def after(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor:
-        keys, mask = passes.tokens(args[0])
+    def after(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        keys, mask = passes.tokens(first_argument(args, kwargs))
         value = first_tensor(output)
         new_value = act(keys.float(), value.reshape(*mask.shape, value.shape[-1]), mask, passes)
-        return new_value.reshape(value.shape)
+        new_value = new_value.reshape(value.shape)
+        return new_value if isinstance(output, Tensor) else (new_value, *output[1:])
 
-    return projection.register_forward_hook(after)
+    return projection.register_forward_hook(after, with_kwargs=True)
 
 
 def residual_stream(view: ModelView, layer: int, out: Pass) -> Tensor:

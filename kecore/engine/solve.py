@@ -38,7 +38,7 @@ def least_squares(
     columns, shares = keys.each(compact=past is None) if each else (keys.mean(), None)
     if not absolute:
         white = columns if factor is None else factor @ columns.to(factor.dtype)
-        weight *= float(white.double().square().sum()) / residuals.shape[1]
+        weight *= float(white.double().square().sum()) / keys.group_count
     if past is not None:
         groups = torch.arange(residuals.shape[1]) if shares is None else shares.argmax(1)
         weight, columns = past.joined(weight, columns, groups)
@@ -61,6 +61,8 @@ def one_by_one(keys: Tensor, residuals: Tensor, factor: Tensor | None, fitted: T
     v = torch.zeros_like(keys, dtype=torch.float64)
     for i in range(keys.shape[1]):
         key = fitted[:, i].double()
+        if not bool(key.any()):
+            continue  # the group does not use this expert
         v[:, i] = white[:, i] / (white[:, i] @ key)
         u[:, i] = residuals[:, i].double() - u[:, :i] @ (v[:, :i].t() @ key)
     written = u @ (v.t() @ fitted.double())

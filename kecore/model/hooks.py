@@ -16,7 +16,18 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from kecore.model.view import ModelView
 
-__all__ = ["beside", "capture", "first_tensor", "frozen", "overlaid", "resumed", "stopped", "substitute"]
+__all__ = [
+    "beside",
+    "capture",
+    "capture_argument",
+    "first_argument",
+    "first_tensor",
+    "frozen",
+    "overlaid",
+    "resumed",
+    "stopped",
+    "substitute",
+]
 
 
 class _Stopped(Exception):
@@ -28,7 +39,7 @@ def first_tensor(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def _first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Return the first of a module's arguments, which is the hidden state."""
     return args[0] if args else next(iter(kwargs.values()))
 
@@ -79,7 +90,7 @@ def capture(modules: Sequence[nn.Module], *, inputs: bool = False) -> Iterator[l
 
     def keep_input(index: int) -> Callable[..., None]:
         def keep(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            tensors[index] = _first_argument(args, kwargs).detach()
+            tensors[index] = first_argument(args, kwargs).detach()
 
         return keep
 
@@ -98,6 +109,27 @@ def capture(modules: Sequence[nn.Module], *, inputs: bool = False) -> Iterator[l
                 handle = module.register_forward_hook(keep_output(index))
             stack.callback(handle.remove)
         yield tensors
+
+
+@contextmanager
+def capture_argument(module: nn.Module, position: int | str) -> Iterator[list[Tensor]]:
+    """Collect the last value of one argument of a module, in a list of one.
+
+    Args:
+        module: the module.
+        position: where the argument stands in the call, or its name where it is passed by name.
+    """
+    tensors: list[Any] = [None]
+
+    def keep(_module: nn.Module, args: Any, kwargs: Any) -> None:
+        argument = args[position] if isinstance(position, int) else kwargs[position]
+        tensors[0] = argument.detach()
+
+    handle = module.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        yield tensors
+    finally:
+        handle.remove()
 
 
 @contextmanager
@@ -122,12 +154,13 @@ def substitute(module: nn.Module, change: Callable[[Tensor], Tensor], *, inputs:
 def beside(module: nn.Module, extra: Tensor | Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Let ``module`` return ``output + extra(input)``, where a matrix ``[d_out, d_in]`` stands for its product."""
 
-    def after(_module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        x = args[0]
+    def after(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        x, value = first_argument(args, kwargs), first_tensor(output)
         addend = x.to(extra.dtype) @ extra.t() if isinstance(extra, Tensor) else extra(x)  # [..., d_out]
-        return output + addend.to(output.dtype)
+        new = value + addend.to(value.dtype).reshape(value.shape)
+        return new if isinstance(output, Tensor) else (new, *output[1:])
 
-    handle = module.register_forward_hook(after)
+    handle = module.register_forward_hook(after, with_kwargs=True)
     try:
         yield
     finally:
@@ -149,7 +182,7 @@ def resumed(view: ModelView, layer: int, hidden: Tensor) -> Iterator[None]:
         """Return a ``forward`` that hands on a result, or without one what it was given, in a tuple of ``items``."""
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            state = result if result is not None else _first_argument(args, kwargs)
+            state = result if result is not None else first_argument(args, kwargs)
             if not items:
                 return state
             return (state, *[None] * (items - 1))

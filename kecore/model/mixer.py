@@ -35,7 +35,7 @@ def mixer(view: ModelView, layer: int) -> nn.Module:
         UnsupportedModelError: there is none, as where a norm stands behind the sum of both.
     """
     layer_module = view.layers[layer].module
-    projection = view.layers[layer].site.linear.module
+    projection = view.layers[layer].block.module
     candidates: list[nn.Module] = []  # outer modules come before those inside them
     for module in layer_module.modules():
         if module is not layer_module and projection not in set(module.modules()):

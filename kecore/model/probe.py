@@ -8,6 +8,7 @@ believed once :mod:`kecore.model.verify` has perturbed it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 from kecore.api.errors import NonFiniteError, UnsupportedModelError
 from kecore.model import hooks
 from kecore.model.handover import Handover
-from kecore.model.layer import LayerView, ValueSite
+from kecore.model.layer import BlockView, LayerView, ValueSite
 from kecore.model.linear import LinearView, orientation
+from kecore.model.mixture import Mixture, ModuleCall, read_mixture
 from kecore.model.verify import BROKEN, TOKENS, probe_ids
 from kecore.text import Rows
 
@@ -57,20 +59,26 @@ def probe(model: nn.Module, value_projection: str | None = None, handover: Hando
     trace = _Trace(model, handover)
     logits = trace.run()
     runs = _decoder_stack(type(model).__name__, trace)
-    if value_projection is None:
-        for run in runs:
-            _refuse_experts(run, unembedding)
     width = _residual_width(type(model).__name__, runs)
+    mixtures: dict[int, Mixture] = {}
+    if value_projection is None:
+        mixtures = _read_mixtures(trace, runs, unembedding, width)
     layers: list[LayerView] = []
     for index, run in enumerate(runs):
+        items = 0 if isinstance(run.output, Tensor) else len(run.output)
+        if index in mixtures:
+            layers.append(_mixture_layer(index, run, mixtures[index], items))
+            continue
         linear = _value_projection(run, trace.inside(run.module), width, value_projection)
+        block = BlockView(linear.module, linear.name.removesuffix(".weight"), linear.d_in, linear.d_out)
         layer = LayerView(
             index,
             name=run.name,
             module=run.module,
+            block=block,
             sites=(ValueSite(index, None, linear),),
             residual_scale=None,  # found out by :mod:`kecore.model.verify`
-            items=0 if isinstance(run.output, Tensor) else len(run.output),
+            items=items,
         )
         layers.append(layer)
     modules_after = [call.module for call in trace.calls[runs[-1].calls_before :]]
@@ -194,12 +202,7 @@ class _Trace:
             for name, members in self.lists.items():
                 for index, module in enumerate(members):
                     handles.append(module.register_forward_hook(self._member(name, f"{name}.{index}")))
-            ids = probe_ids(self.model)
-            rows = Rows(ids, torch.ones_like(ids), torch.zeros(1, dtype=torch.long))
-            arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": rows.attention_mask}
-            if self.handover is not None:
-                arguments = self.handover.arguments(rows)
-            logits = self.model(**arguments, use_cache=False).logits
+            logits = self.model(**_probe_arguments(self.model, self.handover)).logits
         except BROKEN as error:
             raise UnsupportedModelError(
                 f"{type(self.model).__name__} does not run on token ids alone ({type(error).__name__}: {error}); "
@@ -244,6 +247,15 @@ def _encoder_modules(model: nn.Module) -> set[nn.Module]:
     return parts["get_encoder"] - parts["get_decoder"]
 
 
+def _probe_arguments(model: nn.Module, handover: Handover | None) -> dict[str, Any]:
+    """Return what the model is called with to see what runs."""
+    ids = probe_ids(model)
+    rows = Rows(ids, torch.ones_like(ids), torch.zeros(1, dtype=torch.long))
+    if handover is not None:
+        return {**handover.arguments(rows), "use_cache": False}
+    return {"input_ids": ids, "attention_mask": rows.attention_mask, "use_cache": False}
+
+
 def _decoder_stack(model_name: str, trace: _Trace) -> list[_Run]:
     """Return the layers that ran, of the module list that most of the parameters belong to."""
     stacks: list[list[_Run]] = []
@@ -274,8 +286,86 @@ def _residual_width(model_name: str, runs: list[_Run]) -> int:
     return int(shape[-1])
 
 
-def _refuse_experts(run: _Run, unembedding: nn.Module) -> None:
-    """Refuse mixture-of-experts layers: they keep their values in many matrices, of which a token uses some."""
+def _read_mixtures(trace: _Trace, runs: Sequence[_Run], unembedding: nn.Module, width: int) -> dict[int, Mixture]:
+    """Return what was found in the layers that keep their values in several matrices, by the layers' index."""
+    modules_of_layer: dict[int, dict[str, nn.Module]] = {}
+    matrices: dict[int, list[str]] = {}
+    for index, run in enumerate(runs):
+        matrices[index] = _expert_matrices(run, unembedding)
+        if matrices[index]:
+            modules_of_layer[index] = _modules_around(run.module, matrices[index])
+    calls = _calls_of(trace, [module for modules in modules_of_layer.values() for module in modules.values()])
+    mixtures: dict[int, Mixture] = {}
+    for index, modules in modules_of_layer.items():
+        mixture = read_mixture(runs[index].name, modules, calls, width)
+        if mixture.experts is None:
+            reason = (
+                "it keeps its values in several matrices of one kind, as a mixture of experts does "
+                f"({', '.join(matrices[index][:3])}), and {mixture.reason}"
+            )
+            mixture = replace(mixture, reason=reason)
+        mixtures[index] = mixture
+    return mixtures
+
+
+def _modules_around(layer: nn.Module, matrices: Sequence[str]) -> dict[str, nn.Module]:
+    """Return the modules of a layer that hold some matrices, by path, outer ones first; not the layer itself."""
+    modules: dict[str, nn.Module] = {}
+    for path, module in layer.named_modules():
+        if path and not _is_attention(layer, path) and any(name.startswith(f"{path}.") for name in matrices):
+            modules[path] = module
+    return modules
+
+
+@torch.no_grad()
+def _calls_of(trace: _Trace, modules: Sequence[nn.Module]) -> dict[nn.Module, list[ModuleCall]]:
+    """Return the calls of some modules in one pass over a few tokens."""
+    calls: dict[nn.Module, list[ModuleCall]] = {}
+    if not modules:
+        return calls
+
+    def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        calls.setdefault(module, []).append(ModuleCall(args, kwargs, output))
+
+    handles = [module.register_forward_hook(keep, with_kwargs=True) for module in dict.fromkeys(modules)]
+    try:
+        trace.model(**_probe_arguments(trace.model, trace.handover))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _mixture_layer(index: int, run: _Run, mixture: Mixture, items: int) -> LayerView:
+    """Return a layer that keeps its values in several matrices.
+
+    Raises:
+        UnsupportedModelError: nothing in it can be changed, by no method.
+    """
+    if mixture.block is None:
+        raise UnsupportedModelError(
+            f"{run}: {mixture.reason}. A dense part can be named with ModelView.of(model, "
+            "value_projection='path.inside.layer')"
+        )
+    sites: list[ValueSite] = []
+    if mixture.experts is not None:
+        for expert in range(mixture.experts.count):
+            sites.append(ValueSite(index, expert, mixture.experts.linear(expert)))
+    return LayerView(
+        index,
+        name=run.name,
+        module=run.module,
+        block=mixture.block,
+        sites=tuple(sites),
+        residual_scale=None,  # found out by :mod:`kecore.model.verify`
+        items=items,
+        experts=mixture.experts,
+        no_sites=mixture.reason,
+    )
+
+
+def _expert_matrices(run: _Run, unembedding: nn.Module) -> list[str]:
+    """Return what stacks or lists the matrices of several experts in a layer, by path; empty in a dense layer."""
     # The stream may be several residual streams side by side; the unembedding reads one.
     widths = {int(hooks.first_tensor(run.output).shape[-1])}
     head_weight = getattr(unembedding, "weight", None)
@@ -291,13 +381,7 @@ def _refuse_experts(run: _Run, unembedding: nn.Module) -> None:
         for name, parameter in module.named_parameters(prefix=path, recurse=False):
             if _is_stacked(parameter, widths) and not _is_attention(run.module, name):
                 parameters.append(name)
-    experts = [*lists, *parameters]
-    if experts:
-        raise UnsupportedModelError(
-            f"{run} keeps its values in several matrices of one kind, as a mixture "
-            f"of experts does ({', '.join(experts[:3])}); kecore does not edit these yet. A dense part can be named "
-            "with ModelView.of(model, value_projection='path.inside.layer')"
-        )
+    return [*lists, *parameters]
 
 
 def _is_stacked(parameter: Tensor, widths: set[int]) -> bool:

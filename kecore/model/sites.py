@@ -8,12 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from torch import Tensor, nn
 from typing_extensions import Self
 
-__all__ = ["Beside", "Key", "ModuleInput", "ModuleOutput", "Output", "Patch", "Site", "SiteId", "Start", "Value"]
+__all__ = [
+    "Beside",
+    "Key",
+    "ModuleInput",
+    "ModuleOutput",
+    "Output",
+    "Patch",
+    "Routed",
+    "Site",
+    "SiteId",
+    "Start",
+    "Value",
+]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -24,7 +36,8 @@ class SiteId:
 
     Args:
         layer: index of the layer.
-        expert: index of the expert; None in a layer that has one such place.
+        expert: index of the expert; None in a layer that has one such place. Shared experts come behind those that
+            tokens are routed to.
     """
 
     layer: int
@@ -53,16 +66,29 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """The input of a layer's value projection, ``[rows, width, d_in]``."""
+    """The input of a layer's block (the value projection, or the mixture of experts), ``[rows, width, d_in]``."""
 
     layer: int
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """The output of a layer's value projection, ``[rows, width, d_model]``."""
+    """The output of a layer's block, ``[rows, width, d_model]``."""
 
     layer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """What a layer's experts are called with, ``[rows, width, n]``.
+
+    Args:
+        layer: index of the layer.
+        what: the states that they read, ``n = d_model``; the ``n = k`` experts of each token; or their routing weights.
+    """
+
+    layer: int
+    what: Literal["states", "experts", "weights"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +105,7 @@ class ModuleInput:
     module: nn.Module
 
 
-Site: TypeAlias = Output | Key | Value | ModuleOutput | ModuleInput
+Site: TypeAlias = Output | Key | Value | ModuleOutput | ModuleInput | Routed
 
 
 @dataclass(frozen=True, slots=True, eq=False)

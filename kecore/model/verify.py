@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from kecore.api.errors import UnsupportedModelError
 from kecore.model.caches import join_caches, kept_cache
-from kecore.model.sites import Output, Patch, Site, Start, Value
+from kecore.model.sites import ModuleOutput, Output, Patch, Site, Start, Value
 from kecore.text import Rows
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def verified(view: ModelView, logits: Tensor) -> ModelView:
     verified_layers: list[LayerView] = []
     for layer in view.layers:
         scale = _residual_scale(view, layer, rows, whole)
-        verified_layers.append(replace(layer, residual_scale=scale))
+        verified_layers.append(replace(_with_experts(view, layer, rows, whole), residual_scale=scale))
     _check_end(view, rows, whole)
     _check_gather(view, rows, whole)
     return replace(view, layers=tuple(verified_layers))
@@ -164,15 +164,16 @@ def _positioned(view: ModelView, rows: Rows, logits: Tensor) -> ModelView:
 
 def _check_own_weights(view: ModelView) -> None:
     """Refuse layers that share a value projection: an edit of one would be an edit of the other."""
-    name_of_parameter: dict[int, str] = {}
+    layer_of_parameter: dict[int, LayerView] = {}
     for layer in view.layers:
-        projection = layer.site.linear
-        other = name_of_parameter.setdefault(id(projection.parameter), projection.name)
-        if other != projection.name:
-            raise UnsupportedModelError(
-                f"{projection.name} and {other} are one parameter; layers that share their weights cannot be edited "
-                "apart"
-            )
+        for parameter in {site.linear.parameter: None for site in layer.sites}:
+            other = layer_of_parameter.setdefault(id(parameter), layer)
+            if other is not layer:
+                names = [one.sites[0].linear.name for one in (layer, other)]
+                raise UnsupportedModelError(
+                    f"{names[0]} and {names[1]} are one parameter; layers that share their weights cannot be edited "
+                    "apart"
+                )
 
 
 def _start(layer: int, whole: Pass) -> Start | None:
@@ -247,18 +248,41 @@ def _residual_scale(view: ModelView, layer: LayerView, rows: Rows, whole: Pass) 
     patches: dict[Site, Patch] = {Value(index): _added(bumps)}
     changed = view.run(rows, taps=[output], patches=patches, first=_start(index, whole), last=index)[output]
     there, elsewhere = _moved(changed, whole[output])
-    eps = torch.finfo(layer.site.linear.weight.dtype).eps
+    eps = torch.finfo(view.dtype).eps
     if there <= 8 * eps or elsewhere > _close(view):
         raise UnsupportedModelError(
-            f"{layer.site.linear.name}: a change of this map's output at one token must change the layer's "
+            f"{layer.block.name}: a change of this map's output at one token must change the layer's "
             f"output at that token alone; it changed by a part of {there:.2g} there and by {elsewhere:.2g} elsewhere. "
             "Name another map with ModelView.of(model, value_projection='path.inside.layer')"
         )
-    arrived = (changed[1:] - changed[:1])[:, _COLUMN].float()  # [2, d_model]
+    return _linear_scale(bumps, (changed[1:] - changed[:1])[:, _COLUMN].float(), eps)
+
+
+def _linear_scale(bumps: Tensor, arrived: Tensor, eps: float) -> float | None:
+    """Return ``c`` where what arrived is ``c`` times what was added, ``[2, d_model]`` each; None where it is not."""
     scale = float((arrived * bumps).sum() / (bumps * bumps).sum())
     if difference(scale * bumps, arrived) > max(1e-3, 8 * eps):
         return None
     return 1.0 if abs(scale - 1) < max(1e-3, 8 * eps) else scale
+
+
+def _with_experts(view: ModelView, layer: LayerView, rows: Rows, whole: Pass) -> LayerView:
+    """Return a layer with what arrives of its experts' output at the block's, without sites where it is no multiple."""
+    if layer.experts is None:
+        return layer
+    index, value, bumps = layer.index, Value(layer.index), _bumps(view, layer.index, whole)
+    patches: dict[Site, Patch] = {ModuleOutput(layer.experts.module): _added(bumps)}
+    changed = view.run(rows, taps=[value], patches=patches, first=_start(index, whole), last=index)[value]
+    there, elsewhere = _moved(changed, whole[value])
+    eps = torch.finfo(view.dtype).eps
+    scale = _linear_scale(bumps, (changed[1:] - changed[:1])[:, _COLUMN].float(), eps)
+    if scale is None or there <= 8 * eps or elsewhere > _close(view):
+        reason = (
+            f"what is added to the output of its experts ({layer.experts.name}) does not arrive in the layer's block "
+            "as a multiple of it, at the same token alone (a norm stands between)"
+        )
+        return replace(layer, sites=(), experts=None, no_sites=reason)
+    return replace(layer, experts=replace(layer.experts, scale=scale))
 
 
 def _check_end(view: ModelView, rows: Rows, whole: Pass) -> None:

@@ -17,11 +17,24 @@ from kecore.model import hooks
 from kecore.model.accelerators import accelerated
 from kecore.model.attachment import Attachment
 from kecore.model.caches import cache_keyword, kept_cache
+from kecore.model.experts import ExpertsView
 from kecore.model.handover import Handover, SplitRows
 from kecore.model.layer import LayerView, ValueSite
 from kecore.model.layout import RightPadding
 from kecore.model.probe import probe
-from kecore.model.sites import Beside, Key, ModuleInput, ModuleOutput, Output, Patch, Site, SiteId, Start, Value
+from kecore.model.sites import (
+    Beside,
+    Key,
+    ModuleInput,
+    ModuleOutput,
+    Output,
+    Patch,
+    Routed,
+    Site,
+    SiteId,
+    Start,
+    Value,
+)
 from kecore.model.verify import BROKEN, continues, joins, verified
 
 if TYPE_CHECKING:
@@ -138,8 +151,10 @@ class ModelView:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights that edits touch."""
-        return self.sites[0].linear.weight.dtype
+        """Type of the weights that edits touch; where none can be edited, of the first layer's."""
+        if self.sites:
+            return self.sites[0].linear.weight.dtype
+        return next(parameter.dtype for parameter in self.layers[0].module.parameters())
 
     @cached_property
     def max_length(self) -> int | None:
@@ -202,8 +217,22 @@ class ModelView:
         """
         sites = {value_site.id: value_site for value_site in self.layer(site.layer).sites}
         if site not in sites:
+            self.layer(site.layer).check_sites()
             raise LayerError(f"site {site} was asked for; layer {site.layer} has {', '.join(map(str, sites))}")
         return sites[site]
+
+    def experts(self, layer: int) -> ExpertsView:
+        """Return the experts that the tokens of a layer are routed to.
+
+        Raises:
+            UnsupportedModelError: the layer has experts that cannot be edited.
+            LayerError: it has none.
+        """
+        layer_view = self.layer(layer)
+        if layer_view.experts is None:
+            layer_view.check_sites()
+            raise LayerError(f"layer {layer} of {type(self.model).__name__} has no experts; it is a dense layer")
+        return layer_view.experts
 
     def identity(self) -> Identity:
         """Return the fingerprints of the weights as they are now."""
@@ -298,10 +327,15 @@ class ModelView:
             case Output(layer):
                 return self.layer(layer).module
             case Key(layer) | Value(layer):
-                return self.layer(layer).site.linear.module
+                return self.layer(layer).block.module
+            case Routed(layer):
+                return self.experts(layer).module
 
     def _captured(self, site: Site) -> AbstractContextManager[list[Tensor]]:
         """Return a context that gives the tensor at a site, in a list of one, once the pass has reached it."""
+        if isinstance(site, Routed):
+            experts = self.experts(site.layer)
+            return hooks.capture_argument(experts.module, experts.positions[site.what])
         return hooks.capture([self._module(site)], inputs=isinstance(site, Key | ModuleInput))
 
     def _patched(
@@ -322,8 +356,12 @@ class ModelView:
         needs_value = any(
             site in (Output(last), Value(last)) or isinstance(site, ModuleOutput | ModuleInput) for site in taps
         )
-        if Key(last) in taps and not needs_value and not patches:
-            return hooks.stopped(self._module(Key(last)), inputs=True)
+        if not needs_value and not patches:
+            if Key(last) in taps:
+                return hooks.stopped(self._module(Key(last)), inputs=True)
+            routed = [site for site in taps if isinstance(site, Routed) and site.layer == last]
+            if routed:
+                return hooks.stopped(self._module(routed[0]), inputs=True)
         return hooks.stopped(self._module(Output(last)))
 
     def tokens_read(self, rows: Rows) -> Tensor:

@@ -14,6 +14,7 @@ from kecore.api.errors import ConfigError, UnsupportedCapabilityError
 from kecore.edit.updates import LowRank, smallest_factors
 from kecore.edit.weight import WeightEdit
 from kecore.files import write_atomic, write_json
+from kecore.model import MatrixName
 
 __all__ = ["CONFIG", "Factors", "factor_edit", "reduced", "served_rank", "write_adapter"]
 
@@ -55,7 +56,7 @@ def factor_edit(edit: WeightEdit, rank: int | None = None) -> Factors:
 
     Raises:
         ConfigError: the rank is below 1.
-        UnsupportedCapabilityError: an update is dense and no rank is given, or there is none.
+        UnsupportedCapabilityError: an update is dense and no rank is given, there is none, or it is of an expert.
     """
     if rank is not None and rank < 1:
         raise ConfigError(f"the rank of an adapter must be at least 1, got {rank}")
@@ -65,6 +66,12 @@ def factor_edit(edit: WeightEdit, rank: int | None = None) -> Factors:
             f"an adapter holds low-rank updates, and this edit of '{edit.method}' has "
             f"{f'a full one of {dense[0]}' if dense else 'none'}; write a checkpoint with `kecore attach` or "
             f"--to merged instead{', or the best adapter of a rank with --rank N' if dense else ''}"
+        )
+    stacked = [name for name in edit.updates if MatrixName.parse(name).index is not None]
+    if stacked:
+        raise UnsupportedCapabilityError(
+            f"an adapter adds to linear modules, and {stacked[0]} is one of several experts' matrices that a parameter "
+            "stacks; write a checkpoint with `kecore attach` or --to merged instead"
         )
     updates: dict[str, LowRank] = {}
     lost = 0.0

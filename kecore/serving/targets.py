@@ -16,6 +16,7 @@ from kecore.api.progress import ShowStage, show_nothing
 from kecore.checkpoint import NamedEdit, attach_edits
 from kecore.edit import Edit, WeightEdit, load_edit, merge, updated
 from kecore.files import replace_files, write_folder
+from kecore.model import MatrixName
 from kecore.models import LoadedModel, gguf_file, load_model, load_model_type, load_tokenizer, resolve, save_tokenizer
 from kecore.serving import commands
 from kecore.serving.adapter import Factors, factor_edit, write_adapter
@@ -320,6 +321,7 @@ class _Job:
     def _pack_matrices(self, base: GgufFile, loaded: LoadedModel) -> tuple[dict[str, Packed], float]:
         """Return the edited matrices by the names of their tensors, and how much their types round at the most."""
         self.edit.check_base(loaded.model)
+        _refuse_experts(self.edit)
         names = TensorNames(base.architecture, self.edit.updates)
         parameters = dict(loaded.model.named_parameters())
         packed: dict[str, Packed] = {}
@@ -352,6 +354,17 @@ class _Job:
             weight = _oriented(parameters[name].data.float(), name in self.edit.transposed)
             interleaved[name] = find_interleaving(base, names.of(name), weight, name)
         return interleaved
+
+
+def _refuse_experts(edit: WeightEdit) -> None:
+    """Refuse an edit of single experts: a GGUF file keeps those of a layer in one tensor of its own order."""
+    stacked = [name for name in edit.updates if MatrixName.parse(name).index is not None]
+    if stacked:
+        raise UnsupportedCapabilityError(
+            f"{stacked[0]} is one of several experts' matrices that a parameter stacks, whose tensors in a GGUF file "
+            "kecore does not write; write a checkpoint (--to merged) and convert that with llama.cpp's "
+            "convert_hf_to_gguf.py"
+        )
 
 
 def _oriented(weight: Tensor, is_transposed: bool) -> Tensor:

@@ -24,7 +24,8 @@ from kecore.api.progress import Progress, silent
 from kecore.corpus import Corpus, TextSample
 from kecore.files import read_tensors, write_tensors
 from kecore.memory import Need, Work, cast_bytes, forward_bytes, pass_tokens
-from kecore.model import Key, LinearView, ModelView, SiteId, ValueSite
+from kecore.model import Key, LinearView, ModelView, Routed, Routing, SiteId, ValueSite
+from kecore.model.sites import Site
 from kecore.ops import second_moment_
 from kecore.statistics.moments import KIND, SEQUENCE, KeyStatistics, weights_below
 from kecore.statistics.triangular import action_change, pack_triangle, symmetrise_, unpack_triangle
@@ -41,8 +42,15 @@ _CHARACTERS_PER_PASSAGE = 100  # lower bound, to size the reservoir
 
 
 def token_budget(view: ModelView) -> int:
-    """Return how many tokens estimate the second moment well enough for the model's key width."""
-    return TOKENS_PER_WIDTH * max(site.linear.d_in for site in view.sites)
+    """Return how many tokens estimate the second moments well enough for the model's key width.
+
+    An expert sees only the tokens that are routed to it, so that many more are run.
+    """
+    columns = [0.0]
+    for layer in view.layers:
+        tokens_per_key = 1.0 if layer.experts is None else layer.experts.count / layer.experts.top_k
+        columns += [site.linear.d_in * tokens_per_key for site in layer.sites]
+    return round(TOKENS_PER_WIDTH * max(columns))
 
 
 def sample_text(corpus: Corpus, tokens: int, seed: int = 0) -> TextSample:
@@ -133,7 +141,12 @@ def collect_statistics(
 
 def collection_need(view: ModelView, layers: Sequence[int], tokens: int, precision: torch.dtype | None = None) -> Need:
     """Estimate what collecting the statistics of these layers takes in memory."""
-    widths = [site.linear.d_in for site in _sites(view, layers)]
+    sites = _sites(view, layers)
+    widths = [site.linear.d_in for site in sites]
+    read_widths = [site.linear.d_in for site in sites if site.expert is None]  # of what a token is read as
+    for layer in {site.layer for site in sites if site.expert is not None}:
+        experts = view.experts(layer)
+        read_widths.append(view.width + experts.top_k * experts.d_in)
     row_length = min(SEQUENCE, view.max_length or SEQUENCE)
     squares = sum(width * width for width in widths)
     parts = {
@@ -143,7 +156,7 @@ def collection_need(view: ModelView, layers: Sequence[int], tokens: int, precisi
         "checkpoint": 4 * squares,
     }
     parts |= cast_bytes(view, precision)
-    token_bytes = forward_bytes(view) + 4 * sum(widths)
+    token_bytes = forward_bytes(view) + 4 * sum(read_widths)
     at_once = min(tokens, pass_tokens(view))
     work = Work(
         passes=math.ceil(tokens / at_once),
@@ -156,7 +169,11 @@ def collection_need(view: ModelView, layers: Sequence[int], tokens: int, precisi
 
 def _sites(view: ModelView, layers: Sequence[int]) -> list[ValueSite]:
     """Return the sites of these layers, ascending."""
-    return [view.layer(layer).site for layer in sorted(set(layers))]
+    sites: list[ValueSite] = []
+    for layer in sorted(set(layers)):
+        view.layer(layer).check_sites()
+        sites += view.layer(layer).sites
+    return sites
 
 
 def tokens_per_pass(view: ModelView, layers: Sequence[int], memory: int | None) -> int:
@@ -178,7 +195,7 @@ class _Run:
     Args:
         view: the model, frozen by the caller.
         blank: the statistics without moments: what identifies the collection.
-        sites: where to collect, ascending; one in a layer.
+        sites: where to collect, ascending.
         budget: tokens to collect.
         until: relative change at which to stop early; None to use the whole budget.
         partial: file of the checkpoints; None to write none.
@@ -266,14 +283,26 @@ class _Run:
     def _add(self, batch: list[list[int]]) -> None:
         """Run a batch of token rows through the model and add the keys of its real tokens to the sums."""
         states = run_keys(self.view, list(self.sums), batch)
-        for device in {moment.device for moment in self.sums.values()}:
-            sites = [site for site, moment in self.sums.items() if moment.device == device]
+        for layer, routing in states.routing.items():
+            self._add_routed(layer, routing)
+        for device in {self.sums[site].device for site in states.keys}:
+            sites = [site for site in states.keys if self.sums[site].device == device]
             site_keys = [states.keys[site].to(device) for site in sites]  # each [rows * width, d_in]
             if site_keys[0].dtype == torch.float64:
                 site_keys = [keys.float() for keys in site_keys]
             second_moment_([self.sums[site] for site in sites], site_keys, mask=states.is_real.to(device))
         self.rows += len(batch)
         self.tokens += int(states.is_real.sum())
+
+    def _add_routed(self, layer: int, routing: Routing) -> None:
+        """Add the weighted keys of a layer's experts to their sums; for tokens that are not routed there they are 0."""
+        keys = self.view.experts(layer).keys(routing)  # [n, k, d_in]
+        for site, moment in self.sums.items():
+            if site.layer != layer or site.expert is None:
+                continue
+            expert_keys = keys[routing.experts == site.expert]  # [tokens of this expert, d_in]
+            if len(expert_keys):
+                second_moment_([moment], [expert_keys.to(moment.device)])
 
     def result(self) -> KeyStatistics:
         """Return the statistics, in the memory of the sums.
@@ -327,14 +356,16 @@ class KeyStates:
     Args:
         keys: site to the keys of all tokens, ``[rows * width, d_in]``.
         is_real: which of them are no padding, ``[rows * width]``.
+        routing: index of a layer with experts to the routing of the tokens that are no padding.
     """
 
     keys: dict[SiteId, Tensor]
     is_real: Tensor
+    routing: dict[int, Routing]
 
 
 def run_keys(view: ModelView, sites: Sequence[SiteId], batch: Sequence[Sequence[int]]) -> KeyStates:
-    """Run rows of token ids through a model, up to the last of some dense layers, and return the keys there."""
+    """Run rows of token ids through a model, up to the last of some layers, and return the keys there."""
     width = max(map(len, batch))
     ids = torch.zeros(len(batch), width, dtype=torch.long)  # [rows, width]
     mask = torch.zeros_like(ids)
@@ -342,10 +373,23 @@ def run_keys(view: ModelView, sites: Sequence[SiteId], batch: Sequence[Sequence[
         ids[index, : len(row)] = torch.tensor(row)
         mask[index, : len(row)] = 1
     rows = Rows(ids, mask, torch.zeros(len(batch), dtype=torch.long))
-    taps = {site: Key(site.layer) for site in sites}
-    states = view.run(rows, taps=taps.values(), last=max(taps).layer)  # each [rows, width, d_in]
-    keys = {site: states[tap].flatten(0, 1) for site, tap in taps.items()}
-    return KeyStates(keys, mask.bool().flatten())
+    key_taps = {site: Key(site.layer) for site in sites if site.expert is None}
+    routed_layers = sorted({site.layer for site in sites if site.expert is not None})
+    taps: list[Site] = list(key_taps.values())
+    for layer in routed_layers:
+        taps += [Routed(layer, "states"), Routed(layer, "experts"), Routed(layer, "weights")]
+    states = view.run(rows, taps=taps, last=max(sites).layer)  # each [rows, width, n]
+    keys = {site: states[tap].flatten(0, 1) for site, tap in key_taps.items()}
+    is_real = mask.bool().flatten()  # [rows * width]
+    routing: dict[int, Routing] = {}
+    for layer in routed_layers:
+        everywhere = Routing(
+            states[Routed(layer, "states")].flatten(0, 1),
+            states[Routed(layer, "experts")].flatten(0, 1),
+            states[Routed(layer, "weights")].flatten(0, 1),
+        )
+        routing[layer] = everywhere.at(is_real.to(everywhere.states.device))
+    return KeyStates(keys, is_real, routing)
 
 
 def pack_rows(encoder: Encoder, passages: Sequence[str], length: int, tokens: int) -> Iterator[list[int]]:

@@ -37,6 +37,7 @@ KIND = "key-statistics"
 _FORMAT = 1
 SEQUENCE = 512
 _WORTH_STORING = 1024  # columns below which a factor is made as quickly as it is read
+_EXPERT_RIDGE = 1e-3  # of the layer's mean diagonal: what an expert's moment is kept above
 _METHOD = "1"  # of deriving factors and spectra: raised when other numbers would come out
 
 
@@ -153,10 +154,11 @@ class KeyStatistics:
         Raises:
             NumericalError: C is singular; names the ridge that helps.
         """
+        floor = self._expert_floor(site)
 
         def factorise() -> dict[str, Tensor]:
             moment = unpack_triangle(self._triangle(site))
-            moment.diagonal().add_(ridge * float(moment.diagonal().mean()))
+            moment.diagonal().add_(ridge * float(moment.diagonal().mean()) + floor)
             lower = cholesky_(moment)
             if lower is None:
                 raise NumericalError(
@@ -165,7 +167,7 @@ class KeyStatistics:
                 )
             return {"factor": torch.empty(moment.shape, dtype=torch.float32).copy_(invert_(lower))}
 
-        return self._load_or_derive("factor", site, ridge, factorise)["factor"]
+        return self._load_or_derive("factor", site, ridge, factorise, floor)["factor"]
 
     def spectrum(self, site: SiteId) -> tuple[Tensor, Tensor]:
         """Return eigenvalues (descending) ``[d_in]`` and eigenvectors ``[d_in, d_in]`` of C, float64."""
@@ -181,6 +183,19 @@ class KeyStatistics:
 
         spectrum = self._load_or_derive("spectrum", site, 0.0, decompose)
         return spectrum["values"], spectrum["vectors"]
+
+    def _expert_floor(self, site: SiteId) -> float:
+        """Return what is added to the diagonal of an expert's moment: it may have seen few tokens, or none.
+
+        A small part of the mean diagonal over all experts of the layer, so that the moments of busy ones hardly change.
+        """
+        if site.expert is None:
+            return 0.0
+        key = ("floor", site.layer)
+        if key not in self._memo:
+            experts = [other for other in self.sites if other.layer == site.layer and other.expert is not None]
+            self._memo[key] = _EXPERT_RIDGE * sum(map(self.mean_square, experts)) / len(experts)
+        return self._memo[key]
 
     def _need_site(self, site: SiteId) -> None:
         self.need(site.layer)
@@ -199,7 +214,7 @@ class KeyStatistics:
         return pack_triangle(self.moments[site])
 
     def _load_or_derive(
-        self, kind: str, site: SiteId, ridge: float, derive: Callable[[], dict[str, Tensor]]
+        self, kind: str, site: SiteId, ridge: float, derive: Callable[[], dict[str, Tensor]], floor: float = 0.0
     ) -> dict[str, Tensor]:
         """Return what follows from a moment alone: derived once, stored by content, and memory-mapped from there."""
         key = (kind, site, ridge)
@@ -210,6 +225,8 @@ class KeyStatistics:
             else:
                 digest = hashlib.sha256(triangle.numpy().data)
                 digest.update(repr((_METHOD, kind, ridge)).encode())
+                if floor:
+                    digest.update(repr(floor).encode())
                 self._memo[key] = load_or_make(f"{kind}s", digest.hexdigest()[:32], kind, derive)
         return self._memo[key]
 
@@ -320,7 +337,7 @@ def weights_below(view: ModelView, site: SiteId) -> Callable[[str], bool]:
     embedding = view.model.get_input_embeddings()  # type: ignore[operator, union-attr]
     after_layers -= {id(parameter) for parameter in embedding.parameters()}  # the unembedding may be tied to it
     skipped = {name for name, parameter in view.model.named_parameters() if id(parameter) in after_layers}
-    skipped.add(view.site(site).linear.name)  # it reads the keys
+    skipped.add(view.site(site).linear.matrix_name.parameter)  # it reads the keys
 
     def is_below(name: str) -> bool:
         return name not in skipped and not name.startswith(prefixes_above)

@@ -279,7 +279,7 @@ def edit_changes_only_what_it_names(bench: Bench) -> None:
     now = dict(model.named_parameters())
     edit.attach(model)
     changed = {name for name, data in before.items() if not torch.equal(now[name], data)}
-    named = set(edit.updates) if isinstance(edit, WeightEdit) else set[str]()
+    named = set(edit.parameters) if isinstance(edit, WeightEdit) else set[str]()
     _require(changed <= named, f"the edit changes {', '.join(sorted(changed - named))} and does not name it")
     _require(named <= changed, f"the edit names {', '.join(sorted(named - changed))} and does not change it")
     buffers_now = dict(model.named_buffers())

@@ -21,6 +21,7 @@ from kecore.evaluate.held_out import HeldOutText
 from kecore.evaluate.intervals import Z
 from kecore.evaluate.metrics import divergence
 from kecore.inference.scoring import BATCH_TOKENS, next_tokens
+from kecore.model import MatrixName
 from kecore_analysis.harness import harness_scores
 from kecore_analysis.tasks import TaskResult, TaskSet, run_tasks
 
@@ -322,9 +323,10 @@ def weight_health(model: nn.Module, progress: Progress = silent) -> list[MatrixH
     matrices: list[MatrixHealth] = []
     parameters = dict(model.named_parameters())
     for name in names:
-        after = parameters[name].detach().double()
+        matrix = MatrixName.parse(name)
+        after = matrix.of(parameters[matrix.parameter].detach()).double()
         with unedited(model):
-            before = parameters[name].detach().double()
+            before = matrix.of(parameters[matrix.parameter].detach()).double()
         old, new = torch.linalg.svdvals(before), torch.linalg.svdvals(after)  # descending
         matrices.append(
             MatrixHealth(

@@ -268,7 +268,7 @@ def _state_modules(view: ModelView, kind: str) -> list[nn.Module]:
     if kind == "hidden":
         return [layer.module for layer in view.layers]
     if kind == "mlp":
-        return [layer.site.linear.module for layer in view.layers]
+        return [layer.block.module for layer in view.layers]
     return [mixer(view, layer.index) for layer in view.layers]
 
 

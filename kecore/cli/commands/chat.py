@@ -104,7 +104,7 @@ def _attach_all(model: Any, ref: str, edits: list[Edit]) -> dict[nn.Parameter, T
     stored = {} if record is None else record.base_data(model)
     base = {parameters[name]: data.to(parameters[name].dtype) for name, data in stored.items()}
     for edit in edits:
-        changed = edit.updates if isinstance(edit, WeightEdit) else {}
+        changed = edit.parameters if isinstance(edit, WeightEdit) else ()
         before = {name: parameters[name].data for name in changed if name in parameters}
         edit.attach(model)
         for name, data in before.items():

@@ -66,18 +66,27 @@ def probe(
 
 
 def _layers(view: ModelView) -> list[dict[str, Any]]:
-    return [
-        {
+    layers: list[dict[str, Any]] = []
+    for layer in view.layers:
+        values: dict[str, Any] = {
             "index": layer.index,
             "name": layer.name,
             "class": type(layer.module).__name__,
-            "value_projection": layer.site.linear.name,
-            "shape": [layer.site.linear.d_out, layer.site.linear.d_in],
-            "storage": "[d_in, d_out]" if layer.site.linear.transposed else "[d_out, d_in]",
+            "block": layer.block.name,
             "residual_scale": layer.residual_scale,
+            "experts": None,
+            "no_sites": layer.no_sites or None,
         }
-        for layer in view.layers
-    ]
+        if layer.sites:
+            linear = layer.sites[0].linear
+            values["value_projection"] = linear.name
+            values["shape"] = [linear.d_out, linear.d_in]
+            values["storage"] = "[d_in, d_out]" if linear.transposed else "[d_out, d_in]"
+        if layer.experts is not None:
+            values["value_projection"] = f"{layer.experts.name}.{layer.experts.attribute}"
+            values["experts"] = {"count": layer.experts.count, "of_a_token": layer.experts.top_k}
+        layers.append(values)
+    return layers
 
 
 def _describe_module(view: ModelView, module: nn.Module | None) -> str | None:
@@ -95,10 +104,13 @@ def _is_tied(view: ModelView) -> bool:
 
 def _describe_storage(layer: dict[str, Any]) -> str:
     """Write shape and storage of a layer's matrix: ``[576 out, 1536 in]``."""
+    if layer["no_sites"]:
+        return "not edited"
     d_out, d_in = layer["shape"]
-    if layer["storage"] == "[d_out, d_in]":
-        return f"[{d_out} out, {d_in} in]"
-    return f"[{d_in} in, {d_out} out]"
+    shape = f"[{d_out} out, {d_in} in]" if layer["storage"] == "[d_out, d_in]" else f"[{d_in} in, {d_out} out]"
+    if layer["experts"] is None:
+        return shape
+    return f"{layer['experts']['count']} x {shape}, {layer['experts']['of_a_token']} a token"
 
 
 def _show(screen: Screen, values: dict[str, Any], every_layer: bool) -> None:
@@ -119,14 +131,14 @@ def _show(screen: Screen, values: dict[str, Any], every_layer: bool) -> None:
             }
         )
     )
-    kinds = {(str(layer["shape"]), layer["storage"], layer["residual_scale"]) for layer in layers}
+    kinds = {(_describe_storage(layer), layer["residual_scale"]) for layer in layers}
     listed = layers
     if len(kinds) == 1 and len(layers) >= 4 and not every_layer:
         listed = [layers[0], layers[-1]]
     rows = [
         (
             str(layer["index"]),
-            layer["value_projection"],
+            layer.get("value_projection", layer["block"]),
             _describe_storage(layer),
             "normed" if layer["residual_scale"] is None else f"{layer['residual_scale']:.4g}",
         )
@@ -134,5 +146,8 @@ def _show(screen: Screen, values: dict[str, Any], every_layer: bool) -> None:
     ]
     title = "Value projections: what edits change"
     screen.show(make_table("layer", "parameter", "stored as", "scale", rows=rows, title=title))
+    reason = next((layer["no_sites"] for layer in layers if layer["no_sites"]), None)
+    if reason is not None:
+        screen.show(f"Not edited: {reason}. Methods that change no weights work (`kecore methods`).")
     if len(listed) < len(layers):
         screen.show(f"The {len(layers) - 2} layers between are alike; --all lists them.")

@@ -104,7 +104,7 @@ class InNullSpace(ABC):
                 columns, shares = keys.mean(), None  # [d_in, u]
             null_space = NullSpace(statistics, site, threshold, absolute=absolute)
             projected_keys = null_space.project(columns)
-            mean_square = float(projected_keys.double().square().sum()) / residuals.shape[1]
+            mean_square = float(projected_keys.double().square().sum()) / keys.group_count
             ridge = config.l2 * mean_square if config.l2_lambda is None else config.l2_lambda
             new = Projected(
                 site=site,

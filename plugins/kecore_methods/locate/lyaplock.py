@@ -70,7 +70,7 @@ class LyapLock:
             moment = moment + config.statistics_ridge * moment.diagonal().mean() * torch.eye(len(moment)).double()
             if config.preservation_lambda is None:
                 white = statistics.factor(site, config.statistics_ridge) @ columns
-                weight = config.preservation * float(white.double().square().sum()) / residuals.shape[1]
+                weight = config.preservation * float(white.double().square().sum()) / keys.group_count
             else:
                 weight = config.preservation_lambda
             history = SiteHistory(context.state, site)

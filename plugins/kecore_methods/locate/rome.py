@@ -68,14 +68,15 @@ class Rome:
 
         def solve(site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
             factor = statistics.factor(site, config.statistics_ridge) if statistics is not None else None
-            return one_by_one(keys.mean(), residuals, factor, bare_keys)
+            fitted = None if bare_keys is None else bare_keys.at(site).mean()
+            return one_by_one(keys.mean(), residuals, factor, fitted)
 
         return config.engine(layers, solve=solve).plan(view, batch, context, self.name)
 
     @staticmethod
-    def _bare_keys(view: ModelView, batch: RequestBatch, context: MethodContext, layer: int) -> Tensor:
-        """Return the keys of the prompts without a context before them, ``[d_in, u]``."""
+    def _bare_keys(view: ModelView, batch: RequestBatch, context: MethodContext, layer: int) -> Keys:
+        """Return the keys of the prompts without a context before them, of ``u`` groups."""
         with view.frozen(), torch.no_grad():
             layer_pass = Prompts(view, batch, ("",), context.memory).begin_pass((layer,))
             keys, _ = layer_pass.advance(layer)
-            return keys.mean()
+            return keys

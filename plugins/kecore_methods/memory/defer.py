@@ -83,7 +83,7 @@ class DeferConfig(Published):
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """Return the memory of one request at a time, and of the side network with gradient and moments."""
         layer = self.edited_layer(view)
-        projection = view.layers[layer].site.linear
+        projection = view.layers[layer].block
         size = 4 * 5 * projection.d_out * projection.d_in
         return [batch_need(view, batch.encodings, 1, layer, {"side network and moments": size}, epochs=self.steps)]
 
@@ -153,7 +153,7 @@ class Defer:
 
     name = "defer"
     Config = DeferConfig
-    capabilities = Capabilities(kind="modules", sequential=True, needs_subject=False, variant="own gate")
+    capabilities = Capabilities(kind="modules", sequential=True, needs_subject=False)
     reference = (
         "A baseline of Hartvigsen et al., Aging with GRACE: Lifelong Model Editing with Discrete Key-Value Adaptors, "
         "NeurIPS 2023, arXiv:2211.11031"
@@ -186,8 +186,8 @@ def _open_network(view: ModelView, layer: int, config: DeferConfig, state: Mappi
     Raises:
         ConfigError: earlier edits are at another layer.
     """
-    projection = view.layers[layer].site.linear
-    path = projection.name.removesuffix(".weight")
+    projection = view.layers[layer].block
+    path = projection.name
     network = SideNetwork(path, projection.d_in, projection.d_out, config.threshold)
     if not state:
         network.bias.fill_(-config.closed)
@@ -248,8 +248,8 @@ def _units(view: ModelView, layer: int, config: DeferConfig) -> dict[str, float]
     """Return how far one step of Adam moves an entry of each tensor."""
     if config.learning_rate is not None:
         return dict.fromkeys(_TENSORS, config.learning_rate)
-    projection = view.layers[layer].site.linear
+    projection = view.layers[layer].block
     logit_step = config.gate_learning_rate
-    side_step = config.relative_learning_rate * float(projection.weight.float().square().mean().sqrt())
+    side_step = config.relative_learning_rate * projection.weight_size()
     # All d_in entries of the gate step at once, so that each moves the logit by its share.
     return {"gate": logit_step / projection.d_in, "bias": logit_step, "side": side_step, "shift": side_step}

@@ -274,7 +274,7 @@ class Grace:
 
 
 def _path(view: ModelView, layer: int) -> str:
-    return view.layers[layer].site.linear.name.removesuffix(".weight")
+    return view.layers[layer].block.name
 
 
 def _open_entries(view: ModelView, layer: int, context: MethodContext) -> Entries:
@@ -284,7 +284,7 @@ def _open_entries(view: ModelView, layer: int, context: MethodContext) -> Entrie
         ConfigError: they are at another layer.
     """
     if not context.state:
-        projection = view.layers[layer].site.linear
+        projection = view.layers[layer].block
         return Entries.empty(projection.d_in, projection.d_out)
     session_layer = int(context.state["layer"])
     if session_layer != layer:

@@ -92,7 +92,7 @@ class MeloConfig(Published):
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """Return the memory of a block with gradient and moments, and of the edits that share it."""
         layers = self.adapted_layers(view)
-        projections = [view.layers[layer].site.linear for layer in layers]
+        projections = [view.layers[layer].block for layer in layers]
         numbers = sum(self.rank * (projection.d_in + projection.d_out) for projection in projections)
         parts = {"a block, gradient and moments": 4 * 4 * numbers}
         return [batch_need(view, batch.encodings, self.block_edits, layers[0], parts, epochs=self.steps)]
@@ -125,12 +125,12 @@ class Book:
         """
         config: MeloConfig = context.config
         layer, layers = config.key_layer(view), config.adapted_layers(view)
-        projections = [view.layers[i].site.linear for i in layers]
+        projections = [view.layers[i].block for i in layers]
         state = context.state
         if not state:
             down = [torch.zeros(0, config.rank, projection.d_in) for projection in projections]
             up = [torch.zeros(0, projection.d_out, config.rank) for projection in projections]
-            return cls(layer, layers, Clusters.empty(view.layers[layer].site.linear.d_in), down, up)
+            return cls(layer, layers, Clusters.empty(view.layers[layer].block.d_in), down, up)
         old_layer, old_layers, old_rank = int(state["layer"]), tuple(state["layers"].tolist()), state["down0"].shape[1]
         if (old_layer, old_layers, old_rank) != (layer, layers, config.rank):
             raise ConfigError(
@@ -156,16 +156,16 @@ class Book:
 
     def module(self, view: ModelView) -> DynamicLora:
         """Return a side module with these clusters and blocks."""
-        key_projection = view.layers[self.layer].site.linear
+        key_projection = view.layers[self.layer].block
         paths: list[str] = []
         shapes: list[tuple[int, int]] = []
         for layer in self.layers:
-            projection = view.layers[layer].site.linear
-            paths.append(projection.name.removesuffix(".weight"))
+            projection = view.layers[layer].block
+            paths.append(projection.name)
             shapes.append((projection.d_out, projection.d_in))
         blocks, rank, _ = self.down[0].shape
         module = DynamicLora(
-            place=key_projection.name.removesuffix(".weight"),
+            place=key_projection.name,
             maps=paths,
             shapes=shapes,
             clusters=len(self.clusters.centres),
@@ -195,7 +195,7 @@ class Melo:
 
     name = "melo"
     Config = MeloConfig
-    capabilities = Capabilities(kind="modules", batch=True, sequential=True, variant="own blocks")
+    capabilities = Capabilities(kind="modules", batch=True, sequential=True)
     reference = "Yu et al., MELO: Enhancing Model Editing with Neuron-Indexed Dynamic LoRA, AAAI 2024, arXiv:2312.11795"
     api = (2, 2)
     effect = DynamicLora

@@ -114,8 +114,8 @@ class NeuralDb:
         def keep_pairs(_layer: int, keys: Keys, values: Tensor) -> Solution:
             return Solution(values, keys.mean(), 0.0, 1.0)  # value and key of each subject, as columns
 
-        weight_edit = config.engine((layer,), solve=keep_pairs).plan(view, batch, context, self.name)
         projection = view.layers[layer].site.linear
+        weight_edit = config.engine((layer,), solve=keep_pairs).plan(view, batch, context, self.name)
         pairs = weight_edit.updates[projection.name]
         if not isinstance(pairs, LowRank):  # guaranteed by the stages that are allowed
             raise TypeError(f"{projection.name}: key and value came back as {type(pairs).__name__}")

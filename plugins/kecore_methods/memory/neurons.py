@@ -58,6 +58,9 @@ class Block:
             UnsupportedModelError: there is no such linear map.
         """
         layer_view = view.layers[layer]
+        if layer_view.is_mixture:  # the block is one module, which reads and writes
+            block = layer_view.block
+            return cls(layer, block.name, block.name, d_in=block.d_in, d_out=block.d_out)
         projection = layer_view.site.linear
         input_widths: dict[str, int] = {}  # of each linear map, in the order that they run in
         handles: list[RemovableHandle] = []
@@ -198,10 +201,11 @@ class Neurons(SideModule):
         def listen(_module: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
             block_inputs[:] = [args[0]]
 
-        def act(_module: nn.Module, _args: Any, output: Any) -> Tensor:
+        def act(_module: nn.Module, _args: Any, output: Any) -> Any:
             value = first_tensor(output)
             contribution = self.contribution(index, block_inputs.pop().float())
-            return (value.float() + contribution.reshape(value.shape)).to(value.dtype)
+            new_value = (value.float() + contribution.reshape(value.shape)).to(value.dtype)
+            return new_value if isinstance(output, Tensor) else (new_value, *output[1:])
 
         return [reader.register_forward_hook(listen), projection.register_forward_hook(act)]
 

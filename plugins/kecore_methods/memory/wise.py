@@ -100,7 +100,7 @@ class WiseConfig(Published):
     def needs(self, view: ModelView, batch: RequestBatch) -> list[Need]:
         """Return the memory of the shards, a gradient and moments, and of one request with its contexts at a time."""
         layer = choose_layer(view, self.layer, self.depth)
-        projection = view.layers[layer].site.linear
+        projection = view.layers[layer].block
         parts = {"shards, gradient and moments": 4 * (4 + self.shards) * projection.d_out * projection.d_in}
         items: list[Encoded] = []
         for item in batch.encodings:
@@ -137,7 +137,7 @@ class Memory:
         Raises:
             ConfigError: it is at another layer.
         """
-        projection = view.layers[layer].site.linear
+        projection = view.layers[layer].block
         d_out, d_in = projection.d_out, projection.d_in
         if not state:
             no_deltas = torch.zeros(0, d_out, d_in)
@@ -229,7 +229,7 @@ class Wise:
                     memory.make_room(config)
                     losses.append(_Writer(view, context, memory, batch.select([index]), prefixes).write())
         context.state.update(memory.state())
-        path = view.layers[layer].site.linear.name.removesuffix(".weight")
+        path = view.layers[layer].block.name
         notes = {"layers": [layer], "memories": len(memory.merged) + len(memory.shards), "loss": losses}
         return side_edit(memory.module(path, config), view, context, self.name, batch.requests, notes)
 
@@ -288,13 +288,13 @@ class _Writer:
     def write(self) -> float:
         """Tune the shard and return the last loss."""
         memory, config = self.memory, self.config
-        weight = self.view.layers[memory.layer].site.linear.weight
-        base = memory.shards[-1].to(weight.device)
-        mask = memory.mask(config.mask_ratio, self.context.seed).to(weight.device)
+        block = self.view.layers[memory.layer].block
+        base = memory.shards[-1].to(block.device)
+        mask = memory.mask(config.mask_ratio, self.context.seed).to(block.device)
         step = torch.zeros_like(base, requires_grad=True)
         rate = config.learning_rate
         if rate is None:
-            rate = config.relative_learning_rate * float(weight.float().square().mean().sqrt())
+            rate = config.relative_learning_rate * block.weight_size()
 
         def loss(batch: Targets) -> Tensor:
             delta = base + mask * step  # the gradient reaches what the mask lets through (eq. 7)
