@@ -142,6 +142,13 @@ COMMANDS = [
     "report = kecore_bench.commands.report:report",
     "metrics = kecore_bench.commands.metrics:metrics",
     "import-triples = kecore_datasets.import_triples:import_triples",
+    "ledger = kecore_serve.commands.ledger:app",
+    "log = kecore_serve.commands.ledger:log",
+    "tag = kecore_serve.commands.ledger:tag",
+    "diff = kecore_serve.commands.ledger:diff",
+    "checkout = kecore_serve.commands.ledger:checkout",
+    "verify = kecore_serve.commands.checks:verify",
+    "replay = kecore_serve.commands.checks:replay",
 ]
 
 JOURNALS = ["ledger = kecore_serve.ledger:open_if_ledger"]

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kecore._version import __version__
 from kecore.api.errors import ArtifactError, EditStateError, RequestConflictError
-from kecore.api.identity import Identity
+from kecore.api.identity import Fingerprint, Identity
 from kecore.api.progress import ShowStage, show_nothing
-from kecore.api.types import check_conflicts
+from kecore.api.types import EditRequest, check_conflicts
 from kecore.edit import Edit, WeightEdit, attached, load_edit, unedited
 from kecore.edit.weight import same_content
 from kecore.files import check_new_folder, read_tensors, write_folder, write_json, write_tensors
@@ -58,7 +59,12 @@ class NamedEdit:
     def to_json(self, file: str) -> dict[str, Any]:
         """Return what a checkpoint's record says about it."""
         requests = [f"{request.text} -> {request.target}" for request in self.edit.requests]
-        return {"file": file, "source": self.source, "method": self.edit.method, "requests": requests}
+        fields = {"id": self.edit.id, "method": self.edit.method, "requests": requests}
+        return {"file": file, "source": self.source, **fields}
+
+    def was_planned_with(self, other: NamedEdit) -> bool:
+        """Return whether another edit was on the model when this one was planned."""
+        return other.edit.id in self.edit.notes.get("planned_with", ())
 
 
 def _as_weight_edit(edit: Edit, name: str) -> WeightEdit:
@@ -108,6 +114,22 @@ class Attached:
             if number not in known:
                 raise ArtifactError(f"{self.folder} carries edits 1 to {len(known)}, there is no edit {number}")
         return chosen
+
+    def numbers_of(self, ids: Iterable[str]) -> list[int]:
+        """Return the numbers of edits by the beginnings of their ids.
+
+        Raises:
+            ArtifactError: no edit's id begins so, or several ids do.
+        """
+        known = [item.get("id") or named.edit.id for item, named in zip(self.edits, self.load_edits(), strict=True)]
+        numbers: list[int] = []
+        for beginning in ids:
+            matches = [number for number, id_ in enumerate(known, 1) if beginning and id_.startswith(beginning)]
+            if len(matches) != 1:
+                what = "no edit" if not matches else f"{len(matches)} edits"
+                raise ArtifactError(f"{self.folder} carries {what} of id {beginning!r}; it has: {', '.join(known)}")
+            numbers += matches
+        return numbers
 
     def base_data(self, model: nn.Module) -> dict[str, Tensor]:
         """Read the original data of the matrices that the edits changed, by parameter name.
@@ -248,8 +270,8 @@ def attach_edits(
 ) -> Written:
     """Put edits on a model and write it with :func:`write_checkpoint`.
 
-    The model may itself be such a checkpoint: its edits stay, and new ones for the same base join them; those that were
-    made for the edited checkpoint take it for their base.
+    The model may itself be such a checkpoint: its edits stay, and new ones join them, be they made for the same base or
+    for the edited checkpoint. The weights are those of the base and all updates, summed in float32 and rounded once.
 
     Args:
         loaded: the model, with nothing attached; the edits stay on it.
@@ -267,10 +289,16 @@ def attach_edits(
     check_new_folder(Path(out))
     named = [edit if isinstance(edit, NamedEdit) else NamedEdit.read(edit) for edit in edits]
     ref, record = loaded.ref, read_record(loaded.ref)
-    if record is not None and not _made_for(loaded.model, named):
+    if record is not None:
         with show("restore", f"finding the base of {ref}"):
-            ref, named = record.model, [*record.load_edits(), *named]
+            edited = Identity(loaded.model)
+            later = [item for item in named if not item.edit.base.differs(edited, _dtype(loaded.model))]
+            earlier = record.load_edits()
             record.restore(loaded.model)
+            if later:
+                base = Fingerprint.of(Identity(loaded.model), _dtype(loaded.model))
+                named = [_on_base(item, base, earlier) if item in later else item for item in named]
+            ref, named = record.model, [*earlier, *named]
     _check_together(named)
     return _attach_and_write(loaded, named, out, ref, show)
 
@@ -300,10 +328,15 @@ def take_off_edits(
     return _attach_and_write(loaded, remaining, out, record.model, show)
 
 
-def _made_for(model: nn.Module, edits: Sequence[NamedEdit]) -> bool:
-    """Return whether edits were planned on the model just as it is."""
-    identity, dtype = Identity(model), next(model.parameters()).dtype
-    return not any(named.edit.base.differs(identity, dtype) for named in edits)
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next(model.parameters()).dtype
+
+
+def _on_base(named: NamedEdit, base: Fingerprint, earlier: Sequence[NamedEdit]) -> NamedEdit:
+    """Return an edit that was planned on an edited checkpoint as one of that checkpoint's base, beside its edits."""
+    planned_with = [*named.edit.notes.get("planned_with", ()), *(item.edit.id for item in earlier)]
+    notes = {**named.edit.notes, "planned_with": list(dict.fromkeys(planned_with))}
+    return NamedEdit(replace(named.edit, base=base, notes=notes), named.source)
 
 
 def _attach_and_write(
@@ -322,7 +355,7 @@ def _attach_and_write(
 def _check_together(edits: Sequence[NamedEdit]) -> None:
     """Refuse edits of one base that do not go together: their updates are summed.
 
-    An edit that was planned on an edited checkpoint may contradict what that one carries; it takes it for its base.
+    An edit may contradict an earlier one that was on the model when it was planned: it takes that one's place.
     """
     for position, named in enumerate(edits):
         for earlier in edits[:position]:
@@ -331,7 +364,11 @@ def _check_together(edits: Sequence[NamedEdit]) -> None:
                     f"'{named.source}' is the same edit as '{earlier.source}', and on the model twice it would count "
                     "twice; give it once"
                 )
-    requests = [request for named in edits for request in named.edit.requests]
+            if not named.was_planned_with(earlier):
+                _check_requests([*earlier.edit.requests, *named.edit.requests])
+
+
+def _check_requests(requests: Sequence[EditRequest]) -> None:
     if not requests:
         return
     try:
@@ -339,5 +376,5 @@ def _check_together(edits: Sequence[NamedEdit]) -> None:
     except RequestConflictError as error:
         raise RequestConflictError(
             f"{error}. These edits were planned on one base, and together they would write neither; take the older one "
-            "off (`kecore revert`), or plan the newer one on the checkpoint that carries the older one"
+            "off (`kecore revert`), or plan the newer one with the older one on the model (`kecore edit --with EDIT`)"
         ) from error

@@ -328,6 +328,11 @@ class Editor:
         self._trained = {editor.method: editor for editor in editors}
 
     @property
+    def journal(self) -> Journal | None:
+        """The ledger that the session follows; None where it follows none."""
+        return self._journal
+
+    @property
     def history(self) -> tuple[HistoryEntry, ...]:
         """Edits that are on the model, oldest first."""
         return tuple(self._history)
@@ -406,6 +411,9 @@ class Editor:
                 edit = replace(edit, state={})
             if self.encoder.chat:
                 edit = replace(edit, notes={**edit.notes, "form": "chat"})
+            if self._history:
+                planned_with = [entry.edit.id for entry in self._history]
+                edit = replace(edit, notes={**edit.notes, "planned_with": planned_with})
             with context.stages("attach"):
                 edit.attach(self.model, base=self._identity)
         before: Mapping[str, Tensor] | None = self._states.get(line.name, {})

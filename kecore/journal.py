@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -22,12 +23,34 @@ from kecore.api.identity import Fingerprint
 from kecore.api.plugins import Plugins, plugin_limits
 from kecore.edit import Edit
 
-__all__ = ["GROUP", "Journal", "find_journal", "open_journal"]
+__all__ = ["GROUP", "Journal", "Withdrawal", "common_length", "find_journal", "open_journal"]
 
 GROUP = "kecore.journals"
 """The entry-point group."""
 
 OpenJournal = Callable[[Path], "Journal | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawal:
+    """What taking edits back meant.
+
+    Args:
+        ids: the edits that were taken back.
+        later: edits in effect that were planned while they were, and stay as they were planned.
+        replaced: id of each edit that was planned anew, to the id of what stands in its place.
+        state: the journal's state after it.
+    """
+
+    ids: tuple[str, ...]
+    later: tuple[str, ...] = ()
+    replaced: Mapping[str, str] = field(default_factory=dict[str, str])
+    state: str = ""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether all is as if the edits had never been made: no edit that stays was planned with them."""
+        return not self.later
 
 
 @runtime_checkable
@@ -57,6 +80,10 @@ class Journal(Protocol):
         """Read an edit by its whole id."""
         ...
 
+    def path_of(self, id_: str) -> Path:
+        """Return the file of an edit."""
+        ...
+
     def method_state(self, method: str) -> Mapping[str, Tensor]:
         """Return what a method's next edit has to know of those in effect."""
         ...
@@ -73,8 +100,20 @@ class Journal(Protocol):
         """Record scores of an edit."""
         ...
 
-    def revert(self, ids: str | Iterable[str]) -> Any:
-        """Take edits back by their ids."""
+    def revert(self, ids: str | Iterable[str]) -> Withdrawal:
+        """Take edits back by their ids; later ones stay as they were planned."""
+        ...
+
+    def take_back(
+        self, ids: str | Iterable[str], open_session: Callable[[], Any], *, facts: Sequence[str] = ()
+    ) -> Withdrawal:
+        """Take edits back, or some facts of one edit, and plan anew what was planned with them.
+
+        Args:
+            ids: beginnings of ids.
+            open_session: opens an Editor on the unedited model; called only where something has to be planned.
+            facts: ids of facts, where only these are to be taken back.
+        """
         ...
 
 

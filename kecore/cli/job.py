@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kecore.api.errors import EditStateError
 from kecore.cli.console import Screen, count_noun, format_estimate
 from kecore.cli.loading import provide_statistics
 from kecore.cli.machine import measure_cost, show_plans
 from kecore.cli.outcome import Outcome
 from kecore.cli.samples import Ask, Sample, continue_prompts
+from kecore.cli.scores import flatten_scores
 from kecore.hub import EDIT
 from kecore.statistics_source import StatisticsSource
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from kecore.api.config import MethodConfig
     from kecore.api.line import MethodLine
     from kecore.api.types import EditRecord
+    from kecore.edit import Edit
     from kecore.editor import Editor
     from kecore.evaluate import Evaluation, Protocol
     from kecore.facts import FactsReport
@@ -95,13 +98,13 @@ class EditJob:
             names = ", ".join(f"--preset {name}" for name in presets)
             screen.log(f"published for a model of this shape: {names} (`kecore methods {self.method.method.name}`)")
 
-    def run(self, screen: Screen, editor: Editor, out: Path, asks: Sequence[Ask]) -> Outcome:
+    def run(self, screen: Screen, editor: Editor, out: Path | None, asks: Sequence[Ask]) -> Outcome:
         """Edit the model and write the edit.
 
         Args:
             screen: shows the progress.
-            editor: a session on the unedited model; the edit stays attached.
-            out: folder for the edit.
+            editor: a session; the edit stays attached.
+            out: folder for the edit; None where only the session's ledger keeps it.
             asks: prompts to be continued before and after, where the job evaluates.
         """
         from kecore.evaluate import compare
@@ -122,8 +125,7 @@ class EditJob:
             _warn_of_known(screen, report)
         with screen.stage("edit", f"editing {count_noun(len(self.records), 'fact')} with {self.method.name}"):
             edit = editor.edit(self.records, self.method, preset=self.preset, **self.values)
-        with screen.stage("save", f"writing {out / EDIT}"):
-            path = edit.save(out / EDIT)
+        path = _save(screen, editor, edit, out)
         if before is not None:
             with screen.stage("after", "asking the model after the edit"):
                 after = editor.evaluate(self.records, protocol)
@@ -134,6 +136,8 @@ class EditJob:
                 if retry.kept:
                     texts_after = continue_prompts(editor.view, editor.encoder, prompts)
             after = compare(before, after)
+            if editor.journal is not None:
+                editor.journal.score(edit.id, flatten_scores(after) or {})
         samples: list[Sample] = []
         for ask, text_before, text_after in zip(asks, texts_before, texts_after, strict=False):
             samples.append(Sample(ask, text_before, text_after))
@@ -150,7 +154,7 @@ class EditJob:
             retry=retry,
         )
 
-    def _edit_failed_again(self, screen: Screen, editor: Editor, out: Path, first: Evaluation) -> Retry:
+    def _edit_failed_again(self, screen: Screen, editor: Editor, out: Path | None, first: Evaluation) -> Retry:
         """Edit again what failed, and write both edits as one where that is better."""
         from kecore.retry import retry_failed
 
@@ -159,7 +163,7 @@ class EditJob:
                 editor, self.records, self.method,
                 first=first, protocol=first.protocol, preset=self.preset, **self.values,
             )  # fmt: skip
-        if retry.kept:
+        if retry.kept and out is not None:
             editor.save(out / EDIT)
         return retry
 
@@ -197,6 +201,16 @@ class EditJob:
             work = evaluation_work(editor.view, editor.encoder, self.records, self._protocol(editor))
             spans.append(f"{format_estimate(2 * pace.seconds(work))} for the scores before and after")
         screen.log(f"time: about {', '.join(spans)}")
+
+
+def _save(screen: Screen, editor: Editor, edit: Edit, out: Path | None) -> Path:
+    """Write the edit to its folder, and return its file; a ledger has it already."""
+    if out is None:
+        if editor.journal is None:
+            raise EditStateError("an edit goes to a folder or to a ledger, and there is neither")
+        return editor.journal.path_of(edit.id)
+    with screen.stage("save", f"writing {out / EDIT}"):
+        return edit.save(out / EDIT)
 
 
 def _warn_of_known(screen: Screen, report: FactsReport) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kecore.evaluate.mapping import FieldMap
 
 __all__ = [
+    "MODEL_HELP",
     "AsJson",
     "Chat",
     "Checksum",
@@ -59,9 +60,9 @@ __all__ = [
 ]
 
 
-_MODEL_HELP = "A Hub id, a directory, a .gguf file, or 'demo' (SmolLM2-135M)."
+MODEL_HELP = "A Hub id, a directory, a .gguf file, or 'demo' (SmolLM2-135M)."
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, show_default=False)]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; all else goes to stderr.")]
 Seed = Annotated[int, typer.Option(metavar="N", help="Seeds everything random.", min=0)]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps, ...")]

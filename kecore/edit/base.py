@@ -85,9 +85,9 @@ class Edit(ABC):
     def id(self) -> str:
         """A short name that the edit keeps wherever it is copied to: 12 hexadecimal digits.
 
-        It is a digest of when, by what and for what the edit was planned, and of the base.
+        It is a digest of when, by what and for what the edit was planned.
         """
-        planned = [self.created, self.method, self.seed, dict(self.base.digests), [r.to_json() for r in self.requests]]
+        planned = [self.created, self.method, self.seed, [request.to_json() for request in self.requests]]
         return hashlib.sha256(json.dumps(planned, sort_keys=True).encode()).hexdigest()[:12]
 
     def is_copy_of(self, other: Edit) -> bool:

@@ -13,7 +13,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,36 +33,19 @@ from kecore.api.errors import (
 from kecore.api.identity import Fingerprint
 from kecore.api.types import check_conflicts
 from kecore.edit import Edit, WeightEdit, load_edit
+from kecore.editor import Editor
 from kecore.files import check_new_folder, explain_write_errors, file_digest, write_folder
+from kecore.journal import Withdrawal
 from kecore_serve.database import Database
 from kecore_serve.history import History
 from kecore_serve.records import Entry, Event, StateRecord, digest_of_state, facts_of
+from kecore_serve.replay import replay_without
 from kecore_serve.states import ancestors, read_state, write_state
 
-__all__ = ["Difference", "Ledger", "Withdrawal", "open_if_ledger"]
+__all__ = ["Difference", "Ledger", "open_if_ledger"]
 
 DATABASE, LOCK = "ledger.sqlite", "ledger.lock"
 _FORMAT = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Withdrawal:
-    """What taking edits back meant.
-
-    Args:
-        ids: the edits that were taken back.
-        later: edits in effect that were planned while they were, and stay as they were planned.
-        state: the ledger's state after it.
-    """
-
-    ids: tuple[str, ...]
-    later: tuple[str, ...]
-    state: str
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether all is as if the edits had never been made: no edit that stays was planned with them."""
-        return not self.later
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +75,17 @@ class Ledger:
     Args:
         folder: the folder, which holds a ledger.
         wait: seconds to wait for another process that plans an edit or writes.
+        author: who writes, where a call names nobody; by default the user.
+        note: words for the history, where a call has none.
 
     Raises:
         ArtifactError: there is no ledger, it is damaged, or it is of a newer kecore.
         StorageError: the place cannot be used.
     """
 
-    def __init__(self, folder: str | Path, *, wait: float = 60.0) -> None:
+    def __init__(self, folder: str | Path, *, wait: float = 60.0, author: str | None = None, note: str = "") -> None:
         self.folder = Path(folder)
-        self.wait = wait
+        self.wait, self.author, self.note = wait, author, note
         path = self.folder / DATABASE
         if not path.is_file():
             raise ArtifactError(f"{folder} holds no ledger; expected a folder that `kecore ledger init MODEL DIR` made")
@@ -109,6 +94,7 @@ class Ledger:
         self._history = History()
         self._writer = FileLock(self.folder / LOCK)
         self._mutex = threading.RLock()
+        self._is_swept = False
         self._refresh()
 
     @classmethod
@@ -140,9 +126,9 @@ class Ledger:
         return cls(folder)
 
     @classmethod
-    def open(cls, folder: str | Path, *, wait: float = 60.0) -> Ledger:
+    def open(cls, folder: str | Path, *, wait: float = 60.0, author: str | None = None, note: str = "") -> Ledger:
         """Open a ledger; arguments and errors are those of the class."""
-        return cls(folder, wait=wait)
+        return cls(folder, wait=wait, author=author, note=note)
 
     @classmethod
     def is_ledger(cls, folder: str | Path) -> bool:
@@ -216,6 +202,10 @@ class Ledger:
     def load_edit(self, id_: str) -> Edit:
         """Read an edit by its id; see :meth:`load`."""
         return self.load(self.find(id_))
+
+    def path_of(self, id_: str) -> Path:
+        """Return the file of an edit; see :meth:`find`."""
+        return self.folder / self.find(id_).file
 
     def method_state(self, method: str) -> dict[str, Tensor]:
         """Return what a method's next edit has to know of those in effect.
@@ -363,9 +353,58 @@ class Ledger:
         with self.writing(), self._mutex:
             history = self._refresh()
             removed = self.resolve_active(ids)
-            later = [id_ for id_ in history.active if id_ not in removed and self._is_later(history, id_, removed)]
+            later = self._later(history, removed)
             self._add("revert", {"removed": list(removed)}, author=author, note=note)
-            return Withdrawal(removed, tuple(later), self.state)
+            return Withdrawal(removed, later=tuple(later), state=self.state)
+
+    def take_back(
+        self,
+        ids: str | Iterable[str],
+        open_session: Callable[[], Editor],
+        *,
+        facts: Sequence[str] = (),
+        author: str | None = None,
+        note: str = "",
+    ) -> Withdrawal:
+        """Take edits back, or some facts of one, and plan anew what was planned with them: as if never made.
+
+        Where nothing in effect was planned with them, the weights and what methods remember are those of before, bit
+        for bit, and no model is loaded. Otherwise the later edits are planned anew; see
+        :func:`kecore_serve.replay.replay_without`.
+
+        Args:
+            ids: beginnings of ids; one where ``facts`` are named.
+            open_session: opens a session on the unedited model, with all that the edits' methods need.
+            facts: ids of the facts of the edit that are to be taken back; the others of the batch are planned anew.
+            author: who does it; by default the user.
+            note: words for the history.
+
+        Raises:
+            ArtifactError: no such edit or fact, or more than one that begins so.
+            EditStateError: an edit is not in effect, or facts of several edits are named.
+            StoreInUseError: another process is writing.
+            StorageError: it cannot be written.
+        """
+        with self.writing():
+            history = self._refresh()
+            removed = self.resolve_active(ids)
+            if not facts and not self._later(history, removed):
+                return self.revert(removed, author=author, note=note)
+            left_out = self._facts_to_leave_out(removed, facts)
+            replay = replay_without(self, removed, open_session(), left_out=left_out, author=author, note=note)
+            return replay
+
+    def _facts_to_leave_out(self, ids: Sequence[str], facts: Sequence[str]) -> dict[str, frozenset[str]]:
+        """Return which facts are to be left out of which edit; nothing where edits go as a whole."""
+        if not facts:
+            return {}
+        if len(ids) > 1:
+            raise EditStateError(f"facts of one edit are taken back at a time, and {len(ids)} edits are named")
+        known = [fact["id"] for fact in self.find(ids[0]).facts]
+        unknown = [fact for fact in facts if fact not in known]
+        if unknown:
+            raise ArtifactError(f"edit {ids[0]} has no fact {unknown[0]!r}; it has: {', '.join(known[:10])}")
+        return {ids[0]: frozenset(facts)}
 
     def resolve_active(self, ids: str | Iterable[str]) -> tuple[str, ...]:
         """Return the ids of edits in effect by their beginnings, in the order in which they came into effect.
@@ -518,7 +557,15 @@ class Ledger:
         """Write one event; what it speaks of is on disk already."""
         history = self._history
         plain_body = json.loads(json.dumps(body, ensure_ascii=False))  # as it will be read back
-        event = Event(history.number + 1, kind, time.time(), author or user_name(), note, plain_body, state="")
+        event = Event(
+            history.number + 1,
+            kind,
+            time.time(),
+            author or self.author or user_name(),
+            note or self.note,
+            plain_body,
+            "",
+        )
         event = replace(event, state=digest_of_state(self._base_digest, history.active_after(event)))
         event = replace(event, chain=event.chained(history.chain))
         self._database.add(event)
@@ -535,6 +582,7 @@ class Ledger:
             on_others: the edit was planned with the edits in effect on the model.
             before: that state; read from the ledger where it is not given.
         """
+        self._sweep()
         history = self._history
         if before is None:
             before = read_state(self.folder, history.entries, parent)
@@ -556,6 +604,30 @@ class Ledger:
             state=state,
         )
         return entry.to_json()
+
+    def check_database(self) -> None:
+        """Check the database and, from the first event on, the chain of events.
+
+        Raises:
+            ArtifactError: it is damaged, or something in it was changed.
+        """
+        self._database.check()
+        self._database.events(0, "")
+
+    def leftovers(self) -> list[Path]:
+        """Return files of writers that died before what they wrote counted."""
+        counted = {self.folder / entry.file for entry in self.entries()}
+        counted |= {self.folder / entry.state.file for entry in self.entries() if entry.state.file}
+        files = [path for name in ("edits", "states") for path in sorted((self.folder / name).iterdir())]
+        return [path for path in files if path not in counted]
+
+    def _sweep(self) -> None:
+        """Delete, once, what dead writers left; no other one is at work while this one may write."""
+        if self._is_swept:
+            return
+        for path in self.leftovers():
+            path.unlink(missing_ok=True)
+        self._is_swept = True
 
     def _check_base(self, edit: Edit) -> None:
         if edit.base.digests.get(self.base.dtype) != self._base_digest:
@@ -600,15 +672,15 @@ class Ledger:
             withdrawn = [id_ for id_ in known if id_ not in expected]
             raise EditStateError(
                 f"what '{method}' remembers in {self.folder} includes {', '.join(withdrawn) or 'not all edits'}, and "
-                "other edits are in effect; plan the later ones anew (`kecore replay --plan`) or check out a state"
+                "other edits are in effect; check out an earlier state, and take edits back without --keep-later"
             )
         return last
 
     @staticmethod
-    def _is_later(history: History, id_: str, removed: Sequence[str]) -> bool:
-        """Return whether an edit was planned while one of some others was in effect."""
-        planned_after = history.entries[id_].planned_after
-        return planned_after is not None and any(history.was_active(other, planned_after) for other in removed)
+    def _later(history: History, removed: Sequence[str]) -> list[str]:
+        """Return the edits in effect, beside some, that were planned while one of these was."""
+        later = {id_ for gone in removed for id_ in history.planned_with(gone)}
+        return [id_ for id_ in history.active if id_ in later and id_ not in removed]
 
     def _state_at(self, history: History, number: int) -> str:
         return history.events[number - 1].state if number else digest_of_state(self._base_digest, ())

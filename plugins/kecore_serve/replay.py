@@ -7,34 +7,24 @@ methods remember.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from kecore.api.errors import ArtifactMismatchError, ConfigError
+from kecore.api.types import EditRequest
 from kecore.edit import Edit
 from kecore.editor import Editor
-from kecore_serve.ledger import Ledger
+from kecore.journal import Withdrawal
 from kecore_serve.records import Entry
 
-__all__ = ["Replay", "check_session", "replay_without"]
+if TYPE_CHECKING:
+    from kecore_serve.ledger import Ledger
 
-
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """What planning anew came to.
-
-    Args:
-        removed: ids of the edits that were taken back.
-        replaced: id of each edit that was planned anew, to the id of what stands in its place.
-        state: the ledger's state after it.
-    """
-
-    removed: tuple[str, ...]
-    replaced: Mapping[str, str]
-    state: str
+__all__ = ["check_session", "replay_without"]
 
 
 def replay_without(
@@ -42,9 +32,10 @@ def replay_without(
     ids: str | Iterable[str],
     editor: Editor,
     *,
+    left_out: Mapping[str, Collection[str]] | None = None,
     author: str | None = None,
     note: str = "",
-) -> Replay:
+) -> Withdrawal:
     """Take edits back, and plan those anew that were planned with them: all is as if they had never been made.
 
     Edits that came before them stay. The new edits and the end of the old ones come into effect in one step, so a crash
@@ -55,6 +46,7 @@ def replay_without(
         ids: beginnings of the ids of edits in effect.
         editor: a session on the ledger's unedited model, with all that the edits' methods need. Afterwards it has what
             is in effect on the model.
+        left_out: ids of facts to leave out of an edit among ``ids``, which is then planned anew without them.
         author: who does it; by default the user.
         note: words for the history.
 
@@ -74,15 +66,20 @@ def replay_without(
         states: list[Mapping[str, Tensor]] = []
         replaced: dict[str, str] = {}
         for entry in active[kept:]:
+            planned = ledger.load(entry)
+            requests = planned.requests
             if entry.id in removed:
+                facts = (left_out or {}).get(entry.id)
+                requests = () if facts is None else tuple(r for r in requests if r.id not in facts)
+            if not requests:
                 continue
             states.append(editor.remembered(entry.method))
-            edit = _plan_again(editor, ledger.load(entry))
+            edit = _plan_again(editor, planned, requests)
             edits.append(replace(edit, state=editor.remembered(entry.method)))
             replaced[entry.id] = edits[-1].id
         gone = [entry.id for entry in active[kept:]]
         ledger.substitute(gone, edits, states, kept=kept, author=author, note=note)
-        return Replay(removed, replaced, ledger.state)
+        return Withdrawal(removed, replaced=replaced, state=ledger.state)
 
 
 def check_session(ledger: Ledger, editor: Editor, entries: Iterable[Entry]) -> None:
@@ -106,11 +103,11 @@ def check_session(ledger: Ledger, editor: Editor, entries: Iterable[Entry]) -> N
             )
 
 
-def _plan_again(editor: Editor, edit: Edit) -> Edit:
-    """Plan an edit's facts with its method, configuration and seed on the model as it is."""
+def _plan_again(editor: Editor, edit: Edit, requests: Sequence[EditRequest]) -> Edit:
+    """Plan facts of an edit with its method, configuration and seed on the model as it is."""
     with _seeded(editor, edit.seed):
         try:
-            return editor.edit(edit.requests, edit.method, **dict(edit.config))
+            return editor.edit(requests, edit.method, **dict(edit.config))
         except ConfigError as error:
             raise ConfigError(
                 f"edit {edit.id} by '{edit.method}' of kecore {edit.version} cannot be planned again: {error}"

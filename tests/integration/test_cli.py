@@ -369,9 +369,14 @@ class TestCheckpoints:
         result("edit", tmp_path / "one", *FACT, *QUICK, "--out", tmp_path / "more", "--no-evaluate")
         assert error("attach", tiny, tmp_path / "more", "--out", tmp_path / "x")[0] == "ArtifactMismatchError"
         found = result("attach", tmp_path / "one", tmp_path / "more", "--out", tmp_path / "two")
-        assert found["model"] == str(tmp_path / "one")
-        result("revert", tmp_path / "two", "--out", tmp_path / "back")
+        assert found["model"] == str(tiny)  # the earlier edit's record goes along
+        first, second = (edit["id"] for edit in found["edits"])
+        result("revert", tmp_path / "two", second[:6], "--out", tmp_path / "back")
         assert same(weights(tmp_path / "back"), weights(tmp_path / "one"))
+        left = result("revert", tmp_path / "two", first, "--out", tmp_path / "second")
+        assert [edit["id"] for edit in left["edits"]] == [second]
+        assert error("revert", tmp_path / "two", "nope", "--out", tmp_path / "x")[0] == "ArtifactError"
+        assert "--out" in error("revert", tmp_path / "two", code=2)[1]
 
     def test_half_precision_rounds_from_its_own_base(self, tiny: Path, edited: Path, tmp_path: Path) -> None:
         result("attach", tiny, edited / "rome", "--dtype", "bfloat16", "--out", tmp_path / "half")

@@ -106,7 +106,38 @@ def test_edits_that_contradict_are_attached_only_where_the_later_was_planned_on_
     with Editor(loaded.model, loaded.tokenizer) as corrected:
         corrected.edit(other, "ft-m", steps=3).save(tmp_path / "correction")
     written = attach_edits(load_model(str(tmp_path / "first")), [tmp_path / "correction"], tmp_path / "both")
-    assert len(written.edits) == 1
+    assert [edit["id"] for edit in written.edits] == [load_edit(tmp_path / name).id for name in ("day-1", "correction")]
+
+
+def test_day_one_is_taken_off_by_its_id_from_what_was_made_on_it(base: Path, editor: Editor, tmp_path: Path) -> None:
+    editor.edit(PARIS, "ft-m", steps=3).save(tmp_path / "day-1")
+    attach_edits(load_model(str(base)), [tmp_path / "day-1"], tmp_path / "prod-1")
+    loaded = load_model(str(tmp_path / "prod-1"))
+    with Editor(loaded.model, loaded.tokenizer, statistics=None) as second:
+        second.edit(COOK, "ft-m", steps=3).save(tmp_path / "day-2")
+    written = attach_edits(load_model(str(tmp_path / "prod-1")), [tmp_path / "day-2"], tmp_path / "prod-2")
+    first_id, second_id = (edit["id"] for edit in written.edits)
+    assert written.model == str(base)
+    record = read_record(tmp_path / "prod-2")
+    assert record is not None
+    assert record.numbers_of([first_id[:5]]) == [1]
+    with pytest.raises(ArtifactError, match="carries no edit of id 'xyz'"):
+        record.numbers_of(["xyz"])
+    left = take_off_edits(load_model(str(tmp_path / "prod-2")), tmp_path / "prod-3", record.numbers_of([first_id]))
+    assert [edit["id"] for edit in left.edits] == [second_id]
+    take_off_edits(load_model(str(tmp_path / "prod-3")), tmp_path / "none")
+    assert same_weights(tmp_path / "none", base)
+    take_off_edits(load_model(str(tmp_path / "prod-2")), tmp_path / "first", record.numbers_of([second_id]))
+    assert same_weights(tmp_path / "first", tmp_path / "prod-1")
+
+
+def test_an_edit_that_was_planned_with_another_may_contradict_it(base: Path, editor: Editor, tmp_path: Path) -> None:
+    editor.edit(PARIS, "ft-m", steps=3).save(tmp_path / "day-1")
+    editor.edit(replace(PARIS, target="Danube"), "ft-m", steps=3).save(tmp_path / "day-2")
+    written = attach_edits(load_model(str(base)), [tmp_path / "day-1", tmp_path / "day-2"], tmp_path / "both")
+    assert len(written.edits) == 2
+    for name, parameter in load_model(str(tmp_path / "both")).model.named_parameters():
+        assert torch.equal(parameter, dict(editor.model.named_parameters())[name]), name
 
 
 def test_a_session_without_edits_writes_a_plain_checkpoint(base: Path, editor: Editor, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from kecore.api.errors import (
     NonFiniteError,
     UnsupportedCapabilityError,
 )
-from kecore.api.identity import Fingerprint
+from kecore.api.identity import Fingerprint, Identity
 from kecore.api.types import EditRequest
 from kecore.edit import Dense, LowRank, WeightEdit, attached, factored, load_edit, merge, updated
 from kecore.model import ModelView
@@ -433,3 +433,27 @@ def test_factors_that_outgrow_their_matrix_become_it() -> None:
     few, many = factored(u[:, :3], v[:, :3]), factored(u, v)
     assert (type(few), type(many)) == (LowRank, Dense)  # 48 numbers and 64, for 60
     torch.testing.assert_close(many.matrix(), u @ v.t())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("order", ["reverse", "random"])
+def test_many_edits_and_their_reverts_give_the_base_back(dtype: torch.dtype, order: str) -> None:
+    """Weights are always the base and the sum of float32 updates, rounded once: nothing drifts, whatever the order."""
+    generator = torch.Generator().manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(12, 8, bias=False)).to(dtype)
+    identity = Identity(model)
+    base, untouched = Fingerprint.of(identity, dtype), model[0].weight.data.clone()
+    edits: list[WeightEdit] = []
+    for number in range(120):
+        factors = LowRank(torch.randn(8, 1, generator=generator), 0.1 * torch.randn(12, 1, generator=generator))
+        edits.append(WeightEdit(updates={"0.weight": factors}, base=base, method="random", seed=number))
+        edits[-1].attach(model, base=identity)
+    total = untouched.float()
+    for edit in edits:
+        total = total + edit.updates["0.weight"].matrix()
+    assert torch.equal(model[0].weight.data, total.to(dtype))
+    going = edits[::-1] if order == "reverse" else [edits[i] for i in torch.randperm(120, generator=generator)]
+    for edit in going:
+        assert not torch.equal(model[0].weight.data, untouched)
+        edit.revert(model)
+    assert torch.equal(model[0].weight.data, untouched)

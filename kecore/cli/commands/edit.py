@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kecore.cli import options, verdicts
-from kecore.cli.console import Screen, format_bytes, make_fields, to_plain_json
+from kecore.cli.console import Screen, count_noun, format_bytes, make_fields, to_plain_json
 from kecore.cli.errors import CheckFailed
 from kecore.cli.groups import ReadingOptions, take_groups
 from kecore.cli.hparams import take_hparams
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from kecore.api.hparams import Hparams
     from kecore.api.line import MethodLine
     from kecore.api.types import EditRecord
+    from kecore.edit import WeightEdit
+    from kecore.journal import Journal
     from kecore.trained import TrainedEditor
 
 __all__ = ["edit"]
@@ -37,8 +39,26 @@ RESULT = "result.json"
 def edit(
     context: typer.Context,
     *,
-    model: options.Model,
-    out: options.Out,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]", help=f"{options.MODEL_HELP} With --ledger, the ledger's.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Directory for the result; not needed with --ledger.", show_default=False),
+    ] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Edit on what this ledger has in effect, and write the edit to it."),
+    ] = None,
+    with_: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--with", metavar="EDIT", help="Edit with this earlier edit on MODEL (repeatable).", show_default=False
+        ),
+    ] = None,
     method: options.Method = "memit",
     facts: options.Facts = None,
     limit: options.Limit = None,
@@ -89,6 +109,7 @@ def edit(
     of_facts = reading.given() if limit is None else ["--limit", *reading.given()]
     _check_usage(facts, single, of_facts, stats, text or tokens)
     theirs = take_hparams(screen, context, hparams, method=method, preset=preset)
+    journal = _open_ledger(model, out, ledger, with_)
     job = EditJob(
         method=_method(method if theirs is None else theirs.method),
         records=_single(single) if facts is None else reading.load(facts, limit),
@@ -103,17 +124,59 @@ def edit(
     # Whatever is wrong with the input is said before the model is loaded.
     job.check()
     budget = options.byte_count(memory)
-    options.check_free(out, EDIT, force)
-    loading = Loading(model, device, dtype, trust_remote_code, seed)
+    if out is not None:
+        options.check_free(out, EDIT, force)
+    earlier = _earlier_edits(with_ or ())
+    loading = Loading(model or (journal.model if journal is not None else ""), device, dtype, trust_remote_code, seed)
     editor = loading.edit(
         screen, statistics=job.source, trained=job.trained or (), examples=job.examples, chat=chat, memory=budget
     )
     if theirs is None:
         job.suggest_presets(screen, editor)
+    if journal is not None:
+        with screen.stage("attach", f"putting on what {ledger} has in effect"):
+            editor.follow(journal)
+    elif earlier:
+        with screen.stage("attach", f"putting on {count_noun(len(earlier), 'earlier edit')}"):
+            editor.resume(earlier)
     outcome = job.run(screen, editor, out, choose_asks(job.records))
-    _finish(screen, outcome, loading, out, facts, theirs)
+    _finish(screen, outcome, loading, out, facts, hparams=theirs, ledger=ledger, earlier=with_ or ())
     if required and outcome.after is not None and (missed := verdicts.unmet(required, outcome.after)):
         raise CheckFailed("; ".join(missed))
+
+
+def _open_ledger(
+    model: str | None, out: Path | None, ledger: Path | None, earlier: Sequence[Path] | None
+) -> Journal | None:
+    """Open the ledger that is named, and refuse options that lack a part or contradict each other.
+
+    Raises:
+        ArtifactError: there is no ledger, or it is damaged.
+    """
+    if ledger is None:
+        if model is None:
+            raise typer.BadParameter("no model: name MODEL, or a ledger by --ledger")
+        if out is None:
+            raise typer.BadParameter("no place for the result: name a directory by --out, or a ledger by --ledger")
+        return None
+    if earlier:
+        raise typer.BadParameter("a ledger knows its earlier edits; leave out --with, or --ledger")
+    from kecore.journal import open_journal
+
+    return open_journal(ledger)
+
+
+def _earlier_edits(paths: Sequence[Path]) -> list[WeightEdit]:
+    """Read the edits of ``--with``.
+
+    Raises:
+        ArtifactError: one cannot be read, or changes no weights.
+    """
+    if not paths:
+        return []
+    from kecore.checkpoint import NamedEdit
+
+    return [NamedEdit.read(path).edit for path in paths]
 
 
 def _check_usage(
@@ -168,22 +231,43 @@ def _single(parts: Mapping[str, str | None]) -> Sequence[EditRecord]:
 
 
 def _finish(
-    screen: Screen, outcome: Outcome, loading: Loading, out: Path, facts: Path | None, hparams: Hparams | None
+    screen: Screen,
+    outcome: Outcome,
+    loading: Loading,
+    out: Path | None,
+    facts: Path | None,
+    *,
+    hparams: Hparams | None,
+    ledger: Path | None,
+    earlier: Sequence[Path],
 ) -> None:
     """Write the result file, print the result, and say what can be done with it."""
     from kecore.files import write_json
 
-    result = out / RESULT
-    values = {**outcome.to_json(screen, loading.ref), "facts": facts, "result_path": result}
+    edit = outcome.editor.history[-1].edit
+    values = {**outcome.to_json(screen, loading.ref), "facts": facts, "edit_id": edit.id}
+    written = {"edit": f"{outcome.path} ({format_bytes(outcome.path.stat().st_size)})", "id": edit.id}
     if hparams is not None:
         values["hparams"] = hparams.to_json()
-    write_json(result, to_plain_json({**values, "records": outcome.rows()}))
-    written = {"edit": f"{outcome.path} ({format_bytes(outcome.path.stat().st_size)})", "result": str(result)}
-    if outcome.after is not None:
-        written["verdicts"] = str(verdicts.write_verdicts(out / verdicts.FILE, outcome.verdicts))
+    journal = outcome.editor.journal
+    if journal is not None:
+        values |= {"ledger": ledger, "state": journal.state}
+        written |= {"ledger": f"{ledger}, state {journal.state}"}
+    if out is not None:
+        result = out / RESULT
+        values |= {"result_path": result}
+        write_json(result, to_plain_json({**values, "records": outcome.rows()}))
+        written |= {"result": str(result)}
+        if outcome.after is not None:
+            written["verdicts"] = str(verdicts.write_verdicts(out / verdicts.FILE, outcome.verdicts))
     outcome.show(screen)
     screen.show(make_fields(written))
-    screen.commands("Next", *_next_commands(loading.ref, out, outcome))
+    if ledger is not None:
+        name = quote(str(ledger))
+        commands = [f"kecore log {name}", f"kecore verify {name}", f"kecore revert {name} {edit.id}"]
+    else:
+        commands = _next_commands(loading.ref, str(out), outcome, earlier)
+    screen.commands("Next", *commands)
     kind = outcome.job.method.capabilities.kind
     if kind != "weights":
         what = "texts before prompts" if kind == "prompt" else "modules beside the model"
@@ -192,18 +276,19 @@ def _finish(
     screen.finish(values)
 
 
-def _next_commands(model: str, out: Path, outcome: Outcome) -> list[str]:
+def _next_commands(model: str, out: str, outcome: Outcome, earlier: Sequence[Path]) -> list[str]:
     """Return what can be done with the edit: nothing that is refused for an edit of its kind."""
-    name, folder = quote(model), quote(str(out))
+    name, folder = quote(model), quote(out)
     chat = " --chat" if outcome.editor.encoder.chat else ""
+    edits = [*(quote(str(path)) for path in earlier), folder]
+    options_ = " ".join(f"--edit {edit}" for edit in edits)
     commands = [
-        f"kecore chat {name} --edit {folder}{chat}",
+        f"kecore chat {name} {options_}{chat}",
         f"kecore inspect {folder}",
-        f"kecore checkup {name} --edit {folder}",
+        f"kecore checkup {name} {options_}",
     ]
     if outcome.job.method.capabilities.kind == "weights":
-        commands += [
-            f"kecore attach {name} {folder} --out edited-model",
-            f"kecore export {folder} --to merged --out served",
-        ]
+        commands.append(f"kecore attach {name} {' '.join(edits)} --out edited-model")
+        if not earlier:
+            commands.append(f"kecore export {folder} --to merged --out served")
     return commands

@@ -68,6 +68,7 @@ def _show_edit(screen: Screen, file: Path) -> None:
         make_fields(
             {
                 "edit": f"{file} ({format_bytes(file.stat().st_size)})",
+                "id": edit.id,
                 "method": f"{edit.method} (kecore {edit.version})",
                 "made": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(edit.created)),
                 "base": f"{edit.base.digests.get(edit.base.dtype, '?')[:12]}, {edit.base.dtype}",
@@ -180,11 +181,21 @@ def _show_checkpoint(screen: Screen, record: Attached) -> None:
         )
     )
     rows = [
-        (str(number), edit["method"], str(len(edit["requests"])), edit["requests"][0] if edit["requests"] else "")
+        (
+            str(number),
+            edit.get("id", ""),
+            edit["method"],
+            str(len(edit["requests"])),
+            edit["requests"][0] if edit["requests"] else "",
+        )
         for number, edit in enumerate(record.edits, 1)
     ]
-    screen.show(make_table("edit", "method", "facts", "the first", rows=rows, title="Edits", right=(0, 2)))
-    screen.commands("To take them off", f"kecore revert {quote(str(record.folder))} --out DIR")
+    screen.show(make_table("edit", "id", "method", "facts", "the first", rows=rows, title="Edits", right=(0, 3)))
+    folder = quote(str(record.folder))
+    commands = [f"kecore revert {folder} --out DIR"]
+    if len(record.edits) > 1 and "id" in record.edits[0]:
+        commands.append(f"kecore revert {folder} {record.edits[0]['id']} --out DIR")
+    screen.commands("To take them off", *commands)
     screen.finish(
         {
             "kind": "checkpoint",
