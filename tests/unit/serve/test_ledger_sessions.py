@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from kecore import Corpus, Editor, EditRequest
-from kecore.api.errors import ArtifactMismatchError, EditStateError
+from kecore.api.errors import ArtifactError, ArtifactMismatchError, EditStateError
 from kecore.edit import attached
 from kecore.models import load_model, save_model
 from kecore.statistics import KeyStatistics, collect_statistics
@@ -110,13 +110,39 @@ def test_an_edit_taken_back_was_never_made(method: str, fresh: Open, ledger: Led
 
     session = fresh()
     replay = replay_without(ledger, second.id[:6], session)
-    assert replay.removed == (second.id,)
+    assert replay.ids == (second.id,)
     assert [entry.id for entry in ledger.active()] == [first.id, replay.replaced[third.id]]
     again = fresh()
     again.follow(Ledger.open(ledger.folder))
     assert same(without.model, session.model)
     assert same(without.model, again.model)
     assert same_state(without.remembered(method), again.remembered(method))
+
+
+def test_one_fact_of_a_batch_is_taken_back(fresh: Open, ledger: Ledger) -> None:
+    editor = fresh()
+    editor.follow(ledger)
+    batch = editor.edit([PARIS, COOK], "alphaedit", **FAST)
+    with pytest.raises(ArtifactError, match="has no fact 'nothing'"):
+        ledger.take_back(batch.id, fresh, facts=["nothing"])
+    gone = ledger.take_back(batch.id, fresh, facts=[COOK.id])
+    assert ledger.active_ids() == (gone.replaced[batch.id],)
+    alone = fresh()
+    alone.edit(PARIS, "alphaedit", **FAST)
+    editor.synchronise()
+    assert same(alone.model, editor.model)
+
+
+def test_nothing_is_planned_where_nothing_was_planned_with_it(fresh: Open, ledger: Ledger) -> None:
+    editor = fresh()
+    editor.follow(ledger)
+    last = editor.edit(PARIS, "ft-m", steps=1)
+
+    def never() -> Editor:
+        raise AssertionError("a model was loaded")
+
+    assert ledger.take_back(last.id, never).is_exact
+    assert ledger.active() == ()
 
 
 def test_the_last_edit_comes_off_as_if_never_made(fresh: Open, ledger: Ledger) -> None:
