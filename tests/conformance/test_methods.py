@@ -51,7 +51,9 @@ TRIALS: dict[str, dict[str, Any]] = {
     "calinet": {"config": {"contexts": 1, "context_tokens": 2, "passages": 8, "steps": 30}},
     "defer": {"config": {"steps": 30}},
     # Only their system differs from AlphaEdit's, or MEMIT's.
-    **dict.fromkeys(["betaedit", "lyaplock", "rlsedit"], {"models": ("gpt2",)}),
+    "betaedit": {"models": ("gpt2",)},
+    "lyaplock": {"models": ("gpt2",)},
+    "rlsedit": {"models": ("gpt2",)},
     "eamet": {"config": {**_FEW, "steps": 16}},
     "dpo": {"config": {"steps": 30}},
     "ft-l": {"config": {"steps": 18}},
