@@ -22,6 +22,7 @@ from kecore.edit import WeightEdit, attached, factors_of, unedited
 from kecore.evaluate.held_out import Drift, HeldOutText, drift
 from kecore.inference.generation import generate
 from kecore.inference.scoring import score_continuations
+from kecore.model import MatrixName
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -340,8 +341,9 @@ class Guard:
     def _size_of(self, name: str) -> tuple[float, float]:
         """Return Frobenius norm and largest singular value of an unedited matrix, worked out once."""
         if name not in self._sizes:
+            matrix = MatrixName.parse(name)  # an expert's is a part of its parameter
             with unedited(self.editor.model):
-                weight = self.editor.model.get_parameter(name).detach().double().cpu()
+                weight = matrix.of(self.editor.model.get_parameter(matrix.parameter).detach()).double().cpu()
             self._sizes[name] = (float(weight.norm()), float(torch.linalg.matrix_norm(weight, 2)))
         return self._sizes[name]
 
