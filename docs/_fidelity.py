@@ -15,6 +15,9 @@ from kecore.api.plugins import HOME
 _ROOT = Path(__file__).resolve().parent.parent
 PAGE = _ROOT / "docs" / "fidelity.md"
 _GOLDEN = _ROOT / "tests" / "unit" / "methods" / "test_golden.py"
+_ELSEWHERE = {"ultraedit": "test_lifelong.py", "stableedit": "test_lifelong.py"}
+"""Further methods whose released form is written out by hand, and the file of the test."""
+
 _OPENING = """# As published
 
 A preset is a published set-up: not the numbers alone, but the switches in which the released code differs from kecore's
@@ -23,7 +26,14 @@ is `Config.presets()[NAME]`, with its `source`, and with `differs`: what is stil
 `plugins/kecore_methods/presets`.
 
 **Golden test** means that the procedure is written out by hand from the paper's equations and the released code's
-choices, without kecore's engine, and that the method gives the same weights (`tests/unit/methods/test_golden.py`).
+choices, without kecore's engine, and that the method gives the same weights (`tests/unit/methods/test_golden.py`, and
+`test_lifelong.py` beside it). A name with a remark behind it, as in *serac (pointer head)*, is a design of kecore's after
+the paper's idea and not the published form; the remark stands wherever a row of the method does.
+
+The set-ups of other tools are read as they are: `kecore edit MODEL --hparams FILE` takes EasyEdit's YAML and the JSON
+files of ROME, MEMIT, AlphaEdit and their relatives, and says of each key what it sets here, what differs and what has
+no counterpart; in Python it is `kecore.read_hparams`. What became of each finding of the audit that these rows go back to
+is in [decision 0009](design/0009-presets-are-procedures.md).
 
 This page is written by `docs/_fidelity.py` from those files.
 
@@ -39,9 +49,10 @@ def page() -> str:
         if info.distribution != HOME or info.capabilities is None:
             continue
         presets = registry.default_registry().get(info.name).Config.presets()
-        golden = "yes" if info.name in tested else "no"
+        golden = "yes" if info.name in tested or info.name in _ELSEWHERE else "no"
         link = f"[{', '.join(presets)}](#{info.name})" if presets else "none"
-        lines.append(f"| [`{info.name}`](methods/{info.name}.md) | {golden} | {link} |")
+        title = f"[`{info.name}`](methods/{info.name}.md)"
+        lines.append(f"| {info.capabilities.titled(title)} | {golden} | {link} |")
         if presets:
             sections.append(_section(info.name, presets))
     return _OPENING + "\n".join(lines) + "\n\n" + "\n".join(sections)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kecore.api import registry
 from kecore.api.plugins import HOME
+from kecore.api.types import Capabilities
 
 PAGE = Path(__file__).resolve().parent.parent / "README.md"
 _BLOCK = re.compile(r"(<!-- methods: [^\n]*-->\n).*?(<!-- /methods -->)", re.DOTALL)
@@ -33,7 +34,7 @@ def table() -> str:
         needs = [word for word, needed in flags.items() if needed]
         lines.append(
             f"| [`{info.name}`](docs/methods/{info.name}.md) | {can.kind} | {_word(can.batch, 'one by one')} "
-            f"| {_word(can.sequential, 'no')} | {', '.join(needs) or 'nothing'} | {info.reference} |"
+            f"| {_word(can.sequential, 'no')} | {', '.join(needs) or 'nothing'} | {_source(info.reference, can)} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -41,6 +42,11 @@ def table() -> str:
 def page() -> str:
     """Return README.md as it should be."""
     return _BLOCK.sub(lambda block: block[1] + table() + block[2], PAGE.read_text(encoding="utf-8"))
+
+
+def _source(reference: str, capabilities: Capabilities) -> str:
+    """Return the paper, and what is kecore's own where the method follows its idea only."""
+    return f"{reference}; here a variant, {capabilities.variant}" if capabilities.variant else reference
 
 
 def _word(holds: bool, otherwise: str) -> str:

@@ -66,6 +66,7 @@ class MethodCard:
         abilities: what it can and needs.
         use_when: when to take it.
         reference: the paper.
+        variant: what is of its own, where the method follows a paper's idea and not its published form.
         fields: what can be set.
         presets: published set-ups: the fields that each sets, whose it is, and what still differs.
         measured: what it cost and scored; None of methods that are not kecore's own.
@@ -79,6 +80,7 @@ class MethodCard:
     abilities: tuple[str, ...]
     use_when: str
     reference: str
+    variant: str
     fields: tuple[ConfigField, ...]
     presets: Mapping[str, Preset]
     measured: Measured | None
@@ -88,10 +90,15 @@ class MethodCard:
         """Return the fields as JSON values."""
         return asdict(self)
 
+    @property
+    def title(self) -> str:
+        """The name, with what is of its own behind it where the method is a variant of the published one."""
+        return f"{self.name} ({self.variant})" if self.variant else self.name
+
     def about(self) -> dict[str, str]:
         """Return everything but fields and presets, as texts by their names."""
         texts = {
-            "method": self.name,
+            "method": self.title,
             "does": self.summary,
             "use it when": self.use_when,
             "changes": self.changes,
@@ -158,12 +165,12 @@ class MethodCatalogue(Sequence[MethodCard]):
         return dict(sorted(families.items(), key=lambda item: (-len(item[1]), item[0])))
 
     def __repr__(self) -> str:
-        width = max((len(card.name) for card in self._cards), default=0)
-        lines = [f"{card.name:{width}}  {card.family}: {shorten(card.summary, 80)}" for card in self._cards]
+        width = max((len(card.title) for card in self._cards), default=0)
+        lines = [f"{card.title:{width}}  {card.family}: {shorten(card.summary, 80)}" for card in self._cards]
         return "\n".join(lines) or "no methods are installed"
 
     def _repr_html_(self) -> str:
-        rows = [(card.name, card.family, card.summary, card.use_when, card.measured or "") for card in self._cards]
+        rows = [(card.title, card.family, card.summary, card.use_when, card.measured or "") for card in self._cards]
         headers = ("method", "family", "does", "use it when", "measured")
         return html_table(f"{len(rows)} editing methods", headers, rows, most=len(rows))
 
@@ -240,6 +247,7 @@ def _make_card(line: MethodLine) -> MethodCard:
         abilities=abilities(capabilities),
         use_when=_use_when(capabilities),
         reference=method.reference,
+        variant=capabilities.variant,
         fields=tuple(config_fields(method.Config)),
         presets=dict(method.Config.presets()),
         measured=_measured().get(line.name) if is_ours else None,

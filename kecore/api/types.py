@@ -323,6 +323,8 @@ class Capabilities:
         needs_examples: a pool of examples must be given.
         needs_subject: each request must name its subject. Methods that act on the whole prompt need none.
         dtypes: weight types the method works with.
+        variant: in a few words what is of its own, where a method follows a paper's idea and not its published form; it
+            stands behind the name wherever a row of the method does.
     """
 
     kind: EditKind
@@ -334,6 +336,11 @@ class Capabilities:
     needs_examples: bool = False
     needs_subject: bool = True
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
+    variant: str = ""
+
+    def titled(self, name: str) -> str:
+        """Return a name with the variant behind it, if the method is one: ``serac (pointer head)``."""
+        return f"{name} ({self.variant})" if self.variant else name
 
 
 def check_conflicts(requests: Sequence[EditRequest]) -> None:

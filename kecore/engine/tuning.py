@@ -296,6 +296,7 @@ def train(
     loss: Callable[[B], Tensor],
     *,
     stop: float = 0.0,
+    skip: float = 0.0,
     after: Callable[[int], None] = lambda _: None,
     optimizer: Literal["adam", "sgd"] = "adam",
 ) -> list[float]:
@@ -310,6 +311,7 @@ def train(
         loss: gives the loss of a batch: a value for each of its requests, ``[count]``, or their mean.
         stop: training ends when a pass has a mean loss below this. Where every request has a value of its own, none
             may be above it, and one that is below takes no part in the update, so that no fact pays for another.
+        skip: a batch whose mean loss is below this is left out of the pass: it counts in the loss, and is not tuned.
         after: called after every update, with the number of updates so far.
         optimizer: Adam, or plain gradient descent.
 
@@ -334,12 +336,15 @@ def train(
             if batch_loss.ndim:  # one loss for each request
                 objective = batch_loss * (batch_loss.detach() >= stop)
                 worst = max(worst, float(batch_loss.detach().max()))
+            mean_loss = float(batch_loss.detach().mean())
+            loss_sum += mean_loss * batch.count
+            requests += batch.count
+            if mean_loss < skip:
+                continue
             objective.mean().backward()
             optimiser.step()
             updates += 1
             after(updates)
-            loss_sum += float(batch_loss.detach().mean()) * batch.count
-            requests += batch.count
         epoch_losses.append(round(loss_sum / requests, 5))
         context.progress("tune", epoch + 1, epochs)
         if max(epoch_losses[-1], worst) < stop:

@@ -57,7 +57,7 @@ def test_it_prints_in_lines_and_as_a_table() -> None:
     assert len(lines) == len(catalogue)
     assert max(map(len, lines)) <= 120
     page = catalogue._repr_html_()
-    assert all(f">{card.name}</td>" in page for card in catalogue)
+    assert all(f">{card.title}</td>" in page for card in catalogue)
     card: Any = catalogue["memit"]
     assert "presets: gpt2-xl" in repr(card)
     assert ">preservation</td>" in card._repr_html_()

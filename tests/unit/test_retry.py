@@ -71,5 +71,5 @@ def test_nothing_failed_or_nothing_was_edited(editor: Editor) -> None:
 
 
 def test_methods_that_edit_no_edited_model() -> None:
-    with pytest.raises(UnsupportedCapabilityError, match="'mend' does not edit a model that is edited"):
-        check_retry("mend")
+    with pytest.raises(UnsupportedCapabilityError, match="'kn' does not edit a model that is edited"):
+        check_retry("kn")

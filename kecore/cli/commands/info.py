@@ -115,7 +115,7 @@ def _show_methods(screen: Screen, catalogue: MethodCatalogue, offered: list[Meth
     rows: list[tuple[str, str]] = []
     for use_when, cards in sorted(groups.items(), key=lambda item: -len(item[1])):
         ordered = sorted(cards, key=_measured_mean, reverse=True)
-        rows.append((use_when, ", ".join(card.name for card in ordered)))
+        rows.append((use_when, ", ".join(card.title for card in ordered)))
     title = f"{len(catalogue)} editing methods; in each row the best first, by lone edits of one small model"
     screen.show(make_table("take one when", "methods", rows=rows, title=title))
     families = {family: str(len(cards)) for family, cards in catalogue.families().items()}

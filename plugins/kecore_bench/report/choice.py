@@ -42,7 +42,7 @@ class Choice:
             return list(runs)
         chosen: list[Result] = []
         for name in self.rows:
-            by_label = [run for run in runs if _plain(run.label) == _plain(name)]
+            by_label = [run for run in runs if _plain(name) in (_plain(run.label), _plain(run.spec.label))]
             matching = by_label or [run for run in runs if _plain(run.spec.method or "") == _plain(name)]
             if not matching:
                 labels = dict.fromkeys(run.label for run in runs)

@@ -94,7 +94,7 @@ def _names(row: Row) -> list[str]:
     """Return the names that papers' rows may have for a run: its label, and its method or that it is unedited."""
     spec = row.result.spec
     if spec.method is not None:
-        return [row.label, spec.method]
+        return [row.label, spec.label, spec.method]
     return [row.label] if row.result.edits else [row.label, _UNEDITED]
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from kecore.api.errors import ArtifactError
+from kecore.api.errors import ArtifactError, KecoreError
+from kecore.api.line import MethodLine
 from kecore.evaluate.answers import RecordResult
 from kecore.evaluate.protocol import AT_END, Protocol
 from kecore.evaluate.records import Skipped
@@ -211,9 +212,18 @@ def _read_result(store: Store, spec: RunSpec, unedited_rows: Mapping[int, Record
         evaluations=evaluations,
         costs=store.costs(spec.key),
         failures=store.failures(spec.key),
-        label=spec.label,
+        label=_label_of(spec),
         published=store.published,
     )
+
+
+def _label_of(spec: RunSpec) -> str:
+    """Return a run's name in tables, with what is of its own where the method is a variant of the published one."""
+    try:
+        capabilities = MethodLine.of(spec.method or "").capabilities
+    except KecoreError:  # a store may come from where other methods are installed
+        return spec.label
+    return capabilities.titled(spec.label)
 
 
 def _leave_out_replaced(runs: Sequence[Result]) -> list[Result]:

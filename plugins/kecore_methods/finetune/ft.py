@@ -39,6 +39,11 @@ class MatrixConfig(PreservingConfig):
     )
     batch_size: int = Field(default=32, ge=1, description="Requests per update.")
     stop_loss: float = Field(default=1e-2, ge=0, description="Tuning ends when a pass has a mean loss below this.")
+    skip_loss: float = Field(
+        default=0.0,
+        ge=0,
+        description="A batch with a mean loss below this is left out of a pass (1e-2 in LocFT's released code).",
+    )
 
     def tuned_layer(self, view: ModelView) -> int:
         """Return the tuned layer, chosen by depth unless given."""
@@ -165,6 +170,7 @@ def tune_matrix(
         batches=batches,
         loss=lambda batch: batch.loss({layer: delta}),
         stop=config.stop_loss,
+        skip=config.skip_loss,
         after=after,
     )
     return WeightEdit.planned(

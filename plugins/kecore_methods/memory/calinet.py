@@ -114,7 +114,7 @@ class CaliNet:
 
     name = "calinet"
     Config = CaliNetConfig
-    capabilities = Capabilities(kind="modules", batch=True, sequential=True, needs_subject=False)
+    capabilities = Capabilities(kind="modules", batch=True, sequential=True, needs_subject=False, variant="own losses")
     reference = (
         "Dong et al., Calibrating Factual Knowledge in Pretrained Language Models, Findings of EMNLP 2022, "
         "arXiv:2210.03329"

@@ -153,7 +153,7 @@ class Defer:
 
     name = "defer"
     Config = DeferConfig
-    capabilities = Capabilities(kind="modules", sequential=True, needs_subject=False)
+    capabilities = Capabilities(kind="modules", sequential=True, needs_subject=False, variant="own gate")
     reference = (
         "A baseline of Hartvigsen et al., Aging with GRACE: Lifelong Model Editing with Discrete Key-Value Adaptors, "
         "NeurIPS 2023, arXiv:2211.11031"

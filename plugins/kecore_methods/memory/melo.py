@@ -195,7 +195,7 @@ class Melo:
 
     name = "melo"
     Config = MeloConfig
-    capabilities = Capabilities(kind="modules", batch=True, sequential=True)
+    capabilities = Capabilities(kind="modules", batch=True, sequential=True, variant="own blocks")
     reference = "Yu et al., MELO: Enhancing Model Editing with Neuron-Indexed Dynamic LoRA, AAAI 2024, arXiv:2312.11795"
     api = (2, 2)
     effect = DynamicLora

@@ -286,7 +286,9 @@ class Serac:
 
     name = "serac"
     Config = SeracConfig
-    capabilities = Capabilities(kind="modules", batch=True, sequential=True, needs_training=True)
+    capabilities = Capabilities(
+        kind="modules", batch=True, sequential=True, needs_training=True, variant="pointer head"
+    )
     reference = "Mitchell et al., Memory-Based Model Editing at Scale, ICML 2022, arXiv:2206.06520"
     api = (2, 2)
     effect = EditMemory

@@ -183,7 +183,7 @@ class TPatcher:
 
     name = "t-patcher"
     Config = TPatcherConfig
-    capabilities = Capabilities(kind="modules", sequential=True, needs_subject=False)
+    capabilities = Capabilities(kind="modules", sequential=True, needs_subject=False, variant="own losses")
     reference = "Huang et al., Transformer-Patcher: One Mistake worth One Neuron, ICLR 2023, arXiv:2301.09785"
     api = (2, 2)
     effect = Neurons

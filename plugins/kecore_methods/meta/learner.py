@@ -105,7 +105,7 @@ class GradientEditor:
     """A method that passes gradients through a trained network; siblings differ in the network."""
 
     Config: ClassVar[type[GradientConfig]] = GradientConfig
-    capabilities = Capabilities("weights", batch=True, needs_training=True, needs_subject=False)
+    capabilities = Capabilities("weights", batch=True, sequential=True, needs_training=True, needs_subject=False)
     api = (2, 2)
     schedule = Schedule(steps=400, batch_size=8)
     name: ClassVar[str]

@@ -388,3 +388,72 @@ def test_contexts_of_several_lengths() -> None:
     """ROME's ten contexts of 5 tokens and ten of 10 are as many lengths, the shorter ones first."""
     assert context_lengths(20, (5, 10)) == [5] * 10 + [10] * 10
     assert context_lengths(3, 7) == [7, 7, 7]
+
+
+@pytest.mark.filterwarnings("ignore::kecore.api.errors.KecoreWarning")
+def test_encore(editor: Editor) -> None:
+    """The first batch: the update's own norm beside the preserved keys (arXiv 2502.01636, eq. 8)."""
+    preserved, norm = 20.0, 0.7
+
+    def solve(layer: int, keys: Tensor, missing: Tensor) -> Tensor:
+        system = preserved * moment(editor, layer) + keys @ keys.T + norm * torch.eye(len(keys), dtype=keys.dtype)
+        return missing @ torch.linalg.solve(system, keys).T
+
+    wanted = spread(editor, FACTS, solve, MEMIT["layers"])
+    config = {**MEMIT, "preservation_lambda": preserved, "norm_lambda": norm, "stop_most_probable": False}
+    found = planned(editor, "encore", FACTS, **config)
+    for layer, update in wanted.items():
+        close(found[f"transformer.h.{layer}.mlp.c_proj.weight"], update)
+
+
+@pytest.mark.filterwarnings("ignore::kecore.api.errors.KecoreWarning")
+def test_rect(editor: Editor) -> None:
+    """MEMIT's update, of which the entries stay that change their weight most, relative to it (arXiv 2401.04700)."""
+    weight, kept = 20.0, 0.4
+
+    def solve(layer: int, keys: Tensor, missing: Tensor) -> Tensor:
+        update = missing @ torch.linalg.solve(weight * moment(editor, layer) + keys @ keys.T, keys).T
+        change = (update / projection(editor.model, layer).weight.detach().T.double()).abs()
+        least = change.flatten().sort(descending=True).values[round(kept * change.numel()) - 1]
+        return update * (change >= least)
+
+    wanted = spread(editor, FACTS, solve, MEMIT["layers"])
+    found = planned(editor, "rect", FACTS, **MEMIT, preservation_lambda=weight, rect_kept=kept)
+    for layer, update in wanted.items():
+        close(found[f"transformer.h.{layer}.mlp.c_proj.weight"], update)
+
+
+def fine_tuned(editor: Editor, request: EditRequest, bound: float, *, at_last: bool) -> Tensor:
+    """Return the change of one weight by the constrained fine-tuning of ROME's release, ``[d_out, d_in]``.
+
+    Adam on the weight, which is cut to within ``bound`` of what it was after each step (arXiv 2012.00363). EasyEdit's
+    ``prompt_last`` raises all tokens of the target where the prompt ends, its ``target_new`` each at its own place.
+    """
+    model = deepcopy(editor.model)
+    weight = projection(model, 2).weight
+    original = weight.detach().clone()
+    fact = Fact.of(editor, request)
+    targets = fact.ids[0, fact.start :]
+    adam = torch.optim.Adam([weight.requires_grad_(True)], lr=1e-3)
+    for _ in range(4):
+        adam.zero_grad()
+        logits = model(input_ids=fact.ids[:, :-1]).logits[0].log_softmax(-1)
+        rows = logits[fact.start - 1].expand(len(targets), -1) if at_last else logits[fact.start - 1 :]
+        (-rows.gather(1, targets[:, None]).mean()).backward()
+        adam.step()
+        with torch.no_grad():
+            weight.copy_(weight.clamp(original - bound, original + bound))
+    return (weight.detach() - original).T.double()
+
+
+@pytest.mark.parametrize("bound", [2e-3, 1.0])
+def test_ft_l(editor: Editor, bound: float) -> None:
+    config = {"layer": 2, "steps": 4, "learning_rate": 1e-3, "stop_loss": 0, "norm_constraint": bound}
+    (found,) = planned(editor, "ft-l", FACTS[:1], **config).values()
+    close(found, fine_tuned(editor, FACTS[0], bound, at_last=True))
+
+
+def test_ft_m(editor: Editor) -> None:
+    config = {"layer": 2, "steps": 4, "learning_rate": 1e-3, "stop_loss": 0, "norm_constraint": 2e-3}
+    (found,) = planned(editor, "ft-m", FACTS[:1], **config).values()
+    close(found, fine_tuned(editor, FACTS[0], 2e-3, at_last=False))

@@ -51,3 +51,8 @@ def test_batches_follow_the_seed_and_not_the_order() -> None:
 
 def test_end_of_text_is_asked_for() -> None:
     assert not torch.equal(planned(FACTS, steps=1), planned(FACTS, steps=1, end_token=True))
+
+
+def test_batches_below_the_bound_are_left_out_of_a_pass() -> None:
+    assert not bool(planned(FACTS, steps=2, skip_loss=1e6).any())
+    assert torch.equal(planned(FACTS, steps=2), planned(FACTS, steps=2, skip_loss=1e-6))

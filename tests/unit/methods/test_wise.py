@@ -189,3 +189,19 @@ def test_other_layer_of_a_session_is_refused(editor: Editor) -> None:
     editor.edit(FACT, Wise, layer=1, **CONFIG)
     with pytest.raises(ConfigError, match="at layer 1, not 2"):
         editor.edit(OTHER, Wise, layer=2, **CONFIG)
+
+
+def test_no_weight_changes_by_more_than_the_bound(editor: Editor) -> None:
+    """EasyEdit cuts a shard to within its ``norm_constraint`` of the weight; two edits of a shard share the bound."""
+    bound = 1e-3
+    config = {**CONFIG, "optimizer": "sgd", "learning_rate": 1.0, "norm_constraint": bound, "absolute_margins": True}
+    free = {**config, "norm_constraint": None, "about_others": False}
+    with editor:
+        editor.edit(FACT, "wise", **config)
+        edit = editor.edit(OTHER, "wise", **config)
+    with editor:
+        unbounded = editor.edit(FACT, "wise", **free)
+    assert isinstance(edit, ModuleEdit)
+    assert isinstance(unbounded, ModuleEdit)
+    assert 0.99 * bound < float(edit.effect.deltas.abs().max()) <= bound * (1 + 1e-6)
+    assert float(unbounded.effect.deltas.abs().max()) > bound
