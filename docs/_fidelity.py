@@ -6,6 +6,7 @@ Run ``python docs/_fidelity.py``. A test compares the page with what the script 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from kecore.api import registry
@@ -58,7 +59,7 @@ def page() -> str:
     return _OPENING + "\n".join(lines) + "\n\n" + "\n".join(sections)
 
 
-def _section(method: str, presets: dict[str, Preset]) -> str:
+def _section(method: str, presets: Mapping[str, Preset]) -> str:
     """Write what the presets of one method are from, and what differs in each."""
     lines = [f"## {method}", ""]
     for name, preset in presets.items():
