@@ -28,13 +28,13 @@ is `Config.presets()[NAME]`, with its `source`, and with `differs`: what is stil
 
 **Golden test** means that the procedure is written out by hand from the paper's equations and the released code's
 choices, without kecore's engine, and that the method gives the same weights (`tests/unit/methods/test_golden.py`, and
-`test_lifelong.py` beside it). A name with a remark behind it, as in *serac (pointer head)*, is a design of kecore's after
-the paper's idea and not the published form; the remark stands wherever a row of the method does.
+`test_lifelong.py` beside it). A name with a remark behind it, as in *serac (pointer head)*, is a design of kecore's
+after the paper's idea and not the published form; the remark stands wherever a row of the method does.
 
 The set-ups of other tools are read as they are: `kecore edit MODEL --hparams FILE` takes EasyEdit's YAML and the JSON
 files of ROME, MEMIT, AlphaEdit and their relatives, and says of each key what it sets here, what differs and what has
-no counterpart; in Python it is `kecore.read_hparams`. What became of each finding of the audit that these rows go back to
-is in [decision 0009](design/0009-presets-are-procedures.md).
+no counterpart; in Python it is `kecore.read_hparams`. What became of each finding of the audit that these rows go back
+to is in [decision 0009](design/0009-presets-are-procedures.md).
 
 This page is written by `docs/_fidelity.py` from those files.
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kecore.model import ModelView
     from kecore.text import Encoder
 
-__all__ = ["Facts", "FactsReport", "as_records", "as_requests", "report_facts"]
+__all__ = ["Facts", "FactsReport", "as_records", "as_requests", "report_facts", "without_overlap"]
 
 Facts: TypeAlias = EditRequest | EditRecord | Iterable[EditRequest | EditRecord]
 """One or more facts, with or without probes of other prompts."""
@@ -63,6 +63,22 @@ def as_requests(facts: Facts) -> list[EditRequest]:
         RequestError: something else than requests and records was given.
     """
     return list(chain.from_iterable(record.requests for record in as_records(facts)))
+
+
+def without_overlap(pool: Iterable[EditRecord], records: Iterable[EditRecord]) -> list[EditRecord]:
+    """Return the records of a pool that share no prompt with others, so that no demonstration shows what is asked.
+
+    Args:
+        pool: records that demonstrations are taken from.
+        records: what is edited and asked.
+    """
+    asked = {prompt for record in records for prompt in _prompts(record)}
+    return [record for record in pool if asked.isdisjoint(_prompts(record))]
+
+
+def _prompts(record: EditRecord) -> list[str]:
+    """Return all prompts of a record: its requests' and its probes'."""
+    return [*(request.text for request in record.requests), *(probe.prompt for probe in record.probes)]
 
 
 def report_facts(

@@ -16,13 +16,14 @@ from kecore.api.requirements import check_given
 from kecore.api.types import EditRecord
 from kecore.evaluate.protocol import AFTER, Protocol
 from kecore.evaluate.records import RecordSet, Skipped, load_records
+from kecore.facts import without_overlap
 from kecore.hub import EDIT, TRAINED, artifact_file
 from kecore.trained import TrainedEditor
 from kecore_bench.plan import BASELINES, UNEDITED, BenchPlan, DataEntry, MethodEntry
 from kecore_bench.references import with_references
 from kecore_bench.store import BEFORE, RunSpec, Store
 
-__all__ = ["Cell", "cells_of", "load"]
+__all__ = ["Cell", "cells_of", "examples_of", "load"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,16 @@ def load(data: DataEntry, limit: int | None = None) -> RecordSet:
         sha256=data.sha256,
         mapping=data.map,
     )
+
+
+def examples_of(plan: BenchPlan) -> Sequence[EditRecord]:
+    """Return the records that demonstrations are taken from: a plan's examples, apart from its facts if it says so."""
+    if plan.examples is None:
+        return ()
+    examples = load(plan.examples)
+    if not plan.examples_apart:
+        return examples
+    return without_overlap(examples, chain.from_iterable(load(data) for data in plan.facts))
 
 
 def cells_of(plan: BenchPlan) -> list[Cell]:
@@ -199,6 +210,9 @@ def _method_settings(entry: MethodEntry, plan: BenchPlan) -> dict[str, Any] | No
         given["trained"] = [_digest(file)["sha256"] for file in files]
     if method.capabilities.needs_examples and plan.examples is not None:
         given["examples"] = load(plan.examples).sha256
+        if plan.examples_apart:
+            ids = "\n".join(record.request.id for record in examples_of(plan))
+            given["examples"] = sha256(f"{given['examples']}\n{ids}".encode()).hexdigest()
     editor = next(iter(trained.values()), None)
     return {
         "method": method.name,

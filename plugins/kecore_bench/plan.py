@@ -133,6 +133,10 @@ class BenchPlan(BaseModel):
     stats: Path | None = Field(default=None, description="key statistics made by `kecore stats`")
     trained: tuple[Path, ...] = Field(default=(), description="editors trained by `kecore train`")
     examples: DataEntry | None = Field(default=None, description="facts that demonstrations are taken from")
+    examples_apart: bool = Field(
+        default=False,
+        description="leave out examples that share a prompt with a record that is edited or asked; IKE's release does not",
+    )
     references: Path | None = Field(
         default=None, description="CounterFact's attribute_snippets.json: texts about the targets, for consistency"
     )

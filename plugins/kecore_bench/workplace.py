@@ -20,7 +20,7 @@ from kecore.evaluate.held_out import Drift, HeldOutText, drift
 from kecore.models import load_model
 from kecore.statistics_source import Provision, StatisticsSource
 from kecore.trained import TrainedEditor
-from kecore_bench.cells import load
+from kecore_bench.cells import examples_of
 from kecore_bench.plan import BenchPlan
 
 __all__ = ["Log", "Notice", "Stage", "Workplace", "log_nothing", "note_nothing", "time_nothing"]
@@ -96,7 +96,7 @@ class Workplace:
                 loaded.model,
                 loaded.tokenizer,
                 statistics=self.statistics,
-                examples=() if plan.examples is None else load(plan.examples),
+                examples=examples_of(plan),
                 chat=plan.protocol.form == "chat",
                 seed=plan.protocol.seed,
                 memory=plan.memory,

@@ -224,7 +224,7 @@ EAMET = HparamsTable(
         "delta_init": differs("values start at zero"),
         "weight_decay_method": fits("norm", "the decay is of the norm"),
     },
-    implied=_BATCH,
+    implied={**_BATCH, "align_form": "released"},
 )
 SIMIE = HparamsTable(
     algorithms=("SimIE",),

@@ -6,7 +6,7 @@ values are not, one of the facts is lost; with thousands of facts there are many
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -32,11 +32,21 @@ class Alignment(Coupling):
         squares: factor of the mean squared difference of the cosines with the nearest keys.
         temperature: of the softmaxes.
         nearest: number of these keys.
+        released: take ``KL(P_k ‖ P_v)``, and weigh the squares by the softmax of the nearest keys' cosines, as the
+            released code does.
     """
 
     def __init__(
-        self, keys: Tensor, divergence: float = 1.0, squares: float = 1.0, temperature: float = 0.07, nearest: int = 10
+        self,
+        keys: Tensor,
+        divergence: float = 1.0,
+        squares: float = 1.0,
+        temperature: float = 0.07,
+        nearest: int = 10,
+        *,
+        released: bool = False,
     ) -> None:
+        self.released = released
         unit = normalize(keys.float(), dim=1)
         self.key_cosines = unit @ unit.t()  # [u, u]
         self.divergence, self.squares, self.temperature, self.nearest = divergence, squares, temperature, nearest
@@ -69,18 +79,21 @@ class Alignment(Coupling):
         return delta.new_zeros(len(members)).index_put((counts.nonzero().flatten(),), loss)
 
     def _softmax_divergence(self, value_cosines: Tensor, key_cosines: Tensor, compared: Tensor) -> Tensor:
-        """Return ``KL(P_v ‖ P_k)`` over the compared groups, ``[n]`` of ``[n, u]``."""
+        """Return ``KL(P_v ‖ P_k)``, released ``KL(P_k ‖ P_v)``, over the compared groups, ``[n]`` of ``[n, u]``."""
         lowest = torch.finfo(value_cosines.dtype).min
         log_values = (value_cosines / self.temperature).masked_fill(~compared, lowest).log_softmax(1)
         log_keys = (key_cosines / self.temperature).masked_fill(~compared, lowest).log_softmax(1)
-        return (log_values.exp() * (log_values - log_keys)).masked_fill(~compared, 0.0).sum(1)
+        first, second = (log_keys, log_values) if self.released else (log_values, log_keys)
+        return (first.exp() * (first - second)).masked_fill(~compared, 0.0).sum(1)
 
     def _nearest_squares(self, value_cosines: Tensor, key_cosines: Tensor, compared: Tensor) -> Tensor:
         """Return the mean squared difference of cosines over the compared groups with the nearest keys, ``[n]``."""
         lowest = torch.finfo(value_cosines.dtype).min
         count = min(self.nearest, key_cosines.shape[1])
-        nearest = key_cosines.masked_fill(~compared, lowest).topk(count, dim=1).indices  # [n, count]
+        nearest_cosines, nearest = key_cosines.masked_fill(~compared, lowest).topk(count, dim=1)  # [n, count] each
         weight = compared.gather(1, nearest).to(value_cosines)  # 0 where there are fewer groups than count
+        if self.released:
+            weight = weight * (nearest_cosines / self.temperature).softmax(1)
         return ((value_cosines - key_cosines).square().gather(1, nearest) * weight).sum(1) / weight.sum(1)
 
     def keep(self, delta: Tensor, members: Tensor) -> None:
@@ -110,13 +123,23 @@ class Eamet(LeastSquares):
         )
         align_temperature: float = Field(default=0.07, gt=0, description="Temperature of the cosines' softmaxes.")
         align_nearest: int = Field(default=10, ge=1, description="How many nearest keys count in the squares.")
+        align_form: Literal["paper", "released"] = Field(
+            default="paper",
+            description="The divergence of values from keys and the plain mean of squares, or as in the released code "
+            "that of keys from values, and squares weighted by how near a key is.",
+        )
 
         def engine(self, layers: tuple[int, ...], **choices: Any) -> ClosedForm:
             """Return the engine with aligned values."""
 
             def align(keys: Tensor) -> Alignment:
                 return Alignment(
-                    keys, self.align_divergence, self.align_squares, self.align_temperature, self.align_nearest
+                    keys,
+                    self.align_divergence,
+                    self.align_squares,
+                    self.align_temperature,
+                    self.align_nearest,
+                    released=self.align_form == "released",
                 )
 
             return super().engine(layers, **{"coupling": align, **choices})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import Field, model_validator
@@ -90,12 +91,17 @@ class LeastSquares:
 
         def solve(site: SiteId, keys: Keys, residuals: Tensor) -> Solution:
             factor = statistics.factor(site, config.statistics_ridge + config.norm(statistics, site))
+            residuals = self.missing(site, keys, residuals, context.state)
             past = Past(context.state, site, subjects) if config.accumulate else None
             return least_squares(
                 keys, residuals, factor, weight, absolute=absolute, each=config.each_context, past=past
             )
 
         return config.engine(layers, solve=solve).plan(view, batch, context, self.name)
+
+    def missing(self, site: SiteId, keys: Keys, residuals: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """Return what a site is to write, ``[d_out, u]``: the residuals as they are, unless a method knows more."""
+        return residuals
 
 
 class Memit(LeastSquares):

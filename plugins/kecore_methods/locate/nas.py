@@ -44,6 +44,12 @@ class NormAnchor:
             description="Length of a value; None takes the mean length of the values of the session's first edit, "
             "without the longest twentieth.",
         )
+        longest: float | None = Field(
+            default=None,
+            gt=1,
+            description="A value of more than so many anchors is not written at all (2 in the release); None "
+            "writes it, at the anchor's length.",
+        )
 
     name = "nas"
     reference = Nas.reference
@@ -51,10 +57,10 @@ class NormAnchor:
 
     def apply(self, form: ClosedForm, settings: NormAnchor.Settings) -> ClosedForm:
         """Return the form with this stage in it."""
-        return form.with_target(norm_anchored(settings.anchor))
+        return form.with_target(norm_anchored(settings.anchor, settings.longest))
 
 
-def norm_anchored(anchor: float | None = None) -> Target:
+def norm_anchored(anchor: float | None = None, longest: float | None = None) -> Target:
     """Return NAS's target: every value is made as long as those of the unedited model (arXiv 2602.02543).
 
     A value ``v`` is the projection's output with ``delta`` on it, and becomes ``a v / ‖v‖``. The anchor ``a`` is the
@@ -64,6 +70,7 @@ def norm_anchored(anchor: float | None = None) -> Target:
     Args:
         anchor: ``a``, in units of the projection's output; None takes it from the values of the session's first edit at
             the same layer.
+        longest: a value of more than so many anchors is not written; None writes all.
     """
 
     def target(layer: int, outputs: Callable[[], Tensor], delta: Tensor, state: dict[str, Tensor]) -> Tensor:
@@ -76,6 +83,10 @@ def norm_anchored(anchor: float | None = None) -> Target:
         elif name not in state:
             shorter = len(length) - len(length) // _LONGEST
             state[name] = length.sort().values[:shorter].mean()
-        return value * (state[name].to(value) / length)[:, None] - output
+        scale = state[name].to(value) / length  # [u]
+        scaled = value * scale[:, None] - output
+        if longest is None:
+            return scaled
+        return scaled * (scale * longest >= 1)[:, None]
 
     return target

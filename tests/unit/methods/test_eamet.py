@@ -63,3 +63,22 @@ def test_values_like_their_keys_cost_nothing() -> None:
     turn = torch.linalg.qr(random(8, 8, seed=4)).Q
     found = Alignment(keys).loss(3 * keys @ turn, torch.arange(5))
     torch.testing.assert_close(found, torch.zeros(5), atol=1e-5, rtol=0)
+
+
+def test_the_released_form_of_the_terms() -> None:
+    """``KL(P_k ‖ P_r)`` and squares weighted by the softmax of the nearest keys' cosines, one value at a time."""
+    generator = torch.Generator().manual_seed(3)
+    keys, values = torch.randn(5, 6, generator=generator), torch.randn(5, 4, generator=generator)
+    tau, nearest = 0.3, 2
+    alignment = Alignment(keys, 2.0, 8.0, tau, nearest, released=True)
+    alignment.keep(values, torch.arange(5))
+    found = alignment.loss(values, torch.arange(5))
+    for i in range(5):
+        others = [j for j in range(5) if j != i]
+        of_keys = torch.stack([torch.cosine_similarity(keys[i], keys[j], dim=0) for j in others])
+        of_values = torch.stack([torch.cosine_similarity(values[i], values[j], dim=0) for j in others])
+        p, q = (of_keys / tau).softmax(0), (of_values / tau).softmax(0)
+        divergence = (p * (p / q).log()).sum()
+        top = of_keys.topk(nearest).indices
+        squares = ((of_keys[top] / tau).softmax(0) * (of_keys[top] - of_values[top]).square()).sum()
+        torch.testing.assert_close(found[i], 2 * divergence + 8 * squares, rtol=1e-4, atol=1e-5)

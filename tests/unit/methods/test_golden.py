@@ -457,3 +457,24 @@ def test_ft_m(editor: Editor) -> None:
     config = {"layer": 2, "steps": 4, "learning_rate": 1e-3, "stop_loss": 0, "norm_constraint": 2e-3}
     (found,) = planned(editor, "ft-m", FACTS[:1], **config).values()
     close(found, fine_tuned(editor, FACTS[0], 2e-3, at_last=False))
+
+
+@pytest.mark.filterwarnings("ignore::kecore.api.errors.KecoreWarning")
+def test_ote_se_with_error_feedback(editor: Editor) -> None:
+    """The released systems of RECT with an error cache, whole: ``(R Kᵀ - E M) (M + K Kᵀ)⁻¹`` and then the cut."""
+    weight, kept = 20.0, 0.4
+    systems: dict[int, Tensor] = {}
+    caches: dict[int, Tensor] = {}
+
+    def solve(layer: int, keys: Tensor, missing: Tensor) -> Tensor:
+        earlier = systems.get(layer, weight * moment(editor, layer))
+        systems[layer] = earlier + keys @ keys.T
+        right = missing @ keys.T - caches.get(layer, torch.zeros_like(missing @ keys.T))
+        whole = torch.linalg.solve(systems[layer], right.T).T  # [d_out, d_in]
+        change = (whole / projection(editor.model, layer).weight.detach().T.double()).abs()
+        least = change.flatten().sort(descending=True).values[round(kept * change.numel()) - 1]
+        cut = whole * (change >= least)
+        caches[layer] = (cut - whole) @ systems[layer]
+        return cut
+
+    follow(editor, "ote-se + rect", solve, preservation_lambda=weight, rect_kept=kept)

@@ -42,3 +42,10 @@ def test_an_anchor_may_be_given() -> None:
     value = now + norm_anchored(2.5)(2, lambda: now, delta, state)
     torch.testing.assert_close(value.norm(dim=1), torch.full((3,), 2.5))
     assert float(state["nas/anchor/2"]) == 2.5
+
+
+def test_a_value_of_more_than_twice_the_anchor_may_be_left_out() -> None:
+    lengths = torch.tensor([1.0, 1.9, 2.1])
+    value = torch.nn.functional.normalize(random(3, 6, seed=1), dim=1) * lengths[:, None]
+    scaled = norm_anchored(1.0, longest=2)(2, lambda: torch.zeros(3, 6), value, {})
+    torch.testing.assert_close(scaled.norm(dim=1), torch.tensor([1.0, 1.0, 0.0]))
