@@ -135,7 +135,7 @@ class BenchPlan(BaseModel):
     examples: DataEntry | None = Field(default=None, description="facts that demonstrations are taken from")
     examples_apart: bool = Field(
         default=False,
-        description="leave out examples that share a prompt with a record that is edited or asked; IKE's release does not",
+        description="leave out examples that share a prompt with what is edited or asked; IKE's release has them",
     )
     references: Path | None = Field(
         default=None, description="CounterFact's attribute_snippets.json: texts about the targets, for consistency"
