@@ -33,6 +33,7 @@ from kecore_bench.cells import Cell, cells_of
 from kecore_bench.plan import BenchPlan
 from kecore_bench.processes import run_plan
 from kecore_bench.report import FORMATS, results, tables, write_report
+from kecore_bench.report.ages import aged
 from kecore_bench.report.growth import growth_lines, growth_rows
 from kecore_bench.sequence import SavedSequence
 from kecore_bench.store import BEFORE, Store
@@ -238,6 +239,13 @@ def test_a_long_life_is_drawn_from_and_read_along(tiny: Path, tmp_path: Path, mo
         assert read.tokens == 3 * 11
         assert 0 <= read.low <= read.agreement <= read.high <= 1
         assert len(growth_rows([line])) == 3
+        ages = {(age.begin, age.end, age.facts): age.score for age in aged(found[1], "edit_success")}
+        early = sum(position < 4 for position in drawn)
+        counts = {(0, 4, 4): 3, (0, 4, 8): early, (4, 8, 8): 3 - early}
+        assert {key: score.records for key, score in ages.items()} == {k: n for k, n in counts.items() if n}
+        whole = found[1].evaluations["at-end"].scores["edit_success"].value
+        parts = [score.value * score.records for (_, _, facts), score in ages.items() if facts == 8]
+        assert sum(parts) / 3 == pytest.approx(whole)
         written = write_report([store], tmp_path / "report", ["html", "markdown", "svg"])
     assert "As the sequence grows" in written["html"][0].read_text(encoding="utf-8")
     assert "same next word" in written["markdown"][0].read_text(encoding="utf-8")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kecore.evaluate.columns import described
 from kecore.evaluate.result import Score
+from kecore_bench.report.ages import age_rows, aged
 from kecore_bench.report.gaps import gap_notes
 from kecore_bench.report.growth import HEADS, growth_lines, growth_rows
 from kecore_bench.report.papers import PaperRow, citations, lines
@@ -197,6 +198,11 @@ def markdown(tables: Sequence[Table], results: Sequence[Result]) -> str:
     growth = growth_rows(growth_lines(results))
     if growth:
         blocks += ["As the sequence grows:", markdown_table(HEADS, growth)]
+    for result in results:
+        scores = aged(result, "edit_success") if result.edits and result.protocol.retention else []
+        if scores:
+            title = f"{result.label}: edit success of the facts of each stretch, with how many were asked:"
+            blocks += [title, markdown_table(*age_rows(scores))]
     blocks.append(markdown_list(conditions(results)))
     return "\n\n".join(blocks) + "\n"
 
