@@ -37,8 +37,8 @@ the outcome of the probe, so a model that is not listed is read in the same way.
 
 | column | meaning |
 | --- | --- |
-| edited | `{edited}`, `{beside}`: by methods that change no weights, `{refused}` with UnsupportedModelError, or \
-`{not_built}`: no tiny model can be made of it here |
+| edited | `{edited}`, `{beside}`: by methods that change no weights, `{refused}` with UnsupportedModelError (prompt \
+methods, such as ice, edit these too where the model can be asked), or `{not_built}`: no tiny model can be made of it here |
 | value projection | the linear map whose weight edits change; `*` stands for the layer, `[*]` for each \
 of several experts |
 | stored | how the module keeps that weight: `Linear` is `[d_out, d_in]`, `Conv1D` is `[d_in, d_out]`; `stacked` and \

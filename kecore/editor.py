@@ -127,7 +127,7 @@ class Editor:
                 f"the model carries {len(attached(model))} edit(s) already; revert them, "
                 "or use the Editor that made them"
             )
-        self.view = ModelView.of(model)
+        self.view = ModelView.of(model, whole=True)
         self.encoder = Encoder(tokenizer, chat=chat, max_length=self.view.max_length, handover=self.view.handover_ids)
         self.seed, self.memory = seed, memory
         self.progress = choose_progress(progress)

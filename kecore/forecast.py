@@ -48,7 +48,12 @@ class Pace:
 
 @torch.no_grad()
 def measure_pace(view: ModelView) -> Pace:
-    """Run the lowest layers of a model on a few tokens, and return their pace."""
+    """Run the lowest layers of a model on a few tokens, and return their pace.
+
+    Raises:
+        UnsupportedModelError: the model's layers cannot be read.
+    """
+    view.layer(0)
     layers = min(_LAYERS, len(view.layers))
     longest = _LONG if view.max_length is None else min(_LONG, view.max_length)
     shortest = min(_SHORT, longest // 2)

@@ -186,5 +186,5 @@ def model_facts(view: ModelView) -> dict[str, Any]:
         "class": type(view.model).__name__,
         "layers": len(view.layers),
         "width": view.width,
-        "key width": view.layers[0].block.d_in,
+        "key width": view.layer(0).block.d_in,
     }

@@ -92,12 +92,18 @@ def check_model(
         edited: the model carries edits.
 
     Raises:
+        UnsupportedModelError: the method needs more of the model than could be read: its layers, to act beside them, or
+            matrices in one of them, to change these.
         UnsupportedCapabilityError: the method does not edit such weights, needs statistics, or does not edit an edited
             model.
     """
     from kecore.api.identity import type_name  # with torch, which finding plugins takes no part of
 
     capabilities = method.capabilities
+    if capabilities.kind != "prompt":
+        lowest = view.layer(0)
+        if capabilities.kind == "weights" and not view.sites:
+            lowest.check_sites()
     dtype = type_name(view.dtype)
     if dtype not in capabilities.dtypes:
         raise UnsupportedCapabilityError(

@@ -24,7 +24,7 @@ from kecore.model.mixture import Mixture, ModuleCall, read_mixture
 from kecore.model.verify import BROKEN, TOKENS, probe_ids
 from kecore.text import Rows
 
-__all__ = ["Structure", "probe"]
+__all__ = ["Structure", "find_unembedding", "probe"]
 
 _LEAST_SHARE = 0.1
 """Least share of a layer's weights outside attention that a value projection holds: a third in most models, a sixth in
@@ -55,7 +55,7 @@ class Structure:
 def probe(model: nn.Module, value_projection: str | None = None, handover: Handover | None = None) -> Structure:
     """Read a model's structure; see :meth:`kecore.model.view.ModelView.of`, which freezes the model before."""
     _refuse_out_of_reach(model)
-    unembedding = _unembedding(model)
+    unembedding = find_unembedding(model)
     trace = _Trace(model, handover)
     logits = trace.run()
     runs = _decoder_stack(type(model).__name__, trace)
@@ -101,7 +101,7 @@ def _refuse_out_of_reach(model: nn.Module) -> None:
         )
 
 
-def _unembedding(model: nn.Module) -> nn.Module:
+def find_unembedding(model: nn.Module) -> nn.Module:
     """Return the module that turns hidden states into logits, or refuse a model that has none."""
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if getter is not None else None

@@ -29,7 +29,17 @@ from kecore.text import Rows
 if TYPE_CHECKING:
     from kecore.model.view import LayerView, ModelView, Pass
 
-__all__ = ["BROKEN", "TOKENS", "continues", "difference", "joins", "probe_ids", "rounding", "verified"]
+__all__ = [
+    "BROKEN",
+    "TOKENS",
+    "continues",
+    "difference",
+    "joins",
+    "probe_ids",
+    "rounding",
+    "verified",
+    "verified_whole",
+]
 
 TOKENS = 6
 """Tokens of the probe: enough to tell "this token only" from "later tokens too"."""
@@ -76,6 +86,22 @@ def verified(view: ModelView, logits: Tensor) -> ModelView:
     return replace(view, layers=tuple(verified_layers))
 
 
+def verified_whole(view: ModelView) -> ModelView:
+    """Return the view of a model that is only run as a whole, with what takes a pass to find out.
+
+    Raises:
+        UnsupportedModelError: it cannot be asked either; names what does not hold.
+    """
+    ids = probe_ids(view.model)
+    logits = view.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    rows = Rows(ids.expand(2, -1), torch.ones(2, TOKENS, dtype=torch.long), torch.zeros(2, dtype=torch.long))
+    view = _positioned(view, rows, logits)
+    whole = view.run(rows)
+    view = _ordered(view, whole.logits[0])
+    _check_gather(view, rows, whole)
+    return view
+
+
 @torch.no_grad()
 def continues(view: ModelView, *, dropping: bool = False) -> bool:
     """Return whether passes over a cache, one token each, give what one pass gives over all; also behind padding.
@@ -88,6 +114,8 @@ def continues(view: ModelView, *, dropping: bool = False) -> bool:
     """
     if view.handover is not None:
         return False  # the encoder's part of a row is not in the decoder's cache
+    if not view.layers:
+        return False  # how the layers use their caches is not known either
     ids = probe_ids(view.model)
     ids = torch.cat([ids, ids.roll(1, dims=1)])
     mask = torch.ones_like(ids)
@@ -314,8 +342,11 @@ def _ordered(view: ModelView, expected: Tensor) -> ModelView:
         torch.cat([right_padded, right_padded, left_padded, left_padded]),
         torch.tensor([0, 0, _PADDING, _PADDING]),
     )
-    last = len(view.layers) - 1
-    states = view.run(rows, taps=[Output(last)], last=last)[Output(last)]  # [4, tokens + padding, d_model]
+    if view.layers:
+        last = len(view.layers) - 1
+        states = view.run(rows, taps=[Output(last)], last=last)[Output(last)]  # [4, tokens + padding, d_model]
+    else:
+        states = view.run(rows).logits  # [4, tokens + padding, vocab]
     alone, changed = states[:2, : TOKENS - 1]  # [tokens - 1, d_model] each
     seen = difference(changed, alone)
     if seen > _close(view):
@@ -335,7 +366,8 @@ def _check_gather(view: ModelView, rows: Rows, whole: Pass) -> None:
     at = (torch.zeros(1, dtype=torch.long), torch.tensor([_COLUMN]))
     last = len(view.layers) - 1
     try:
-        alone = view.run(rows, first=_start(last, whole), at=at).logits  # [1, vocab]
+        first = _start(last, whole) if view.layers else None
+        alone = view.run(rows, first=first, at=at).logits  # [1, vocab]
         error_size, reason = difference(alone[0], whole.logits[0, _COLUMN]), ""
     except BROKEN as error:
         error_size, reason = float("inf"), f" ({type(error).__name__}: {error})"
@@ -361,4 +393,4 @@ def _close(view: ModelView) -> float:
 
 def rounding(view: ModelView, dtype: torch.dtype | None = None) -> float:
     """Return the relative difference that rounding may make between passes of different shape."""
-    return min(0.1, 64 * torch.finfo(dtype or view.dtype).eps * len(view.layers) ** 0.5)
+    return min(0.1, 64 * torch.finfo(dtype or view.dtype).eps * max(1, len(view.layers)) ** 0.5)

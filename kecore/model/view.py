@@ -21,7 +21,7 @@ from kecore.model.experts import ExpertsView
 from kecore.model.handover import Handover, SplitRows
 from kecore.model.layer import LayerView, ValueSite
 from kecore.model.layout import RightPadding
-from kecore.model.probe import probe
+from kecore.model.probe import find_unembedding, probe
 from kecore.model.sites import (
     Beside,
     Key,
@@ -35,7 +35,7 @@ from kecore.model.sites import (
     Start,
     Value,
 )
-from kecore.model.verify import BROKEN, continues, joins, verified
+from kecore.model.verify import BROKEN, continues, joins, verified, verified_whole
 
 if TYPE_CHECKING:
     from kecore.text import Rows
@@ -96,6 +96,7 @@ class ModelView:
         positions: position ids are passed to the model. Off where its own are others than the token's place in
             its row.
         handover: the tokens between what the encoder and what the decoder reads; None for a model without an encoder.
+        no_layers: why the layers cannot be read, of a model that is run as a whole; empty where they are known.
     """
 
     model: nn.Module
@@ -107,9 +108,10 @@ class ModelView:
     left_padding: bool = True
     positions: bool = True
     handover: Handover | None = None
+    no_layers: str = ""
 
     @classmethod
-    def of(cls, model: nn.Module, *, value_projection: str | None = None) -> ModelView:
+    def of(cls, model: nn.Module, *, value_projection: str | None = None, whole: bool = False) -> ModelView:
         """Read a model's structure and verify it by perturbation.
 
         Args:
@@ -117,10 +119,41 @@ class ModelView:
                 images as well.
             value_projection: path of the value projection inside a layer (such as ``mlp.down_proj``),
                 to overrule the search.
+            whole: be content with a view without layers, where they cannot be read: the model can be asked, and edited
+                by methods that change what it reads. :attr:`no_layers` says what was found.
 
         Raises:
             UnsupportedModelError: the structure cannot be read; names what was found.
         """
+        if not whole or value_projection is not None:
+            return cls._read(model, value_projection)
+        try:
+            return cls._read(model, None)
+        except UnsupportedModelError as error:
+            reason = str(error)
+            try:
+                return cls._read_whole(model, reason)
+            except BROKEN:  # it cannot even be asked, so what was found first is what matters
+                raise error from None
+
+    @classmethod
+    def _read_whole(cls, model: nn.Module, reason: str) -> ModelView:
+        """Read a model that is only run as a whole; raises one of :data:`BROKEN` where that does not work."""
+        with Attachment.of(model).suspended(), hooks.frozen(model), torch.no_grad():
+            words = cast("Any", model).get_input_embeddings()
+            view = cls(
+                model,
+                layers=(),
+                width=int(words.weight.shape[-1]),
+                final_norm=None,
+                unembedding=find_unembedding(model),
+                no_layers=reason,
+            )
+            return verified_whole(view)
+
+    @classmethod
+    def _read(cls, model: nn.Module, value_projection: str | None) -> ModelView:
+        """Read a model's layers; see :meth:`of`."""
         # What acts beside the model is no part of its structure.
         with Attachment.of(model).suspended(), hooks.frozen(model), torch.no_grad():
             handover = Handover.of(model)
@@ -154,7 +187,8 @@ class ModelView:
         """Type of the weights that edits touch; where none can be edited, of the first layer's."""
         if self.sites:
             return self.sites[0].linear.weight.dtype
-        return next(parameter.dtype for parameter in self.layers[0].module.parameters())
+        module = self.layers[0].module if self.layers else self.model
+        return next(parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
 
     @cached_property
     def max_length(self) -> int | None:
@@ -198,8 +232,14 @@ class ModelView:
         """Return one layer.
 
         Raises:
+            UnsupportedModelError: the model's layers cannot be read.
             LayerError: the model has no such layer.
         """
+        if self.no_layers:
+            raise UnsupportedModelError(
+                f"{self.no_layers}. The model is run as a whole; use a method that changes what it reads, such as ice "
+                "(`kecore methods` says which)"
+            )
         if not 0 <= index < len(self.layers):
             raise LayerError(f"layer {index} was asked for; the model has layers 0 to {len(self.layers) - 1}")
         return self.layers[index]

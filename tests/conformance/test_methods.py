@@ -10,6 +10,7 @@ from kecore.api import registry
 from kecore.api.line import MethodLine
 from kecore.engine import LocateConfig
 from kecore.testing import Trial, parametrize_with_checks
+from kecore.testing.bench import MODELS
 from kecore.testing.conformance import Case
 
 _EVERYWHERE = {"targets_become_likelier": "the fact stands before every prompt, related or not, as the paper has it"}
@@ -40,6 +41,8 @@ _RELATIVES = (
 # Values of fewer steps and contexts than the defaults: what a method promises does not depend on their number.
 _FEW = {"steps": 8, "contexts": 2, "context_tokens": 3}
 _SHORTER = {"steps": 15}  # where the defaults take long for what a tiny model learns at once
+# Through the engine and beside the block; all other methods reach experts in one of these ways.
+_AND_EXPERTS = (*MODELS, "mixtral")
 # What the defaults cannot be tested with here, and where the paper's mechanism itself keeps a promise from being kept.
 TRIALS: dict[str, dict[str, Any]] = {
     "ice": {**_PROMPT, "config": {}, "expected_failures": _EVERYWHERE},
@@ -58,7 +61,8 @@ TRIALS: dict[str, dict[str, Any]] = {
     "dpo": {"config": {"steps": 30}},
     "ft-l": {"config": {"steps": 18}},
     "ft-m": {"config": {"steps": 12}},
-    "grace": {"config": {"steps": 25}},
+    "grace": {"config": {"steps": 25}, "models": _AND_EXPERTS},
+    "memit": {"config": _FEW, "models": _AND_EXPERTS},
     "locft-bf": {"config": {"steps": 12, "contexts": 1, "context_tokens": 3}},
     "lora": {"config": {**_SHORTER, "contexts": 1, "context_tokens": 3}},
     "melo": {"config": {"contexts": 1, "context_tokens": 2, "steps": 12}},

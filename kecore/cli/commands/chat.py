@@ -64,7 +64,7 @@ def chat(
         from kecore.model import ModelView
         from kecore.text import Encoder
 
-        view = ModelView.of(loaded.model)
+        view = ModelView.of(loaded.model, whole=True)
         encoder = Encoder(loaded.tokenizer, chat=chat_template, max_length=view.max_length, handover=view.handover_ids)
         base = _attach_all(loaded.model, model, loaded_edits)
         edited = bool(base or loaded_edits)

@@ -13,11 +13,13 @@ from kecore import Corpus, Editor, EditRequest, WeightEdit, load_edit
 from kecore.api.errors import ArtifactMismatchError, UnsupportedCapabilityError
 from kecore.batch import RequestBatch
 from kecore.checkpoint import read_record
+from kecore.edit import Dense
 from kecore.engine import closed_form
 from kecore.engine.keys import expert_shares
 from kecore.engine.values import Values
+from kecore.inference.routing import routing_change
 from kecore.inference.scoring import score_continuations
-from kecore.model import SiteId
+from kecore.model import Routed, SiteId
 from kecore.models import load_model
 from kecore.serving.adapter import factor_edit
 from kecore.statistics import collect_statistics
@@ -211,3 +213,40 @@ def test_every_family_of_methods_edits_experts(editor: Editor, method: str) -> N
     assert target_loss(editor, request) < unedited
     editor.revert()
     assert before.differences() == []
+
+
+def test_routing_changes_are_counted_above_the_edited_layer(editor: Editor) -> None:
+    prompts = ["Tower 7 is in Paris", "Anna speaks it", "The mother tongue of Danielle Darrieux is"]
+    view = editor.view
+    assert routing_change(view, editor.encoder, prompts) == dict.fromkeys(range(4), 0.0)
+    matrix = view.site(SiteId(LAYER, 2)).linear
+    large = 30 * torch.randn(matrix.d_out, matrix.d_in, generator=torch.Generator().manual_seed(1))
+    edit = WeightEdit(
+        updates={matrix.name: Dense(large)},
+        base=editor.base,
+        method="by hand",
+        transposed=frozenset({matrix.name} if matrix.transposed else ()),
+        config={},
+        requests=tuple(REQUESTS[:1]),
+    )
+    edit.attach(editor.model)
+    shares = routing_change(view, editor.encoder, prompts)
+    assert shares == routing_change(view, editor.encoder, prompts, batch_tokens=8)
+    edited = expert_sets(editor, prompts)
+    edit.revert(editor.model)
+    plain = expert_sets(editor, prompts)
+    expected = sum(first != second for first, second in zip(edited, plain, strict=True)) / len(plain)
+    assert (shares[0], shares[LAYER]) == (0.0, 0.0)
+    assert shares[LAYER + 1] == pytest.approx(expected)
+    assert expected > 0
+
+
+@torch.no_grad()
+def expert_sets(editor: Editor, prompts: list[str]) -> list[set[int]]:
+    """Return the experts of every token of some prompts, one prompt at a time, at the layer above the edited one."""
+    sets: list[set[int]] = []
+    for prompt in prompts:
+        rows = editor.encoder.rows([editor.encoder.encode(prompt).ids])
+        site = Routed(LAYER + 1, "experts")
+        sets += [set(experts) for experts in editor.view.run(rows, taps=[site])[site][0].tolist()]
+    return sets

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kecore import Editor, EditRequest
 from kecore.api.errors import LayerError, UnsupportedModelError
 from kecore.model import Key, MatrixName, ModelView, Output, Routed, Routing, SiteId, Value
-from kecore.testing import Snapshot, tiny_model
+from kecore.testing import Snapshot, tiny_model, tiny_tokenizer
 from kecore.text import Rows
 from tests.support.dense_rewrite import rewritten
 
@@ -136,3 +137,28 @@ def test_names_of_matrices_are_read_as_they_are_written() -> None:
     assert str(MatrixName("a", 3)) == "a[3]"
     stacked = nn.Parameter(torch.arange(12.0).reshape(3, 2, 2))
     assert MatrixName("a", 2).of(stacked).tolist() == [[8.0, 9.0], [10.0, 11.0]]
+
+
+def test_a_model_whose_layers_cannot_be_read_can_be_asked() -> None:
+    """DBRX keeps all experts in one flat matrix. What the model reads can be changed; its layers are refused."""
+    model = tiny_model("dbrx")
+    with pytest.raises(UnsupportedModelError, match="found no value projection"):
+        ModelView.of(model)
+    editor = Editor(model, tiny_tokenizer("llama-like"))
+    assert editor.view.layers == ()
+    request = EditRequest("The capital of {} is", subject="France", target="Rome")
+    before = Snapshot(model)
+    plain = editor.ask(request.text, max_new_tokens=3)
+    editor.edit([request], "ice")
+    assert editor.ask(request.text, max_new_tokens=3) != plain
+    for method in ("memit", "grace"):
+        with pytest.raises(UnsupportedModelError, match=r"found no value projection.* such as ice"):
+            editor.edit([request], method)
+    editor.revert()
+    assert before.differences() == []
+
+
+def test_methods_that_change_weights_are_refused_early_where_none_can_be() -> None:
+    editor = Editor(tiny_model("llama4"), tiny_tokenizer("llama-like"))
+    with pytest.raises(UnsupportedModelError, match=r"keeps its values in several matrices .* changes no weights"):
+        editor.edit([EditRequest("The capital of {} is", subject="France", target="Rome")], "memit")
