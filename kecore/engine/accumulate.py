@@ -20,6 +20,9 @@ from kecore.model import SiteId
 
 __all__ = ["Past", "append", "fold", "gathered"]
 
+_FOLDED = -1
+"""The owner of columns that stand for the keys of many subjects."""
+
 _FULL = 1.25  # times as many columns as rows, above which keys are folded: not at every edit of a long sequence
 
 
@@ -88,9 +91,39 @@ class Past:
         Returns:
             λ, and ``[d_in, n_old + c]``.
         """
+        self.fold(columns, groups)
         all_columns = torch.cat([*self.take(columns, groups), columns], dim=1)  # [d_in, n_old + c]
         first_weight = self.state.setdefault(f"{self.name}/weight", torch.tensor(weight, dtype=torch.float64))
         return float(first_weight), all_columns
+
+    def fold(self, columns: Tensor, groups: Tensor) -> None:
+        """Keep the past as large as it is once it holds twice as many keys as a key has numbers.
+
+        Of earlier keys least squares needs ``K Kᵀ`` alone, so a square root ``S [d_in, d_in]`` of it stands for them.
+        Which column was whose is lost in it: a later request about one of their subjects lets go of the direction of
+        its new key ``k`` instead, ``S - S a aᵀ / aᵀa`` with ``a = Sᵀk``. That is the Schur complement of ``K Kᵀ``,
+        which is what least squares over the other keys comes to where the value at ``k`` is free.
+
+        Args:
+            columns: ``[d_in, c]``, the new keys.
+            groups: ``[c]``, the group of each.
+        """
+        state, keys_name, owners_name = self.state, f"{self.name}/keys", f"{self.name}/owner"
+        folded_name = f"{self.name}/folded"
+        names = _part_names(state, keys_name)
+        if names and sum(state[name].shape[1] for name in names) > 2 * len(columns):
+            owners = gathered(state, owners_name)
+            folded = state.get(folded_name, torch.zeros(0, dtype=torch.long))
+            state[folded_name] = torch.cat([folded, owners[owners != _FOLDED]]).unique()
+            for name in _part_names(state, owners_name):
+                del state[name]
+            fold(state, keys_name)
+            append(state, owners_name, torch.full((len(columns),), _FOLDED))
+        again = torch.isin(self.subject_numbers[groups], state.get(folded_name, torch.zeros(0, dtype=torch.long)))
+        if bool(again.any()):
+            root = state[f"{keys_name}/0"].double()  # [d_in, d_in]
+            basis = torch.linalg.qr(root.t() @ columns[:, again].double()).Q  # [d_in, new keys of folded subjects]
+            state[f"{keys_name}/0"] = (root - (root @ basis) @ basis.t()).float()
 
     def take(self, columns: Tensor, groups: Tensor) -> list[Tensor]:
         """Take in the present edit's keys; the arguments of :meth:`joined`.

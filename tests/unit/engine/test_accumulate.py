@@ -143,3 +143,49 @@ def test_folded_keys_have_the_same_second_moment_and_stay_as_large(random: torch
         torch.testing.assert_close(kept @ kept.t(), keys @ keys.t(), rtol=1e-5, atol=1e-4)
     assert gathered(state, "keys").shape == (D_IN, D_IN + 5)
     assert sorted(state) == ["keys/0", "keys/1"]
+
+
+def test_the_past_of_a_long_sequence_stays_as_large_and_gives_the_same(random: torch.Generator, moment: Tensor) -> None:
+    """Sixty edits of two facts in a space of 24 dimensions are one least-squares problem, folded or not."""
+    factor = torch.linalg.inv(torch.linalg.cholesky(moment)).float()
+    rows = torch.randn(120, D_IN, generator=random)
+    values = torch.randn(D_OUT, 120, generator=random)
+    state: dict[str, Tensor] = {}
+    total = torch.zeros(D_OUT, D_IN)
+    sizes: list[int] = []
+    for begin in range(0, 120, 2):
+        part = rows[begin : begin + 2]
+        past = Past(state, SiteId(0), [f"subject {begin}", f"subject {begin + 1}"])
+        lacking = values[:, begin : begin + 2] - total @ part.t()
+        keys = Keys(part, torch.eye(2))
+        found = least_squares(keys, lacking, factor, 0.3, absolute=True, each=False, past=past)
+        total += found.U @ found.V.t()
+        sizes.append(gathered(state, "past/0/keys").shape[1])
+    k, v = rows.double().t(), values.double()
+    expected = v @ k.t() @ torch.linalg.inv(0.3 * moment + k @ k.t())
+    assert float((total.double() - expected).norm() / expected.norm()) < 1e-4
+    assert max(sizes) <= 2 * D_IN + 2
+
+
+def test_a_folded_subject_is_written_anew(random: torch.Generator) -> None:
+    """Its new value gets at least what it would get had its old key been taken out by itself."""
+    state: dict[str, Tensor] = {}
+    rows = torch.randn(60, D_IN, generator=random)
+
+    def write(subject: str, row: Tensor, value: Tensor) -> float:
+        past, keys = Past(state, SiteId(0), [subject]), Keys(row[None], torch.eye(1))
+        found = least_squares(keys, value, None, 1e-3, absolute=True, each=False, past=past)
+        return float(((found.U @ found.V.t()) @ row).norm() / value.norm())
+
+    for number, row in enumerate(rows):
+        write(f"subject {number}", row, torch.randn(D_OUT, 1, generator=random))
+    assert "past/0/folded" in state
+    value, row = torch.randn(D_OUT, 1, generator=random), rows[3].double()
+    others = torch.cat([rows[:3], rows[4:]]).double()
+    system = 1e-3 * torch.eye(D_IN, dtype=torch.float64) + others.t() @ others + torch.outer(row, row)
+    alone = float(row @ torch.linalg.solve(system, row))  # share of its value that it would get
+    kept = dict(state)
+    assert write("subject 3", rows[3], value) >= alone - 1e-3
+    state.clear()
+    state.update(kept)
+    assert write("somebody else", rows[3], value) < alone - 1e-3  # the old key must stay where it is
