@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from kecore import Editor, EditRequest
 from kecore.models import load_model, save_model
 from kecore.testing import tiny_model, tiny_tokenizer
 from kecore_serve.ledger import Ledger
@@ -77,3 +79,21 @@ def test_verify_finds_damage_and_facts_that_do_not_hold(result: Result, tmp_path
     path.write_bytes(path.read_bytes()[:-1])
     damaged = result("verify", folder, "--files", code=1)
     assert "was changed" in damaged["problems"][0]["message"]
+
+
+def test_an_edit_with_an_earlier_one_goes_where_a_session_would(result: Result, tmp_path: Path) -> None:
+    base = save_model(tiny_model("llama"), tiny_tokenizer(), tmp_path / "base")
+    rival = (*PARIS[:-1], "Danube")
+    first = result("edit", base, *PARIS, *QUICK, "--no-evaluate", "--out", tmp_path / "day-1")
+    second = result(
+        "edit", base, "--with", tmp_path / "day-1", *rival, *QUICK, "--no-evaluate", "--out", tmp_path / "day-2"
+    )
+    assert first["base"] == second["base"]
+    both = result("attach", base, tmp_path / "day-1", tmp_path / "day-2", "--device", "cpu", "--out", tmp_path / "both")
+    assert [edit["id"] for edit in both["edits"]] == [first["edit_id"], second["edit_id"]]
+    editor = Editor.from_pretrained(str(base), device="cpu", statistics=None)
+    for target in ("Rome", "Danube"):
+        request = EditRequest("The tower is in the city of", "The tower", target)
+        editor.edit(request, "ft-m", steps=20)
+    for name, parameter in load_model(str(tmp_path / "both")).model.named_parameters():
+        assert torch.equal(parameter, dict(editor.model.named_parameters())[name]), name
