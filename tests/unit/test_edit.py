@@ -25,7 +25,7 @@ from kecore.api.errors import (
 )
 from kecore.api.identity import Fingerprint, Identity
 from kecore.api.types import EditRequest
-from kecore.edit import Dense, LowRank, WeightEdit, attached, factored, load_edit, merge, updated
+from kecore.edit import Dense, LowRank, WeightEdit, attached, factored, load_edit, merge, set_edits, updated
 from kecore.model import ModelView
 from kecore.testing import Snapshot, tiny_model
 
@@ -457,3 +457,34 @@ def test_many_edits_and_their_reverts_give_the_base_back(dtype: torch.dtype, ord
         assert not torch.equal(model[0].weight.data, untouched)
         edit.revert(model)
     assert torch.equal(model[0].weight.data, untouched)
+
+
+def test_edits_are_set_in_one_go_or_not_at_all() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5, bias=False), torch.nn.Linear(5, 4, bias=False))
+    base = Fingerprint.of(Identity(model), torch.float32)
+
+    def factors(number: int, size: float = 1.0) -> LowRank:
+        generator = torch.Generator().manual_seed(number)
+        return LowRank(size * torch.randn(5, 1, generator=generator), size * torch.randn(6, 1, generator=generator))
+
+    edits = [
+        WeightEdit(updates={"0.weight": factors(number)}, base=base, method="random", seed=number)
+        for number in range(4)
+    ]
+    for edit in edits[:3]:
+        edit.attach(model)
+    one_by_one = model[0].weight.data.clone()
+    for edit in edits[:3]:
+        edit.revert(model)
+    set_edits(model, edits[:3])
+    assert torch.equal(model[0].weight.data, one_by_one)
+    assert attached(model) == tuple(edits[:3])
+    too_large = WeightEdit(updates={"0.weight": factors(9, 1e22)}, base=base, method="random", seed=9)
+    with pytest.raises(NonFiniteError):
+        set_edits(model, [edits[3], too_large])
+    with pytest.raises(EditStateError, match="given twice"):
+        set_edits(model, [edits[3], edits[3]])
+    assert torch.equal(model[0].weight.data, one_by_one)
+    assert attached(model) == tuple(edits[:3])
+    set_edits(model, ())
+    assert Identity(model).of() == base.digests["float32"]

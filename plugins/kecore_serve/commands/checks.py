@@ -65,10 +65,11 @@ def verify(
                 holding = check_facts(ledger, editor)
             failed = [(id_, r.id, r.text, r.target) for id_, r in holding.failed]
             values |= {"facts": holding.checked, "failed": [{"edit": row[0], "id": row[1]} for row in failed]}
-            screen.show(f"{holding.checked - len(failed)} of {count_noun(holding.checked, 'fact')} hold")
+            holds = f"{holding.checked - len(failed)} of {holding.checked} facts hold"
+            screen.show("The fact holds" if holding.checked == 1 and not failed else holds)
             if failed:
                 screen.show(make_table("edit", "id", "prompt", "target", rows=failed, title="Facts that do not hold"))
-                wrong.append(f"{len(failed)} of {count_noun(holding.checked, 'fact')} do not hold")
+                wrong.append(f"{len(failed)} of {holding.checked} facts do not hold")
     screen.finish(values)
     if wrong:
         raise CheckFailed("; ".join(wrong))
