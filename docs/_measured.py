@@ -13,7 +13,11 @@ from pathlib import Path
 from kecore_bench.report.costs import COSTS
 
 DOCS = Path(__file__).parent
-_HEADING = "## Beside the other methods\n\n"
+_HEADING = (
+    "## Beside the other methods\n\n"
+    "The model is the demo model, SmolLM2-135M-Instruct from a Q4_1 file that is dequantised to float32; its digest\n"
+    "is in [install](../install.md#the-demo-model).\n\n"
+)
 _INTRO = {
     "single": "The first 50 records of CounterFact, each edited alone; command, conditions and the other methods\n"
     "are in [results](../results.md#fifty-records-each-edited-alone):\n\n",
