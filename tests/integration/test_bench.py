@@ -239,6 +239,10 @@ def test_a_long_life_is_drawn_from_and_read_along(tiny: Path, tmp_path: Path, mo
         assert read.tokens == 3 * 11
         assert 0 <= read.low <= read.agreement <= read.high <= 1
         assert len(growth_rows([line])) == 3
+        assert [
+            len(result.evaluations[moment].rows) for result, moment in zip(found, (BEFORE, "at-end"), strict=True)
+        ] == [3, 3]
+        assert not any(row.note for table in tables(found) for row in table.rows)
         ages = {(age.begin, age.end, age.facts): age.score for age in aged(found[1], "edit_success")}
         early = sum(position < 4 for position in drawn)
         counts = {(0, 4, 4): 3, (0, 4, 8): early, (4, 8, 8): 3 - early}

@@ -198,6 +198,11 @@ def _read_result(store: Store, spec: RunSpec, unedited_rows: Mapping[int, Record
     evaluations: dict[str, Evaluation] = {}
     for moment in store.moments(spec.key):
         rows = store.rows(spec.key, moment)
+        if (
+            moment == BEFORE
+        ):  # others are there to be compared with at checkpoints; a row of a table is of the drawn ones
+            drawn = {*store.protocol.drawn(spec.size)}
+            rows = {position: row for position, row in rows.items() if position in drawn}
         if not rows:
             continue
         evaluation = Evaluation(store.protocol, tuple(rows.values()))

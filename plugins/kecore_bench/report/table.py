@@ -60,9 +60,10 @@ class Row:
         if self.result.remark:
             remarks.append(self.result.remark)
         count = len(self.evaluation.rows) if self.evaluation else 0
-        if count < self.result.spec.size:
+        wanted = len(self.result.protocol.drawn(self.result.spec.size))
+        if count < wanted:
             unfinished = "" if failures else "unfinished, "
-            remarks.append(f"{unfinished}{count} of {self.result.spec.size} records")
+            remarks.append(f"{unfinished}{count} of {wanted} records")
         if failures:
             first = failures[0]
             where = "" if first.part == "all" else f"{len(failures)} failed, the first at {first.part}: "
