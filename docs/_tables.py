@@ -1,14 +1,17 @@
-"""Writes docs/architectures.md: what kecore's probe finds in every causal language model of transformers.
+"""Writes docs/architectures.md: what kecore's probe finds in every language model of transformers.
 
-Run ``python docs/_tables.py``. A test compares the page with what the script would write.
+Run ``python docs/_tables.py``; with names of families, such as ``encoder-decoder``, only their tables are made anew.
+Tests compare the causal models' rows with what the script would write, and of the other families, whose models are
+larger, a sample.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from kecore.api.errors import KecoreWarning, UnsupportedModelError
 from kecore.engine.replay import Replay
 from kecore.model import LayerView, ModelView
 from kecore.testing import architectures, tiny_model, tiny_tokenizer
+from kecore.testing.models import Family
 from kecore.text import Encoder
 
 PAGE = Path(__file__).with_name("architectures.md")
@@ -31,9 +35,10 @@ _LOOKUPS = (11, 1, 6)
 _TEXT = """\
 # Architectures
 
-What `ModelView.of` finds in every causal language model of transformers {version}, written by `python docs/_tables.py`
+What `ModelView.of` finds in every language model of transformers {version}, written by `python docs/_tables.py`
 from tiny random models (4 layers, made in code, float32). There is no table of architectures in kecore: each row is
-the outcome of the probe, so a model that is not listed is read in the same way.
+the outcome of the probe, so a model that is not listed is read in the same way. `kecore probe MODEL --self-test` edits
+a model of yours with a method of each family, checks that it worked, and takes every edit off again.
 
 | column | meaning |
 | --- | --- |
@@ -47,6 +52,12 @@ of several experts |
 stands between (of several layers to edit, only the last one is edited then) |
 | replay | how target values are optimised: `cached` (upper layers, tokens from the subject on), `upper` (upper \
 layers, all tokens), `full` |
+{sections}"""
+
+_SECTION = """
+## {title}
+
+{about}
 
 {counts}
 
@@ -54,6 +65,20 @@ layers, all tokens), `full` |
 | {rule} |
 {rows}
 """
+
+_FAMILIES: dict[Family, tuple[str, str]] = {
+    "causal": ("Causal language models", "Those that continue a text."),
+    "encoder-decoder": (
+        "Encoder-decoders",
+        "The prompt is what the encoder reads, the target what the decoder writes, and the decoder's value projections "
+        "are edited: `docs/concepts.md` says how a row is laid out.",
+    ),
+    "image-text": (
+        "Models that read images",
+        "Facts are edited inside the language tower, asked about without an image; what reads images is not touched.",
+    ),
+}
+"""Title and a sentence of each section."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +99,11 @@ class Row:
         return "| " + " | ".join(astuple(self)) + " |"
 
 
-def row(architecture: str) -> Row:
+def row(architecture: str, family: Family = "causal") -> Row:
     """Build a tiny model of an architecture, probe it, and say what was found."""
-    name = architectures()[architecture]
+    name = architectures(family)[architecture]
     try:
-        model = tiny_model(architecture)
+        model = tiny_model(architecture, family=family)
     except Exception as error:  # noqa: BLE001 - a configuration class may raise anything
         # Which library is missed first depends on what else is installed.
         missing = "needs libraries that kecore does not ask for"
@@ -128,15 +153,20 @@ def _describe_driving(view: ModelView) -> tuple[str, str]:
     reason = next((layer.no_sites for layer in view.layers if layer.no_sites), None)
     if reason is not None:
         remarks.append(f"not all layers' weights: {_brief(reason)}" if view.sites else _brief(reason))
-    if not view.left_padding:
+    if view.handover is None and not view.left_padding:
         remarks.append("padding always on the right")
-    if not view.positions:
+    if view.handover is None and not view.positions:
         remarks.append("counts positions itself")
     if not view.skips:
         remarks.append("lower layers run along")
     with warnings.catch_warnings(record=True) as caught, view.frozen(), torch.no_grad():
         warnings.simplefilter("always", KecoreWarning)
-        replay = Replay(view, Encoder(tiny_tokenizer()), _IDS, _LOOKUPS, 1)
+        ids, lookups = _IDS, _LOOKUPS
+        if view.handover is not None:
+            # A value is written where the decoder begins.
+            ids = tuple((*row[:-1], *view.handover_ids, row[-1]) for row in ids)
+            lookups = tuple(len(row) - 2 for row in ids)
+        replay = Replay(view, Encoder(tiny_tokenizer()), ids, lookups, 1)
     for warning in caught:
         slower = re.search(r"cached: (?:ValueError: )?(.*?)(?:; upper: .*)?[)]$", str(warning.message))
         if slower and view.left_padding:
@@ -152,18 +182,29 @@ def _brief(message: str) -> str:
     return (text if len(text) <= 220 else text[:217].rstrip() + "...").replace("|", "/")
 
 
-def page(rows: Iterable[Row]) -> str:
-    """Return the whole page."""
-    rows = list(rows)
-    names = [field.name.replace("_", " ") for field in fields(Row)]
-    counts = Counter(row.edited for row in rows)
-    modes = Counter(row.replay for row in rows if row.replay)
+def page(rows: Mapping[Family, Iterable[Row]]) -> str:
+    """Return the whole page, given the rows of each family."""
+    sections = [section(family, rows[family]) for family in _FAMILIES]
     return _TEXT.format(
         version=transformers.__version__,
         edited=EDITED,
         beside=BESIDE,
         refused=REFUSED,
         not_built=NOT_BUILT,
+        sections="".join(sections),
+    )
+
+
+def section(family: Family, rows: Iterable[Row]) -> str:
+    """Return the table of one family with its counts."""
+    rows = list(rows)
+    names = [field.name.replace("_", " ") for field in fields(Row)]
+    counts = Counter(row.edited for row in rows)
+    modes = Counter(row.replay for row in rows if row.replay)
+    title, about = _FAMILIES[family]
+    return _SECTION.format(
+        title=title,
+        about=about,
         counts=f"{len(rows)} architectures: "
         + ", ".join(f"{counts[kind]} {kind}" for kind in (EDITED, BESIDE, REFUSED, NOT_BUILT))
         + "; replay "
@@ -175,14 +216,27 @@ def page(rows: Iterable[Row]) -> str:
     )
 
 
-def written() -> dict[str, list[str]]:
-    """Read the rows of the page as it is on disk: architecture to its cells."""
-    cells = [line.strip("| ").split(" | ") for line in PAGE.read_text(encoding="utf-8").splitlines()]
-    known: Any = architectures()
+def written(family: Family = "causal") -> dict[str, list[str]]:
+    """Read the rows of a family as they are on disk: architecture to its cells."""
+    _, _, text = PAGE.read_text(encoding="utf-8").partition(f"\n## {_FAMILIES[family][0]}\n")
+    text = text.partition("\n## ")[0]
+    cells = [line.strip("| ").split(" | ") for line in text.splitlines()]
+    known: Any = architectures(family)
     return {row[0]: row for row in cells if row[0] in known}
+
+
+def main(families: Sequence[str]) -> None:
+    """Write the page; of other families than these it keeps the rows that it has."""
+    rows: dict[Family, list[Row]] = {}
+    for family in _FAMILIES:
+        if family in families or not families:
+            rows[family] = [row(architecture, family) for architecture in architectures(family)]
+        else:
+            rows[family] = [Row(*cells) for cells in written(family).values()]
+    PAGE.write_text(page(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    PAGE.write_text(page(map(row, architectures())), encoding="utf-8")
+    main(sys.argv[1:])

@@ -24,7 +24,7 @@ from kecore.edit.effect import (
     written,
 )
 from kecore.edit.updates import Dense, LowRank, Update, factored, factors_of, updated
-from kecore.edit.weight import WeightEdit, merge, planned_weights
+from kecore.edit.weight import WeightEdit, merge, planned_updates
 from kecore.files import read_kind
 from kecore.hub import EDIT, artifact_file
 
@@ -46,7 +46,7 @@ __all__ = [
     "factors_of",
     "load_edit",
     "merge",
-    "planned_weights",
+    "planned_updates",
     "set_edits",
     "suspended",
     "unedited",

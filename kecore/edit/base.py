@@ -130,6 +130,11 @@ class Edit(ABC):
         self._set(model, remaining)
         attachment.edits = remaining
 
+    def acts_beside(self, model: nn.Module) -> bool:
+        """Return whether the edit, or a part of it, acts on ``model`` through hooks and has ``install``."""
+        del model
+        return False
+
     @abstractmethod
     def _set(self, model: nn.Module, edits: tuple[Edit, ...]) -> None:
         """Let those of ``edits`` that are of this edit's kind, and no others of it, be on the model; all or nothing."""

@@ -37,6 +37,7 @@ __all__ = [
     "Reader",
     "SideModule",
     "acting",
+    "set_beside",
     "suspended",
     "written",
 ]
@@ -206,8 +207,15 @@ class ModuleEdit(EffectEdit):
     kind: ClassVar[str] = "module-edit"
     effects: ClassVar[type[Effect]] = SideModule
 
+    stands_for_weights: ClassVar[bool] = False
+
+    def acts_beside(self, model: nn.Module) -> bool:
+        """Return True: all of it does."""
+        del model
+        return True
+
     def _set(self, model: nn.Module, edits: Sequence[Edit]) -> None:
-        Attachment.of(model).set_beside([edit for edit in acting(edits) if isinstance(edit, ModuleEdit)])
+        set_beside(model, edits)
 
     def install(self, model: nn.Module) -> list[RemovableHandle]:
         """Let a copy of the side module act on ``model``, and return the handles of its hooks.
@@ -277,6 +285,12 @@ def written(model: nn.Module, prompts: Sequence[str], reader: Reader | None = No
             texts = writer.write(texts)
     text_of_prompt = dict(zip(unique_prompts, texts, strict=True))
     return [text_of_prompt[prompt] for prompt in prompts]
+
+
+def set_beside(model: nn.Module, edits: Sequence[Edit]) -> None:
+    """Let those of ``edits`` act beside the model that do so, and no others; all of them or, on failure, as before."""
+    beside: list[Any] = [edit for edit in acting(edits) if edit.acts_beside(model)]
+    Attachment.of(model).set_beside(beside)
 
 
 def suspended(model: nn.Module) -> AbstractContextManager[None]:

@@ -7,24 +7,28 @@ taking off is free, and with the last one gone the base weights are back bit for
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from kecore.api.errors import ArtifactError, ArtifactMismatchError, NonFiniteError, UnsupportedCapabilityError
 from kecore.api.identity import Identity
 from kecore.api.method import MethodContext
 from kecore.api.types import EditRequest
 from kecore.edit.base import Edit
+from kecore.edit.effect import set_beside
 from kecore.edit.updates import Dense, LowRank, Update, factored, factors_of, numbers_of, shape_of, updated_parameter
 from kecore.model import MatrixName, ModelView, SiteId
 from kecore.model.attachment import Attachment
+from kecore.model.linear import is_packed
 
-__all__ = ["WeightEdit", "merge", "planned_weights"]
+__all__ = ["WeightEdit", "merge", "planned_updates"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -104,6 +108,8 @@ class WeightEdit(Edit):
         """
         parameters = dict(model.named_parameters())
         for name, update in self.updates.items():
+            if packed_module(model, name) is not None:
+                continue  # which has no shape of its own to compare
             matrix_name = MatrixName.parse(name)
             stored = parameters.get(matrix_name.parameter)
             if stored is None or (matrix_name.index is not None and matrix_name.index >= len(stored)):
@@ -119,7 +125,24 @@ class WeightEdit(Edit):
         weight_edits = [edit for edit in edits if isinstance(edit, WeightEdit)]
         attachment = Attachment.of(model)
         attachment.check_weights()
-        attachment.write_weights(_edited_weights(attachment, weight_edits))
+        new_weights = _edited_weights(attachment, weight_edits)
+        set_beside(model, edits)
+        attachment.write_weights(new_weights)
+
+    stands_for_weights: ClassVar[bool] = True
+
+    def acts_beside(self, model: nn.Module) -> bool:
+        """Return whether the model keeps one of the matrices packed in fewer bits, so that it cannot be written."""
+        return any(packed_module(model, name) is not None for name in self.updates)
+
+    def install(self, model: nn.Module) -> list[RemovableHandle]:
+        """Let the updates of quantised matrices act beside them, and return the handles of the hooks."""
+        handles: list[RemovableHandle] = []
+        for name, update in self.updates.items():
+            module = packed_module(model, name)
+            if module is not None:
+                handles.append(module.register_forward_hook(_SideUpdate(update)))
+        return handles
 
     def _content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors: dict[str, Tensor] = {}
@@ -261,13 +284,67 @@ def _edited_weights(attachment: Attachment, edits: Sequence[WeightEdit]) -> dict
     for edit in edits:
         transposed |= {MatrixName.parse(name) for name in edit.transposed}
         for name, update in edit.updates.items():
+            if packed_module(attachment.model, name) is not None:
+                continue  # it acts beside its matrix
             matrix = MatrixName.parse(name)
             changes.setdefault(matrix.parameter, {}).setdefault(matrix, []).append(update)
     base = attachment.base_data(changes)
     return {name: updated_parameter(base[name], matrices, transposed) for name, matrices in changes.items()}
 
 
-def planned_weights(view: ModelView, updates: Mapping[SiteId, Update]) -> dict[nn.Parameter, Tensor]:
+class _SideUpdate:
+    """A hook that adds an update's product to what a linear map returns.
+
+    Args:
+        update: of the map's matrix.
+    """
+
+    def __init__(self, update: Update) -> None:
+        u, v = factors_of(update)
+        # Laid out alike wherever they come from: products of other strides are rounded in another order.
+        self.u = u.clone(memory_format=torch.contiguous_format)  # [d_out, r]
+        self.v = v.clone(memory_format=torch.contiguous_format)  # [d_in, r]
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Return ``output + U Vᵀ x`` in the output's type."""
+        x = args[0]
+        if self.u.device != x.device:
+            self.u, self.v = self.u.to(x.device), self.v.to(x.device)
+        return output + ((x.to(self.v.dtype) @ self.v) @ self.u.t()).to(output.dtype)
+
+
+def packed_module(model: nn.Module, name: str) -> nn.Module | None:
+    """Return the module that keeps the matrix of a name packed in fewer bits; None where it is a plain parameter."""
+    path = name.removesuffix(".weight")
+    if path == name:
+        return None
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        return None
+    return module if is_packed(module) else None
+
+
+@contextmanager
+def planned_updates(view: ModelView, updates: Mapping[SiteId, Update]) -> Iterator[None]:
+    """Let updates of some sites act inside the block: written over their matrices, or beside those that are packed.
+
+    Raises:
+        NonFiniteError: a new weight overflows the model's type.
+    """
+    plain: dict[SiteId, Update] = {}
+    with ExitStack() as stack:
+        for site, update in updates.items():
+            linear = view.site(site).linear
+            if linear.packed is None:
+                plain[site] = update
+            else:
+                stack.callback(linear.module.register_forward_hook(_SideUpdate(update)).remove)
+        stack.enter_context(view.overlay(_planned_weights(view, plain)))
+        yield
+
+
+def _planned_weights(view: ModelView, updates: Mapping[SiteId, Update]) -> dict[nn.Parameter, Tensor]:
     """Return the data that parameters would have with updates of some sites, for :meth:`ModelView.overlay`.
 
     Raises:

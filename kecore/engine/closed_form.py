@@ -28,7 +28,7 @@ from torch import Tensor
 from kecore.api.errors import EditStateError, KecoreWarning
 from kecore.api.method import MethodContext
 from kecore.batch import RequestBatch
-from kecore.edit import Update, WeightEdit, factored, planned_weights
+from kecore.edit import Update, WeightEdit, factored, planned_updates
 from kecore.engine import contexts as contexts_module
 from kecore.engine.keys import Keys, Prompts
 from kecore.engine.post import EditedSite, Post, chained, untouched
@@ -131,7 +131,7 @@ class ClosedForm:
             solved: dict[str, dict[str, float]] = {}
             values_of_parts: list[Values] = []
             for part in parts:
-                with view.overlay(planned_weights(view, updates)):
+                with planned_updates(view, updates):
                     values, written, how = self._write(view, batch, prefixes, part, context)
                 updates, solved = updates | written, solved | how
                 values_of_parts.append(values)
@@ -210,7 +210,7 @@ class ClosedForm:
         for written, layer in enumerate(part):
             context.progress("layers", written, len(part))
             view.layers[layer].check_sites()
-            with context.stages("keys"), view.overlay(planned_weights(view, updates)):
+            with context.stages("keys"), planned_updates(view, updates):
                 keys, missing = residuals.read(layer)
                 share = self.spread.share(SiteId(layer), keys, missing, len(part) - written)  # [u, d_model]
                 site_keys = keys.sites(layer)

@@ -25,6 +25,11 @@ __all__ = ["Attachment", "Installable"]
 class Installable(Protocol):
     """An edit that acts beside a model through hooks."""
 
+    @property
+    def stands_for_weights(self) -> bool:
+        """Whether it updates weights that cannot be written: it stays where only side modules are put aside."""
+        ...
+
     def install(self, model: nn.Module) -> list[RemovableHandle]:
         """Register the hooks and return their handles; leave no hook behind on failure."""
         ...
@@ -139,7 +144,8 @@ class Attachment:
     def unedited(self) -> Iterator[None]:
         """Put the weights of the unedited model in place inside the block."""
         parameters = dict(self.model.named_parameters())
-        with overlaid({parameters[name]: data for name, data in self.unedited_data.items()}):
+        aside = [edit for edit, handles in self._handles.items() if handles and edit.stands_for_weights]
+        with overlaid({parameters[name]: data for name, data in self.unedited_data.items()}), self._put_aside(aside):
             yield
 
     @contextmanager
@@ -160,20 +166,29 @@ class Attachment:
             EditStateError: something acts beside the model, and it was compiled since.
         """
         # A block around this one has put its own aside.
-        aside = [edit for edit, handles in self._handles.items() if handles]
-        if aside and compiled(self.model):  # found now, and not when they are to be put back
+        aside = [edit for edit, handles in self._handles.items() if handles and not edit.stands_for_weights]
+        with self._put_aside(aside), self.without_prompts():
+            yield
+
+    @contextmanager
+    def _put_aside(self, edits: Collection[Installable]) -> Iterator[None]:
+        """Take the hooks of edits off inside the block.
+
+        Raises:
+            EditStateError: there are some, and the model was compiled since.
+        """
+        if edits and compiled(self.model):  # found now, and not when they are to be put back
             raise EditStateError(
-                f"{len(aside)} edit(s) act beside the model, which was compiled since, so they cannot be put aside "
+                f"{len(edits)} edit(s) act beside the model, which was compiled since, so they cannot be put aside "
                 "for a while; make further edits before the model is compiled"
             )
-        for edit in aside:
+        for edit in edits:
             remove_hooks(self._handles[edit])
             self._handles[edit] = []
         try:
-            with self.without_prompts():
-                yield
+            yield
         finally:
-            for edit in aside:
+            for edit in edits:
                 if edit in self._handles:  # it may have been taken off meanwhile
                     self._handles[edit] = edit.install(self.model)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from kecore.api.errors import UnsupportedModelError
 from kecore.model.experts import ExpertsView
-from kecore.model.linear import LinearView
+from kecore.model.linear import LinearView, Packed, is_packed, unpacked
 from kecore.model.sites import SiteId
 
 __all__ = ["BlockView", "LayerView", "ValueSite"]
@@ -59,10 +59,13 @@ class BlockView:
     @property
     def device(self) -> torch.device:
         """Where the block's weights are."""
-        return next(self.module.parameters()).device
+        return next(tensor.device for tensor in (*self.module.parameters(), *self.module.buffers()))
 
     def weight_size(self) -> float:
         """Return the root mean square of the numbers in the block's matrices: what learning rates are relative to."""
+        if is_packed(self.module):
+            packed = Packed(self.d_out, self.d_in, torch.get_default_dtype())
+            return float(unpacked(self.module, packed).float().square().mean().sqrt())
         matrices = [parameter for parameter in self.module.parameters() if parameter.ndim > 1]
         if len(matrices) == 1:
             return float(matrices[0].data.float().square().mean().sqrt())

@@ -19,7 +19,7 @@ from kecore.api.errors import NonFiniteError, UnsupportedModelError
 from kecore.model import hooks
 from kecore.model.handover import Handover
 from kecore.model.layer import BlockView, LayerView, ValueSite
-from kecore.model.linear import LinearView, orientation
+from kecore.model.linear import LinearView, is_packed, orientation, packed_map
 from kecore.model.mixture import Mixture, ModuleCall, read_mixture
 from kecore.model.verify import BROKEN, TOKENS, probe_ids
 from kecore.text import Rows
@@ -132,8 +132,10 @@ class _Call:
     @property
     def is_linear_map(self) -> bool:
         """Whether the module multiplies states by a matrix."""
+        if not self.x.is_floating_point():
+            return False
         weight = getattr(self.module, "weight", None)
-        return isinstance(weight, Tensor) and weight.ndim > 1 and self.x.is_floating_point()
+        return is_packed(self.module) or (isinstance(weight, Tensor) and weight.ndim > 1)
 
     @property
     def d_in(self) -> int:
@@ -197,7 +199,7 @@ class _Trace:
         handles: list[Any] = []
         try:
             for module in self.model.modules():
-                if not _has_children(module) and next(module.parameters(), None) is not None:
+                if not _has_children(module) and (next(module.parameters(), None) is not None or is_packed(module)):
                     handles.append(module.register_forward_hook(self._leaf))
             for name, members in self.lists.items():
                 for index, module in enumerate(members):
@@ -434,10 +436,11 @@ def _value_projection(run: _Run, calls: list[_Call], width: int, wanted: str | N
     # is no wider than the residual stream, the last: of equally wide ones `max` returns the first that it meets.
     call = max(reversed(candidates), key=lambda candidate: candidate.d_in)
     transposed = orientation(call.module, call.x, call.y)
-    if transposed is None:
+    packed = packed_map(call.module, call.x, call.y) if transposed is None else None
+    if transposed is None and packed is None:
         raise UnsupportedModelError(
-            f"{run}: {call.path} ({type(call.module).__name__}) is not a plain linear map of its weight; a quantised "
-            f"model can be edited in its original type. {_NAME_IT}"
+            f"{run}: {call.path} ({type(call.module).__name__}) is no linear map of its weight, plain or "
+            f"quantised; a model in a layout that is not read can be edited in its original type. {_NAME_IT}"
         )
     share = call.d_in * width / _parameters_outside_attention(run.module)
     if wanted is None and share < _LEAST_SHARE:
@@ -445,7 +448,7 @@ def _value_projection(run: _Run, calls: list[_Call], width: int, wanted: str | N
             f"{run}: {call.path} leads back to the residual width but holds only {share:.0%} of the weights outside "
             f"attention, so the layer's values must be elsewhere; it ran {maps_that_ran}. {_NAME_IT}"
         )
-    return LinearView(call.module, f"{run.name}.{call.path}.weight", transposed)
+    return LinearView(call.module, f"{run.name}.{call.path}.weight", bool(transposed), packed=packed)
 
 
 def _has_children(module: nn.Module) -> bool:

@@ -27,6 +27,7 @@ from kecore.model.sites import ModuleOutput, Output, Patch, Site, Start, Value
 from kecore.text import Rows
 
 if TYPE_CHECKING:
+    from kecore.model.linear import LinearView
     from kecore.model.view import LayerView, ModelView, Pass
 
 __all__ = [
@@ -190,12 +191,17 @@ def _positioned(view: ModelView, rows: Rows, logits: Tensor) -> ModelView:
     )
 
 
+def _store(linear: LinearView) -> nn.Parameter | nn.Module:
+    """Return what holds a matrix: its parameter, or the module that keeps it packed."""
+    return linear.module if linear.packed is not None else linear.parameter
+
+
 def _check_own_weights(view: ModelView) -> None:
     """Refuse layers that share a value projection: an edit of one would be an edit of the other."""
     layer_of_parameter: dict[int, LayerView] = {}
     for layer in view.layers:
-        for parameter in {site.linear.parameter: None for site in layer.sites}:
-            other = layer_of_parameter.setdefault(id(parameter), layer)
+        for store in {_store(site.linear): None for site in layer.sites}:
+            other = layer_of_parameter.setdefault(id(store), layer)
             if other is not layer:
                 names = [one.sites[0].linear.name for one in (layer, other)]
                 raise UnsupportedModelError(

@@ -186,7 +186,7 @@ class ModelView:
     def dtype(self) -> torch.dtype:
         """Type of the weights that edits touch; where none can be edited, of the first layer's."""
         if self.sites:
-            return self.sites[0].linear.weight.dtype
+            return self.sites[0].linear.dtype
         module = self.layers[0].module if self.layers else self.model
         return next(parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
 

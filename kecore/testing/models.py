@@ -124,6 +124,10 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"], "attention_hidden_size": 64},
     "zaya": {"num_experts_per_tok": 1},
 }
+# Their rotary embeddings have sections that no field of the configuration names.
+_SECTIONED = {
+    "glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga", "paddleocr_vl", "qwen2_5_vl", "qwen2_vl",
+}  # fmt: skip
 _PER_LAYER = ("layer_types", "layers_block_type", "mlp_layer_types")  # a pattern here is repeated to the depth
 
 
@@ -166,6 +170,8 @@ def tiny_model(
         values = {**_shrink(kind(), layers), **_OVERRIDES.get(architecture, {}), **fields}
         if family != "causal":
             values.pop("is_decoder", None)
+        if architecture in _SECTIONED:
+            values["text_config"]["rope_parameters"] = _shrink_sections(kind().text_config.rope_parameters)
         if family == "encoder-decoder":
             values.setdefault("decoder_start_token_id", 0)
         for name in values.keys() & _PER_LAYER:
@@ -192,12 +198,24 @@ def _shrink(config: Any, layers: int) -> dict[str, Any]:
             small[name] = layers
         elif name in _SIZES and isinstance(value, (int, float) if name not in _OPTIONAL else object):
             small[name] = _SIZES[name]
+    rope = default.get("rope_parameters")
+    if isinstance(rope, dict) and "mrope_section" in rope:
+        small["rope_parameters"] = _shrink_sections(rope)
     for name in ("num_key_value_heads", "num_kv_heads"):
         if isinstance(default.get(name), int):
             heads = default.get("num_attention_heads")
             # As many as heads, or one for all, stays so; groups of heads become two.
             small[name] = {heads: _HEADS, 1: 1}.get(default[name], 2)
     return small
+
+
+def _shrink_sections(rope: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of rotary embeddings with sections that fit the small heads.
+
+    The sections are rotated pairs for time, height and width: together half of what is rotated of a head.
+    """
+    pairs = int(_SIZES["head_dim"] * rope.get("partial_rotary_factor", 1.0)) // 2
+    return {**rope, "mrope_section": [pairs - 2 * (pairs // 4), pairs // 4, pairs // 4]}
 
 
 _TEXT = (

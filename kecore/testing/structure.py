@@ -61,7 +61,7 @@ FLOORS = (
     Floor("session", ("kecore.trained", "kecore.training", "kecore.checkpoint",
                       "kecore.environment", "kecore.facts", "kecore.serving", "kecore.statistics_source",
                       "kecore.card", "kecore.sharing", "kecore.doctor", "kecore.editor", "kecore.journal",
-                      "kecore.retry")),
+                      "kecore.retry", "kecore.selftest")),
     Floor("testing", ("kecore.testing",)),
     Floor("accelerators", ("kecore_cpu",), closed=("testing",)),
     Floor("metrics", ("kecore_metrics",), closed=("testing",)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from kecore.model import ModelView
+    from kecore.models import LoadedModel
+    from kecore.selftest import Trial
 
 __all__ = ["probe"]
 
@@ -23,6 +27,10 @@ def probe(
     context: typer.Context,
     model: options.Model,
     every_layer: Annotated[bool, typer.Option("--all", help="List every layer, also where all are alike.")] = False,
+    self_test: Annotated[
+        bool,
+        typer.Option("--self-test", help="Make one edit with a cheap method of each family, check it, and revert it."),
+    ] = False,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -32,7 +40,8 @@ def probe(
     """Show what kecore finds in a model.
 
     The layers, the matrices that edits change, and the rest that edits rely on. Each finding was verified by
-    perturbing the model; one that cannot be edited is refused with the reason.
+    perturbing the model; one that cannot be edited is refused with the reason. With --self-test the exit code is 1
+    where a method fails.
     """
     screen = Screen.of(context)
     loaded = Loading(model, device, dtype, trust_remote_code, seed).load(screen)
@@ -59,10 +68,37 @@ def probe(
         "chat_template": bool(getattr(tokenizer, "chat_template", None)),
         "layers": _layers(view),
     }
-    spent = measure_cost(screen, view.device)
     _show(screen, values, every_layer)
+    trials: list[Trial] = []
+    if self_test:
+        trials = _try_out(screen, loaded, seed)
+        values["self_test"] = [asdict(trial) for trial in trials]
+        _show_trials(screen, trials)
+    spent = measure_cost(screen, view.device)
     show_cost(screen, spent)
     screen.finish({**values, **spent, "warnings": screen.warnings})
+    if any(trial.outcome == "fails" for trial in trials):
+        raise typer.Exit(1)
+
+
+def _try_out(screen: Screen, loaded: LoadedModel, seed: int) -> list[Trial]:
+    with screen.stage("self-test", "editing with a method of each family"):
+        from kecore.selftest import try_out
+
+        return try_out(loaded.model, loaded.tokenizer, seed=seed, progress=screen.progress)
+
+
+def _show_trials(screen: Screen, trials: Sequence[Trial]) -> None:
+    """Show what was edited, and what came of it with each method."""
+    from kecore.selftest import FACT
+
+    rows: list[tuple[str, str, str, str]] = []
+    for trial in trials:
+        change = "" if trial.before is None or trial.after is None else f"{trial.before:.2f} to {trial.after:.2f}"
+        rows.append((trial.family, trial.method, trial.outcome, trial.reason or change))
+    title = "Self-test: one edit each, checked and taken off bit for bit"
+    screen.show(make_table("family", "method", "", "log-probability of the target", rows=rows, title=title))
+    screen.show(f"The fact: {FACT.text} {FACT.target}")
 
 
 def _layers(view: ModelView) -> list[dict[str, Any]]:
