@@ -43,7 +43,8 @@ a model of yours with a method of each family, checks that it worked, and takes 
 | column | meaning |
 | --- | --- |
 | edited | `{edited}`, `{beside}`: by methods that change no weights, `{refused}` with UnsupportedModelError (prompt \
-methods, such as ice, edit these too where the model can be asked), or `{not_built}`: no tiny model can be made of it here |
+methods, such as ice, edit these too where the model can be asked), or `{not_built}`: no tiny model can be made of it \
+here |
 | value projection | the linear map whose weight edits change; `*` stands for the layer, `[*]` for each \
 of several experts |
 | stored | how the module keeps that weight: `Linear` is `[d_out, d_in]`, `Conv1D` is `[d_in, d_out]`; `stacked` and \

@@ -18,6 +18,8 @@ from kecore.model.attachment import Attachment
 class AddOne:
     """Acts beside a linear map: adds one to its output."""
 
+    stands_for_weights = False
+
     def install(self, model: nn.Module) -> list[RemovableHandle]:
         def add_one(_module: nn.Module, _args: object, output: torch.Tensor) -> torch.Tensor:
             return output + 1

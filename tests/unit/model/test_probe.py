@@ -236,7 +236,7 @@ class Experts(ToyLayer):
     [
         (Leaks, r"layers\.0\.down: .* at that token alone; it changed .* elsewhere"),
         (Unused, r"layers\.0\.down: .* must change the layer's output"),
-        (Unplain, r"down \(Stretched\) is not a plain linear map"),
+        (Unplain, r"down \(Stretched\) is no linear map of its weight, plain or quantised"),
         (OnlyAttention, r"ran the linear maps self_attn \[16, 16\], and outside attention none leads back"),
         (RawWeights, r"down leads back .* but holds only \d% of the weights outside attention"),
         (Experts, r"mixture of experts does \(experts\)"),
