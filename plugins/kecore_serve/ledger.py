@@ -20,6 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from torch import Tensor
+from typing_extensions import Self
 
 from kecore._version import __version__
 from kecore.api.errors import (
@@ -70,7 +71,7 @@ class Ledger(LedgerReader):
         self._is_swept = False
 
     @classmethod
-    def create(cls, folder: str | Path, model: str, base: Fingerprint) -> Ledger:
+    def create(cls, folder: str | Path, model: str, base: Fingerprint) -> Self:
         """Begin a ledger.
 
         Args:
@@ -98,7 +99,7 @@ class Ledger(LedgerReader):
         return cls(folder)
 
     @classmethod
-    def open(cls, folder: str | Path, *, wait: float = 60.0, author: str | None = None, note: str = "") -> Ledger:
+    def open(cls, folder: str | Path, *, wait: float = 60.0, author: str | None = None, note: str = "") -> Self:
         """Open a ledger; arguments and errors are those of the class."""
         return cls(folder, wait=wait, author=author, note=note)
 
@@ -107,7 +108,7 @@ class Ledger(LedgerReader):
         """Return whether a folder holds a ledger."""
         return (Path(folder) / DATABASE).is_file()
 
-    def __enter__(self) -> Ledger:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
