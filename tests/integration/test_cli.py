@@ -537,9 +537,10 @@ class TestProbe:
 
     def test_mixture_of_experts(self, tmp_path: Path) -> None:
         models.save_model(tiny_model("mixtral"), tiny_tokenizer(), tmp_path / "moe")
-        kind, message = error("probe", tmp_path / "moe")
-        assert kind == "UnsupportedModelError"
-        assert "mixture of experts" in message
+        layer = result("probe", tmp_path / "moe")["layers"][0]
+        assert layer["value_projection"] == "model.layers.0.mlp.experts.down_proj"
+        assert (layer["experts"], layer["shape"]) == ({"count": 4, "of_a_token": 2}, [32, 80])
+        assert "4 x [32 out, 80 in], 2 a token" in run("probe", tmp_path / "moe").stdout
 
 
 def test_interrupt_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
