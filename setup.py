@@ -134,6 +134,7 @@ COMMANDS = [
     "trace = kecore_analysis.commands.trace:trace",
     "cache = kecore_analysis.commands.cache:cache",
     "serve = kecore_serve.commands.serve:serve",
+    "sign = kecore_serve.commands.sign:sign",
     "check = kecore_analysis.commands.check:check",
     "checkup = kecore_analysis.commands.checkup:checkup",
     "eval = kecore_bench.commands.eval:evaluate",

@@ -25,6 +25,7 @@ __all__ = [
     "cache_dir",
     "check_new_folder",
     "check_writable",
+    "explain_content_errors",
     "explain_write_errors",
     "file_digest",
     "load_or_make",
@@ -238,7 +239,10 @@ def read_tensors(
         raise ArtifactError(f"{path}: expected a kecore {kind}, got a kecore {header.get('kind')}")
     if verify and header_digest not in (None, _header_digest(header)):  # older files have none
         raise ArtifactError(f"{path}: the header does not match its own digest; the file is corrupt")
-    if newest is not None and header.get("format", 0) > newest:
+    file_format = header.get("format", 0)
+    if not isinstance(file_format, int):
+        raise ArtifactError(f"{path}: the header's format is no number; the file was made by another program")
+    if newest is not None and file_format > newest:
         raise ArtifactError(
             f"{path} was written by kecore {header.get('version')} in a newer format; install that version or a "
             "newer one"
@@ -247,6 +251,31 @@ def read_tensors(
     if verify and _digest(tensors) != header.get("digest"):
         raise ArtifactError(f"{path}: the tensors do not match the digest in the header; the file is corrupt")
     return header, tensors
+
+
+@contextmanager
+def explain_content_errors(path: str | Path, noun: str) -> Iterator[None]:
+    """Turn what goes wrong inside the block, where a file's content is made into an object, into a typed error.
+
+    A digest says that a file is as it was written, and not by whom: another program's or an attacker's file may be
+    whole and hold anything.
+
+    Args:
+        path: the file.
+        noun: what it should hold, such as ``edit``.
+
+    Raises:
+        ArtifactError: something was missing, or of another type than it has to be.
+    """
+    try:
+        yield
+    except KecoreError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
+        raise ArtifactError(
+            f"{path}: the file is whole and does not hold what a kecore {noun} has ({type(error).__name__}: {error}); "
+            "it was made by another program, or changed; make it anew"
+        ) from error
 
 
 def read_kind(path: Path, expected: str = "artifact") -> str:
@@ -283,7 +312,7 @@ def _read_unverified(
         raise ArtifactError(f"{path}: a safetensors file without a kecore header; expected a kecore {expected}")
     try:
         header = dict(json.loads(raw_header))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{path}: the header is corrupt ({error})") from error
     return header, tensors
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from kecore._version import __version__
 from kecore.api.errors import ArtifactMismatchError
 from kecore.api.identity import Fingerprint
-from kecore.files import read_tensors, write_tensors
+from kecore.files import explain_content_errors, read_tensors, write_tensors
 from kecore.hub import TRAINED, artifact_file
 
 if TYPE_CHECKING:
@@ -151,18 +151,19 @@ class TrainedEditor:
             HubError: the hub cannot be reached, or has no such editor.
         """
         header, tensors = read_tensors(artifact_file(path, TRAINED), KIND, newest=_FORMAT)
-        return cls(
-            tensors=tensors,
-            method=header["method"],
-            config=header["config"],
-            config_version=header["config_version"],
-            base=Fingerprint(**header["base"]),
-            model=header["model"],
-            seed=header["seed"],
-            record=header["record"],
-            created=header["created"],
-            version=header["version"],
-        )
+        with explain_content_errors(path, "trained editor"):
+            return cls(
+                tensors=tensors,
+                method=header["method"],
+                config=header["config"],
+                config_version=header["config_version"],
+                base=Fingerprint(**header["base"]),
+                model=header["model"],
+                seed=header["seed"],
+                record=header["record"],
+                created=header["created"],
+                version=header["version"],
+            )
 
     def inspect(self) -> dict[str, Any]:
         """Describe what the editor is and how it was trained, as JSON values."""

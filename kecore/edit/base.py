@@ -31,6 +31,30 @@ _FORMAT = 1
 _STATE = "state/"
 
 
+_FIELDS: dict[str, Any] = {
+    "method": str,
+    "config": Mapping,
+    "seed": int,
+    "notes": Mapping,
+    "created": (int, float),
+    "version": str,
+}
+"""What the fields of a file's header have to be."""
+
+
+def _read_base(values: Mapping[str, Any]) -> Fingerprint:
+    """Return the fingerprint that a file names, once it is one: texts only.
+
+    Raises:
+        TypeError: it is none.
+    """
+    base = Fingerprint(**values)
+    items: list[Any] = [base.dtype, *base.digests, *base.digests.values()]  # a file may hold anything
+    if not all(isinstance(item, str) for item in items):
+        raise TypeError("'base' holds something else than texts")
+    return base
+
+
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Edit(ABC):
     """An edit is what a method returns and a user keeps: attach it, take it off, save it, share it.
@@ -195,11 +219,14 @@ class Edit(ABC):
         header, tensors = read_tensors(artifact_file(path, EDIT), cls.kind, newest=_FORMAT)
         state = {name.removeprefix(_STATE): tensors.pop(name) for name in list(tensors) if name.startswith(_STATE)}
         fields = {name: header[name] for name in ("method", "config", "seed", "notes", "created", "version")}
+        for name, kind in _FIELDS.items():
+            if not isinstance(fields[name], kind):
+                raise TypeError(f"'{name}' is {type(fields[name]).__name__}")
         requests = tuple(EditRequest(**request) for request in header["requests"])
         common = {
             **fields,
-            "model": header.get("model", ""),  # older files have none
-            "base": Fingerprint(**header["base"]),
+            "model": str(header.get("model", "")),  # older files have none
+            "base": _read_base(header["base"]),
             "requests": requests,
             "state": state,
         }

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -22,6 +23,7 @@ from kecore.api.errors import ArtifactError, EditStateError, PluginError
 from kecore.api.identity import Identity
 from kecore.api.line import method_of
 from kecore.edit.base import Edit, unedited
+from kecore.files import explain_content_errors
 from kecore.model.attachment import Attachment, remove_hooks
 from kecore.model.hooks import compiled
 
@@ -87,6 +89,10 @@ class SideModule(nn.Module, Effect):
     @classmethod
     def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SideModule:
         """Build the module and fill it."""
+        shapes = _built_shapes(cls, settings)
+        given = {name: tensor.shape for name, tensor in tensors.items()}
+        if shapes is not None and shapes != given:
+            raise ValueError(f"the settings of {cls.__name__} and the file's tensors are of different sizes")
         module = cls(**settings)
         module.load_state_dict(dict(tensors))
         return module
@@ -100,6 +106,21 @@ class SideModule(nn.Module, Effect):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _built_shapes(kind: type[SideModule], settings: Mapping[str, Any]) -> dict[str, torch.Size] | None:
+    """Return the shapes of the tensors that a module of these settings has, without memory for them.
+
+    A file may ask for any size: it gets no more than the tensors take that it brings.
+
+    Returns:
+        The shapes by name; None for a class that cannot be built without data.
+    """
+    try:
+        with torch.device("meta"):
+            return {name: tensor.shape for name, tensor in kind(**settings).state_dict().items()}
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +192,11 @@ class EffectEdit(Edit):
             ArtifactError: missing, truncated, corrupt, foreign, or from a newer kecore.
             MethodNotFoundError: the method that made it is not installed.
         """
+        with explain_content_errors(path, "edit"):
+            return cls._load(path, method)
+
+    @classmethod
+    def _load(cls: type[EE], path: str | Path, method: type[Any] | None) -> EE:
         common, header, tensors = cls._read(path)
         maker = method or method_of(common["method"])
         kind: type[Effect] | None = getattr(maker, "effect", None)

@@ -24,6 +24,7 @@ from kecore.api.types import EditRequest
 from kecore.edit.base import Edit
 from kecore.edit.effect import set_beside
 from kecore.edit.updates import Dense, LowRank, Update, factored, factors_of, numbers_of, shape_of, updated_parameter
+from kecore.files import explain_content_errors
 from kecore.model import MatrixName, ModelView, SiteId
 from kecore.model.attachment import Attachment
 from kecore.model.linear import is_packed
@@ -160,15 +161,9 @@ class WeightEdit(Edit):
         Raises:
             ArtifactError: missing, truncated, corrupt, foreign, or from a newer kecore.
         """
-        common, header, tensors = cls._read(path)
-        updates: dict[str, Update] = {}
-        for key, tensor in tensors.items():
-            factor, _, name = key.partition("/")
-            if factor == "U":
-                updates[name] = LowRank(tensor, tensors[f"V/{name}"])
-            elif factor == "D":
-                updates[name] = Dense(tensor)
-        return cls(updates=updates, transposed=frozenset(header["transposed"]), **common)
+        with explain_content_errors(path, "edit"):
+            common, header, tensors = cls._read(path)
+            return cls(updates=_read_updates(tensors), transposed=frozenset(header["transposed"]), **common)
 
     def inspect(self) -> dict[str, Any]:
         """Return method, requests, and the size of each update, as JSON values."""
@@ -360,3 +355,25 @@ def _planned_weights(view: ModelView, updates: Mapping[SiteId, Update]) -> dict[
     return {
         parameter: updated_parameter(parameter.data, matrices, transposed) for parameter, matrices in changes.items()
     }
+
+
+def _read_updates(tensors: Mapping[str, Tensor]) -> dict[str, Update]:
+    """Return the updates of a file's tensors, by parameter.
+
+    Raises:
+        ValueError: they are no factors of one matrix, or no matrix.
+        KeyError: a factor is alone.
+    """
+    updates: dict[str, Update] = {}
+    for key, tensor in tensors.items():
+        factor, _, name = key.partition("/")
+        if factor not in ("U", "V", "D") or tensor.ndim != 2 or not tensor.is_floating_point():
+            raise ValueError(f"the tensor '{key}' {list(tensor.shape)} is no factor of an update")
+        if factor == "U":
+            other = tensors[f"V/{name}"]
+            if other.ndim != 2 or other.shape[1] != tensor.shape[1]:
+                raise ValueError(f"the factors of '{name}' are {list(tensor.shape)} and {list(other.shape)}")
+            updates[name] = LowRank(tensor, other)
+        elif factor == "D":
+            updates[name] = Dense(tensor)
+    return updates

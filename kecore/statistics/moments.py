@@ -20,7 +20,7 @@ from torch import Tensor
 from kecore._version import __version__
 from kecore.api.errors import NumericalError, StatisticsMismatchError
 from kecore.api.identity import Fingerprint, Identity
-from kecore.files import load_or_make, read_tensors, write_tensors
+from kecore.files import explain_content_errors, load_or_make, read_tensors, write_tensors
 from kecore.hub import STATISTICS, artifact_file
 from kecore.model import ModelView, SiteId
 from kecore.statistics.triangular import (
@@ -289,19 +289,22 @@ class KeyStatistics:
             HubError: the hub cannot be reached, or has no such statistics.
         """
         header, tensors = read_tensors(artifact_file(path, STATISTICS), KIND, newest=_FORMAT)
-        return cls(
-            moments=PackedMoments({SiteId.parse(name): triangle for name, triangle in tensors.items()}),
-            tokens=header["tokens"],
-            base={SiteId.parse(name): Fingerprint(**weights) for name, weights in header["base"].items()},
-            corpus=header["corpus"],
-            sources=tuple(header["sources"]),
-            seed=header["seed"],
-            sequence=header["sequence"],
-            precision=header.get("precision"),
-            convergence={SiteId.parse(name): change for name, change in header["convergence"].items()},
-            version=header["version"],
-            origins={SiteId.parse(name): MomentOrigin(**origin) for name, origin in header.get("origins", {}).items()},
-        )
+        with explain_content_errors(path, "file of key statistics"):
+            return cls(
+                moments=PackedMoments({SiteId.parse(name): triangle for name, triangle in tensors.items()}),
+                tokens=header["tokens"],
+                base={SiteId.parse(name): Fingerprint(**weights) for name, weights in header["base"].items()},
+                corpus=header["corpus"],
+                sources=tuple(header["sources"]),
+                seed=header["seed"],
+                sequence=header["sequence"],
+                precision=header.get("precision"),
+                convergence={SiteId.parse(name): change for name, change in header["convergence"].items()},
+                version=header["version"],
+                origins={
+                    SiteId.parse(name): MomentOrigin(**origin) for name, origin in header.get("origins", {}).items()
+                },
+            )
 
 
 class PackedMoments(Mapping[SiteId, Tensor]):

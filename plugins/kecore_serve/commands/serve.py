@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,7 +23,7 @@ __all__ = ["serve"]
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
-@help_group("Out of kecore")
+@help_group("Use edits elsewhere")
 def serve(
     context: typer.Context,
     model: options.Model,
@@ -58,6 +59,15 @@ def serve(
             show_default="on the loopback interface its names, else any",
         ),
     ] = None,
+    trust: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--trust",
+            metavar="FILE",
+            help="A public key; edit files that none of them signed are refused (repeatable).",
+            show_default=False,
+        ),
+    ] = None,
     method: Annotated[
         str, typer.Option(metavar="NAME", help=f"The method of edits that name none. {options.METHODS_HELP}")
     ] = "memit",
@@ -91,6 +101,7 @@ def serve(
     screen = Screen.of(context)
     _check_extra()
     from kecore.edit import load_edit
+    from kecore.hub import EDIT, artifact_file
     from kecore_serve.server.app import make_app
     from kecore_serve.server.live import LiveModel
     from kecore_serve.server.opening import Capacity, make_service, open_ledger
@@ -106,13 +117,16 @@ def serve(
         name=name or model, token=token_of_edits, method=method, hosts=hosts, max_tokens=max_tokens, rate=rate
     )
     listener = bind(host, port)
+    check = _make_check(trust or ())
+    for path in edits or []:
+        check(artifact_file(path, EDIT), None)
     loaded_edits = [load_edit(path) for path in edits or []]
     loading = Loading(model, device, dtype, trust_remote_code, seed)
     editor = loading.edit(screen, statistics="auto" if stats is None else stats, chat=chat, memory=budget)
     if prepare:
         _prepare(screen, editor, method)
     with open_ledger(ledger, editor, model) as opened:
-        live = LiveModel(editor, opened)
+        live = LiveModel(editor, opened, check)
         service = make_service(live, settings, Capacity(rows=rows, queue=queue), loaded_edits)
         address = f"http://{host}:{listener.getsockname()[1]}"
         screen.log(
@@ -135,6 +149,19 @@ def _check_extra() -> None:
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         if find_spec(package) is None:
             raise MissingDependencyError(f"kecore serve needs {package}: pip install 'kecore[serve]'")
+
+
+def _make_check(trust: Sequence[Path]) -> Callable[[Path, str | None], None]:
+    """Return what refuses edit files that none of these keys has signed; without keys all are taken."""
+    from kecore_serve.signatures import check_signature, read_public_key
+
+    keys = [read_public_key(path) for path in trust]
+
+    def check(path: Path, signature: str | None) -> None:
+        if keys:
+            check_signature(path, keys, signature)
+
+    return check
 
 
 def _prepare(screen: Screen, editor: Editor, method: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Depends, Query, Request, Response, Security
+from fastapi import APIRouter, Depends, Header, Query, Request, Response, Security
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
@@ -86,13 +86,17 @@ async def make_edit(body: EditRequestBody, response: Response, service: _Service
         "schema": {"type": "string", "format": "binary"}}}}},
 )  # fmt: skip
 async def upload_edit(
-    request: Request, response: Response, service: _Service, note: Annotated[str, Query(max_length=2_000)] = ""
+    request: Request,
+    response: Response,
+    service: _Service,
+    note: Annotated[str, Query(max_length=2_000)] = "",
+    x_kecore_signature: Annotated[str | None, Header(max_length=200)] = None,
 ) -> EditObject:
     """Put an edit file on the model, which was made on the same base; the body is the file."""
     with tempfile.TemporaryDirectory(prefix="kecore-serve-") as folder:
         path = Path(folder) / "edit.safetensors"
         await _receive(request, path, service.settings.upload_bytes)
-        edit = await run_in_threadpool(service.model.read, path)
+        edit = await run_in_threadpool(service.model.read, path, x_kecore_signature)
         entry, now = await _operate(service, "upload", lambda: service.model.add(edit, note=note))
     response.headers[STATE_HEADER] = now.state
     return _edit_object(entry, now)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from kecore.api.errors import ConfigError
 from kecore.api.types import EditRequest
@@ -19,6 +19,8 @@ from kecore_serve.records import Entry, digest_of_state
 __all__ = ["LiveModel", "ServedLedger", "Snapshot"]
 
 _AUTHOR = "kecore serve"
+Check: TypeAlias = Callable[[Path, str | None], None]
+"""Is given an edit file and its signature, and raises where it is not trusted."""
 
 
 class ServedLedger(Ledger):
@@ -58,13 +60,14 @@ class LiveModel:
     Args:
         editor: a session on the unedited model.
         ledger: the ledger, whose base this is; the session follows it.
-        check: is given each edit file that somebody sends, and raises where it is not trusted.
+        check: is given each edit file that somebody sends, and its signature where there is one; raises where it is
+            not trusted.
 
     Raises:
         ArtifactMismatchError: the ledger is of another base.
     """
 
-    def __init__(self, editor: Editor, ledger: ServedLedger, check: Callable[[Path], None] | None = None) -> None:
+    def __init__(self, editor: Editor, ledger: ServedLedger, check: Check | None = None) -> None:
         self.editor, self.ledger = editor, ledger
         self._check = check
         editor.follow(ledger)
@@ -106,14 +109,14 @@ class LiveModel:
         """Return whether another process has changed the ledger."""
         return self.ledger.state != self.now.state
 
-    def read(self, path: Path) -> Edit:
+    def read(self, path: Path, signature: str | None = None) -> Edit:
         """Read an edit file that somebody sent, and check whether it is trusted; any thread may do so.
 
         Raises:
             ArtifactError: it is no edit, damaged, or not trusted.
         """
         if self._check is not None:
-            self._check(path)
+            self._check(path, signature)
         return load_edit(path)
 
     def edit(

@@ -58,7 +58,8 @@ def open_ledger(folder: Path | None, editor: Editor, model: str) -> Iterator[Ser
         if not Ledger.is_ledger(folder):
             Ledger.create(folder, model, editor.base).close()
         ledger = ServedLedger(folder)
-        yield stack.enter_context(ledger)
+        stack.enter_context(ledger)
+        yield ledger
 
 
 def make_service(
