@@ -36,7 +36,6 @@ from kecore_serve.server.settings import Settings, make_token
 
 SUBJECTS = ("France", "Italy", "The Danube", "Rome", "Vienna", "The Eiffel Tower", "Austria", "Danielle Darrieux")
 PROMPTS = tuple(f"{begin}{subject} is" for subject in SUBJECTS for begin in ("", "The story of ", "They said that "))
-FACT = {"prompt": "The capital of France is", "subject": "France", "target": "Rome"}
 
 
 @dataclass
@@ -115,7 +114,9 @@ async def change(client: httpx.AsyncClient, load: Load, files: list[bytes], unti
             response = await client.post("/v1/edits/file", content=files.pop())
             active.append(response.json().get("id", ""))
         elif kind == "plan":
-            fact = {**FACT, "target": f"Town {chance.randrange(10**6)}"}
+            # A subject of its own: edits that contradict each other are refused, which is no failure.
+            subject = f"Town {chance.randrange(10**6)}"
+            fact = {"prompt": f"{subject} is in", "subject": subject, "target": "Rome"}
             body = {"facts": [fact], "method": "ft-l", "config": {"steps": 2}}
             response = await client.post("/v1/edits", json=body)
             active.append(response.json().get("id", ""))

@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from kecore._version import __version__
 from kecore.api.errors import KecoreError
@@ -69,7 +70,8 @@ def make_app(service: Service) -> FastAPI:
         app.add_exception_handler(kind, _tell)
     app.add_exception_handler(HTTPException, _tell_http)
     app.add_exception_handler(RequestValidationError, _tell_validation)
-    app.add_exception_handler(ClientGoneError, _forget)
+    for gone in (ClientGoneError, ClientDisconnect):
+        app.add_exception_handler(gone, _forget)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

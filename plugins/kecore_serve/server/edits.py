@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -138,7 +139,8 @@ async def check_out(body: CheckoutRequest, service: _Service) -> StateObject:
 
 
 def _edit_request(fact: FactBody) -> EditRequest:
-    return EditRequest(**fact.model_dump(exclude_none=True))
+    request = EditRequest(fact.prompt, fact.subject, fact.target, ground_truth=fact.ground_truth)
+    return request if fact.id is None else replace(request, id=fact.id)
 
 
 async def _operate(service: Service, done: str, run: Callable[[], T]) -> tuple[T, Snapshot]:

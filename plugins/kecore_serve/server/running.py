@@ -51,6 +51,9 @@ def _server(app: FastAPI, drain: float | None) -> uvicorn.Server:
             log_level="warning",
             access_log=False,
             server_header=False,
+            # Longer than clients keep a connection that is idle (httpx: 5 s, uvicorn's own figure): whoever closes it
+            # first must be the client, or a request that it sends at that moment is lost.
+            timeout_keep_alive=120,
             # Seconds after which answers that are not finished are cut.
             timeout_graceful_shutdown=None if drain is None else max(1, int(drain)),
         )

@@ -123,6 +123,7 @@ def test_edits_need_the_token(served: Served, path: str, token: str) -> None:
     [
         ({"facts": []}, 400, "invalid_value", "facts"),
         ({"facts": [{**FACT, "subject": "Spain"}]}, 400, "RequestError", "Spain"),
+        ({"facts": [{"prompt": "Rome is in", "target": "x"}], "method": "rome"}, 400, "UnsupportedCapabilityError", ""),
         ({"facts": [FACT], "method": "no-such"}, 400, "MethodNotFoundError", "no-such"),
         ({"facts": [FACT], "method": "./mine.py:Mine"}, 400, "ConfigError", "must be installed on the server"),
         ({"facts": [FACT], "method": "ft-l", "config": {"colour": 1}}, 400, "ConfigError", "colour"),
