@@ -37,11 +37,13 @@ class Matrix:
         path: of its module.
         layer: index of its layer.
         linear: the matrix.
+        name: of its running statistics: a value projection's site, another matrix' path.
     """
 
     path: str
     layer: int
     linear: LinearView
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,8 @@ def value_matrices(view: ModelView, layers: Sequence[int]) -> list[Matrix]:
     """Return the value projections of some layers."""
     matrices: list[Matrix] = []
     for layer in layers:
-        linear = view.layers[layer].site.linear
-        matrices.append(Matrix(linear.name.removesuffix(".weight"), layer, linear))
+        site = view.layers[layer].site
+        matrices.append(Matrix(site.linear.name.removesuffix(".weight"), layer, site.linear, str(site.id)))
     return matrices
 
 
@@ -78,9 +80,11 @@ def named_matrices(view: ModelView, names: Sequence[str]) -> list[Matrix]:
     Raises:
         ConfigError: a name fits none of them.
     """
+    names_of_values = {matrix.path: matrix.name for matrix in value_matrices(view, range(len(view.layers)))}
     known: list[Matrix] = []
     for layer in range(len(view.layers)):
-        known += [Matrix(path, layer, linear) for path, linear in linear_maps(view, [layer]).items()]
+        for path, linear in linear_maps(view, [layer]).items():
+            known.append(Matrix(path, layer, linear, names_of_values.get(path, path)))
     matrices: list[Matrix] = []
     for name in names:
         fitting = [matrix for matrix in known if f".{matrix.path}".endswith(f".{name}")]

@@ -199,7 +199,7 @@ def _statistics_name(matrix: Matrix, config: Lifelong.Config) -> str:
     """Return the name of the statistics that a matrix has, or shares with all of its shape."""
     if config.share_statistics:
         return f"running/{matrix.linear.d_out}x{matrix.linear.d_in}"
-    return f"running/{matrix.path}"
+    return f"running/{matrix.name}"
 
 
 class UltraEdit(Lifelong):
