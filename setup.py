@@ -150,6 +150,7 @@ COMMANDS = [
     "checkout = kecore_serve.commands.ledger:checkout",
     "verify = kecore_serve.commands.checks:verify",
     "replay = kecore_serve.commands.checks:replay",
+    "studio = kecore_studio.commands.studio:studio",
 ]
 
 JOURNALS = ["ledger = kecore_serve.ledger:open_if_ledger"]
@@ -179,7 +180,7 @@ ACCELERATORS = [
 packages = find_packages(include=["kecore", "kecore.*"])
 packages += find_packages("plugins", include=[f"{name}*" for name in PLUGINS])
 package_dir = {name: f"plugins/{name}" for name in PLUGINS}
-package_data = {"": ["*.json", "*.css", "*.js"], "kecore": ["py.typed"], "kecore.data": ["*"]}
+package_data = {"": ["*.json", "*.css", "*.js", "*.html", "*.svg"], "kecore": ["py.typed"], "kecore.data": ["*"]}
 
 # What `kecore explain` prints.
 packages.append("kecore._errors")

@@ -581,6 +581,27 @@ class Editor:
         for method, state in (states or {}).items():
             self._states[method] = dict(state)
 
+    def arrange(self, entries: Sequence[HistoryEntry], states: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Let these edits, in this order, be the history of the session and on the model; all of them or none.
+
+        So a program switches single edits off and on again, takes one out of the middle, or puts on one that was read
+        from a file.
+
+        Args:
+            entries: the edits, oldest first; those of :attr:`history`, or others of the same base.
+            states: what each method is to find at its next edit; see :meth:`remembered`.
+
+        Raises:
+            ArtifactMismatchError: an edit is for another model.
+            EditStateError: an edit is given twice, something else has changed the weights, or the session follows a
+                ledger.
+            NonFiniteError: the edits together overflow the model's type.
+        """
+        if self._journal is not None:
+            raise EditStateError("the session follows a ledger, which says what is on the model; use Editor.withdraw")
+        set_edits(self.model, [entry.edit for entry in entries], base=self._identity)
+        self._history, self._states = list(entries), dict(states)
+
     def ask(self, prompt: str, *, max_new_tokens: int = 32) -> str:
         """Return what the model as it is now writes behind a prompt: its most probable tokens, to the end of the line.
 

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from kecore.model import ModelView
     from kecore.text import Encoder
 
-__all__ = ["Generation", "closing_ids", "generate"]
+__all__ = ["Generation", "Watch", "closing_ids", "generate"]
+
+Watch = Callable[[str, str], None]
+"""Called after each token as ``watch(prompt, text)`` with all that is written behind the prompt so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ def generate(
     seed: int = 0,
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress = silent,
+    watch: Watch | None = None,
 ) -> list[Generation]:
     """Continue prompts with the most probable token, again and again; or with one drawn from the most probable ones.
 
@@ -75,6 +79,7 @@ def generate(
         seed: of the draws; each prompt has a stream of its own, so that the others do not matter.
         batch_tokens: padded tokens of one micro-batch; a new one counts for what it takes in the cache.
         progress: called after each micro-batch.
+        watch: sees the texts grow; what it raises ends the generation.
 
     Returns:
         One generation a prompt, in order.
@@ -103,7 +108,8 @@ def generate(
         for opening, batch, rows in open_batches(view, encoder, ids, keep, costs, batch_tokens, at_ends=True):
             decoding = Decoding(view, rows, opening)
             choose = _Sampler(top_k, [streams[index] for index in batch]) if streams else _most_probable
-            texts = _decode(decoding, [limits[index] for index in batch], ending, choose)
+            show = None if watch is None else _Show(watch, ending, [unique[index] for index in batch])
+            texts = _decode(decoding, [limits[index] for index in batch], ending, choose, show)
             for index, text in zip(batch, texts, strict=True):
                 generations[unique[index]] = ending.read(text)
             progress("generate", len(generations), len(unique))
@@ -190,8 +196,31 @@ class _Sampler:
         return ids.gather(-1, drawn).squeeze(-1)  # [rows]
 
 
+@dataclass(frozen=True, slots=True)
+class _Show:
+    """Shows the texts of a micro-batch while they grow.
+
+    Args:
+        watch: sees them.
+        ending: tokens to text.
+        prompts: the prompt of each text.
+    """
+
+    watch: Watch
+    ending: _Ending
+    prompts: Sequence[str]
+
+    def __call__(self, text: int, ids: Sequence[int]) -> None:
+        """Show one text with the tokens that it has now."""
+        self.watch(self.prompts[text], self.ending.read(ids).text)
+
+
 def _decode(
-    decoding: Decoding, limits: Sequence[int], ending: _Ending, choose: Callable[[Tensor, Sequence[int]], Tensor]
+    decoding: Decoding,
+    limits: Sequence[int],
+    ending: _Ending,
+    choose: Callable[[Tensor, Sequence[int]], Tensor],
+    show: Callable[[int, Sequence[int]], None] | None = None,
 ) -> list[list[int]]:
     """Write each text to its end or limit and return its new token ids."""
     ids: list[list[int]] = [[] for _ in limits]
@@ -203,6 +232,8 @@ def _decode(
             if text not in running:
                 continue
             ids[text].append(value)
+            if show is not None:
+                show(text, ids[text])
             if len(ids[text]) == limits[text] or ending.reached(ids[text]):
                 running.discard(text)
         going = [text in running for text in texts]
