@@ -88,10 +88,7 @@ def test_stableedit_warms_up_once(editor: Editor) -> None:
         cold = edited(editor, FACTS[1:2], "stableedit", warm_up=3, warm_up_tokens=4)
     seen = int(warm.state["running/1/keys/count"]) - 1 - warm.notes["tokens"]
     assert seen >= 3 * 4
-    assert (
-        int(cold.state["running/1/keys/count"])
-        == 1 + seen + warm.notes["tokens"] + cold.notes["tokens"]
-    )
+    assert int(cold.state["running/1/keys/count"]) == 1 + seen + warm.notes["tokens"] + cold.notes["tokens"]
     with editor:
         none = edited(editor, FACTS[:1], "stableedit", warm_up=0)
     assert int(none.state["running/1/keys/count"]) == 1 + none.notes["tokens"]
