@@ -194,9 +194,10 @@ def _add_work(app: FastAPI, session: Session) -> None:
         prompt: Text,
         subject: Annotated[str, Body()],
         edited: Annotated[bool, Body()] = False,
+        samples: Annotated[int, Body(ge=1, le=50)] = 3,
         page: Annotated[str, Body()] = "",
     ) -> dict[str, Any]:
-        return _ticket(session.trace(prompt, subject, edited=edited, page=page))
+        return _ticket(session.trace(prompt, subject, edited=edited, samples=samples, page=page))
 
     @app.post("/api/health")
     def health(passages: Annotated[int, Body(embed=True, ge=2, le=1000)] = 24) -> dict[str, Any]:

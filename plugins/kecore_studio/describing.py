@@ -123,7 +123,9 @@ def _statistics_text(layers: Sequence[int], *, collect: bool) -> str:
     return "at hand"
 
 
-def trace_to_json(editor: Editor, prompt: str, subject: str, *, edited: bool, progress: Progress) -> dict[str, Any]:
+def trace_to_json(
+    editor: Editor, prompt: str, subject: str, *, edited: bool, samples: int, progress: Progress
+) -> dict[str, Any]:
     """Return the trace of a prompt.
 
     Args:
@@ -131,6 +133,7 @@ def trace_to_json(editor: Editor, prompt: str, subject: str, *, edited: bool, pr
         prompt: the text.
         subject: what it is about.
         edited: trace the model with its edits, not the unedited one.
+        samples: noise samples; the paper's 10 take three times as long as 3.
         progress: called after each layer.
 
     Raises:
@@ -142,7 +145,7 @@ def trace_to_json(editor: Editor, prompt: str, subject: str, *, edited: bool, pr
     known = Known.of(prompt, subject.strip())
     with nullcontext() if edited else without_edits(editor.model):
         spread = Tracer.spread_of(editor.view, editor.encoder, [known])
-        tracer = Tracer(editor.view, editor.encoder, spread=spread, seed=editor.seed)
+        tracer = Tracer(editor.view, editor.encoder, spread=spread, samples=samples, seed=editor.seed)
         trace = tracer.trace(known, progress)
     best, layers = suggested_layers(average([trace]))
     return {

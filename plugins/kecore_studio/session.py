@@ -309,13 +309,14 @@ class Session:
 
         return self.jobs.submit("ask", "Asking both models", work, key=f"ask {page}")
 
-    def trace(self, prompt: str, subject: str, *, edited: bool, page: str = "") -> Job:
+    def trace(self, prompt: str, subject: str, *, edited: bool, samples: int = 3, page: str = "") -> Job:
         """Trace where a prompt's answer is recalled; see :mod:`kecore_analysis.trace`.
 
         Args:
             prompt: the text.
             subject: what it is about.
             edited: trace the model with its edits, not the unedited one.
+            samples: noise samples.
             page: which page asks.
         """
 
@@ -324,7 +325,7 @@ class Session:
 
             opened = self._need()
             self._report_to(job, opened)
-            return trace_to_json(opened.editor, prompt, subject, edited=edited, progress=job.report)
+            return trace_to_json(opened.editor, prompt, subject, edited=edited, samples=samples, progress=job.report)
 
         return self.jobs.submit("trace", f"Tracing '{prompt}'", work, key=f"trace {page}", ends=("ask",))
 
@@ -340,7 +341,8 @@ class Session:
 
             opened = self._need()
             self._report_to(job, opened)
-            return health_to_json(opened.editor, passages, job.report)
+            revision = self._revision
+            return {**health_to_json(opened.editor, passages, job.report), "revision": revision}
 
         return self.jobs.submit("health", "Examining the edited model", work, key="health", ends=("ask",))
 

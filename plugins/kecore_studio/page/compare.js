@@ -11,6 +11,8 @@ const SHOWN = 9; // tokens, the expected one besides
 let job = null; // the job whose answers are shown
 let asked = null; // prompt, target and revision that it was for
 let seen = {};
+let [pending, asks, turn] = [false, 0, Promise.resolve()]; // a question is on its way; their number; the last one
+let lost = false; // other work ended the question before it was answered
 
 const form = () => $("ask");
 
@@ -21,29 +23,49 @@ export function show(prompt, target = "") {
   ask();
 }
 
-async function ask() {
+function ask() {
   const prompt = form().elements.prompt.value;
   const target = form().elements.target.value.trim();
   if (state.model === null || prompt.trim() === "") return showEmpty();
   address.write({ prompt, target });
-  asked = { prompt, target, revision: state.revision };
+  const { revision } = state;
+  if (pending && asked.prompt === prompt && asked.target === target && asked.revision === revision) return;
+  asked = { prompt, target, revision };
+  pending = true;
+  const number = ++asks;
+  // One after another, so that the last question is the last that the server gets: it ends the one before.
+  turn = turn.then(() => (number === asks ? post(prompt, target) : null));
+}
+
+async function post(prompt, target) {
   try {
     ({ job } = await send("POST", "api/ask", { prompt, target, page }));
+    lost = false;
+    // Answers may have been told before this page knew that they are its own.
+    const { job: known } = await send("GET", `api/jobs/${job.id}`);
+    if (Object.keys(known.partial).length > 0) onPartial(known.id, known.partial);
+    onJob(known);
   } catch (error) {
     alertOf(error);
   }
+  pending = false;
 }
 
 export function onJob(other) {
-  if (other.id !== job?.id) return;
+  const ended = ["done", "failed", "cancelled"].includes(other.state);
+  if (other.id !== job?.id) {
+    if (lost && ended && other.kind !== "ask") ask(); // what ended the question is over
+    return;
+  }
   job = { ...job, ...other };
+  lost = job.state === "cancelled";
   if (job.state === "failed") {
     $("results").hidden = true;
     replace($("compare-empty"), errorBox(job.error));
     $("compare-empty").hidden = false;
   }
   if (job.state === "done" && job.result) onPartial(job.id, job.result);
-  for (const id of ["text-before", "text-after"]) $(id).classList.toggle("writing", job.state === "running" || job.state === "waiting");
+  for (const id of ["text-before", "text-after"]) $(id).classList.toggle("writing", !ended);
 }
 
 export function onPartial(id, values) {
@@ -118,12 +140,12 @@ function showAnswers(answers) {
       const [mark, text] = badge(answer);
       const same = answer.before.text === answer.after.text;
       const likely = answer.after.probability === null ? null
-        : h("span", { class: "note" }, `P(${answer.target}) ${percent(answer.before.probability)} → ${percent(answer.after.probability)}`);
+        : h("p", { class: "note" }, `P(${answer.target}) ${percent(answer.before.probability)} → ${percent(answer.after.probability)}`);
       return h("li", { class: mark },
         h("button", { type: "button", class: "title", "data-key": `${kind} ${answer.prompt}`, onclick: () => show(answer.prompt, answer.target) }, answer.prompt),
-        h("p", { class: "said" }, same ? h("span", { class: "kept" }, answer.after.text || "(nothing)")
-          : [h("span", { class: "was" }, h("span", { class: "unseen" }, "before: "), answer.before.text || "(nothing)"), h("span", { class: "arrow", "aria-hidden": "true" }, " → "), h("span", { class: "now" }, h("span", { class: "unseen" }, "after: "), answer.after.text || "(nothing)")]),
-        h("div", { class: "marks" }, h("span", { class: `badge ${mark}` }, text), likely));
+        h("div", { class: "said" }, h("p", {}, same ? h("span", { class: "kept" }, answer.after.text || "(nothing)")
+          : [h("span", { class: "was" }, h("span", { class: "unseen" }, "before: "), answer.before.text || "(nothing)"), h("span", { class: "arrow", "aria-hidden": "true" }, " → "), h("span", { class: "now" }, h("span", { class: "unseen" }, "after: "), answer.after.text || "(nothing)")]), likely),
+        h("div", { class: "marks" }, h("span", { class: `badge ${mark}` }, text)));
     })))));
 }
 

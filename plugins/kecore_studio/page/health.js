@@ -10,7 +10,6 @@ const NAMES = {
   agreement: ["Agreement", "share of unrelated prompts whose most probable next token is the same", (value) => percent(value)],
 };
 let shown = null; // the result
-let revision = -1; // of the model that it is about
 
 export function open() {
   if (shown === null) replace($("health-result"), h("p", { class: "hero-note" }, state.stack.length ? "Examine the model to see how far the edits moved it." : "Edit the model first; then this page says what else moved."));
@@ -21,12 +20,16 @@ async function examine(event) {
   clearAlerts();
   const passages = Number($("health-form").elements.passages.value);
   try {
-    revision = state.revision;
-    shown = (await run("POST", "api/health", { passages })).result;
-    show();
+    await run("POST", "api/health", { passages });
   } catch (error) {
     alertOf(error);
   }
+}
+
+export function onJob(job) {
+  if (job.kind !== "health" || job.state !== "done" || !job.result) return;
+  shown = job.result;
+  show();
 }
 
 function show() {
@@ -39,14 +42,14 @@ function show() {
       h("p", { class: "note" }, meaning, name === "perplexity" && change.difference !== null ? `; ${change.difference >= 0 ? "+" : ""}${change.difference.toFixed(3)}${interval}` : interval));
   });
   const most = Math.max(...shown.matrices.map((matrix) => matrix.change), 1e-12);
-  const pair = ([before, after], digits = 2) => (before === null || after === null ? "not finite" : `${before.toPrecision(digits + 1)} → ${after.toPrecision(digits + 1)}`);
+  const pair = ([before, after]) => (before === null || after === null ? "not finite" : `${before.toPrecision(4)} → ${after.toPrecision(4)}`);
   const rows = shown.matrices.map((matrix) => {
     const fill = h("span", { class: "fill after" });
     fill.style.inlineSize = `${(matrix.change / most) * 100}%`;
     return [h("code", {}, matrix.name.replace(/\.weight$/, "")), h("span", { class: "bar-cell" }, h("span", { class: "track" }, fill), percentOf(matrix.change)), pair(matrix.norm), pair(matrix.spectral), pair(matrix.condition), pair(matrix.stable_rank)];
   });
   replace($("health-result"),
-    revision === state.revision ? null : h("p", { class: "note stops" }, "The edits have changed since; examine again."),
+    shown.revision === state.revision ? null : h("p", { class: "note stops" }, "The edits have changed since; examine again."),
     h("div", { class: "cards" }, cards),
     rows.length ? h("div", { class: "panel" }, h("h3", {}, "Edited matrices"),
       table(["matrix", "relative change", { text: "norm", class: "number" }, { text: "largest singular value", class: "number" }, { text: "condition", class: "number" }, { text: "stable rank", class: "number" }], rows, "Edited matrices"),

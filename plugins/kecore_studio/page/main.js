@@ -115,7 +115,8 @@ const NEXT = { system: "light", light: "dark", dark: "system" };
 const themeButton = $("theme");
 function showTheme() {
   const theme = document.documentElement.dataset.theme ?? "system";
-  themeButton.textContent = `Theme: ${theme}`;
+  themeButton.replaceChildren(h("span", {}, "Theme: "), theme);
+  themeButton.setAttribute("aria-label", `Theme: ${theme}`);
 }
 themeButton.addEventListener("click", () => {
   const theme = NEXT[document.documentElement.dataset.theme ?? "system"];

@@ -3,7 +3,7 @@ import { page, run } from "./api.js";
 import * as address from "./address.js";
 import { alertOf, clearAlerts } from "./alerts.js";
 import { $, h, percent, replace, span, svg, visible } from "./dom.js";
-import { state } from "./state.js";
+import { state, watch } from "./state.js";
 
 const KINDS = { hidden: "a hidden state", mlp: "feed-forward blocks", attention: "attentions" };
 let shown = null;
@@ -23,15 +23,20 @@ export function open(fields) {
 async function trace(event) {
   event.preventDefault();
   clearAlerts();
-  const { prompt, subject, edited } = form().elements;
+  const { prompt, subject, edited, samples } = form().elements;
   address.write({ prompt: prompt.value, subject: subject.value });
   try {
-    const job = await run("POST", "api/trace", { prompt: prompt.value, subject: subject.value, edited: edited.checked, page });
-    shown = job.result;
-    show();
+    await run("POST", "api/trace", { prompt: prompt.value, subject: subject.value, edited: edited.checked, samples: Number(samples.value), page });
   } catch (error) {
     alertOf(error);
   }
+}
+
+// Every page shows the last trace, also one that was loaded anew while it ran.
+export function onJob(job) {
+  if (job.kind !== "trace" || job.state !== "done" || !job.result) return;
+  shown = job.result;
+  show();
 }
 
 function show() {
@@ -43,7 +48,7 @@ function show() {
         h("strong", {}, `Feed-forward blocks around layer ${shown.best_layer} count most`), ` (${span(shown.suggested_layers)} nearly as much).`,
         edited.length ? ` The edits that are on change ${edited.length === 1 ? "layer" : "layers"} ${span(edited)}.` : ""),
       h("div", { class: "maps" }, Object.keys(KINDS).filter((kind) => shown.effects[kind]).map((kind) => map(kind, edited))),
-      h("p", { class: "note" }, `Darker: the answer is likelier with that state restored; mean over ${shown.samples} noise samples. Blocks and attentions are restored ${shown.window} layers at a time, centred at the column.`)));
+      h("p", { class: "note" }, `Stronger colour: the answer is likelier with that state restored; mean over ${shown.samples} noise samples. Blocks and attentions are restored ${shown.window} layers at a time, centred at the column.`)));
 }
 
 function map(kind, edited) {
@@ -54,7 +59,6 @@ function map(kind, edited) {
   const height = top + effects.length * row + 26;
   const most = Math.max(0.001, ...effects.flat());
   const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, class: `map ${kind}`, role: "img", "aria-label": summary(kind, effects) });
-  for (const layer of edited) picture.append(svg("rect", { x: left + layer * cell, y: 4, width: cell, height: height - 24, class: "edited" }, svg("title", {})));
   effects.forEach((values, index) => {
     const [first, last] = shown.subject_tokens;
     const subject = index >= first && index <= last;
@@ -75,12 +79,23 @@ function map(kind, edited) {
     tick.textContent = layer;
     picture.append(tick);
   }
-  if (edited.length) {
-    const note = svg("text", { x: left + ((edited[0] + edited.at(-1) + 1) / 2) * cell, y: 15, "text-anchor": "middle", class: "label edited-label" });
+  for (const [first, last] of runs(edited)) {
+    picture.append(svg("rect", { x: left + first * cell, y: top - 2, width: (last - first + 1) * cell, height: effects.length * row + 4, rx: 3, class: "edited" }));
+    const note = svg("text", { x: left + ((first + last + 1) / 2) * cell, y: 14, "text-anchor": "middle", class: "label edited-label" });
     note.textContent = "edited";
     picture.append(note);
   }
   return h("figure", {}, h("figcaption", {}, `Restoring ${KINDS[kind]}`), picture);
+}
+
+// Runs of layers without gaps, each as its first and last layer.
+function runs(layers) {
+  const found = [];
+  for (const layer of layers) {
+    if (found.at(-1)?.[1] === layer - 1) found.at(-1)[1] = layer;
+    else found.push([layer, layer]);
+  }
+  return found;
 }
 
 function summary(kind, effects) {
@@ -91,4 +106,5 @@ function summary(kind, effects) {
 
 export function start() {
   form().addEventListener("submit", trace);
+  watch(() => { if (shown !== null) show(); });
 }
