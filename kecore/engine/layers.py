@@ -1,10 +1,14 @@
-"""Which layers a method edits when nobody names any: they are chosen by depth, not by the model's name."""
+"""Which layers a method edits when nobody names any: by depth, not by the model's name. And what maps are in them."""
 
 from __future__ import annotations
 
-from kecore.model import ModelView
+from collections.abc import Sequence
 
-__all__ = ["at_depth"]
+from torch import nn
+
+from kecore.model import LinearView, ModelView
+
+__all__ = ["at_depth", "linear_maps"]
 
 
 def at_depth(view: ModelView, first: float, last: float) -> tuple[int, ...]:
@@ -25,3 +29,18 @@ def at_depth(view: ModelView, first: float, last: float) -> tuple[int, ...]:
 def _nearest_layer(view: ModelView, depth: float) -> int:
     top = len(view.layers) - 1
     return min(top, max(0, round(depth * top)))
+
+
+def linear_maps(view: ModelView, layers: Sequence[int]) -> dict[str, LinearView]:
+    """Return every linear map of some decoder layers, by module path."""
+    from transformers.pytorch_utils import Conv1D
+
+    parameter_names = {id(parameter): name for name, parameter in view.model.named_parameters()}
+    maps: dict[str, LinearView] = {}
+    for index in layers:
+        layer = view.layers[index]
+        for name, module in layer.module.named_modules():
+            if isinstance(module, nn.Linear | Conv1D) and id(module.weight) in parameter_names:
+                weight_name = parameter_names[id(module.weight)]
+                maps[f"{layer.name}.{name}"] = LinearView(module, weight_name, isinstance(module, Conv1D))
+    return maps

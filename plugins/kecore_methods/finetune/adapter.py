@@ -18,7 +18,7 @@ from kecore.api.method import MethodContext
 from kecore.api.progress import quiet_logger
 from kecore.batch import RequestBatch
 from kecore.edit import LowRank, WeightEdit
-from kecore.engine.layers import at_depth
+from kecore.engine.layers import at_depth, linear_maps
 from kecore.engine.tuning import (
     Preserved,
     PreservingConfig,
@@ -42,7 +42,6 @@ __all__ = [
     "AdapterConfig",
     "AdapterTraining",
     "adapted",
-    "linear_maps",
     "peft_package",
     "plan_adapter",
 ]
@@ -138,21 +137,6 @@ class AdapterConfig(PreservingConfig):
         items = estimate_items(batch.encodings, self.contexts, self.context_tokens, self.others)
         size = self.batch_size * (self.contexts + 1 + self.others)
         return [batch_need(view, items, size, self.adapted_layers(view)[0], parts, epochs=self.steps)]
-
-
-def linear_maps(view: ModelView, layers: Sequence[int]) -> dict[str, LinearView]:
-    """Return every linear map of some decoder layers, by module path."""
-    from transformers.pytorch_utils import Conv1D
-
-    parameter_names = {id(parameter): name for name, parameter in view.model.named_parameters()}
-    maps: dict[str, LinearView] = {}
-    for index in layers:
-        layer = view.layers[index]
-        for name, module in layer.module.named_modules():
-            if isinstance(module, nn.Linear | Conv1D) and id(module.weight) in parameter_names:
-                weight_name = parameter_names[id(module.weight)]
-                maps[f"{layer.name}.{name}"] = LinearView(module, weight_name, isinstance(module, Conv1D))
-    return maps
 
 
 def peft_package() -> Any:

@@ -16,13 +16,13 @@ from kecore.api.progress import quiet_logger
 from kecore.api.types import Capabilities
 from kecore.batch import RequestBatch
 from kecore.edit import WeightEdit
+from kecore.engine.layers import linear_maps
 from kecore.memory import Need
 from kecore.model import LinearView, ModelView
 from kecore_methods import hparams
 from kecore_methods.finetune.adapter import (
     AdapterConfig,
     AdapterTraining,
-    linear_maps,
     plan_adapter,
 )
 from kecore_methods.hparams import HparamsTable

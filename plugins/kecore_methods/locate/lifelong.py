@@ -16,12 +16,12 @@ from torch import Tensor
 
 from kecore.api.errors import ConfigError, NonFiniteError, RequestError
 from kecore.api.progress import Progress, silent
+from kecore.engine.layers import linear_maps
 from kecore.memory import backward_bytes
 from kecore.model import ModelView
 from kecore.model.linear import LinearView
 from kecore.model.sites import ModuleInput, ModuleOutput
 from kecore.text import Encoded, Encoder
-from kecore_methods.finetune.adapter import linear_maps
 
 __all__ = ["Features", "Matrix", "Running", "features", "named_matrices", "value_matrices"]
 

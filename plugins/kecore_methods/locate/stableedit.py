@@ -31,14 +31,14 @@ class StableEdit(Lifelong):
             default=20,
             ge=0,
             le=512,
-            description="Texts sampled from the model that statistics begin with, where the session has no examples.",
+            description="Texts sampled from the model that statistics begin with, where no examples are read.",
         )
         warm_up_tokens: int = Field(default=20, ge=1, le=512, description="Length of such a text in tokens.")
         warm_up_facts: int = Field(
-            default=2000,
+            default=0,
             ge=0,
-            description="Most of the session's examples that statistics begin with instead, as released: facts of a "
-            "training split, with their answers.",
+            description="Most of the session's examples that statistics begin with instead: facts of a training split "
+            "with their answers, 2,000 in the released code. Few of them give a poorer start than sampled texts.",
         )
         shrinkage: float | None = Field(
             default=0.1,

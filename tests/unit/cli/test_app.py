@@ -129,7 +129,7 @@ def test_interrupt(kecore: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_usage_errors_are_objects_too(kecore: Run) -> None:
-    done = kecore("edit", "demo", "--json")
+    done = kecore("edit", "demo", "--prompt", "Ada is", "--subject", "Ada", "--target", "here", "--json")
     assert done.exit_code == 2
     assert "--out" in json.loads(done.stdout)["error"]["message"]
 
@@ -162,7 +162,7 @@ def test_methods(kecore: Run) -> None:
     assert Path(memit["origin"].rpartition(":")[0]).name == "memit.py"
     shown = kecore("methods").stdout
     assert "memit" in shown
-    assert "40 editing methods" in shown
+    assert "43 editing methods" in shown
     assert len(shown.splitlines()) < 50
     assert "needs key statistics" in " ".join(kecore("methods", "memit").stdout.split())
 

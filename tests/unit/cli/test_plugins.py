@@ -15,7 +15,10 @@ import pytest
 Run = Callable[..., Any]
 Install = Callable[..., None]
 
-BUILT_IN = ("cache", "check", "trace", "checkup", "eval", "compare", "bench", "report", "import-triples", "metrics")
+BUILT_IN = (
+    *("cache", "check", "trace", "checkup", "eval", "compare", "bench", "report", "import-triples", "metrics"),
+    *("ledger", "log", "tag", "diff", "checkout", "verify", "replay", "serve", "sign", "studio"),
+)
 GREET = '''
 import typer
 
@@ -142,7 +145,7 @@ def test_doctor_names_every_command_that_cannot_be_used(
     assert "command 'greet' of other cannot be imported from fake_other_greet:greet: ZeroDivisionError" in problems
     assert "third offers a command 'edit', but that name belongs to kecore" in problems
     shown = " ".join(kecore("doctor").stdout.split())
-    assert "greet (cannot be used), import-triples, metrics, report, trace" in shown
+    assert "greet (cannot be used), import-triples, ledger, log, metrics" in shown
 
 
 def test_two_strangers_with_one_command_are_both_named(kecore: Run, install: Install) -> None:
@@ -188,6 +191,6 @@ def test_commands_stand_in_groups_and_no_line_is_cut(kecore: Run) -> None:
     shown = kecore("--help", env={"COLUMNS": "80"}).stdout
     groups = re.findall(r"^(\w[\w ]*):$", shown, re.MULTILINE)
     titles = ["Edit facts", "Use edits elsewhere", "Prepare", "Write a method", "Find your way", "Measure"]
-    assert groups == ["Options", *titles]
+    assert groups == ["Options", *titles, "Keep a model current"]
     assert "..." not in shown.partition("Edit facts")[2]
     assert max(map(len, shown.splitlines())) <= 80

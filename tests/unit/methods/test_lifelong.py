@@ -160,7 +160,7 @@ def test_stableedit_warms_up_with_the_sessions_examples(editor: Editor) -> None:
     editor.examples = tuple(EditRecord(fact) for fact in FACTS[1:])
     try:
         with editor:
-            edit = edited(editor, FACTS[:1], "stableedit")
+            edit = edited(editor, FACTS[:1], "stableedit", warm_up_facts=2000)
     finally:
         editor.examples = ()
     texts = [editor.encoder.encode(fact.text, fact.target) for fact in FACTS]

@@ -24,8 +24,9 @@ from kecore.testing.snapshot import Snapshot
 
 peft = pytest.importorskip("peft")
 
+from kecore.engine.layers import linear_maps  # noqa: E402
 from kecore.engine.tuning import Targets, in_contexts  # noqa: E402
-from kecore_methods.finetune.adapter import AdapterConfig, AdapterTraining, adapted, linear_maps, plan_adapter  # noqa: E402
+from kecore_methods.finetune.adapter import AdapterConfig, AdapterTraining, adapted, plan_adapter  # noqa: E402
 from kecore_methods.finetune.lora import Lora, non_orthogonality  # noqa: E402
 
 FACTS = [EditRequest("The capital of {}", "Italy", "Apple"), EditRequest("The company of {}", "Tim Cook", "French")]

@@ -18,7 +18,8 @@ from kecore.testing.snapshot import Snapshot
 peft = pytest.importorskip("peft")
 pytest.importorskip("bitsandbytes")
 
-from kecore_methods.finetune.adapter import AdapterConfig, AdapterTraining, adapted, linear_maps  # noqa: E402
+from kecore.engine.layers import linear_maps  # noqa: E402
+from kecore_methods.finetune.adapter import AdapterConfig, AdapterTraining, adapted  # noqa: E402
 from kecore_methods.finetune.qlora import QLoraConfig, quantised  # noqa: E402
 
 FACTS = [EditRequest("The capital of {}", "Italy", "Apple"), EditRequest("The company of {}", "Tim Cook", "French")]

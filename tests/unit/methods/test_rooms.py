@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kecore.testing.structure import imports_of, modules_of
 
-SHARED = {"presets"}  # one folder of published set-ups, a file for each method
+SHARED = {"presets", "hparams"}  # published set-ups, and what other tools' files say, of each method
 
 
 def family(module: str) -> str:
