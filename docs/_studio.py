@@ -97,6 +97,7 @@ def take_pictures(link: str, folder: Path) -> None:
         settle(page)
         page.screenshot(path=folder / "studio_dark.png", full_page=True)
         page.set_viewport_size(PHONE)
+        page.locator("h1").scroll_into_view_if_needed()
         page.wait_for_timeout(300)
         page.screenshot(path=folder / "studio_phone.png")
         page.click("nav >> text=Edit")
@@ -106,11 +107,13 @@ def take_pictures(link: str, folder: Path) -> None:
 
 
 def shrink(path: Path) -> None:
-    """Write a picture with 128 colours, which a page of flat areas does not miss."""
+    """Write a picture with 256 colours, which a page of flat areas does not miss."""
     from PIL import Image
 
     with Image.open(path) as image:
-        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+        image.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            path, optimize=True
+        )
 
 
 def main() -> None:

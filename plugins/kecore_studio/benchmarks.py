@@ -54,7 +54,10 @@ def read_store(path: Path) -> dict[str, Any]:
 
 def _table_to_json(table: Any) -> dict[str, Any]:
     columns = [{"key": key, "heading": table.heading(key)} for key in table.columns if table.shows(key)]
-    return {**table.to_json(), "title": table.title, "columns": columns}
+    values = table.to_json()
+    for row, row_values in zip(table.rows, values["rows"], strict=True):
+        row_values["note"] = row.note
+    return {**values, "title": table.title, "columns": columns}
 
 
 def _curve_to_json(curve: Any) -> dict[str, Any]:

@@ -47,7 +47,7 @@ function show(store) {
   const methods = [...new Set(store.tables.flatMap((item) => item.rows.map((row) => row.method)))];
   const parts = store.tables.map((item) => {
     const headings = ["method", { text: "records", class: "number" }, ...item.columns.map((column) => ({ text: column.heading, class: "number" })), { text: "s a fact", class: "number" }];
-    const rows = item.rows.map((row) => [h("span", {}, h("span", { class: `dot c${methods.indexOf(row.method) % COLOURS}` }), row.method), String(row.records),
+    const rows = item.rows.map((row) => [h("span", {}, h("span", { class: `dot c${methods.indexOf(row.method) % COLOURS}` }), row.method, row.note ? h("span", { class: "note" }, ` (${row.note})`) : null), String(row.records),
       ...item.columns.map((column) => number(row.scores[column.key])), row.seconds_per_fact === null ? "–" : row.seconds_per_fact.toFixed(2)]);
     return h("div", { class: "panel" }, h("h3", {}, item.title), table(headings, rows, item.title));
   });

@@ -155,7 +155,7 @@ function showEmpty() {
   $("compare-empty").hidden = false;
   const loading = state.jobs.some((item) => item.kind === "load");
   const steps = state.model === null
-    ? [h("h2", {}, loading ? "The model is on its way" : "Open a model"), h("p", {}, "Load one on the left: ", h("code", {}, "demo"), ", a folder, a .gguf file or a Hub id. Nothing leaves this machine."),
+    ? [h("h2", {}, loading ? "The model is on its way" : "Open a model"), h("p", {}, "Name one under Model: ", h("code", {}, "demo"), ", a folder, a .gguf file or a Hub id. Prompts and facts stay on this machine."),
        loading ? null : h("p", {}, h("button", { type: "button", class: "primary", onclick: () => { $("ref").value ||= "demo"; $("load").requestSubmit(); } }, "Load the demo model"))]
     : [h("h2", {}, "See what a model says, then change it"), h("p", {}, "Type the beginning of a sentence above to ask the model. Or give it a fact, choose a method, and edit: what it says before and after will stand here, with what changed and what did not."),
        h("p", {}, h("button", { type: "button", class: "primary", onclick: example }, "Fill in an example"))];
