@@ -180,7 +180,12 @@ ACCELERATORS = [
 packages = find_packages(include=["kecore", "kecore.*"])
 packages += find_packages("plugins", include=[f"{name}*" for name in PLUGINS])
 package_dir = {name: f"plugins/{name}" for name in PLUGINS}
-package_data = {"": ["*.json", "*.css", "*.js", "*.html", "*.svg"], "kecore": ["py.typed"], "kecore.data": ["*"]}
+package_data = {
+    "": ["*.json", "*.css", "*.js"],
+    "kecore": ["py.typed"],
+    "kecore.data": ["*"],
+    "kecore_studio": ["page/*"],
+}
 
 # What `kecore explain` prints.
 packages.append("kecore._errors")
